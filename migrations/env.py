@@ -1,0 +1,25 @@
+"""Alembic's entry point: runs the migrations on the engine that `migrations.upgrade` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Engine
+
+from models.tables import Base
+from models.views import view_definitions
+
+
+def run_migrations(engine: Engine) -> None:
+    with engine.begin() as connection:
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            render_as_batch=engine.dialect.name == "sqlite",  # SQLite alters a table by copying it
+            compare_type=True,
+            include_name=lambda name, kind, parents: not (kind == "table" and name in view_definitions("sqlite")),
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+run_migrations(context.config.attributes["engine"])

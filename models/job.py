@@ -1,0 +1,57 @@
+"""A job: one prompt with its parameters."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, BigId, Json
+from models.states import JobState
+
+_STATES = ", ".join(f"'{state}'" for state in JobState)
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("run_id", "custom_id"),
+        CheckConstraint(f"state IN ({_STATES})", name="state"),
+        CheckConstraint("(prompt IS NULL) <> (messages IS NULL)", name="prompt_or_messages"),
+        Index("ix_jobs_run_id_state", "run_id", "state"),
+        # The reaper looks at running jobs only, the outbox at unsent ones: both stay small in a large table.
+        Index(
+            "ix_jobs_lease",
+            "lease_expires_at",
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+        Index(
+            "ix_jobs_unsent",
+            "run_id",
+            sqlite_where=text("state = 'queued' AND sent_at IS NULL"),
+            postgresql_where=text("state = 'queued' AND sent_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    custom_id: Mapped[str]  # the submitter's own name for it
+    prompt: Mapped[str | None]  # exactly what is tokenised, or null where `messages` is given
+    messages: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    strategy: Mapped[str]
+    params: Mapped[dict[str, Any]]  # GenerationParams.stored()
+    seed: Mapped[int] = mapped_column(BigId)  # given, or derived
+    priority: Mapped[int] = mapped_column(default=5)  # 0 … 9, 9 first
+    state: Mapped[str] = mapped_column(default=JobState.QUEUED)  # JobState
+    attempts: Mapped[int] = mapped_column(default=0)  # claims so far
+    worker: Mapped[str | None]  # who claimed it last
+    error: Mapped[str | None]  # why it failed, for a person
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", Json)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]  # first claim
+    finished_at: Mapped[datetime | None]  # when it became final
+    sent_at: Mapped[datetime | None]  # when its message was last sent; null while it is in the outbox
+    lease_expires_at: Mapped[float | None]  # seconds since 1970 by the database's clock

@@ -1,0 +1,41 @@
+"""What travels in one Celery message: a chunk of jobs, each in full, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from models.params import GenerationParams
+
+#: Raised when a message changes in a way that an older worker would misread.
+MESSAGE_VERSION = 1
+
+TASK_NAME = "nocturne.generate"
+
+
+class JobMessage(BaseModel):
+    """One prompt with its parameters; `params.seed` is always set here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: int
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    params: GenerationParams
+
+
+class ChunkMessage(BaseModel):
+    """The jobs that travel together. Unknown fields are ignored; an unknown version is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: int = MESSAGE_VERSION
+    run_id: str
+    model: str
+    jobs: list[JobMessage]
+
+
+def queue_name(model: str) -> str:
+    """The queue that serves a model."""
+    return f"generate.{model}"

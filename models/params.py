@@ -1,0 +1,116 @@
+"""Generation parameters: the one schema that the producer validates, the message carries and the engine obeys.
+
+The meaning of each field is that of DESIGN ("Decoding semantics") and, where it has the same name there,
+of Transformers' `GenerationConfig`. Knows nothing of files, tables or tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.states import Strategy
+
+MAX_SEED = 2**63 - 1
+MAX_NEW_TOKENS = 1_000_000
+MAX_BEAMS = 64
+MAX_SAMPLES = 256
+MAX_STOP_STRINGS = 16
+MAX_TOP_LOGPROBS = 100
+
+#: What every strategy takes.
+COMMON_PARAMETERS = frozenset({
+    "max_new_tokens", "min_new_tokens", "seed", "stop", "stop_token_ids", "eos_token_ids", "ignore_eos",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "trace", "top_logprobs",
+})  # fmt: skip
+
+#: What each strategy takes beside the common ones.
+STRATEGY_PARAMETERS: dict[Strategy, frozenset[str]] = {
+    Strategy.GREEDY: frozenset({"n"}),
+    Strategy.SAMPLE: frozenset({"n", "temperature", "top_k", "min_p"}),
+    Strategy.NUCLEUS: frozenset({"n", "temperature", "top_p"}),
+    Strategy.BEAM: frozenset({"num_beams", "num_return", "length_penalty"}),
+}
+
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class GenerationParams(BaseModel):
+    """How one prompt is decoded. Immutable; a field that its strategy does not take is an error, not silence."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    strategy: Annotated[Strategy, Field(strict=False)] = Strategy.GREEDY
+    temperature: float = Field(default=1.0, gt=0, le=1e6)  # the logits are divided by it
+    top_p: float = Field(default=1.0, gt=0, le=1)  # nucleus: the most cumulative probability that is kept
+    top_k: int | None = Field(default=None, ge=1)  # sample: the most tokens that are kept
+    min_p: float | None = Field(default=None, ge=0, le=1)  # sample: least probability, relative to the largest
+    repetition_penalty: float = Field(default=1.0, gt=0)  # over prompt and answer, as Transformers does
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)  # subtracted once from tokens already generated
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)  # subtracted per earlier occurrence in the answer
+    logit_bias: dict[TokenId, float] | None = Field(default=None, strict=False)  # added to the logits
+    num_beams: int = Field(default=1, ge=1, le=MAX_BEAMS)
+    num_return: int = Field(default=1, ge=1, le=MAX_BEAMS)  # beam: hypotheses returned; all finished are stored
+    length_penalty: float = 1.0  # beam: score = sum of logprobs / generated length ** length_penalty
+    max_new_tokens: int = Field(default=1000, ge=1, le=MAX_NEW_TOKENS)
+    min_new_tokens: int = Field(default=0, ge=0, le=MAX_NEW_TOKENS)  # no end token before this many
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)  # None: derived from the run's seed and custom_id
+    n: int = Field(default=1, ge=1, le=MAX_SAMPLES)  # samples of one prompt; they share its prefill
+    stop: tuple[StopString, ...] = Field(default=(), max_length=MAX_STOP_STRINGS, strict=False)
+    stop_token_ids: tuple[TokenId, ...] = Field(default=(), strict=False)  # end like a stop string does
+    eos_token_ids: tuple[TokenId, ...] | None = Field(default=None, strict=False)  # None: the model's own
+    ignore_eos: bool = False  # decode to max_new_tokens, for benchmarks
+    trace: Literal["none", "tokens"] = "tokens"
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives kept per token
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, data: Any) -> Any:
+        """Accepts a single stop string, and the level `top:k` as a trace of tokens with k alternatives."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(data.get("stop"), str):
+            data["stop"] = [data["stop"]]
+        level = data.get("trace")
+        if isinstance(level, str) and (match := re.fullmatch(r"top:(\d+)", level)):
+            data |= {"trace": "tokens", "top_logprobs": int(match.group(1))}
+        return data
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        allowed = parameters_of(self.strategy)
+        for name in sorted(self.model_fields_set - {"strategy"}):
+            if name not in allowed:
+                raise ValueError(f"{name} is not a parameter of strategy {self.strategy}; {_takers_of(name)}")
+        if self.num_return > self.num_beams:
+            raise ValueError(f"num_return must be at most num_beams ({self.num_beams}), got {self.num_return}")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens must be at most max_new_tokens ({self.max_new_tokens}), got {self.min_new_tokens}"
+            )
+        if self.trace == "none" and self.top_logprobs:
+            raise ValueError(f"top_logprobs needs a trace; leave out trace=none or top_logprobs={self.top_logprobs}")
+        return self
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that decode side by side for this job: its beams, or its samples."""
+        return self.num_beams if self.strategy is Strategy.BEAM else self.n
+
+    def stored(self) -> dict[str, Any]:
+        """The fields that its strategy takes, as JSON values: the `params` of a job row and of a message."""
+        return self.model_dump(mode="json", include=set(parameters_of(self.strategy)) | {"strategy"})
+
+
+def parameters_of(strategy: Strategy) -> frozenset[str]:
+    """The names of the parameters that a strategy takes."""
+    return COMMON_PARAMETERS | STRATEGY_PARAMETERS[strategy]
+
+
+def _takers_of(name: str) -> str:
+    takers = [strategy for strategy, names in STRATEGY_PARAMETERS.items() if name in names]
+    return f"it belongs to {' and '.join(takers)}; leave it out or change the strategy"

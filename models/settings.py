@@ -1,0 +1,38 @@
+"""Settings: each has a default and an environment variable `NOCTURNE_…`; a flag wins over both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
+DEFAULT_PRIORITY = 5
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="NOCTURNE_", extra="ignore")
+
+    model: str = DEFAULT_MODEL  # hub id or folder
+    database: str | None = None  # SQLAlchemy URL; None: <home>/nocturne.db
+    broker: str | None = None  # Redis URL; None: the embedded server
+    home: Path = Path(".nocturne")  # embedded state
+
+    device: str = "auto"  # auto, cpu, cuda:0 …
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_num_seqs: int = Field(default=64, ge=1)  # sequences that decode side by side
+    kv_memory: float | None = Field(default=None, gt=0)  # GiB for the KV cache; None: a share of what is free
+    prefill_tokens: int = Field(default=2048, ge=16)  # most prompt tokens in one step
+    num_threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; None: torch's choice
+    worker_name: str | None = None  # None: host name and device
+    concurrency: int = Field(default=16, ge=1)  # chunks in hand at once
+
+    max_attempts: int = Field(default=3, ge=1)  # claims before a job that kills its engine is failed
+    lease_seconds: float = Field(default=30.0, gt=0)  # a worker silent for this long loses its jobs
+    grace_seconds: float = Field(default=30.0, ge=0)  # running sequences may finish after SIGTERM
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{(self.home / 'nocturne.db').absolute()}"

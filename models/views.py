@@ -1,0 +1,57 @@
+"""The views for people who write SQL. The text is the same on SQLite and PostgreSQL but for JSON unrolling."""
+
+from __future__ import annotations
+
+JOB_RESULTS = """
+SELECT jobs.run_id, runs.name AS run_name, runs.model, jobs.id AS job_id, jobs.custom_id, jobs.state,
+       jobs.strategy, jobs.params, jobs.seed, jobs.priority, results.id AS result_id, results.sample_index,
+       results.text, results.finish_reason, results.prompt_tokens, results.completion_tokens,
+       results.cumulative_logprob, results.score, results.queued_seconds, results.prefill_seconds,
+       results.decode_seconds, jobs.worker, jobs.attempts, jobs.error, jobs.metadata, jobs.prompt,
+       jobs.messages, jobs.created_at, jobs.started_at, jobs.finished_at, results.environment_id
+FROM jobs
+JOIN runs ON runs.id = jobs.run_id
+LEFT JOIN results ON results.job_id = jobs.id
+"""
+
+JOB_TOKENS = """
+SELECT jobs.run_id, jobs.custom_id, jobs.strategy, results.job_id, results.sample_index, token_traces.*
+FROM token_traces
+JOIN results ON results.id = token_traces.result_id
+JOIN jobs ON jobs.id = results.job_id
+"""
+
+TOKEN_ALTERNATIVES = {
+    "sqlite": """
+SELECT token_traces.result_id, token_traces.position, alternative.key + 1 AS alternative,
+       json_extract(alternative.value, '$.token_id') AS token_id,
+       json_extract(alternative.value, '$.token') AS token,
+       json_extract(alternative.value, '$.logprob') AS logprob
+FROM token_traces, json_each(token_traces.top_logprobs) AS alternative
+""",
+    "postgresql": """
+SELECT token_traces.result_id, token_traces.position, alternative.ordinality AS alternative,
+       (alternative.value ->> 'token_id')::integer AS token_id,
+       alternative.value ->> 'token' AS token,
+       (alternative.value ->> 'logprob')::double precision AS logprob
+FROM token_traces, jsonb_array_elements(token_traces.top_logprobs) WITH ORDINALITY AS alternative(value, ordinality)
+""",
+}
+
+RUN_SUMMARY = """
+SELECT runs.id AS run_id, runs.name AS run_name, runs.model, runs.state, runs.num_jobs,
+       runs.num_jobs - runs.num_succeeded - runs.num_failed - runs.num_cancelled - runs.num_expired AS num_open,
+       runs.num_succeeded, runs.num_failed, runs.num_cancelled, runs.num_expired, runs.completion_tokens,
+       runs.created_at, runs.finished_at, runs.source
+FROM runs
+"""
+
+
+def view_definitions(dialect: str) -> dict[str, str]:
+    """View name -> SELECT, for `sqlite` or `postgresql`."""
+    return {
+        "job_results": JOB_RESULTS,
+        "job_tokens": JOB_TOKENS,
+        "token_alternatives": TOKEN_ALTERNATIVES[dialect],
+        "run_summary": RUN_SUMMARY,
+    }

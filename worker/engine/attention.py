@@ -1,0 +1,128 @@
+"""The attention function that Transformers' models call, on our KV cache.
+
+Registered under `ATTENTION_NAME`. A model's layer hands over query, key and value of the step's packed
+rows; the keys go into the cache and the rows attend in the tiles of `StepBatch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from worker.engine.kv_cache import KVCache, LayerShape
+from worker.engine.request import ModelUnavailable
+from worker.engine.step_batch import AttentionTiles, StepBatch
+
+ATTENTION_NAME = "nocturne"
+
+
+@dataclass
+class ShapeProbe:
+    """Stands in for a step when the model is loaded: notes what each layer would cache."""
+
+    layers: dict[int, LayerShape] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttentionStep:
+    """What the attention function is given through the model's keyword arguments."""
+
+    batch: StepBatch
+    cache: KVCache
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,  # [1, heads, rows, dim]
+    key: Tensor,  # [1, kv_heads, rows, dim]
+    value: Tensor,  # [1, kv_heads, rows, dim]
+    attention_mask: Tensor | None,  # noqa: ARG001 - ours are made from positions
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    nocturne_step: AttentionStep | ShapeProbe | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of every row over its own sequence; returns [1, rows, heads, value_dim]."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise ModelUnavailable("this model's attention has sinks or a position bias, which is not supported")
+    if isinstance(nocturne_step, ShapeProbe):
+        nocturne_step.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+    assert nocturne_step is not None, "the model did not pass its keyword arguments on to its attention"
+    batch, cache = nocturne_step.batch, nocturne_step.cache
+    cache.write(layer, batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    rows = query[0].transpose(0, 1)  # [rows, heads, dim]
+    output = rows.new_zeros(rows.shape[0], rows.shape[1], value.shape[3])
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    for tiles in batch.tiles:
+        keys, values = cache.gather(layer, tiles.block_ids, tiles.num_keys)
+        attended = _attend(_queries(rows, tiles), keys, values, tiles, scale, sliding_window, softcap)
+        _scatter(output, tiles, attended)
+    return output[None], None
+
+
+def _queries(rows: Tensor, tiles: AttentionTiles) -> Tensor:
+    """[num_tiles, queries, heads, dim]"""
+    num_tiles, num_queries = tiles.rows.shape
+    if tiles.is_contiguous:
+        return rows[tiles.first_row : tiles.first_row + num_tiles, None]
+    return rows.index_select(0, tiles.rows.view(-1)).view(num_tiles, num_queries, *rows.shape[1:])
+
+
+def _attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tiles: AttentionTiles,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Grouped query heads are folded into the query length, so keys are never repeated.
+
+    Returns [num_tiles, queries, heads, value_dim].
+    """
+    num_tiles, num_queries, num_heads, dim = queries.shape
+    num_kv_heads = keys.shape[1]
+    group = num_heads // num_kv_heads
+    folded = queries.view(num_tiles, num_queries, num_kv_heads, group, dim).permute(0, 2, 3, 1, 4)
+    folded = folded.reshape(num_tiles, num_kv_heads, group * num_queries, dim)
+    mask = tiles.mask(window, queries.dtype)
+    mask = mask[:, None, None].expand(-1, 1, group, -1, -1).reshape(num_tiles, 1, group * num_queries, -1)
+    if softcap is None:
+        attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    else:
+        attended = _softcapped_attention(folded, keys, values, mask, scale, softcap)
+    attended = attended.view(num_tiles, num_kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
+    return attended.reshape(num_tiles, num_queries, num_heads, -1)
+
+
+def _softcapped_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """Gemma 2's attention: scores are squashed by `softcap * tanh(scores / softcap)` before the mask."""
+    scores = torch.matmul(queries, keys.transpose(2, 3)) * scale
+    scores = torch.tanh(scores / softcap) * softcap + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(queries.dtype)
+    return torch.matmul(weights, values)
+
+
+def _scatter(output: Tensor, tiles: AttentionTiles, attended: Tensor) -> None:
+    num_tiles, num_queries = tiles.rows.shape
+    if tiles.is_contiguous:
+        output[tiles.first_row : tiles.first_row + num_tiles] = attended[:, 0]
+        return
+    flat = attended.reshape(num_tiles * num_queries, *attended.shape[2:])
+    if tiles.kept is not None:
+        flat = flat.index_select(0, tiles.kept)
+    output.index_copy_(0, tiles.kept_rows, flat)
+
+
+AttentionInterface.register(ATTENTION_NAME, attention_forward)

@@ -1,0 +1,303 @@
+"""The engine: requests in, finished requests out, decoded in one continuous batch.
+
+    engine = Engine.load("examples/tiny/model")
+    for output in engine.generate([Request(0, engine.encode("Hello"), GenerationParams())]):
+        print(output.completions[0].text)
+
+A step is: admit, prefill and decode in one forward pass, choose tokens, stop, retire. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Self
+
+import psutil
+import torch
+from torch import Tensor
+
+from models.params import GenerationParams
+from worker.engine.beam_group import advance_beams, fork_samples, start_beams
+from worker.engine.detokenizer import Detokenizer
+from worker.engine.kv_blocks import KVBlocks
+from worker.engine.kv_cache import KVCache, num_blocks_for
+from worker.engine.model_loader import LoadedModel, load_model
+from worker.engine.model_runner import ModelRunner
+from worker.engine.output import failed_output, finished_output
+from worker.engine.request import DoesNotFit, EngineError, InvalidRequest, PromptTooLong, Request, RequestOutput
+from worker.engine.sampler import Choice, SamplingRow, choose_tokens
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Sequence, SequenceGroup
+from worker.engine.stopping import check_stop, eos_ids_of
+from worker.engine.uniform import uniforms
+
+GIB = 2**30
+
+#: Share of the free memory that the KV cache takes where no size is given.
+CPU_KV_SHARE = 0.25
+CUDA_KV_SHARE = 0.85
+
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What is decided when an engine starts."""
+
+    max_num_seqs: int = 64  # sequences that decode side by side
+    kv_memory: float | None = None  # GiB; None takes a share of what is free
+    prefill_tokens: int = 2048  # most prompt tokens in one step
+    block_size: int = 64  # tokens in a KV block, and queries in a prefill tile
+    share_prefixes: bool = True
+
+
+@dataclass
+class EngineStats:
+    """Counts since the start."""
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    num_generated_tokens: int = 0
+    running_per_step: list[int] = field(default_factory=list)  # rows that decoded, of the steps that had any
+
+
+class Engine:
+    def __init__(self, loaded: LoadedModel, config: EngineConfig = EngineConfig()) -> None:
+        self.loaded = loaded
+        self.config = config
+        self.stats = EngineStats()
+        self.detokenizer = None if loaded.tokenizer is None else Detokenizer(loaded.tokenizer)
+        num_blocks = _choose_num_blocks(loaded, config)
+        self.blocks = KVBlocks(num_blocks, config.block_size, share_prefixes=config.share_prefixes)
+        cache = KVCache(loaded.layers, num_blocks, config.block_size, loaded.dtype, loaded.device)
+        self._runner = ModelRunner(loaded, cache)
+        self._scheduler = Scheduler(self.blocks, config.max_num_seqs, config.prefill_tokens, config.block_size)
+        self._groups: dict[int, SequenceGroup] = {}
+        self._refused: list[RequestOutput] = []
+
+    @classmethod
+    def load(cls, model: str, *, device: str = "auto", dtype: str = "auto", **config: Any) -> Self:
+        """An engine on a model folder or hub id; `config` are the fields of `EngineConfig`.
+
+        Raises `ModelUnavailable`.
+        """
+        return cls(load_model(model, device, dtype), EngineConfig(**config))
+
+    def encode(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of a prompt; special tokens written in it are honoured."""
+        return tuple(self.loaded.tokenizer(prompt)["input_ids"])
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> tuple[int, ...]:
+        """Token ids of a conversation through the model's chat template, ready for the assistant's answer."""
+        if not getattr(self.loaded.tokenizer, "chat_template", None):
+            raise InvalidRequest(f"{self.loaded.name} has no chat template; give a prompt instead of messages")
+        text = self.loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tuple(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._refused) or self._scheduler.has_work
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; one that can never run comes back from the next `step` with its error."""
+        sequence = Sequence(request, 0, self._effective_max_new_tokens(request))
+        group = SequenceGroup(request, [sequence], arrived=monotonic())
+        if request.id in self._groups:
+            raise ValueError(f"request {request.id} is already in the engine")
+        if (error := self._refusal(group)) is not None:
+            self._refused.append(failed_output(request, error))
+            return
+        self._groups[request.id] = group
+        self._scheduler.waiting.append(group)
+
+    def cancel(self, request_id: int) -> bool:
+        """Drops a request and frees its room; false where it is not here (any more)."""
+        group = self._groups.pop(request_id, None)
+        if group is not None:
+            self._scheduler.retire(group)
+        return group is not None
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[RequestOutput]:
+        """Decodes all requests; yields each as it finishes."""
+        for request in requests:
+            self.submit(request)
+        while self.has_work:
+            yield from self.step()
+
+    @torch.inference_mode()
+    def step(self) -> list[RequestOutput]:
+        """One forward pass and what follows from it; returns the requests that finished."""
+        outputs, self._refused = self._refused, []
+        plan = self._scheduler.plan()
+        if not plan.decodes and not plan.prefills:
+            return outputs
+        copies = self._make_room(plan.decodes)
+        for chunk in plan.prefills:
+            self.blocks.extend(chunk.sequence.table, chunk.end)
+        logits, sequences = self._runner.run(plan, copies)
+        self._count(plan.decodes, sum(chunk.end - chunk.start for chunk in plan.prefills))
+        for sequence in plan.decodes:
+            sequence.num_computed += 1
+        for chunk in plan.prefills:
+            chunk.sequence.num_computed = chunk.end
+            self.blocks.remember_prefix(chunk.sequence.request.prompt_ids, chunk.sequence.table, chunk.end)
+        if logits is None:
+            return outputs
+        touched = self._choose(logits, sequences)
+        return outputs + [self._retire(group) for group in touched if self._is_finished(group)]
+
+    def _make_room(self, decodes: SequenceOf[Sequence]) -> list[tuple[int, int]]:
+        """Gives every decoding sequence a block of its own to write to; returns the copies that this needs."""
+        copies = []
+        for sequence in decodes:
+            self.blocks.extend(sequence.table, sequence.num_tokens)
+            index = (sequence.num_tokens - 1) // self.config.block_size
+            if (copy := self.blocks.make_writable(sequence.table, index)) is not None:
+                copies.append(copy)
+        return copies
+
+    def _choose(self, logits: Tensor, sequences: SequenceOf[Sequence]) -> list[SequenceGroup]:
+        """Appends a token to every sequence that has logits; returns the groups they belong to."""
+        rows_of_group: dict[int, list[int]] = {}
+        for row, sequence in enumerate(sequences):
+            rows_of_group.setdefault(sequence.request.id, []).append(row)
+        touched = [self._groups[request_id] for request_id in rows_of_group]
+        plain: list[tuple[int, Sequence]] = []
+        for group in touched:
+            rows = rows_of_group[group.request.id]
+            if group.prefilled == 0.0:
+                self._after_prefill(group)
+                rows = rows * len(group.sequences)
+            if group.is_beam:
+                self._advance_beams(group, logits, rows, sequences)
+            else:
+                alive = [s for s in group.sequences if s.finish_reason is None]
+                by_row = {id(sequences[row]): row for row in rows}
+                plain += [(by_row.get(id(sequence), rows[0]), sequence) for sequence in alive]
+        if plain:
+            self._sample(logits, plain)
+        return touched
+
+    def _after_prefill(self, group: SequenceGroup) -> None:
+        group.prefilled = monotonic()
+        if group.is_beam:
+            start_beams(group, self._eos_ids(group.request), self.blocks)
+        else:
+            fork_samples(group, self.blocks)
+
+    def _advance_beams(
+        self, group: SequenceGroup, logits: Tensor, rows: list[int], sequences: SequenceOf[Sequence]
+    ) -> None:
+        # The batch ordered the beams by their blocks; the search wants them by their index.
+        ordered = sorted(rows, key=lambda row: sequences[row].index)
+        advance_beams(group, logits[ordered], self._eos_ids(group.request), self.detokenizer, self.blocks)
+
+    def _sample(self, logits: Tensor, plain: list[tuple[int, Sequence]]) -> None:
+        rows = [row for row, _ in plain]
+        sequences = [sequence for _, sequence in plain]
+        numbers = uniforms(
+            [s.request.params.seed or 0 for s in sequences],
+            [s.index for s in sequences],
+            [len(s.token_ids) for s in sequences],
+        )
+        sampling_rows = [
+            SamplingRow(s.request.params, s.request.prompt_ids, s.token_ids, self._eos_ids(s.request), float(number))
+            for s, number in zip(sequences, numbers, strict=True)
+        ]
+        picked = logits if rows == list(range(logits.shape[0])) else logits[rows]
+        for sequence, choice in zip(sequences, choose_tokens(picked, sampling_rows), strict=True):
+            _append(sequence, choice)
+            check_stop(sequence, self._eos_ids(sequence.request), self.detokenizer)
+            if sequence.finish_reason is not None:
+                self.blocks.free(sequence.table)
+
+    def _is_finished(self, group: SequenceGroup) -> bool:
+        if group.is_beam:
+            return bool(group.beam_search.is_done)
+        return all(sequence.finish_reason is not None for sequence in group.sequences)
+
+    def _retire(self, group: SequenceGroup) -> RequestOutput:
+        self._scheduler.retire(group)
+        del self._groups[group.request.id]
+        return finished_output(group, self._eos_ids(group.request), self.detokenizer)
+
+    def _count(self, decodes: SequenceOf[Sequence], num_prefill_tokens: int) -> None:
+        self.stats.num_steps += 1
+        self.stats.num_prefill_tokens += num_prefill_tokens
+        self.stats.num_generated_tokens += len(decodes)
+        if decodes:
+            self.stats.running_per_step.append(len(decodes))
+
+    def _eos_ids(self, request: Request) -> tuple[int, ...]:
+        return eos_ids_of(request.params, self.loaded.eos_token_ids)
+
+    def _effective_max_new_tokens(self, request: Request) -> int:
+        return min(request.params.max_new_tokens, self.loaded.context_window - len(request.prompt_ids))
+
+    def _refusal(self, group: SequenceGroup) -> EngineError | None:
+        """Why the request can never run, or None."""
+        request, window = group.request, self.loaded.context_window
+        num_prompt = len(request.prompt_ids)
+        if not num_prompt:
+            return InvalidRequest("the prompt has no tokens; give at least one")
+        if num_prompt >= window:
+            return PromptTooLong(
+                f"the prompt has {num_prompt} tokens, and the context window of {self.loaded.name} is {window}; "
+                "at least one token must be left for the answer"
+            )
+        if (bad := _unknown_token(request.params, self.loaded.vocab_size)) is not None:
+            return InvalidRequest(f"token id {bad} is not in the vocabulary of {self.loaded.vocab_size}")
+        if request.params.stop and self.detokenizer is None:
+            return InvalidRequest("stop strings need a tokenizer, and this model was loaded without one")
+        if group.num_rows > self.config.max_num_seqs:
+            return DoesNotFit(
+                f"the job needs {group.num_rows} sequences side by side, and the worker runs "
+                f"{self.config.max_num_seqs}; ask for fewer, or start the worker with a larger --max-num-seqs"
+            )
+        needed, usable = self._scheduler.blocks_needed(group), self.blocks.num_usable
+        if needed > usable:
+            size = self.config.block_size
+            return DoesNotFit(
+                f"the job needs room for {needed * size} tokens in the KV cache, which holds {usable * size}; "
+                "lower max_new_tokens, or start the worker with more --kv-memory"
+            )
+        return None
+
+
+def _append(sequence: Sequence, choice: Choice) -> None:
+    sequence.token_ids.append(choice.token_id)
+    sequence.cumulative_logprob += choice.logprob
+    if sequence.request.params.trace != "none":
+        trace = sequence.trace
+        trace.logprobs.append(choice.logprob)
+        trace.sampling_logprobs.append(choice.sampling_logprob)
+        trace.entropies.append(choice.entropy)
+        trace.ranks.append(choice.rank)
+        trace.kept.append(choice.kept)
+        trace.alternatives.append(choice.alternatives)
+
+
+def _unknown_token(params: GenerationParams, vocab_size: int) -> int | None:
+    named = (*params.stop_token_ids, *(params.eos_token_ids or ()), *(params.logit_bias or ()))
+    return next((token_id for token_id in named if token_id >= vocab_size), None)
+
+
+def _choose_num_blocks(loaded: LoadedModel, config: EngineConfig) -> int:
+    """Blocks that the given memory holds; never more than all sequences could fill."""
+    if config.kv_memory is not None:
+        memory = int(config.kv_memory * GIB)
+    elif loaded.device.type == "cuda":
+        memory = int(torch.cuda.mem_get_info(loaded.device)[0] * CUDA_KV_SHARE)
+    else:
+        memory = int(psutil.virtual_memory().available * CPU_KV_SHARE)
+    num_blocks = num_blocks_for(memory, loaded.layers, config.block_size, loaded.dtype)
+    most = config.max_num_seqs * -(-loaded.context_window // config.block_size) + 1
+    if num_blocks < 2:
+        raise DoesNotFit(f"{memory / GIB:.3f} GiB of KV memory holds no block; raise --kv-memory")
+    return min(num_blocks, most)

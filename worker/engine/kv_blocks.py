@@ -1,0 +1,173 @@
+"""KV-cache room: which blocks are free, shared or reserved. Counts and ids only; no tensors.
+
+A block holds `block_size` tokens. Full blocks of a prompt are remembered by their content and shared by
+later prompts that begin alike; beams share blocks too and copy one when they write to it. A sequence's
+worst case is reserved for it when it is admitted, so a running sequence never lacks room.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+
+
+@dataclass
+class Reservation:
+    """Blocks that a request may still take; all its sequences draw on it."""
+
+    num_blocks: int = 0
+
+
+@dataclass
+class BlockTable:
+    """The blocks of one sequence, in order."""
+
+    block_ids: list[int] = field(default_factory=list)
+    reservation: Reservation = field(default_factory=Reservation)
+
+
+class KVBlocks:
+    """Hands out block ids. Block 0 is never handed out: padding rows write there."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, share_prefixes: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._share_prefixes = share_prefixes
+        self._free = list(range(1, num_blocks))  # a heap: low ids first keeps the used part compact
+        heapify(self._free)
+        self._num_references = [0] * num_blocks
+        self._block_of_prefix: dict[bytes, int] = {}
+        self._prefix_of_block: dict[int, bytes] = {}
+        self._unreferenced: OrderedDict[int, None] = OrderedDict()  # remembered but unused, oldest first
+        self._num_reserved = 0
+
+    @property
+    def num_usable(self) -> int:
+        """Blocks that sequences can have in all."""
+        return self.num_blocks - 1
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that are neither used nor reserved."""
+        return len(self._free) + len(self._unreferenced) - self._num_reserved
+
+    @property
+    def num_in_use(self) -> int:
+        return self.num_usable - len(self._free) - len(self._unreferenced)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def admit(self, prompt_ids: Sequence[int], num_blocks_needed: int) -> tuple[BlockTable, int] | None:
+        """A table for the prompt with its shared prefix filled in, and the number of tokens that covers.
+
+        `num_blocks_needed` is the worst case over the sequence's life. None where it does not fit now.
+        The last prompt token is never taken from the cache: its logits are needed.
+        """
+        shared = self._shared_prefix(prompt_ids)
+        num_reused = sum(block in self._unreferenced for block in shared)  # these leave the free room too
+        if num_blocks_needed - len(shared) + num_reused > self.num_available:
+            return None
+        for block in shared:
+            self._reference(block)
+        reservation = Reservation(num_blocks_needed - len(shared))
+        self._num_reserved += reservation.num_blocks
+        return BlockTable(list(shared), reservation), len(shared) * self.block_size
+
+    def extend(self, table: BlockTable, num_tokens: int) -> None:
+        """Makes the table long enough for `num_tokens`."""
+        while len(table.block_ids) < self.blocks_for(num_tokens):
+            table.block_ids.append(self._take(table))
+
+    def fork(self, table: BlockTable) -> BlockTable:
+        """A second table with the same blocks and the same reservation."""
+        for block in table.block_ids:
+            self._reference(block)
+        return BlockTable(list(table.block_ids), table.reservation)
+
+    def make_writable(self, table: BlockTable, index: int) -> tuple[int, int] | None:
+        """Gives the table its own copy of a shared block; returns (from, to) where one must be copied."""
+        old = table.block_ids[index]
+        if self._num_references[old] == 1 and old not in self._prefix_of_block:
+            return None
+        new = self._take(table)
+        table.block_ids[index] = new
+        self._release(old)
+        return old, new
+
+    def remember_prefix(self, prompt_ids: Sequence[int], table: BlockTable, num_computed: int) -> None:
+        """Makes the prompt's full, computed blocks available to later prompts."""
+        if not self._share_prefixes:
+            return
+        for index, key in enumerate(self._prefix_keys(prompt_ids, num_computed // self.block_size)):
+            block = table.block_ids[index]
+            if key not in self._block_of_prefix and block not in self._prefix_of_block:
+                self._block_of_prefix[key] = block
+                self._prefix_of_block[block] = key
+
+    def free(self, table: BlockTable, *, keep_reserved: bool = False) -> None:
+        """Gives the table's blocks back; with `keep_reserved` to its own request, which will need them again."""
+        for block in table.block_ids:
+            is_free = self._release(block)
+            if is_free and keep_reserved:
+                table.reservation.num_blocks += 1
+                self._num_reserved += 1
+        table.block_ids = []
+
+    def cancel(self, reservation: Reservation) -> None:
+        """Gives back what a request reserved and did not take."""
+        self._num_reserved -= reservation.num_blocks
+        reservation.num_blocks = 0
+
+    def _shared_prefix(self, prompt_ids: Sequence[int]) -> list[int]:
+        if not self._share_prefixes:
+            return []
+        blocks = []
+        for key in self._prefix_keys(prompt_ids, (len(prompt_ids) - 1) // self.block_size):
+            block = self._block_of_prefix.get(key)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _prefix_keys(self, prompt_ids: Sequence[int], num_blocks: int) -> list[bytes]:
+        """A key per full block that stands for it and everything before it."""
+        keys, key = [], b""
+        for index in range(num_blocks):
+            block_ids = prompt_ids[index * self.block_size : (index + 1) * self.block_size]
+            key = blake2b(key + np.asarray(block_ids, dtype=np.int64).tobytes(), digest_size=16).digest()
+            keys.append(key)
+        return keys
+
+    def _take(self, table: BlockTable) -> int:
+        """A free block against the table's reservation; forgets the oldest unused prefix where none is free."""
+        assert table.reservation.num_blocks > 0, "a sequence asked for more blocks than its request reserved"
+        table.reservation.num_blocks -= 1
+        self._num_reserved -= 1
+        if self._free:
+            block = heappop(self._free)
+        else:
+            block, _ = self._unreferenced.popitem(last=False)
+            del self._block_of_prefix[self._prefix_of_block.pop(block)]
+        self._num_references[block] = 1
+        return block
+
+    def _reference(self, block: int) -> None:
+        self._unreferenced.pop(block, None)
+        self._num_references[block] += 1
+
+    def _release(self, block: int) -> bool:
+        """Drops one reference; true where it was the last."""
+        self._num_references[block] -= 1
+        if self._num_references[block]:
+            return False
+        if block in self._prefix_of_block:
+            self._unreferenced[block] = None
+        else:
+            heappush(self._free, block)
+        return True

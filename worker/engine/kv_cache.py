@@ -1,0 +1,75 @@
+"""The KV cache's tensors: one pool of blocks per layer, for keys and for values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one token needs in one layer."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+
+class KVCache:
+    """Keys and values of every layer, [num_blocks * block_size, num_kv_heads, dim] each."""
+
+    def __init__(
+        self,
+        layers: dict[int, LayerShape],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        slots = num_blocks * block_size
+        # Zeroed, because a masked key still meets a weight of zero and NaN * 0 is NaN.
+        self._keys = {
+            index: torch.zeros(slots, shape.num_kv_heads, shape.key_dim, dtype=dtype, device=device)
+            for index, shape in layers.items()
+        }
+        self._values = {
+            index: torch.zeros(slots, shape.num_kv_heads, shape.value_dim, dtype=dtype, device=device)
+            for index, shape in layers.items()
+        }
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Stores keys and values, [rows, num_kv_heads, dim], at the rows' slots."""
+        self._keys[layer].index_copy_(0, slots, keys)
+        self._values[layer].index_copy_(0, slots, values)
+
+    def gather(self, layer: int, block_ids: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of tiles, [num_tiles, num_kv_heads, num_keys, dim]."""
+        return self._gather(self._keys[layer], block_ids, num_keys), self._gather(
+            self._values[layer], block_ids, num_keys
+        )
+
+    def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies whole blocks, (from, to) each, in every layer."""
+        device = next(iter(self._keys.values())).device
+        sources, targets = torch.tensor(pairs, device=device).t()
+        for pool in (*self._keys.values(), *self._values.values()):
+            blocks = pool.view(self.num_blocks, -1)
+            blocks.index_copy_(0, targets, blocks.index_select(0, sources))
+
+    def _gather(self, pool: Tensor, block_ids: Tensor, num_keys: int) -> Tensor:
+        blocks = pool.view(self.num_blocks, -1).index_select(0, block_ids)
+        return blocks.view(-1, num_keys, *pool.shape[1:]).transpose(1, 2)
+
+
+def num_blocks_for(memory_bytes: int, layers: dict[int, LayerShape], block_size: int, dtype: torch.dtype) -> int:
+    """How many blocks fit into the memory."""
+    per_token = sum(shape.num_elements for shape in layers.values()) * dtype.itemsize
+    return memory_bytes // (per_token * block_size)

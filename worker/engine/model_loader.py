@@ -1,0 +1,182 @@
+"""Loads a Transformers causal language model, from a folder or a hub, ready for our attention.
+
+Only safetensors and no code from the model's repository. Raises `ModelUnavailable` with what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from worker.engine.attention import ATTENTION_NAME, ShapeProbe
+from worker.engine.kv_cache import LayerShape
+from worker.engine.packed_linear import can_pack, pack_linears
+from worker.engine.request import ModelUnavailable
+
+#: Rope variants whose angles depend on the longest sequence of the batch.
+BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+CHAT_END_TOKEN = "<|im_end|>"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what the engine must know of it."""
+
+    name: str
+    model: Any  # PreTrainedModel
+    tokenizer: Any  # PreTrainedTokenizerBase, or None where the folder has none
+    device: torch.device
+    dtype: torch.dtype
+    layers: dict[int, LayerShape]
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+    context_window: int
+    is_packed: bool
+
+
+def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """The model in inference mode on its device; `name` is a folder or a hub id."""
+    target = choose_device(device)
+    chosen = choose_dtype(dtype, target)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        check_config(name, config)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=chosen,
+            attn_implementation=ATTENTION_NAME,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    return prepare_model(name, model, load_tokenizer(name), target)
+
+
+def prepare_model(name: str, model: Any, tokenizer: Any, device: torch.device) -> LoadedModel:
+    """Moves, packs and probes a model that is already in memory."""
+    check_config(name, model.config)
+    model.set_attn_implementation(ATTENTION_NAME)
+    model = model.to(device).eval().requires_grad_(False)
+    config = model.config.get_text_config()
+    is_packed = device.type == "cpu" and can_pack(model.dtype)
+    if is_packed:
+        pack_linears(model)
+    return LoadedModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=model.dtype,
+        layers=probe_layers(name, model, device),
+        eos_token_ids=default_eos_ids(model, tokenizer),
+        vocab_size=config.vocab_size,
+        context_window=config.max_position_embeddings,
+        is_packed=is_packed,
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes a CUDA device where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ModelUnavailable(f"device {device} was asked for, but this machine has no CUDA device; use --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` takes bfloat16 where the device computes in it, else float32."""
+    if dtype != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = torch.backends.mkldnn.is_available() and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def check_config(name: str, config: Any) -> None:
+    """Refuses what our attention would compute wrongly."""
+    text_config = config.get_text_config()
+    rope: Any = getattr(text_config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type")} | {part.get("rope_type") for part in rope.values() if isinstance(part, dict)}
+    if kinds & set(BATCH_DEPENDENT_ROPE):
+        raise ModelUnavailable(f"{name!r} uses {kinds} rotary positions, which depend on the batch; not supported")
+    layer_types = set(getattr(text_config, "layer_types", None) or ["full_attention"])
+    if unsupported := layer_types - {"full_attention", "sliding_attention"}:
+        raise ModelUnavailable(f"{name!r} has layers of type {', '.join(sorted(unsupported))}; not supported")
+
+
+def probe_layers(name: str, model: Any, device: torch.device) -> dict[int, LayerShape]:
+    """Runs one token through the model to see what each layer wants to keep."""
+    probe = ShapeProbe()
+    ids = torch.zeros((1, 2), dtype=torch.long, device=device)
+    with torch.inference_mode():
+        model(input_ids=ids, position_ids=torch.arange(2, device=device)[None], use_cache=False, nocturne_step=probe)
+    if len(probe.layers) != model.config.get_text_config().num_hidden_layers:
+        raise ModelUnavailable(f"the attention of {name!r} ({type(model).__name__}) cannot be replaced; not supported")
+    return probe.layers
+
+
+def load_tokenizer(name: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+
+
+def default_eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The generation config's end ids, and the chat's end token where the tokenizer has one."""
+    configured = model.generation_config.eos_token_id
+    ids = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
+    if tokenizer is not None:
+        chat_end = tokenizer.convert_tokens_to_ids(CHAT_END_TOKEN)
+        if chat_end is not None and chat_end != tokenizer.unk_token_id:
+            ids.append(chat_end)
+    return tuple(dict.fromkeys(ids))
+
+
+def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
+    """Where its results come from: the columns of the `environments` table but for the id."""
+    return {
+        "model": loaded.name,
+        "weights_hash": _hash_files(loaded, "*.safetensors"),
+        "tokenizer_hash": _hash_files(loaded, "tokenizer*"),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": _device_name(loaded.device),
+        "attention": "sdpa tiles" + (", packed products" if loaded.is_packed else ""),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _hash_files(loaded: LoadedModel, pattern: str) -> str:
+    """A hash over the files of a model folder; for a hub model its commit."""
+    folder = Path(loaded.name)
+    if not folder.is_dir():
+        return str(getattr(loaded.model.config, "_commit_hash", None) or "unknown")
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.glob(pattern)):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,95 @@
+"""Turns finished sequences into what leaves the engine: text, token texts, scores and times."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from worker.engine.beam_group import beam_results
+from worker.engine.detokenizer import Detokenizer
+from worker.engine.request import Completion, EngineError, Hypothesis, Request, RequestOutput, Trace
+from worker.engine.sequence import Sequence, SequenceGroup
+
+
+def failed_output(request: Request, error: EngineError) -> RequestOutput:
+    return RequestOutput(request.id, len(request.prompt_ids), error=error)
+
+
+def finished_output(
+    group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None
+) -> RequestOutput:
+    """Everything the request asked for; called once, when its last sequence has ended."""
+    hypotheses: tuple[Hypothesis, ...] = ()
+    if group.is_beam:
+        scored = beam_results(group)
+        everything = [
+            _completion(sequence, index, score, eos_ids, detokenizer) for index, (score, sequence) in enumerate(scored)
+        ]
+        completions = everything[: group.request.params.num_return]
+        hypotheses = tuple(
+            Hypothesis(done.text, done.score or 0.0, done.finish_reason, len(done.token_ids)) for done in everything
+        )
+    else:
+        completions = [_completion(sequence, sequence.index, None, eos_ids, detokenizer) for sequence in group.sequences]
+    return RequestOutput(
+        group.request.id,
+        len(group.request.prompt_ids),
+        tuple(completions),
+        hypotheses,
+        waiting_seconds=group.admitted - group.arrived,
+        prefill_seconds=group.prefilled - group.admitted,
+        decode_seconds=monotonic() - group.prefilled,
+    )
+
+
+def _completion(
+    sequence: Sequence, index: int, score: float | None, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None
+) -> Completion:
+    assert sequence.finish_reason is not None
+    ends_with_eos = bool(sequence.token_ids) and sequence.token_ids[-1] in eos_ids
+    answer_ids = sequence.token_ids[:-1] if ends_with_eos else sequence.token_ids
+    wants_trace = sequence.request.params.trace != "none"
+    if detokenizer is None:
+        text, pieces = "", [""] * len(answer_ids)
+    elif wants_trace:
+        pieces = detokenizer.pieces(answer_ids)
+        text = "".join(pieces)
+    else:
+        text, pieces = detokenizer.decode(answer_ids), []
+    if ends_with_eos:
+        pieces = [*pieces, "" if detokenizer is None else detokenizer.token_text(sequence.token_ids[-1])]
+    return Completion(
+        sample_index=index,
+        token_ids=tuple(sequence.token_ids),
+        text=text[: sequence.text_end],
+        finish_reason=sequence.finish_reason,
+        cumulative_logprob=sequence.cumulative_logprob,
+        score=score,
+        trace=_trace(sequence, pieces, detokenizer) if wants_trace else None,
+    )
+
+
+def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | None) -> Trace:
+    columns = sequence.trace
+    alternatives = None
+    if sequence.request.params.top_logprobs:
+        alternatives = [
+            [
+                {
+                    "token_id": token_id,
+                    "token": "" if detokenizer is None else detokenizer.token_text(token_id),
+                    "logprob": logprob,
+                }
+                for token_id, logprob in row
+            ]
+            for row in columns.alternatives
+        ]
+    return Trace(
+        tokens=pieces,
+        logprobs=columns.logprobs,
+        sampling_logprobs=columns.sampling_logprobs,
+        entropies=columns.entropies,
+        ranks=columns.ranks,
+        kept=columns.kept,
+        top_logprobs=alternatives,
+        beams=columns.beams or None,
+    )

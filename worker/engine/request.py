@@ -1,0 +1,89 @@
+"""The values that cross the engine's border: what goes in, what comes out, what can go wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.params import GenerationParams
+from models.states import FinishReason
+
+
+class EngineError(Exception):
+    """A request or a model that the engine refuses; the message is for the person who sent it."""
+
+
+class PromptTooLong(EngineError):
+    """The prompt leaves no room in the model's context window."""
+
+
+class DoesNotFit(EngineError):
+    """The request needs more room than the engine has in all."""
+
+
+class InvalidRequest(EngineError):
+    """The request names something this model does not have."""
+
+
+class ModelUnavailable(EngineError):
+    """The model cannot be loaded."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to decode; `params.seed` keys its draws (0 where it is not set)."""
+
+    id: int
+    prompt_ids: tuple[int, ...]
+    params: GenerationParams = field(default_factory=GenerationParams)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was known at each generated token: parallel columns, one entry a token."""
+
+    tokens: list[str]  # text that became visible
+    logprobs: list[float]  # nats, raw distribution
+    sampling_logprobs: list[float]  # nats, distribution drawn from
+    entropies: list[float]  # nats, raw distribution
+    ranks: list[int]  # 1 is the most probable
+    kept: list[int]  # tokens that could have been drawn
+    top_logprobs: list[list[dict[str, Any]]] | None = None  # {token_id, token, logprob}, best first
+    beams: list[int] | None = None  # row of the beam group that the token's history came from
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One returned sequence."""
+
+    sample_index: int
+    token_ids: tuple[int, ...]  # the end token included
+    text: str
+    finish_reason: FinishReason
+    cumulative_logprob: float
+    score: float | None = None
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A finished beam in short."""
+
+    text: str
+    score: float
+    finish_reason: FinishReason
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A request that is done: its completions, or the error that ended it."""
+
+    request_id: int
+    num_prompt_tokens: int
+    completions: tuple[Completion, ...] = ()
+    hypotheses: tuple[Hypothesis, ...] = ()  # beams: every finished one, the best first
+    error: EngineError | None = None
+    waiting_seconds: float = 0.0  # from submission to admission
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0

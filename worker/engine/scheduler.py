@@ -1,0 +1,109 @@
+"""Decides what the next step computes: who decodes, whose prompt is prefilled, who is let in. No tensors.
+
+Sequences are admitted in order of arrival when a row and their worst case of KV room are free; a sequence
+that ends frees both at the next step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from time import monotonic
+
+from worker.engine.kv_blocks import KVBlocks
+from worker.engine.sequence import Sequence, SequenceGroup
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Prompt tokens `start` … `end` of a sequence."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == self.sequence.num_prompt_tokens
+
+
+@dataclass
+class StepPlan:
+    """One step: sequences that decode a token, and prompt chunks that are prefilled beside them."""
+
+    decodes: list[Sequence] = field(default_factory=list)
+    prefills: list[PrefillChunk] = field(default_factory=list)
+
+
+class Scheduler:
+    """Holds the waiting and the running groups. `prefill_tile` keeps chunk borders where attention tiles end."""
+
+    def __init__(self, blocks: KVBlocks, max_num_seqs: int, max_prefill_tokens: int, prefill_tile: int) -> None:
+        self.blocks = blocks
+        self.max_num_seqs = max_num_seqs
+        self._max_prefill_tokens = max(max_prefill_tokens // prefill_tile, 1) * prefill_tile
+        self._prefill_tile = prefill_tile
+        self.waiting: deque[SequenceGroup] = deque()
+        self.running: list[SequenceGroup] = []
+        self._num_rows = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def blocks_needed(self, group: SequenceGroup) -> int:
+        """KV blocks that the group needs in the worst case: a prompt once, then each row's own tail."""
+        sequence = group.sequences[0]
+        total = self.blocks.blocks_for(sequence.num_prompt_tokens + sequence.max_new_tokens)
+        if group.num_rows == 1:
+            return total
+        shared = sequence.num_prompt_tokens // self.blocks.block_size
+        return shared + group.num_rows * (total - shared)
+
+    def plan(self) -> StepPlan:
+        """Admits what fits, then lists this step's work; empty only where nothing can run."""
+        self._admit()
+        plan = StepPlan()
+        budget = self._max_prefill_tokens
+        for group in self.running:
+            if group.sequences[0].is_prefilled:
+                plan.decodes += [s for s in group.sequences if s.finish_reason is None]
+            elif budget > 0:
+                chunk = self._chunk(group.sequences[0], budget)
+                plan.prefills.append(chunk)
+                budget -= self._round_up(chunk.end - chunk.start)
+        return plan
+
+    def retire(self, group: SequenceGroup) -> None:
+        """Takes a group out, whatever state it is in, and frees its rows and its room."""
+        for sequence in group.sequences:
+            self.blocks.free(sequence.table)
+            self.blocks.cancel(sequence.table.reservation)
+        if group in self.running:
+            self.running.remove(group)
+            self._num_rows -= group.num_rows
+        else:
+            self.waiting.remove(group)
+
+    def _admit(self) -> None:
+        while self.waiting and self._num_rows + self.waiting[0].num_rows <= self.max_num_seqs:
+            group = self.waiting[0]
+            admitted = self.blocks.admit(group.request.prompt_ids, self.blocks_needed(group))
+            if admitted is None:
+                return
+            sequence = group.sequences[0]
+            sequence.table, sequence.num_computed = admitted
+            group.admitted = monotonic()
+            self.waiting.popleft()
+            self.running.append(group)
+            self._num_rows += group.num_rows
+
+    def _chunk(self, sequence: Sequence, budget: int) -> PrefillChunk:
+        start = sequence.num_computed
+        end = min(sequence.num_prompt_tokens, start + budget)
+        if end < sequence.num_prompt_tokens:
+            end -= end % self._prefill_tile
+        return PrefillChunk(sequence, start, end)
+
+    def _round_up(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._prefill_tile) * self._prefill_tile

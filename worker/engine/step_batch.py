@@ -1,0 +1,160 @@
+"""The index tensors of one step: where each row's keys go, and which keys each row attends to.
+
+Attention is computed in tiles of a fixed shape: a decoding row against its own keys padded to whole blocks,
+a prompt in tiles of `block_size` queries against the blocks up to and including its own. The shape of a
+row's tile depends on its own position alone, so the result does not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from worker.engine.scheduler import PrefillChunk
+from worker.engine.sequence import Sequence
+
+#: KV block that belongs to no sequence; padding rows write there.
+SCRATCH_BLOCK = 0
+
+#: A single row takes another path through the products than several do, and may differ in the last bit.
+MIN_ROWS = 2
+
+
+@dataclass(frozen=True)
+class AttentionTiles:
+    """Tiles with the same number of keys, for one attention call."""
+
+    rows: Tensor  # [num_tiles, queries] rows of the step; padding repeats a row
+    kept: Tensor | None  # which of the flattened queries are no padding; None where all are kept
+    kept_rows: Tensor  # the rows of those
+    block_ids: Tensor  # [num_tiles * blocks]
+    num_keys: int
+    last_keys: Tensor  # [num_tiles, queries] position of the last key each query sees
+    is_contiguous: bool  # rows are first_row, first_row + 1, …: no gathering needed
+    first_row: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_masks", {})
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask [num_tiles, queries, num_keys]; computed once a step for each window size."""
+        masks: dict[int | None, Tensor] = self._masks  # type: ignore[attr-defined]
+        if window not in masks:
+            keys = torch.arange(self.num_keys, device=self.last_keys.device)
+            hidden = keys > self.last_keys[..., None]
+            if window is not None:
+                hidden |= keys <= self.last_keys[..., None] - window
+            masks[window] = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
+                hidden, float("-inf")
+            )
+        return masks[window]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Everything a forward pass needs beside the weights and the cache."""
+
+    input_ids: Tensor  # [1, rows]
+    positions: Tensor  # [1, rows]
+    slots: Tensor  # [rows] place of each row's key in the cache
+    logit_rows: Tensor  # [num_logits] rows whose logits are wanted
+    tiles: list[AttentionTiles]
+
+
+@dataclass
+class _Rows:
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, start: int, end: int, block_size: int) -> int:
+        """Appends the tokens `start` … `end` of a sequence; returns the first row."""
+        first = len(self.ids)
+        self.ids += sequence.tokens_between(start, end)
+        self.positions += range(start, end)
+        blocks = sequence.table.block_ids
+        self.slots += [blocks[p // block_size] * block_size + p % block_size for p in range(start, end)]
+        return first
+
+
+@dataclass(frozen=True)
+class _Tile:
+    rows: list[int]
+    last_keys: list[int]
+    block_ids: list[int]
+
+
+def build_step_batch(
+    decodes: SequenceOf[Sequence], prefills: SequenceOf[PrefillChunk], block_size: int, device: torch.device
+) -> tuple[StepBatch, list[Sequence]]:
+    """The step's tensors, and the sequences whose logits come out, in that order."""
+    rows, tiles, logit_rows, sequences = _Rows(), [], [], []
+    # Decoding rows with the same number of blocks stand together, so that their queries need no gathering.
+    for sequence in sorted(decodes, key=lambda s: len(s.table.block_ids)):
+        position = sequence.num_tokens - 1
+        row = rows.add(sequence, position, position + 1, block_size)
+        tiles.append(_Tile([row], [position], sequence.table.block_ids))
+        logit_rows.append(row)
+        sequences.append(sequence)
+    for chunk in prefills:
+        first = rows.add(chunk.sequence, chunk.start, chunk.end, block_size)
+        tiles += _prefill_tiles(chunk, first, block_size)
+        if chunk.is_last:
+            logit_rows.append(len(rows.ids) - 1)
+            sequences.append(chunk.sequence)
+    while len(rows.ids) < MIN_ROWS:
+        rows.ids.append(rows.ids[0])
+        rows.positions.append(rows.positions[0])
+        rows.slots.append(SCRATCH_BLOCK)
+    batch = StepBatch(
+        input_ids=torch.tensor([rows.ids], device=device),
+        positions=torch.tensor([rows.positions], device=device),
+        slots=torch.tensor(rows.slots, device=device),
+        logit_rows=torch.tensor(logit_rows, dtype=torch.long, device=device),
+        tiles=_group_tiles(tiles, block_size, device),
+    )
+    return batch, sequences
+
+
+def _prefill_tiles(chunk: PrefillChunk, first_row: int, block_size: int) -> list[_Tile]:
+    """Tiles of `block_size` queries, aligned to the cache's blocks; the last one is padded."""
+    tiles = []
+    for start in range(chunk.start, chunk.end, block_size):
+        end = min(start + block_size, chunk.end)
+        rows = [first_row + position - chunk.start for position in range(start, end)]
+        padding = block_size - len(rows)
+        tiles.append(
+            _Tile(
+                rows + [rows[-1]] * padding,
+                list(range(start, start + block_size)),
+                chunk.sequence.table.block_ids[: start // block_size + 1],
+            )
+        )
+    return tiles
+
+
+def _group_tiles(tiles: list[_Tile], block_size: int, device: torch.device) -> list[AttentionTiles]:
+    grouped = []
+    tiles = sorted(tiles, key=lambda tile: (len(tile.rows), len(tile.block_ids)))
+    for (queries, num_blocks), members_iterator in groupby(tiles, key=lambda t: (len(t.rows), len(t.block_ids))):
+        members = list(members_iterator)
+        rows = torch.tensor([tile.rows for tile in members], device=device)
+        flat = [row for tile in members for row in tile.rows]
+        kept = [place for place, row in enumerate(flat) if place == 0 or row != flat[place - 1]]
+        grouped.append(
+            AttentionTiles(
+                rows=rows,
+                kept=torch.tensor(kept, device=device) if len(kept) < len(flat) else None,
+                kept_rows=torch.tensor([flat[place] for place in kept], device=device),
+                block_ids=torch.tensor([block for tile in members for block in tile.block_ids], device=device),
+                num_keys=num_blocks * block_size,
+                last_keys=torch.tensor([tile.last_keys for tile in members], device=device),
+                is_contiguous=queries == 1 and flat == list(range(flat[0], flat[0] + len(flat))),
+                first_row=flat[0],
+            )
+        )
+    return grouped

@@ -47,9 +47,11 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(default=5)  # 0 … 9, 9 first
     state: Mapped[str] = mapped_column(default=JobState.QUEUED)  # JobState
     attempts: Mapped[int] = mapped_column(default=0)  # claims so far
+    is_suspect: Mapped[bool] = mapped_column(default=False)  # an engine died with it inside: it runs alone next
     worker: Mapped[str | None]  # who claimed it last
     error: Mapped[str | None]  # why it failed, for a person
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", Json)
+    grid_point: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what the command's grid varied for it
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]  # first claim
     finished_at: Mapped[datetime | None]  # when it became final

@@ -38,6 +38,7 @@ class Result(Base):
     completion_tokens: Mapped[int]  # the end token included
     cumulative_logprob: Mapped[float]  # nats, of the raw distribution; for beams the sum that is scored
     score: Mapped[float | None]  # beams: length-penalised logprob
+    hypotheses: Mapped[list[dict[str, Any]] | None]  # beams, at index 0: every finished one, the best first
     queued_seconds: Mapped[float]  # from submission to the worker's engine
     prefill_seconds: Mapped[float]
     decode_seconds: Mapped[float]

@@ -19,6 +19,7 @@ class Run(Base):
     created_at: Mapped[datetime] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]  # when its last job became final
     source: Mapped[str]  # the file it was read from, or "-"
+    content_hash: Mapped[str] = mapped_column(index=True)  # of its jobs as they were read: finds a run to resume
     seed: Mapped[int] = mapped_column(BigId)  # jobs without a seed derive theirs from this and their custom_id
     num_jobs: Mapped[int] = mapped_column(default=0)
     num_succeeded: Mapped[int] = mapped_column(default=0)

@@ -31,6 +31,9 @@ class Settings(BaseSettings):
 
     max_attempts: int = Field(default=3, ge=1)  # claims before a job that kills its engine is failed
     lease_seconds: float = Field(default=30.0, gt=0)  # a worker silent for this long loses its jobs
+    visibility_timeout: float = Field(default=3600.0, gt=0)  # Redis gives an unacknowledged message again after it
+    heartbeat_seconds: float = Field(default=2.0, gt=0)  # between two signs of life of a worker
+    parent_pid: int | None = None  # a worker that `producer run` started ends with it
     grace_seconds: float = Field(default=30.0, ge=0)  # running sequences may finish after SIGTERM
 
     @property

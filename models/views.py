@@ -7,7 +7,7 @@ SELECT jobs.run_id, runs.name AS run_name, runs.model, jobs.id AS job_id, jobs.c
        jobs.strategy, jobs.params, jobs.seed, jobs.priority, results.id AS result_id, results.sample_index,
        results.text, results.finish_reason, results.prompt_tokens, results.completion_tokens,
        results.cumulative_logprob, results.score, results.queued_seconds, results.prefill_seconds,
-       results.decode_seconds, jobs.worker, jobs.attempts, jobs.error, jobs.metadata, jobs.prompt,
+       results.decode_seconds, jobs.worker, jobs.attempts, jobs.error, jobs.metadata, jobs.grid_point, jobs.prompt,
        jobs.messages, jobs.created_at, jobs.started_at, jobs.finished_at, results.environment_id
 FROM jobs
 JOIN runs ON runs.id = jobs.run_id

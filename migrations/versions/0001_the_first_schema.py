@@ -38,6 +38,7 @@ def upgrade() -> None:
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.Column('finished_at', UtcDateTime(), nullable=True),
     sa.Column('source', sa.String(), nullable=False),
+    sa.Column('content_hash', sa.String(), nullable=False),
     sa.Column('seed', BigId, nullable=False),
     sa.Column('num_jobs', sa.Integer(), nullable=False),
     sa.Column('num_succeeded', sa.Integer(), nullable=False),
@@ -48,6 +49,7 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('id', name=op.f('pk_runs'))
     )
     with op.batch_alter_table('runs', schema=None) as batch_op:
+        batch_op.create_index(batch_op.f('ix_runs_content_hash'), ['content_hash'], unique=False)
         batch_op.create_index(batch_op.f('ix_runs_created_at'), ['created_at'], unique=False)
         batch_op.create_index(batch_op.f('ix_runs_name'), ['name'], unique=False)
         batch_op.create_index(batch_op.f('ix_runs_state'), ['state'], unique=False)
@@ -78,9 +80,11 @@ def upgrade() -> None:
     sa.Column('priority', sa.Integer(), nullable=False),
     sa.Column('state', sa.String(), nullable=False),
     sa.Column('attempts', sa.Integer(), nullable=False),
+    sa.Column('is_suspect', sa.Boolean(), nullable=False),
     sa.Column('worker', sa.String(), nullable=True),
     sa.Column('error', sa.String(), nullable=True),
     sa.Column('metadata', Json, nullable=True),
+    sa.Column('grid_point', Json, nullable=True),
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.Column('started_at', UtcDateTime(), nullable=True),
     sa.Column('finished_at', UtcDateTime(), nullable=True),
@@ -107,6 +111,7 @@ def upgrade() -> None:
     sa.Column('completion_tokens', sa.Integer(), nullable=False),
     sa.Column('cumulative_logprob', sa.Double(), nullable=False),
     sa.Column('score', sa.Double(), nullable=True),
+    sa.Column('hypotheses', Json, nullable=True),
     sa.Column('queued_seconds', sa.Double(), nullable=False),
     sa.Column('prefill_seconds', sa.Double(), nullable=False),
     sa.Column('decode_seconds', sa.Double(), nullable=False),
@@ -152,6 +157,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_runs_state'))
         batch_op.drop_index(batch_op.f('ix_runs_name'))
         batch_op.drop_index(batch_op.f('ix_runs_created_at'))
+        batch_op.drop_index(batch_op.f('ix_runs_content_hash'))
 
     op.drop_table('runs')
     op.drop_table('environments')

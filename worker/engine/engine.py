@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self
 
@@ -60,7 +60,8 @@ class EngineStats:
     num_steps: int = 0
     num_prefill_tokens: int = 0
     num_generated_tokens: int = 0
-    running_per_step: list[int] = field(default_factory=list)  # rows that decoded, of the steps that had any
+    num_row_steps: int = 0  # decoding rows, summed over the steps
+    num_decode_steps: int = 0
 
 
 class Engine:
@@ -232,7 +233,8 @@ class Engine:
         self.stats.num_prefill_tokens += num_prefill_tokens
         self.stats.num_generated_tokens += len(decodes)
         if decodes:
-            self.stats.running_per_step.append(len(decodes))
+            self.stats.num_decode_steps += 1
+            self.stats.num_row_steps += len(decodes)
 
     def _eos_ids(self, request: Request) -> tuple[int, ...]:
         return eos_ids_of(request.params, self.loaded.eos_token_ids)

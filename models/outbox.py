@@ -1,0 +1,103 @@
+"""The outbox: jobs that are committed but whose message is not (known to be) sent yet.
+
+Whoever sends marks afterwards, so a crash in between sends twice, which claims make harmless, and never not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, Row, and_, or_, select, update
+
+from models.job import Job
+from models.message import ChunkMessage, JobMessage
+from models.params import GenerationParams
+from models.run import Run
+from models.states import JobState
+
+MAX_CHUNK_JOBS = 32
+
+#: Chunks that each worker should still get after the next one, so that the last ones even out.
+CHUNKS_AHEAD = 2
+
+#: Jobs read from the database at once.
+PAGE_JOBS = 2_000
+
+#: Hands one chunk to the broker: chunk and priority.
+Send = Callable[[ChunkMessage, int], None]
+
+
+def send_outbox(
+    database: Engine,
+    send: Send,
+    *,
+    run_id: str | None = None,
+    num_slots: int = 16,
+    min_age_seconds: float | None = None,
+) -> int:
+    """Sends every unsent job, of one run or of all; returns how many.
+
+    `num_slots` is how many chunks all workers hold at once: chunks shrink towards the end of a run so that
+    the workers finish together. With `min_age_seconds`, jobs never tried are left to their submitter for so long.
+    """
+    condition = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None))
+    if run_id is not None:
+        condition = and_(condition, Job.run_id == run_id)
+    if min_age_seconds is not None:
+        oldest = datetime.now(UTC) - timedelta(seconds=min_age_seconds)
+        condition = and_(condition, or_(Job.created_at < oldest, Job.attempts > 0))
+    num_sent = 0
+    while page := _read_page(database, condition):
+        for chunk, priority in _chunks(page, num_slots):
+            send(chunk, priority)
+        _mark_sent(database, [row.id for row in page])
+        num_sent += len(page)
+    return num_sent
+
+
+def chunk_size(num_left: int, num_slots: int) -> int:
+    """Guided self-scheduling: a share of what is left, within bounds."""
+    return max(1, min(MAX_CHUNK_JOBS, num_left // (num_slots * CHUNKS_AHEAD)))
+
+
+def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any]]:
+    columns = (Job.id, Job.run_id, Job.prompt, Job.messages, Job.params, Job.seed, Job.priority, Job.is_suspect)
+    statement = (
+        select(*columns, Run.model)
+        .join(Run, Run.id == Job.run_id)
+        .where(condition)
+        .order_by(Job.priority.desc(), Job.run_id, Job.id)
+        .limit(PAGE_JOBS)
+    )
+    with database.begin() as connection:
+        return list(connection.execute(statement))
+
+
+def _mark_sent(database: Engine, job_ids: list[int]) -> None:
+    with database.begin() as connection:
+        connection.execute(update(Job).where(Job.id.in_(job_ids)).values(sent_at=datetime.now(UTC)))
+
+
+def _chunks(rows: list[Row[Any]], num_slots: int) -> Iterator[tuple[ChunkMessage, int]]:
+    start = 0
+    while start < len(rows):
+        first = rows[start]
+        size = 1 if first.is_suspect else chunk_size(len(rows) - start, num_slots)
+        end = start + 1
+        while end < min(start + size, len(rows)) and _travels_with(first, rows[end]):
+            end += 1
+        jobs = [_job_message(row) for row in rows[start:end]]
+        yield ChunkMessage(run_id=first.run_id, model=first.model, jobs=jobs), first.priority
+        start = end
+
+
+def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
+    """One chunk has one run and one priority; a suspect travels alone."""
+    return (first.run_id, first.priority) == (other.run_id, other.priority) and not other.is_suspect
+
+
+def _job_message(row: Row[Any]) -> JobMessage:
+    params = GenerationParams.model_validate({**row.params, "seed": row.seed})
+    return JobMessage(id=row.id, prompt=row.prompt, messages=row.messages, params=params)

@@ -1,0 +1,127 @@
+"""The parameters of the command line, and the grid that comma lists make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from models.params import GenerationParams, parameters_of
+from models.states import Strategy
+from producer.errors import UsageError
+
+#: What a value of each parameter must be, for messages.
+RULES = {
+    "temperature": "must be a number above 0 (0 means greedy: use strategy greedy)",
+    "top_p": "must be in (0, 1]",
+    "top_k": "must be a whole number of at least 1",
+    "min_p": "must be in [0, 1]",
+    "repetition_penalty": "must be a number above 0",
+    "presence_penalty": "must be in [-2, 2]",
+    "frequency_penalty": "must be in [-2, 2]",
+    "logit_bias": "must be an object of token id to number",
+    "num_beams": "must be a whole number from 1 to 64",
+    "num_return": "must be a whole number from 1 to num_beams",
+    "length_penalty": "must be a finite number",
+    "max_new_tokens": "must be a whole number from 1 to 1,000,000",
+    "min_new_tokens": "must be a whole number from 0 to max_new_tokens",
+    "seed": "must be a whole number from 0 to 2**63 - 1",
+    "n": "must be a whole number from 1 to 256",
+    "stop": "must be a string or up to 16 strings, none of them empty",
+    "stop_token_ids": "must be a list of token ids",
+    "eos_token_ids": "must be a list of token ids",
+    "ignore_eos": "must be true or false",
+    "trace": "must be none, tokens or top:k",
+    "top_logprobs": "must be a whole number from 0 to 100",
+    "strategy": f"must be one of {', '.join(Strategy)}",
+}
+
+INTEGERS = frozenset({
+    "top_k", "num_beams", "num_return", "max_new_tokens", "min_new_tokens", "seed", "n", "top_logprobs",
+})  # fmt: skip
+
+
+class InvalidParameters(Exception):
+    """Parameters that no job can have; `field` is empty where several do not go together."""
+
+    def __init__(self, field_name: str, problem: str) -> None:
+        super().__init__(f"{field_name} {problem}".strip())
+        self.field, self.problem = field_name, problem
+
+
+@dataclass
+class Grid:
+    """Parameter -> its values. `used` collects which parameters some job took."""
+
+    values: dict[str, list[Any]]
+    repeat: int = 1
+    used: set[str] = field(default_factory=set)
+
+    @property
+    def is_varied(self) -> bool:
+        return self.repeat > 1 or any(len(values) > 1 for values in self.values.values())
+
+    def points(self, line_params: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """For a line: each combination's parameters with the line's own on top, and what the grid varied."""
+        strategies = [line_params["strategy"]] if "strategy" in line_params else self.values.get("strategy", ["greedy"])
+        for strategy in strategies:
+            known = parameters_of(Strategy(strategy)) if strategy in list(Strategy) else frozenset()
+            names = [name for name in self.values if name in known and name not in line_params]
+            self.used.update(names)
+            for combination in product(*(self.values[name] for name in names)):
+                params = {"strategy": strategy, **dict(zip(names, combination, strict=True)), **line_params}
+                varied = {name: params[name] for name in names if len(self.values[name]) > 1}
+                if len(self.values.get("strategy", [])) > 1 and "strategy" not in line_params:
+                    varied = {"strategy": strategy, **varied}
+                for number in range(self.repeat):
+                    yield params, varied | ({"repeat": number} if self.repeat > 1 else {})
+
+    def check_all_used(self) -> None:
+        """Raises `UsageError` for a parameter that no strategy of the command took."""
+        for name in self.values:
+            if name not in self.used and name != "strategy":
+                takers = [strategy for strategy in Strategy if name in parameters_of(strategy)]
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is not a parameter of the strategies of this command; "
+                    f"it belongs to {' and '.join(takers)}: add --strategy {takers[0]} or leave it out"
+                )
+
+
+def parse_option(name: str, text: str) -> list[Any]:
+    """The values of one option's comma list. Raises `UsageError`."""
+    values: list[Any] = []
+    for part in text.split(","):
+        part = part.strip()
+        if name == "strategy":
+            values.append(part)
+            continue
+        try:
+            values.append(int(part) if name in INTEGERS else float(part))
+        except ValueError:
+            raise UsageError(f"--{name.replace('_', '-')} {RULES[name]}, got {part!r}") from None
+    return values
+
+
+def validate(params: dict[str, Any]) -> GenerationParams:
+    """The parameters as a job has them. Raises `InvalidParameters` with the first problem."""
+    try:
+        return GenerationParams.model_validate(params)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        if not name:
+            raise InvalidParameters("", first["msg"].removeprefix("Value error, ")) from error
+        raise InvalidParameters(name, f"{RULES.get(name, 'is not valid')}, got {_shorten(params.get(name))}") from error
+
+
+def label(varied: dict[str, Any]) -> str:
+    """A grid point's name, appended to the custom id."""
+    return ",".join(str(value) if name == "strategy" else f"{name}={value}" for name, value in varied.items())
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,96 @@
+"""Watching a run until it is finished: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Event
+
+from rich.progress import BarColumn, Progress, TextColumn
+from sqlalchemy import Engine
+
+from producer.console import say, stderr
+from producer.queries import RunProgress, run_progress
+from producer.render import progress_line
+
+POLL_SECONDS = 0.5
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Rate:
+    """Jobs per second since watching began, for the time that is left."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def eta(self, progress: RunProgress) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, progress.num_final)
+        started, done_then = self._first
+        done, left = progress.num_final - done_then, progress.num_jobs - progress.num_final
+        if not left:
+            return "done"
+        if not done:
+            return "ETA unknown"
+        seconds = int(left * (now - started) / done)
+        return f"ETA {seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+
+
+def watch(
+    database: Engine,
+    run_id: str,
+    *,
+    check: Callable[[], None] = lambda: None,
+    pause: Event | None = None,
+    quiet: bool = False,
+) -> RunProgress:
+    """Shows progress on stderr until the run is finished; returns where it ended.
+
+    `check` is called at every look and may raise, for one who knows that nobody works any more.
+    """
+    pause, rate = pause or Event(), Rate()
+    if quiet:
+        return _poll(database, run_id, check, pause, lambda progress: None)
+    if not stderr.is_terminal:
+        return _watch_plainly(database, run_id, check, pause, rate)
+    columns = (BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=stderr, transient=False) as bar:
+        task = bar.add_task("waiting for a worker", total=None)
+
+        def show(progress: RunProgress) -> None:
+            description = progress_line(progress, rate.eta(progress))
+            bar.update(task, total=progress.num_jobs, completed=progress.num_final, description=description)
+
+        return _poll(database, run_id, check, pause, show)
+
+
+def _watch_plainly(
+    database: Engine, run_id: str, check: Callable[[], None], pause: Event, rate: Rate
+) -> RunProgress:
+    last = -PLAIN_LINE_SECONDS
+
+    def show(progress: RunProgress) -> None:
+        nonlocal last
+        line = progress_line(progress, rate.eta(progress))
+        if time.monotonic() - last >= PLAIN_LINE_SECONDS or progress.is_finished:
+            say(line)
+            last = time.monotonic()
+
+    return _poll(database, run_id, check, pause, show)
+
+
+def _poll(
+    database: Engine,
+    run_id: str,
+    check: Callable[[], None],
+    pause: Event,
+    show: Callable[[RunProgress], None],
+) -> RunProgress:
+    while True:
+        progress = run_progress(database, run_id)
+        show(progress)
+        if progress.is_finished:
+            return progress
+        check()
+        pause.wait(POLL_SECONDS)

@@ -1,0 +1,193 @@
+"""Every read of the database that a command makes, as typed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, Row, func, select, text
+from sqlalchemy.exc import DBAPIError
+
+from models.job import Job
+from models.run import Run
+from models.states import JobState
+from models.worker import Worker
+from producer.errors import UsageError
+
+#: A worker that gave no sign of life for so long is not counted.
+WORKER_SILENCE = timedelta(seconds=60)
+
+RESULT_COLUMNS = (
+    "run_id", "run_name", "job_id", "custom_id", "state", "strategy", "params", "seed", "sample_index", "text",
+    "finish_reason", "prompt_tokens", "completion_tokens", "cumulative_logprob", "score", "queued_seconds",
+    "prefill_seconds", "decode_seconds", "worker", "attempts", "error", "metadata", "grid_point", "started_at",
+    "finished_at",
+)  # fmt: skip
+
+JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "top_logprobs", "hypotheses")
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """A run as a person wants to see it."""
+
+    id: str
+    name: str | None
+    model: str
+    state: str
+    source: str
+    created_at: datetime
+    finished_at: datetime | None
+    num_jobs: int
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    completion_tokens: int
+    tokens_per_second: float  # of the workers that serve its model, now
+    mean_running: float  # sequences per decode step, mean over those workers
+    num_workers: int
+
+    @property
+    def num_final(self) -> int:
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+    @property
+    def is_finished(self) -> bool:
+        return self.num_final >= self.num_jobs
+
+
+def find_run(database: Engine, reference: str | None) -> str:
+    """The id of a run given by id, by the start of one, or by name; without a reference the newest.
+
+    Raises `UsageError`.
+    """
+    with database.begin() as connection:
+        newest = select(Run.id).order_by(Run.created_at.desc())
+        if reference is None:
+            row = connection.execute(newest.limit(1)).first()
+            if row is None:
+                raise UsageError("there is no run yet; submit one with: producer run FILE")
+            return str(row[0])
+        exact = connection.execute(select(Run.id).where(Run.id == reference)).first()
+        if exact is not None:
+            return str(exact[0])
+        named = connection.execute(newest.where(Run.name == reference).limit(1)).first()
+        if named is not None:
+            return str(named[0])
+        begins = connection.execute(newest.where(Run.id.startswith(reference, autoescape=True)).limit(2)).all()
+    if len(begins) == 1:
+        return str(begins[0][0])
+    problem = "several runs begin with" if begins else "there is no run"
+    raise UsageError(f"{problem} {reference!r}; `producer status` lists them")
+
+
+def run_progress(database: Engine, run_id: str) -> RunProgress:
+    """Where a run stands. The run must exist."""
+    with database.begin() as connection:
+        run = connection.execute(select(Run).where(Run.id == run_id)).one()
+        running = connection.execute(
+            select(func.count()).select_from(Job).where(Job.run_id == run_id, Job.state == JobState.RUNNING)
+        ).scalar_one()
+        workers = _live_workers(connection.execute(select(Worker).where(Worker.model == run.model)).all())
+    final = run.num_succeeded + run.num_failed + run.num_cancelled + run.num_expired
+    return RunProgress(
+        id=run.id,
+        name=run.name,
+        model=run.model,
+        state=run.state,
+        source=run.source,
+        created_at=run.created_at,
+        finished_at=run.finished_at,
+        num_jobs=run.num_jobs,
+        queued=max(0, run.num_jobs - final - running),
+        running=running,
+        succeeded=run.num_succeeded,
+        failed=run.num_failed,
+        cancelled=run.num_cancelled,
+        expired=run.num_expired,
+        completion_tokens=run.completion_tokens,
+        tokens_per_second=sum(worker.tokens_per_second for worker in workers),
+        mean_running=sum(worker.mean_running for worker in workers) / max(len(workers), 1),
+        num_workers=len(workers),
+    )
+
+
+def recent_runs(database: Engine, limit: int = 20) -> list[RunProgress]:
+    """The newest runs, the newest first."""
+    with database.begin() as connection:
+        ids = connection.execute(select(Run.id).order_by(Run.created_at.desc()).limit(limit)).scalars().all()
+    return [run_progress(database, run_id) for run_id in ids]
+
+
+def live_workers(database: Engine) -> list[Row[Any]]:
+    """Workers that gave a sign of life lately."""
+    with database.begin() as connection:
+        return _live_workers(connection.execute(select(Worker).order_by(Worker.name)).all())
+
+
+def waiting_by_model(database: Engine) -> dict[str, int]:
+    """Jobs that wait, by model."""
+    statement = (
+        select(Run.model, func.count())
+        .join(Job, Job.run_id == Run.id)
+        .where(Job.state == JobState.QUEUED)
+        .group_by(Run.model)
+    )
+    with database.begin() as connection:
+        return {model: count for model, count in connection.execute(statement)}
+
+
+def recent_errors(database: Engine, run_id: str, limit: int = 3) -> list[tuple[str, str]]:
+    """Custom id and error of the jobs that failed last."""
+    statement = (
+        select(Job.custom_id, Job.error)
+        .where(Job.run_id == run_id, Job.state == JobState.FAILED)
+        .order_by(Job.id.desc())
+        .limit(limit)
+    )
+    with database.begin() as connection:
+        return [(custom_id, error or "") for custom_id, error in connection.execute(statement)]
+
+
+def results(database: Engine, run_id: str) -> Iterator[dict[str, Any]]:
+    """A run's rows of `job_results` in the order of its input, a few at a time."""
+    columns = ", ".join(RESULT_COLUMNS)
+    statement = text(
+        f"SELECT {columns} FROM job_results WHERE run_id = :run_id ORDER BY job_id, sample_index"  # noqa: S608
+    )
+    with database.connect().execution_options(stream_results=True, yield_per=500) as connection:
+        for row in connection.execute(statement, {"run_id": run_id}):
+            yield decode_row(dict(row._mapping))
+
+
+def decode_row(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON columns as values: SQLite hands them out as text where a view is read with plain SQL."""
+    import json
+
+    return {
+        name: json.loads(value) if name in JSON_COLUMNS and isinstance(value, str) else value
+        for name, value in row.items()
+    }
+
+
+def run_sql(database: Engine, statement: str, limit: int | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows of a person's own SELECT, on a read-only connection. Raises `UsageError`."""
+    try:
+        with database.connect() as connection:
+            result = connection.exec_driver_sql(statement)
+            if not result.returns_rows:
+                raise UsageError("the statement returns no rows; `producer sql` only reads")
+            rows = result.fetchall() if limit is None else result.fetchmany(limit)
+            return list(result.keys()), [tuple(row) for row in rows]
+    except DBAPIError as error:
+        raise UsageError(f"the database refuses the statement: {str(error.orig).strip()}") from error
+
+
+def _live_workers(rows: Any) -> list[Row[Any]]:
+    now = datetime.now(UTC)
+    return [row for row in rows if row.stopped_at is None and now - row.seen_at < WORKER_SILENCE]

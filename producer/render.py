@@ -1,0 +1,92 @@
+"""Rows to text: table, JSON, JSONL and CSV. Text that a model wrote never reaches a terminal unescaped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, TextIO
+
+from rich.markup import escape
+from rich.table import Table
+
+from producer.queries import RunProgress
+
+MAX_CELL = 80
+
+
+def visible(text: str) -> str:
+    """Control characters as their escapes, so that they cannot move the cursor or colour the screen."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_json_value)
+
+
+def write_jsonl(rows: Iterable[dict[str, Any]], file: TextIO) -> None:
+    for row in rows:
+        file.write(to_json(row) + "\n")
+
+
+def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: TextIO) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_csv_value(value) for value in row])
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    made = Table(header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(escape(column))
+    for row in rows:
+        made.add_row(*(_cell(value) for value in row))
+    return made
+
+
+def progress_line(progress: RunProgress, eta: str) -> str:
+    """One line that says where a run stands."""
+    return (
+        f"{progress.num_final:,} of {progress.num_jobs:,} jobs done, {progress.failed:,} failed, "
+        f"{progress.running:,} running, {progress.tokens_per_second:,.0f} tokens/s, {eta}"
+    )
+
+
+def runs_table(runs: Sequence[RunProgress]) -> Table:
+    columns = ["run", "name", "state", "jobs", "succeeded", "failed", "running", "queued", "tokens", "model"]
+    return table(
+        columns,
+        [
+            (run.id, run.name or "", run.state, run.num_jobs, run.succeeded, run.failed, run.running, run.queued,
+             run.completion_tokens, run.model)
+            for run in runs
+        ],
+    )  # fmt: skip
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "[dim]null[/dim]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = visible(value if isinstance(value, str) else to_json(value) if isinstance(value, dict | list) else str(value))
+    text = text.replace("\n", "\\n")
+    return escape(text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…")
+
+
+def _csv_value(value: Any) -> Any:
+    return to_json(value) if isinstance(value, dict | list) else value.isoformat() if isinstance(value, datetime) else value
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")

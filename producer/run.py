@@ -1,0 +1,183 @@
+"""Submitting a run, decoding it here, going on with one: the order of things, told once."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import copyfileobj
+from sys import stdin
+
+from sqlalchemy import Engine
+
+from migrations.upgrade import SchemaOutOfDate, check_schema
+from models.database import check_connection, open_database
+from models.settings import DEFAULT_MODEL, Settings
+from producer.broker import check_broker, send_run
+from producer.console import say
+from producer.errors import UsageError
+from producer.grid import Grid
+from producer.local import LocalServices
+from producer.model_check import check_model
+from producer.progress import watch
+from producer.queries import RunProgress, find_run, recent_errors, run_progress
+from producer.render import visible
+from producer.submission import Checked, Submission, check, find_unfinished, write
+
+EXIT_OK, EXIT_FAILED_JOBS, EXIT_INTERRUPTED = 0, 1, 130
+
+QUERIES = (
+    "select strategy, count(*), avg(completion_tokens) from job_results group by 1",
+    "select custom_id, text from job_results where run_id = '{run}' limit 5",
+    "select custom_id, position, token, logprob from job_tokens where run_id = '{run}' order by logprob limit 10",
+)
+
+
+def run_here(
+    settings: Settings, file: Path, grid: Grid, *, seed: int | None, priority: int, name: str | None, quiet: bool
+) -> int:
+    """`producer run`: validates, starts what is needed, decodes, sums up; returns the exit code."""
+    with _regular_file(file) as path:
+        settings = settings.model_copy(update={"model": check_model(settings.model)})
+        submission = Submission(path, settings.model, grid, priority, name, seed)
+        checked = _check(submission)
+        with LocalServices(settings) as local:
+            database = local.open_database()
+            run_id = _write_or_resume(submission, checked, database, local)
+            return _decode(local, database, run_id, quiet=quiet)
+
+
+def submit_run(
+    settings: Settings, file: Path, grid: Grid, *, seed: int | None, priority: int, name: str | None
+) -> str:
+    """`producer submit`: validates, writes, sends; returns the run's id."""
+    with _regular_file(file) as path:
+        model = check_model(settings.model) if settings.model != DEFAULT_MODEL else settings.model
+        submission = Submission(path, model, grid, priority, name, seed)
+        checked = _check(submission)
+        broker = _required_broker(settings)
+        database = _ready_database(settings)
+        check_broker(broker)
+        run_id = write(submission, checked, database)
+        num_sent = send_run(settings, database, run_id)
+    say(f"{num_sent:,} jobs submitted as run {run_id}")
+    return run_id
+
+
+def resume_run(settings: Settings, reference: str | None, *, quiet: bool) -> int:
+    """`producer resume`: with a broker, sends what was not sent; without one, decodes the rest here."""
+    if settings.broker is not None:
+        database = _ready_database(settings)
+        check_broker(settings.broker)
+        run_id = find_run(database, reference) if reference is not None else None
+        say(f"{send_run(settings, database, run_id):,} jobs sent again")
+        return EXIT_OK
+    database = _ready_database(settings)
+    run_id = find_run(database, reference)
+    progress = run_progress(database, run_id)
+    if progress.is_finished:
+        say(f"run {run_id} is finished: nothing to resume")
+        return EXIT_OK
+    settings = settings.model_copy(update={"model": progress.model})
+    with LocalServices(settings) as local:
+        local.return_interrupted(database, run_id)
+        return _decode(local, database, run_id, quiet=quiet)
+
+
+def _write_or_resume(submission: Submission, checked: Checked, database: Engine, local: LocalServices) -> str:
+    """The run's id: a new one, or the unfinished one with the same content."""
+    unfinished = find_unfinished(database, checked.content_hash)
+    if unfinished is None:
+        return write(submission, checked, database)
+    done = run_progress(database, unfinished.id).num_final
+    say(f"going on with run {unfinished.id}: {done:,} of {unfinished.num_jobs:,} jobs are done")
+    local.return_interrupted(database, unfinished.id)
+    return unfinished.id
+
+
+def _decode(local: LocalServices, database: Engine, run_id: str, *, quiet: bool) -> int:
+    """Starts the worker, sends the run, watches it to its end and sums up."""
+    try:
+        with _interruptible():
+            local.start_worker()
+            send_run(local.settings, database, run_id)
+            progress = watch(database, run_id, check=local.check_worker, quiet=quiet)
+    except KeyboardInterrupt:
+        say(f"\ninterrupted; run {run_id} goes on with the same command, or with: producer resume {run_id}")
+        return EXIT_INTERRUPTED
+    if not quiet:
+        _sum_up(database, progress, local.settings)
+    return EXIT_OK if progress.succeeded == progress.num_jobs else EXIT_FAILED_JOBS
+
+
+def _sum_up(database: Engine, progress: RunProgress, settings: Settings) -> None:
+    assert progress.finished_at is not None
+    seconds = (progress.finished_at - progress.created_at).total_seconds()
+    say(
+        f"run {progress.id}: {progress.succeeded:,} of {progress.num_jobs:,} jobs succeeded, {progress.failed:,} failed, "
+        f"{progress.completion_tokens:,} tokens in {seconds:,.1f} s"
+    )
+    for custom_id, error in recent_errors(database, progress.id):
+        say(f"  failed: {visible(custom_id)}: {visible(error)}")
+    say(f"The answers are in {database.url.render_as_string()}. Try:")
+    flags = f" --home {settings.home}" if str(settings.home) != ".nocturne" else ""
+    for query in QUERIES:
+        say(f'  producer sql{flags} "{query.format(run=progress.id)}"')
+
+
+def _check(submission: Submission) -> Checked:
+    checked = check(submission)
+    for warning in checked.warnings.values():
+        say(f"warning: {visible(warning)}")
+    return checked
+
+
+def _ready_database(settings: Settings) -> Engine:
+    """The database, reachable and at this version's schema; an embedded one is made. Raises `UsageError`."""
+    from migrations.upgrade import upgrade
+
+    database = open_database(settings.database_url)
+    check_connection(database)
+    if settings.database is None:
+        upgrade(database)
+    try:
+        check_schema(database)
+    except SchemaOutOfDate as error:
+        raise UsageError(str(error)) from error
+    return database
+
+
+def _required_broker(settings: Settings) -> str:
+    if settings.broker is None:
+        raise UsageError("submit needs a Redis server: give --broker redis://… or use `producer run`")
+    return settings.broker
+
+
+@contextmanager
+def _regular_file(file: Path) -> Iterator[Path]:
+    """The file itself; stdin is copied to one, because it is read twice."""
+    if str(file) != "-":
+        if file.is_dir():
+            raise UsageError(f"{file} is a directory; give a file of prompts")
+        yield file
+        return
+    with tempfile.NamedTemporaryFile(prefix="stdin-", suffix=".jsonl") as copy:
+        copyfileobj(stdin.buffer, copy)
+        copy.flush()
+        yield Path(copy.name)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A SIGTERM ends the command as a Ctrl-C does: in order."""
+
+    def interrupt(number: int, frame: object) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

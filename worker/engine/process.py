@@ -1,0 +1,137 @@
+"""The engine in a process of its own: what runs there, and the messages to and from it.
+
+The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready`, `Finished` and `Failed`.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from time import monotonic
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+
+from models.message import JobMessage
+from worker.engine.engine import Engine, EngineConfig
+from worker.engine.model_loader import describe_environment, load_model
+from worker.engine.request import EngineError, InvalidRequest, Request, RequestOutput
+
+STATS_INTERVAL = 1.0  # seconds between two reports
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the process is started with."""
+
+    model: str
+    device: str
+    dtype: str
+    config: EngineConfig
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Submit:
+    jobs: tuple[JobMessage, ...]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    job_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End after what was already sent."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded."""
+
+    environment: dict[str, Any]
+    device: str
+    kv_tokens: int  # room in the KV cache
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The engine could not start; for a person."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since the start, sent now and then."""
+
+    num_steps: int
+    num_row_steps: int  # decoding rows, summed over the steps
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    outputs: tuple[RequestOutput, ...]
+
+
+def run_engine(connection: Connection, options: EngineOptions) -> None:
+    """The process's main function: loads the model, then steps until told to stop or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    try:
+        loaded = load_model(options.model, options.device, options.dtype)
+        engine = Engine(loaded, options.config)
+    except EngineError as error:
+        connection.send(Failed(str(error)))
+        return
+    kv_tokens = engine.blocks.num_usable * options.config.block_size
+    connection.send(Ready(describe_environment(loaded), str(loaded.device), kv_tokens))
+    try:
+        _serve(connection, engine)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone, and with it whoever wanted the answers
+
+
+def _serve(connection: Connection, engine: Engine) -> None:
+    reported, is_stopping = monotonic(), False
+    while engine.has_work or not is_stopping:
+        while (not is_stopping and not engine.has_work) or connection.poll():
+            message = connection.recv()
+            if isinstance(message, Submit):
+                _send(connection, _submit(engine, message.jobs))
+            elif isinstance(message, Cancel):
+                for job_id in message.job_ids:
+                    engine.cancel(job_id)
+            elif isinstance(message, Stop):
+                is_stopping = True
+        _send(connection, engine.step())
+        if monotonic() - reported >= STATS_INTERVAL or not engine.has_work:
+            stats = engine.stats
+            connection.send(Stats(stats.num_decode_steps, stats.num_row_steps, stats.num_generated_tokens))
+            reported = monotonic()
+
+
+def _send(connection: Connection, outputs: list[RequestOutput]) -> None:
+    if outputs:
+        connection.send(Finished(tuple(outputs)))
+
+
+def _submit(engine: Engine, jobs: Iterable[JobMessage]) -> list[RequestOutput]:
+    """Tokenises and queues the jobs; returns those that could not be."""
+    refused = []
+    for job in jobs:
+        try:
+            prompt_ids = engine.encode(job.prompt) if job.prompt is not None else engine.encode_chat(job.messages or [])
+        except TemplateError as error:
+            refused.append(RequestOutput(job.id, 0, error=InvalidRequest(f"the chat template refuses it: {error}")))
+        except EngineError as error:
+            refused.append(RequestOutput(job.id, 0, error=error))
+        else:
+            engine.submit(Request(job.id, prompt_ids, job.params))
+    return refused

@@ -1,0 +1,143 @@
+"""Keeps one engine process alive: starts it, feeds it, hands its outputs on, starts it again when it dies.
+
+Knows nothing of SQL or Celery. Callbacks run on the reader thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from threading import Event, Lock, Thread
+
+from models.message import JobMessage
+from worker.engine.process import Cancel, EngineOptions, Failed, Finished, Ready, Stats, Stop, Submit, run_engine
+from worker.engine.request import ModelUnavailable, RequestOutput
+
+
+class EngineSupervisor:
+    """`on_output` gets each finished request, `on_death` the exit code and the ids that were inside."""
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        on_output: Callable[[RequestOutput], None],
+        on_death: Callable[[str, list[int]], None],
+    ) -> None:
+        self._options = options
+        self._on_output = on_output
+        self._on_death = on_death
+        self._context = multiprocessing.get_context("spawn")
+        self._lock = Lock()  # guards the three below
+        self._inside: set[int] = set()
+        self._connection: Connection | None = None
+        self._process: BaseProcess | None = None
+        self._is_stopping = Event()
+        self._reader: Thread | None = None
+        self.ready: Ready | None = None
+        self.stats = Stats(0, 0, 0)
+
+    @property
+    def process_id(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def num_inside(self) -> int:
+        """Jobs that the engine has and has not finished."""
+        with self._lock:
+            return len(self._inside)
+
+    def start(self) -> Ready:
+        """Starts the process and waits until its model is loaded. Raises `ModelUnavailable`."""
+        ready = self._spawn()
+        self._reader = Thread(target=self._read, name="engine-reader", daemon=True)
+        self._reader.start()
+        return ready
+
+    def submit(self, jobs: Sequence[JobMessage]) -> None:
+        """Sends jobs to the engine; if it dies with them, `on_death` names them."""
+        with self._lock:
+            self._inside.update(job.id for job in jobs)
+            self._send(Submit(tuple(jobs)))
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        """Drops jobs; no output follows for those that were still inside."""
+        with self._lock:
+            self._inside.difference_update(job_ids)
+            self._send(Cancel(tuple(job_ids)))
+
+    def stop(self) -> None:
+        """Ends the process after what it has; returns when it is gone."""
+        self._is_stopping.set()
+        with self._lock:
+            self._send(Stop())
+        if self._reader is not None:
+            self._reader.join()
+
+    def _send(self, message: object) -> None:
+        try:
+            if self._connection is not None:
+                self._connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the reader sees the same end of the pipe and reports what was inside
+
+    def _spawn(self) -> Ready:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=run_engine, args=(theirs, self._options), name="nocturne-engine")
+        process.start()
+        theirs.close()
+        try:
+            message = ours.recv()
+        except EOFError:
+            process.join()
+            raise ModelUnavailable(
+                f"the engine ended while loading {self._options.model!r} (exit code {process.exitcode}); see its log"
+            ) from None
+        if isinstance(message, Failed):
+            process.join()
+            raise ModelUnavailable(message.reason)
+        assert isinstance(message, Ready)
+        with self._lock:
+            self._connection, self._process, self.ready = ours, process, message
+        return message
+
+    def _read(self) -> None:
+        while True:
+            assert self._connection is not None and self._process is not None
+            try:
+                message = self._connection.recv()
+            except (EOFError, ConnectionResetError):
+                if not self._restart():
+                    return
+                continue
+            if isinstance(message, Finished):
+                self._hand_on(message.outputs)
+            elif isinstance(message, Stats):
+                self.stats = message
+
+    def _hand_on(self, outputs: Sequence[RequestOutput]) -> None:
+        for output in outputs:
+            with self._lock:
+                is_expected = output.request_id in self._inside
+                self._inside.discard(output.request_id)
+            if is_expected:
+                self._on_output(output)
+
+    def _restart(self) -> bool:
+        """Reports what died with the engine and starts it again; false where it should not run any more."""
+        assert self._process is not None
+        self._process.join()
+        with self._lock:
+            lost, self._connection = sorted(self._inside), None
+            self._inside.clear()
+        if self._is_stopping.is_set() and not lost:
+            return False
+        reason = f"the engine process ended with exit code {self._process.exitcode}"
+        if self._is_stopping.is_set():
+            self._on_death(reason, lost)
+            return False
+        # The new process must stand before the jobs are tried again.
+        self._spawn()
+        self._on_death(reason, lost)
+        return True

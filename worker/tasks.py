@@ -1,0 +1,71 @@
+"""The Celery task, and the signals that start and end the worker's runtime."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from threading import Thread
+from typing import Any
+
+from celery import signals
+from celery.exceptions import Reject
+from pydantic import ValidationError
+
+from migrations.upgrade import SchemaOutOfDate, check_schema
+from models.database import DatabaseUnavailable, check_connection, open_database
+from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage
+from models.settings import Settings
+from worker.celery import app, send_chunk
+from worker.engine.request import ModelUnavailable
+from worker.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+_runtime: Runtime | None = None
+
+
+@app.task(name=TASK_NAME, bind=True)  # type: ignore[untyped-decorator]
+def generate(self: Any, chunk: dict[str, Any]) -> None:  # noqa: ARG001 - bound for its retries
+    """Decodes the jobs of one chunk; returning acknowledges the message, after everything is committed."""
+    assert _runtime is not None, "the worker was not initialised"
+    if _runtime.is_stopping:
+        raise Reject("the worker is stopping", requeue=True)
+    try:
+        message = ChunkMessage.model_validate(chunk)
+    except ValidationError as error:
+        # Its jobs stay queued in the database; who can read them gets them from the outbox.
+        logger.error("a message that this version cannot read was dropped: %s", error)
+        raise Reject("unreadable message", requeue=False) from error
+    if message.version != MESSAGE_VERSION:
+        logger.error("a message of version %s was dropped; this worker reads %s", message.version, MESSAGE_VERSION)
+        raise Reject("message of another version", requeue=False)
+    _runtime.process(message)
+
+
+@signals.worker_init.connect
+def _start(**kwargs: Any) -> None:  # noqa: ARG001
+    global _runtime
+    settings = Settings()
+    try:
+        database = open_database(settings.database_url)
+        check_connection(database)
+        check_schema(database)
+        _runtime = Runtime(settings, database, partial(send_chunk, app))
+        _runtime.start()
+    except (DatabaseUnavailable, ModelUnavailable, SchemaOutOfDate) as error:
+        print(f"worker: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        raise SystemExit(2) from error
+
+
+@signals.worker_shutting_down.connect
+def _shut_down(**kwargs: Any) -> None:  # noqa: ARG001
+    # In a thread: the signal arrives in the loop that must go on acknowledging messages.
+    if _runtime is not None and not _runtime.is_stopping:
+        Thread(target=_runtime.shut_down, name="shut-down", daemon=True).start()
+
+
+@signals.worker_shutdown.connect
+def _close(**kwargs: Any) -> None:  # noqa: ARG001
+    if _runtime is not None:
+        _runtime.close()

@@ -16,7 +16,7 @@ def run_migrations(engine: Engine) -> None:
             target_metadata=Base.metadata,
             render_as_batch=engine.dialect.name == "sqlite",  # SQLite alters a table by copying it
             compare_type=True,
-            include_name=lambda name, kind, parents: not (kind == "table" and name in view_definitions("sqlite")),
+            include_name=lambda name, kind, _: not (kind == "table" and name in view_definitions("sqlite")),
         )
         with context.begin_transaction():
             context.run_migrations()

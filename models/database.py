@@ -117,8 +117,10 @@ def _sqlite_authorizer(action: int, first: str | None, second: str | None, *rest
         return sqlite3.SQLITE_OK
     if action == sqlite3.SQLITE_TRANSACTION:
         return sqlite3.SQLITE_OK
-    if action == sqlite3.SQLITE_PRAGMA and first in ("table_info", "table_list", "index_list") or (
-        action == sqlite3.SQLITE_PRAGMA and second is None and first in ("user_version", "journal_mode")
+    if (
+        action == sqlite3.SQLITE_PRAGMA
+        and first in ("table_info", "table_list", "index_list")
+        or (action == sqlite3.SQLITE_PRAGMA and second is None and first in ("user_version", "journal_mode"))
     ):
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_DENY

@@ -61,7 +61,9 @@ class LocalServices:
             self._start_redis()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for process in (self._worker, self._redis):
             if process is not None:
                 _stop(process)

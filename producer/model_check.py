@@ -22,7 +22,9 @@ def check_model(model: str) -> str:
 
 def _check_folder(path: Path) -> None:
     if not (path / "config.json").is_file():
-        raise UsageError(f"unknown model {str(path)!r}: the folder has no config.json; give a Transformers model folder")
+        raise UsageError(
+            f"unknown model {str(path)!r}: the folder has no config.json; give a Transformers model folder"
+        )
     if not any(path.glob("*.safetensors")):
         found = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights"
         raise UsageError(
@@ -35,7 +37,7 @@ def _check_hub(model: str) -> None:
     import logging
 
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

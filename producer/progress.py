@@ -51,7 +51,7 @@ def watch(
     """
     pause, rate = pause or Event(), Rate()
     if quiet:
-        return _poll(database, run_id, check, pause, lambda progress: None)
+        return _poll(database, run_id, check, pause, lambda _: None)
     if not stderr.is_terminal:
         return _watch_plainly(database, run_id, check, pause, rate)
     columns = (BarColumn(), TextColumn("{task.description}"))
@@ -65,9 +65,7 @@ def watch(
         return _poll(database, run_id, check, pause, show)
 
 
-def _watch_plainly(
-    database: Engine, run_id: str, check: Callable[[], None], pause: Event, rate: Rate
-) -> RunProgress:
+def _watch_plainly(database: Engine, run_id: str, check: Callable[[], None], pause: Event, rate: Rate) -> RunProgress:
     last = -PLAIN_LINE_SECONDS
 
     def show(progress: RunProgress) -> None:

@@ -152,7 +152,9 @@ def _check_messages(messages: Any) -> None:
         if not isinstance(message, dict):
             raise InvalidLine(field, f"must be an object with role and content, got {_shorten(message)}")
         if message.get("role") not in ROLES:
-            raise InvalidLine(f"{field}.role", f"must be one of {', '.join(ROLES)}, got {_shorten(message.get('role'))}")
+            raise InvalidLine(
+                f"{field}.role", f"must be one of {', '.join(ROLES)}, got {_shorten(message.get('role'))}"
+            )
         if not isinstance(message.get("content"), str):
             raise InvalidLine(f"{field}.content", f"must be a string, got {_shorten(message.get('content'))}")
 

@@ -75,13 +75,21 @@ def _cell(value: Any) -> str:
         return "[dim]null[/dim]"
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = visible(value if isinstance(value, str) else to_json(value) if isinstance(value, dict | list) else str(value))
+    text = visible(
+        value if isinstance(value, str) else to_json(value) if isinstance(value, dict | list) else str(value)
+    )
     text = text.replace("\n", "\\n")
     return escape(text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…")
 
 
 def _csv_value(value: Any) -> Any:
-    return to_json(value) if isinstance(value, dict | list) else value.isoformat() if isinstance(value, datetime) else value
+    return (
+        to_json(value)
+        if isinstance(value, dict | list)
+        else value.isoformat()
+        if isinstance(value, datetime)
+        else value
+    )
 
 
 def _json_value(value: Any) -> Any:

@@ -49,9 +49,7 @@ def run_here(
             return _decode(local, database, run_id, quiet=quiet)
 
 
-def submit_run(
-    settings: Settings, file: Path, grid: Grid, *, seed: int | None, priority: int, name: str | None
-) -> str:
+def submit_run(settings: Settings, file: Path, grid: Grid, *, seed: int | None, priority: int, name: str | None) -> str:
     """`producer submit`: validates, writes, sends; returns the run's id."""
     with _regular_file(file) as path:
         model = check_model(settings.model) if settings.model != DEFAULT_MODEL else settings.model
@@ -116,8 +114,8 @@ def _sum_up(database: Engine, progress: RunProgress, settings: Settings) -> None
     assert progress.finished_at is not None
     seconds = (progress.finished_at - progress.created_at).total_seconds()
     say(
-        f"run {progress.id}: {progress.succeeded:,} of {progress.num_jobs:,} jobs succeeded, {progress.failed:,} failed, "
-        f"{progress.completion_tokens:,} tokens in {seconds:,.1f} s"
+        f"run {progress.id}: {progress.succeeded:,} of {progress.num_jobs:,} jobs succeeded, "
+        f"{progress.failed:,} failed, {progress.completion_tokens:,} tokens in {seconds:,.1f} s"
     )
     for custom_id, error in recent_errors(database, progress.id):
         say(f"  failed: {visible(custom_id)}: {visible(error)}")

@@ -63,7 +63,8 @@ class Checked:
 
 def check(submission: Submission) -> Checked:
     """Reads the whole file once. Raises `InvalidInput` with its first errors, `UsageError` where it cannot be read."""
-    checked, errors, num_errors = Checked(), [], 0
+    checked, num_errors = Checked(), 0
+    errors: list[str] = []
     digest = blake2b(f"{submission.model}\n{submission.seed}\n".encode(), digest_size=16)
     first_line_of: dict[bytes, int] = {}
     for number, draft in _drafts(submission, checked.warnings):

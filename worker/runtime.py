@@ -25,8 +25,8 @@ from models.message import ChunkMessage, JobMessage
 from models.model_name import canonical_model
 from models.outbox import Send, send_outbox
 from models.settings import Settings
-from worker.engine.engine import EngineConfig
-from worker.engine.process import EngineOptions
+from worker.engine.config import EngineConfig
+from worker.engine.protocol import EngineOptions
 from worker.engine.request import RequestOutput
 from worker.gate import Gate
 from worker.store import Claim, FinishedJob, Store

@@ -89,7 +89,12 @@ class Store:
     def give_back(self, claims: Iterable[Claim], *, suspect_because: str | None = None) -> list[int]:
         """Returns claimed jobs to the outbox; the ids of those that were still this worker's."""
         given = []
-        values = {"state": JobState.QUEUED, "lease_expires_at": None, "sent_at": None, "error": suspect_because}
+        values: dict[str, Any] = {
+            "state": JobState.QUEUED,
+            "lease_expires_at": None,
+            "sent_at": None,
+            "error": suspect_because,
+        }
         if suspect_because is not None:
             values["is_suspect"] = True
         with self._database.begin() as connection:

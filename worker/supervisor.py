@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from threading import Event, Lock, Thread
 
 from models.message import JobMessage
-from worker.engine.process import Cancel, EngineOptions, Failed, Finished, Ready, Stats, Stop, Submit, run_engine
+from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Stats, Stop, Submit, engine_main
 from worker.engine.request import ModelUnavailable, RequestOutput
 
 
@@ -84,7 +84,7 @@ class EngineSupervisor:
 
     def _spawn(self) -> Ready:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=run_engine, args=(theirs, self._options), name="nocturne-engine")
+        process = self._context.Process(target=engine_main, args=(theirs, self._options), name="nocturne-engine")
         process.start()
         theirs.close()
         try:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _runtime: Runtime | None = None
 
 
-@app.task(name=TASK_NAME, bind=True)  # type: ignore[untyped-decorator]
+@app.task(name=TASK_NAME, bind=True)
 def generate(self: Any, chunk: dict[str, Any]) -> None:  # noqa: ARG001 - bound for its retries
     """Decodes the jobs of one chunk; returning acknowledges the message, after everything is committed."""
     assert _runtime is not None, "the worker was not initialised"

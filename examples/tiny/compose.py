@@ -82,11 +82,13 @@ def story(rng: random.Random, choices: dict[str, str]) -> str:
     count = rng.randint(low, high) - 2
     kept = sorted(rng.sample(range(len(middle)), min(count, len(middle))))
     opening = "Once upon a time, there was a {size} {animal} named {name} who lived in the {place}."
-    ending = rng.choice([
-        "And {name} the {animal} lived happily ever after.",
-        "From that day on, {name} and {friend} were best friends.",
-        "That night {name} slept well and dreamed of the {place}.",
-    ])
+    ending = rng.choice(
+        [
+            "And {name} the {animal} lived happily ever after.",
+            "From that day on, {name} and {friend} were best friends.",
+            "That night {name} slept well and dreamed of the {place}.",
+        ]
+    )
     sentences = [opening, *(middle[index] for index in kept), ending]
     return " ".join(sentence.format(**words) for sentence in sentences)
 
@@ -95,12 +97,14 @@ def transfer_request(rng: random.Random) -> tuple[str, dict[str, object]]:
     """A request to move money, and the JSON fields of its answer."""
     name, currency = rng.choice(NAMES), rng.choice(list(CURRENCIES))
     amount = rng.choice([rng.randint(1, 99), rng.randint(1, 99) * 10, rng.randint(1, 99) * 100])
-    pattern = rng.choice([
-        "Transfer {amount} {currency} to {name}",
-        "Send {amount} {currency} to {name}",
-        "Pay {name} {amount} {currency}",
-        "Please transfer {amount} {currency} to {name}",
-    ])
+    pattern = rng.choice(
+        [
+            "Transfer {amount} {currency} to {name}",
+            "Send {amount} {currency} to {name}",
+            "Pay {name} {amount} {currency}",
+            "Please transfer {amount} {currency} to {name}",
+        ]
+    )
     text = pattern.format(amount=amount, currency=currency, name=name)
     return text, {"contractor": name, "sum": float(amount), "currency": CURRENCIES[currency]}
 
@@ -116,8 +120,4 @@ def exchange(rng: random.Random) -> Exchange:
 
 def chatml(system: str, user: str) -> str:
     """The ChatML prompt, up to and including the line that opens the assistant's turn."""
-    return (
-        f"<|im_start|>system\n{system}<|im_end|>\n"
-        f"<|im_start|>user\n{user}<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
+    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"

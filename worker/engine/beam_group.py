@@ -83,12 +83,14 @@ def _score(group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...]) -> tu
     raw = raw[: logits.shape[0]]
     scored, params = raw, group.request.params
     if has_history_processors(params):
-        scored = torch.cat([
-            apply_history_processors(
-                raw[index : index + 1], params, group.request.prompt_ids, sequence.token_ids, eos_ids
-            )
-            for index, sequence in enumerate(group.sequences)
-        ])
+        scored = torch.cat(
+            [
+                apply_history_processors(
+                    raw[index : index + 1], params, group.request.prompt_ids, sequence.token_ids, eos_ids
+                )
+                for index, sequence in enumerate(group.sequences)
+            ]
+        )
     return StepColumns(raw, entropies), scored.cpu()
 
 

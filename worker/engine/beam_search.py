@@ -104,9 +104,9 @@ class BeamSearch:
         """Merges hypotheses that just ended into the finished set; only the best `num_beams` candidates may enter."""
         is_closed = all(beam is not None for beam in self.finished) or not self._can_improve
         scores = totals / length**self.length_penalty
-        may_enter = torch.tensor([
-            reason is not None and index < self.num_beams and not is_closed for index, reason in enumerate(reasons)
-        ])
+        may_enter = torch.tensor(
+            [reason is not None and index < self.num_beams and not is_closed for index, reason in enumerate(reasons)]
+        )
         scores = scores + (~may_enter).float() * NOTHING
         merged, order = torch.cat([self.finished_scores, scores]).topk(self.num_beams)
         beams: list[FinishedBeam | None] = []

@@ -69,7 +69,7 @@ class Detokenizer:
 
     def _prefix_pieces(self, token_ids: Sequence[int], whole: str) -> list[str]:
         """For tokenizers whose decoding is not local: the longest part of the whole that each prefix shows."""
-        ends = []
+        ends: list[int] = []
         for end in range(1, len(token_ids)):
             text = self.decode(token_ids[:end]).rstrip(REPLACEMENT)
             shown = 0

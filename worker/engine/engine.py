@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from worker.engine.beam_group import advance_beams, fork_samples, start_beams
+from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.kv_blocks import KVBlocks
 from worker.engine.kv_cache import KVCache, num_blocks_for
@@ -39,18 +40,6 @@ GIB = 2**30
 #: Share of the free memory that the KV cache takes where no size is given.
 CPU_KV_SHARE = 0.25
 CUDA_KV_SHARE = 0.85
-
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """What is decided when an engine starts."""
-
-    max_num_seqs: int = 64  # sequences that decode side by side
-    kv_memory: float | None = None  # GiB; None takes a share of what is free
-    prefill_tokens: int = 2048  # most prompt tokens in one step
-    block_size: int = 64  # tokens in a KV block, and queries in a prefill tile
-    share_prefixes: bool = True
 
 
 @dataclass

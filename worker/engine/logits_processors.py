@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def apply_history_processors(
     history = torch.tensor([[*prompt_ids, *token_ids]], device=scores.device)
     scores = scores.clone()
     if params.logit_bias:
-        bias = {(token_id,): value for token_id, value in params.logit_bias.items()}
+        bias = [[[token_id], value] for token_id, value in params.logit_bias.items()]
         scores = SequenceBiasLogitsProcessor(bias)(history, scores)
     if params.repetition_penalty != 1.0:
         scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(history, scores)
@@ -67,7 +68,7 @@ def _subtract_penalties(scores: Tensor, params: GenerationParams, token_ids: Seq
 
 def apply_sampling_filters(scores: Tensor, params: GenerationParams) -> Tensor:
     """`top_k` and `min_p` on scores already divided by the temperature; left-out tokens become -inf."""
-    history = torch.empty((1, 0), dtype=torch.long, device=scores.device)
+    history: Any = torch.empty((1, 0), dtype=torch.long, device=scores.device)
     if params.top_k is not None:
         scores = TopKLogitsWarper(params.top_k)(history, scores)
     if params.min_p:

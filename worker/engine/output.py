@@ -14,9 +14,7 @@ def failed_output(request: Request, error: EngineError) -> RequestOutput:
     return RequestOutput(request.id, len(request.prompt_ids), error=error)
 
 
-def finished_output(
-    group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None
-) -> RequestOutput:
+def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None) -> RequestOutput:
     """Everything the request asked for; called once, when its last sequence has ended."""
     hypotheses: tuple[Hypothesis, ...] = ()
     if group.is_beam:
@@ -29,7 +27,9 @@ def finished_output(
             Hypothesis(done.text, done.score or 0.0, done.finish_reason, len(done.token_ids)) for done in everything
         )
     else:
-        completions = [_completion(sequence, sequence.index, None, eos_ids, detokenizer) for sequence in group.sequences]
+        completions = [
+            _completion(sequence, sequence.index, None, eos_ids, detokenizer) for sequence in group.sequences
+        ]
     return RequestOutput(
         group.request.id,
         len(group.request.prompt_ids),

@@ -1,82 +1,25 @@
-"""The engine in a process of its own: what runs there, and the messages to and from it.
+"""The engine in a process of its own: loads the model, then steps for as long as there is work.
 
-The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready`, `Finished` and `Failed`.
+It obeys the messages of `worker.engine.protocol`.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import monotonic
-from typing import Any
 
 import torch
 from jinja2 import TemplateError
 
 from models.message import JobMessage
-from worker.engine.engine import Engine, EngineConfig
+from worker.engine.engine import Engine
 from worker.engine.model_loader import describe_environment, load_model
+from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Stats, Stop, Submit
 from worker.engine.request import EngineError, InvalidRequest, Request, RequestOutput
 
 STATS_INTERVAL = 1.0  # seconds between two reports
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What the process is started with."""
-
-    model: str
-    device: str
-    dtype: str
-    config: EngineConfig
-    num_threads: int | None = None
-
-
-@dataclass(frozen=True)
-class Submit:
-    jobs: tuple[JobMessage, ...]
-
-
-@dataclass(frozen=True)
-class Cancel:
-    job_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End after what was already sent."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The model is loaded."""
-
-    environment: dict[str, Any]
-    device: str
-    kv_tokens: int  # room in the KV cache
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The engine could not start; for a person."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counts since the start, sent now and then."""
-
-    num_steps: int
-    num_row_steps: int  # decoding rows, summed over the steps
-    num_generated_tokens: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    outputs: tuple[RequestOutput, ...]
 
 
 def run_engine(connection: Connection, options: EngineOptions) -> None:

@@ -194,4 +194,3 @@ def top_alternatives(logprobs: Tensor, count: int) -> list[tuple[int, float]]:
     values, ids = logprobs.topk(min(count, logprobs.shape[0]))
     pairs = zip(ids.tolist(), values.tolist(), strict=True)
     return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
-

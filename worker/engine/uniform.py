@@ -38,4 +38,4 @@ def uniforms(seeds: Sequence[int], sample_indices: Sequence[int], positions: Seq
     ))  # fmt: skip
     words = philox(counter, np.stack((seed & _LOW, seed >> _32)))
     bits = ((words[0] >> np.uint64(5)) << np.uint64(26)) | (words[1] >> np.uint64(6))
-    return bits.astype(np.float64) * 2.0**-53
+    return np.asarray(bits * 2.0**-53, dtype=np.float64)

@@ -1,0 +1,78 @@
+"""The messages between a worker and its engine process. Loads no torch: the worker's side needs none.
+
+The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` or `Failed`, then `Finished`
+and `Stats`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from models.message import JobMessage
+from worker.engine.config import EngineConfig
+from worker.engine.request import RequestOutput
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the process is started with."""
+
+    model: str
+    device: str
+    dtype: str
+    config: EngineConfig
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Submit:
+    jobs: tuple[JobMessage, ...]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    job_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End after what was already sent."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded."""
+
+    environment: dict[str, Any]
+    device: str
+    kv_tokens: int  # room in the KV cache
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The engine could not start; for a person."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since the start, sent now and then."""
+
+    num_steps: int
+    num_row_steps: int  # decoding rows, summed over the steps
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    outputs: tuple[RequestOutput, ...]
+
+
+def engine_main(connection: Connection, options: EngineOptions) -> None:
+    """What the new process runs; the import happens there."""
+    from worker.engine.process import run_engine
+
+    run_engine(connection, options)

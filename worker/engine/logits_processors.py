@@ -44,7 +44,7 @@ def apply_history_processors(
     history = torch.tensor([[*prompt_ids, *token_ids]], device=scores.device)
     scores = scores.clone()
     if params.logit_bias:
-        bias = [[[token_id], value] for token_id, value in params.logit_bias.items()]
+        bias: list[Any] = [[[token_id], value] for token_id, value in params.logit_bias.items()]
         scores = SequenceBiasLogitsProcessor(bias)(history, scores)
     if params.repetition_penalty != 1.0:
         scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(history, scores)

@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: each creates .venv and installs by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+HOME_OF_DEMO := demo-out
+
+.PHONY: help demo test lint format bench soak clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+# torch first: whatever needs it must find the pinned one instead of fetching its own.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Nocturne needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## the study's prompts over all strategies, then 600 mixed prompts, on the toy model
+	@rm -rf $(HOME_OF_DEMO)
+	$(BIN)/producer run examples/study.jsonl --model examples/tiny/model --home $(HOME_OF_DEMO) --name study --seed 1 \
+		--strategy greedy,sample,nucleus,beam --temperature 0.001,0.1,0.5,1,10 --top-p 0.9,0.15 \
+		--num-beams 1,4,8 --length-penalty 0.5,1,2 --max-new-tokens 400 --repeat 3
+	$(BIN)/producer run examples/prompts.jsonl --model examples/tiny/model --home $(HOME_OF_DEMO) --name prompts --seed 1
+	$(BIN)/producer sql --home $(HOME_OF_DEMO) \
+		"select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens from job_results group by 1, 2"
+
+test: $(INSTALLED) lint  ## lint, types and all tests
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## the engine beside generate and the bare matrix products, ratios and medians
+	$(BIN)/python -m benchmarks.throughput
+
+clean:
+	rm -rf .venv $(HOME_OF_DEMO) build *.egg-info

@@ -36,6 +36,7 @@ STRATEGY_PARAMETERS: dict[Strategy, frozenset[str]] = {
 
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0)]
+BiasedId = Annotated[int, Field(ge=0, strict=False)]  # JSON writes an object's keys as strings
 
 
 class GenerationParams(BaseModel):
@@ -51,7 +52,7 @@ class GenerationParams(BaseModel):
     repetition_penalty: float = Field(default=1.0, gt=0)  # over prompt and answer, as Transformers does
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)  # subtracted once from tokens already generated
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)  # subtracted per earlier occurrence in the answer
-    logit_bias: dict[TokenId, float] | None = Field(default=None, strict=False)  # added to the logits
+    logit_bias: dict[BiasedId, float] | None = Field(default=None, strict=False)  # added to the logits
     num_beams: int = Field(default=1, ge=1, le=MAX_BEAMS)
     num_return: int = Field(default=1, ge=1, le=MAX_BEAMS)  # beam: hypotheses returned; all finished are stored
     length_penalty: float = 1.0  # beam: score = sum of logprobs / generated length ** length_penalty

@@ -79,6 +79,15 @@ class Grid:
                 for number in range(self.repeat):
                     yield params, varied | ({"repeat": number} if self.repeat > 1 else {})
 
+    def check_values(self) -> None:
+        """Raises `UsageError` for a value that no line could take, before any line is blamed for it."""
+        for params, _ in Grid(self.values).points({}):
+            try:
+                validate(params)
+            except InvalidParameters as error:
+                option = f"--{error.field.replace('_', '-')} " if error.field else ""
+                raise UsageError(f"{option}{error.problem}") from error
+
     def check_all_used(self) -> None:
         """Raises `UsageError` for a parameter that no strategy of the command took."""
         for name in self.values:

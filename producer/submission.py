@@ -63,6 +63,7 @@ class Checked:
 
 def check(submission: Submission) -> Checked:
     """Reads the whole file once. Raises `InvalidInput` with its first errors, `UsageError` where it cannot be read."""
+    submission.grid.check_values()
     checked, num_errors = Checked(), 0
     errors: list[str] = []
     digest = blake2b(f"{submission.model}\n{submission.seed}\n".encode(), digest_size=16)
@@ -79,7 +80,7 @@ def check(submission: Submission) -> Checked:
         digest.update(_content(draft))
     if num_errors:
         more = f"\n… and {num_errors - len(errors)} more" if num_errors > len(errors) else ""
-        raise InvalidInput("\n".join(errors) + f"{more}\n{num_errors} errors; nothing was submitted")
+        raise InvalidInput("\n".join(errors) + f"{more}\n{_count(num_errors)}; nothing was submitted")
     if not checked.num_jobs:
         raise InvalidInput(f"{submission.path} has no prompts; give one JSON object per line")
     submission.grid.check_all_used()
@@ -129,6 +130,10 @@ def derived_seed(run_seed: int, custom_id: str) -> int:
     """The seed of a job that names none: a hash of its run's seed and its custom id."""
     digest = blake2b(custom_id.encode(), digest_size=8, key=run_seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") & MAX_SEED
+
+
+def _count(num_errors: int) -> str:
+    return "1 error" if num_errors == 1 else f"{num_errors:,} errors"
 
 
 def _drafts(submission: Submission, warnings: dict[str, str]) -> Iterator[tuple[int, JobDraft | LineError]]:

@@ -12,7 +12,8 @@ from multiprocessing.process import BaseProcess
 from threading import Event, Lock, Thread
 
 from models.message import JobMessage
-from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Stats, Stop, Submit, engine_main
+from worker.engine.main import engine_main
+from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Stats, Stop, Submit
 from worker.engine.request import ModelUnavailable, RequestOutput
 
 

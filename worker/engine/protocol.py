@@ -7,7 +7,6 @@ and `Stats`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 from models.message import JobMessage
@@ -69,10 +68,3 @@ class Stats:
 @dataclass(frozen=True)
 class Finished:
     outputs: tuple[RequestOutput, ...]
-
-
-def engine_main(connection: Connection, options: EngineOptions) -> None:
-    """What the new process runs; the import happens there."""
-    from worker.engine.process import run_engine
-
-    run_engine(connection, options)

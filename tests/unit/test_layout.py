@@ -80,7 +80,10 @@ def loaded_modules(statement: str) -> set[str]:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    statement = "import sys\nsys.argv = ['producer', '--help']\nfrom producer.cli import main\ntry: main()\nexcept SystemExit: pass"
+    statement = (
+        "import sys\nsys.argv = ['producer', '--help']\nfrom producer.cli import main\n"
+        "try: main()\nexcept SystemExit: pass"
+    )
     heavy = {"torch", "transformers", "sqlalchemy", "celery", "redis", "alembic", "pyarrow", "numpy"}
     assert not loaded_modules(statement) & heavy
 

@@ -74,7 +74,11 @@ def advance_beams(
 
 
 def _score(group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...]) -> tuple[StepColumns, Tensor]:
-    """Log-probabilities as the model gives them, and as the search scores them, both [num_beams, vocab] fp32."""
+    """Log-probabilities as the model gives them, and as the search scores them, both [num_beams, vocab] fp32.
+
+    As in Transformers, processors change a beam's log-probabilities, but the logits where there is one beam
+    only (`generate` is greedy then): a repetition penalty makes a difference between the two.
+    """
     rows = logits.float()
     if rows.shape[0] < MIN_ROWS:
         rows = rows.expand(MIN_ROWS, -1)
@@ -83,14 +87,17 @@ def _score(group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...]) -> tu
     raw = raw[: logits.shape[0]]
     scored, params = raw, group.request.params
     if has_history_processors(params):
+        before = rows[:1] if params.num_beams == 1 else raw
         scored = torch.cat(
             [
                 apply_history_processors(
-                    raw[index : index + 1], params, group.request.prompt_ids, sequence.token_ids, eos_ids
+                    before[index : index + 1], params, group.request.prompt_ids, sequence.token_ids, eos_ids
                 )
                 for index, sequence in enumerate(group.sequences)
             ]
         )
+        if params.num_beams == 1:
+            scored = torch.log_softmax(scored, dim=-1)
     return StepColumns(raw, entropies), scored.cpu()
 
 

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 
 from worker.engine.kv_cache import KVCache, LayerShape
 from worker.engine.request import ModelUnavailable
-from worker.engine.step_batch import AttentionTiles, StepBatch
+from worker.engine.step_batch import MIN_ROWS, AttentionTiles, StepBatch
 
 ATTENTION_NAME = "nocturne"
 
@@ -96,22 +96,31 @@ def _attend(
     folded = folded.reshape(num_tiles, num_kv_heads, group * num_queries, dim)
     mask = tiles.mask(window, queries.dtype)
     mask = mask[:, None, None].expand(-1, 1, group, -1, -1).reshape(num_tiles, 1, group * num_queries, -1)
+    if folded.shape[2] < MIN_ROWS:
+        folded, mask = folded.expand(-1, -1, MIN_ROWS, -1), mask.expand(-1, -1, MIN_ROWS, -1)
     if softcap is None:
         attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
         attended = _softcapped_attention(folded, keys, values, mask, scale, softcap)
-    attended = attended.view(num_tiles, num_kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
+    attended = attended[:, :, : group * num_queries]
+    attended = attended.reshape(num_tiles, num_kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
     return attended.reshape(num_tiles, num_queries, num_heads, -1)
 
 
 def _softcapped_attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float
 ) -> Tensor:
-    """Gemma 2's attention: scores are squashed by `softcap * tanh(scores / softcap)` before the mask."""
-    scores = torch.matmul(queries, keys.transpose(2, 3)) * scale
-    scores = torch.tanh(scores / softcap) * softcap + mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(queries.dtype)
-    return torch.matmul(weights, values)
+    """Gemma 2's attention: scores are squashed by `softcap * tanh(scores / softcap)` before the mask.
+
+    One tile at a time: a batched product divides its work by the number of tiles, and so rounds by it.
+    """
+    attended = []
+    for tile in range(queries.shape[0]):
+        scores = torch.matmul(queries[tile], keys[tile].transpose(1, 2)) * scale
+        scores = torch.tanh(scores / softcap) * softcap + mask[tile]
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(queries.dtype)
+        attended.append(torch.matmul(weights, values[tile]))
+    return torch.stack(attended)
 
 
 def _scatter(output: Tensor, tiles: AttentionTiles, attended: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from worker.engine.aligned_activation import align_activations
 from worker.engine.attention import ATTENTION_NAME, ShapeProbe
 from worker.engine.kv_cache import LayerShape
 from worker.engine.packed_linear import can_pack, pack_linears
@@ -67,6 +68,8 @@ def prepare_model(name: str, model: Any, tokenizer: Any, device: torch.device) -
     model.set_attn_implementation(ATTENTION_NAME)
     model = model.to(device).eval().requires_grad_(False)
     config = model.config.get_text_config()
+    if device.type == "cpu":
+        align_activations(model)
     is_packed = device.type == "cpu" and can_pack(model.dtype)
     if is_packed:
         pack_linears(model)

@@ -1,0 +1,110 @@
+"""The nucleus rule against a brute-force reference written from DESIGN's sentence, in exact order."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from worker.engine.sampler import NUCLEUS_CANDIDATES, TOP_P_SLACK, draw_nucleus, nucleus
+
+TEMPERATURES = (0.001, 0.1, 0.5, 1.0, 2.0, 10.0)
+
+logit = st.one_of(
+    st.floats(-30, 30, width=32),
+    st.sampled_from([0.0, 1.0, -1.0]),  # ties
+    st.just(-math.inf),
+)
+
+
+def weights_of(logits: list[float], temperature: float) -> torch.Tensor:
+    """Unnormalised probabilities as the sampler makes them, in fp32."""
+    scaled = torch.tensor(logits, dtype=torch.float32) / temperature
+    return (scaled - scaled.max()).exp()
+
+
+def brute_force(weights: torch.Tensor, top_p: float) -> tuple[list[int], float]:
+    """The kept ids by the rule, one token at a time, and how far the nearest sum was from the limit."""
+    values = [float(weight) for weight in weights]
+    total = math.fsum(values)
+    order = sorted(range(len(values)), key=lambda token_id: (-values[token_id], token_id))
+    limit = top_p + TOP_P_SLACK
+    kept: list[int] = []
+    nearest = math.inf
+    for count in range(1, len(order) + 1):
+        cumulative = math.fsum(values[token_id] for token_id in order[:count]) / total
+        nearest = min(nearest, abs(cumulative - limit))
+        if cumulative > limit:
+            break
+        kept.append(order[count - 1])
+    return kept or order[:1], nearest
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    logits=st.lists(logit, min_size=1, max_size=60),
+    temperature=st.sampled_from(TEMPERATURES),
+    percent=st.integers(1, 99),
+)
+@example(logits=[0.0] * 10, temperature=1.0, percent=30)  # 0.1 + 0.1 + 0.1 does not exceed 0.3
+@example(logits=[5.0, 0.0], temperature=1.0, percent=50)  # one token that exceeds it alone
+@example(logits=[0.0, -math.inf, 0.0], temperature=0.001, percent=50)
+def test_the_kept_set_is_that_of_the_rule(logits: list[float], temperature: float, percent: int) -> None:
+    assume(any(value > -math.inf for value in logits))
+    weights, top_p = weights_of(logits, temperature), percent / 100
+    expected, nearest = brute_force(weights, top_p)
+    assume(nearest > 1e-12)  # there the order of float64 additions decides
+    token_ids, kept_weights = nucleus(weights, top_p)
+    assert token_ids.tolist() == expected
+    assert kept_weights.tolist() == [float(weights[token_id]) for token_id in expected]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    temperature=st.sampled_from(TEMPERATURES),
+    percent=st.integers(1, 99),
+    num_levels=st.sampled_from([2, 7, 50, 100_000]),
+)
+def test_a_large_vocabulary_keeps_the_same_set(seed: int, temperature: float, percent: int, num_levels: int) -> None:
+    """More tokens than are sorted first, with few distinct values, so that ties run through every border."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(0, num_levels, (4 * NUCLEUS_CANDIDATES + 3,), generator=generator) * (12.0 / num_levels)
+    weights, top_p = weights_of(logits.tolist(), temperature), percent / 100
+    expected, nearest = brute_force_sorted(weights, top_p)
+    assume(nearest > 1e-11)
+    assert nucleus(weights, top_p)[0].tolist() == expected
+
+
+def brute_force_sorted(weights: torch.Tensor, top_p: float) -> tuple[list[int], float]:
+    """`brute_force` with a running sum: the same rule where there are too many tokens to add up each time."""
+    values = [float(weight) for weight in weights]
+    total, running, nearest, kept = math.fsum(values), 0.0, math.inf, []
+    order = sorted(range(len(values)), key=lambda token_id: (-values[token_id], token_id))
+    for token_id in order:
+        running += values[token_id]
+        nearest = min(nearest, abs(running / total - top_p - TOP_P_SLACK))
+        if running / total > top_p + TOP_P_SLACK:
+            break
+        kept.append(token_id)
+    return kept or order[:1], nearest
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_top_p_of_one_keeps_every_possible_token(temperature: float) -> None:
+    weights = weights_of([3.0, 2.0, -math.inf, 1.0], temperature)
+    draws = {draw_nucleus(weights, 1.0, number / 1000).token_id for number in range(1000)}
+    assert draws == {token_id for token_id, weight in enumerate(weights.tolist()) if weight >= 0.001 * weights.sum()}
+    assert draw_nucleus(weights, 1.0, 0.0).kept == int((weights > 0).sum())
+
+
+def test_the_draw_inverts_the_renormalised_sum() -> None:
+    weights = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    # Nucleus of 0.7: ids 1 and 3 with 0.4 and 0.3, renormalised to 4/7 and 3/7.
+    assert draw_nucleus(weights, 0.7, 0.57).token_id == 1
+    drawn = draw_nucleus(weights, 0.7, 0.58)
+    assert (drawn.token_id, drawn.kept) == (3, 2)
+    assert drawn.logprob == pytest.approx(math.log(3 / 7))

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from time import monotonic
 
 import torch
+import transformers
 from jinja2 import TemplateError
 
 from models.message import JobMessage
@@ -25,6 +26,7 @@ STATS_INTERVAL = 1.0  # seconds between two reports
 def run_engine(connection: Connection, options: EngineOptions) -> None:
     """The process's main function: loads the model, then steps until told to stop or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
+    transformers.utils.logging.disable_progress_bar()  # its standard error is a log
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     try:

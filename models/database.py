@@ -54,7 +54,11 @@ def open_database(url: str, *, read_only: bool = False) -> Engine:
     try:
         if parsed.get_backend_name() == "sqlite":
             return _open_sqlite(parsed.database or "", read_only=read_only)
-        engine = create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        arguments: dict[str, Any] = {"connect_timeout": 10}
+        if read_only:
+            # Preparing every statement lets it be one only: a second could begin to write.
+            arguments["prepare_threshold"] = 0
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments)
     except (NoSuchModuleError, ImportError) as error:
         raise DatabaseUnavailable(f"no driver for {parsed.drivername}: {error}") from error
     if read_only:

@@ -21,5 +21,5 @@ class Worker(Base):
     seen_at: Mapped[datetime]  # last sign of life
     stopped_at: Mapped[datetime | None]  # set when it ended in order
     tokens_per_second: Mapped[float]  # generated, over the last seconds
-    num_steps: Mapped[int] = mapped_column(BigId)  # decode steps since the start
-    mean_running: Mapped[float]  # sequences per decode step since the start
+    num_steps: Mapped[int] = mapped_column(BigId)  # engine steps since the start
+    mean_running: Mapped[float]  # sequences per step since the start

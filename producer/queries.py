@@ -139,7 +139,7 @@ def waiting_by_model(database: Engine) -> dict[str, int]:
         .group_by(Run.model)
     )
     with database.begin() as connection:
-        return dict(connection.execute(statement).tuples().all())
+        return dict(connection.execute(statement).all())
 
 
 def recent_errors(database: Engine, run_id: str, limit: int = 3) -> list[tuple[str, str]]:

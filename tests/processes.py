@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -105,11 +107,11 @@ class CommandProcess:
 
     def kill_all(self) -> None:
         """Kills the process and everything it started, as a power cut would."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        self.process.communicate()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     def __enter__(self) -> Self:
         return self
@@ -129,3 +131,11 @@ class WorkerProcess(CommandProcess):
         except AssertionError:
             self.kill_all()
             raise
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Looks at another process's doings until they are as wanted."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)

@@ -72,6 +72,7 @@ class Runtime:
     def __init__(self, settings: Settings, database: Engine, send: Send) -> None:
         self.settings = settings
         self.name = settings.worker_name or f"{platform.node()}-{settings.device}-{os.getpid()}"
+        self.device = settings.device
         self._database = database
         self._send = send
         self._store = Store(database, self.name, settings.lease_seconds)
@@ -102,7 +103,7 @@ class Runtime:
             thread = Thread(target=target, name=target.__name__.strip("_"), daemon=True)
             thread.start()
             self._threads.append(thread)
-        logger.info("%s serves %s on %s", self.name, self.settings.model, ready.device)
+        self.device = ready.device
 
     def process(self, chunk: ChunkMessage) -> int:
         """Claims what is still queued of the chunk and returns when all of it is final; how many those were."""
@@ -208,7 +209,7 @@ class Runtime:
             with self._lock:
                 claims = [pending.claim for pending in self._pending.values()]
             try:
-                mean_running = stats.num_row_steps / max(stats.num_steps, 1)
+                mean_running = stats.num_sequence_steps / max(stats.num_steps, 1)
                 self._store.heartbeat(claims, max(speed, 0.0), stats.num_steps, mean_running)
                 if not self.is_stopping:
                     self._store.release_expired_leases()

@@ -58,6 +58,12 @@ def _start(**kwargs: Any) -> None:  # noqa: ARG001
         raise SystemExit(2) from error
 
 
+@signals.worker_ready.connect
+def _announce(**kwargs: Any) -> None:  # noqa: ARG001
+    assert _runtime is not None
+    logger.info("%s serves %s on %s", _runtime.name, _runtime.settings.model, _runtime.device)
+
+
 @signals.worker_shutting_down.connect
 def _shut_down(**kwargs: Any) -> None:  # noqa: ARG001
     # In a thread: the signal arrives in the loop that must go on acknowledging messages.

@@ -30,9 +30,9 @@ def test_slots_are_refilled_and_nothing_is_lost() -> None:
         engine.submit(request)
     running, outputs = [], []
     while engine.has_work:
-        before = engine.stats.num_row_steps
+        before = engine.stats.num_sequence_steps
         outputs += engine.step()
-        running.append(engine.stats.num_row_steps - before)
+        running.append(engine.stats.num_sequence_steps - before)
     assert sorted(output.request_id for output in outputs) == list(range(NUM_REQUESTS))
     for output in outputs:
         expected = requests[output.request_id].params.max_new_tokens

@@ -8,6 +8,8 @@ not a multiple of what all threads take at once, it is padded.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ VECTOR_ELEMENTS = 64
 #: torch gives every thread at least this many elements.
 GRAIN_SIZE = 32768
 
-_KINDS = tuple({kind[0] if isinstance(kind, tuple) else kind for kind in ACT2CLS.values()})
+_KINDS: tuple[Any, ...] = tuple({kind[0] if isinstance(kind, tuple) else kind for kind in ACT2CLS.values()})
 
 
 class AlignedActivation(nn.Module):

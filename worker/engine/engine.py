@@ -49,8 +49,7 @@ class EngineStats:
     num_steps: int = 0
     num_prefill_tokens: int = 0
     num_generated_tokens: int = 0
-    num_row_steps: int = 0  # decoding rows, summed over the steps
-    num_decode_steps: int = 0
+    num_sequence_steps: int = 0  # sequences worked on, summed over the steps
 
 
 class Engine:
@@ -131,7 +130,9 @@ class Engine:
         for chunk in plan.prefills:
             self.blocks.extend(chunk.sequence.table, chunk.end)
         logits, sequences = self._runner.run(plan, copies)
-        self._count(plan.decodes, sum(chunk.end - chunk.start for chunk in plan.prefills))
+        self.stats.num_steps += 1
+        self.stats.num_prefill_tokens += sum(chunk.end - chunk.start for chunk in plan.prefills)
+        self.stats.num_sequence_steps += len(plan.decodes) + len(plan.prefills)
         for sequence in plan.decodes:
             sequence.num_computed += 1
         for chunk in plan.prefills:
@@ -165,12 +166,14 @@ class Engine:
                 self._after_prefill(group)
                 rows = rows * len(group.sequences)
             if group.is_beam:
+                self.stats.num_generated_tokens += len(rows)
                 self._advance_beams(group, logits, rows, sequences)
             else:
                 alive = [s for s in group.sequences if s.finish_reason is None]
                 by_row = {id(sequences[row]): row for row in rows}
                 plain += [(by_row.get(id(sequence), rows[0]), sequence) for sequence in alive]
         if plain:
+            self.stats.num_generated_tokens += len(plain)
             self._sample(logits, plain)
         return touched
 
@@ -216,14 +219,6 @@ class Engine:
         self._scheduler.retire(group)
         del self._groups[group.request.id]
         return finished_output(group, self._eos_ids(group.request), self.detokenizer)
-
-    def _count(self, decodes: SequenceOf[Sequence], num_prefill_tokens: int) -> None:
-        self.stats.num_steps += 1
-        self.stats.num_prefill_tokens += num_prefill_tokens
-        self.stats.num_generated_tokens += len(decodes)
-        if decodes:
-            self.stats.num_decode_steps += 1
-            self.stats.num_row_steps += len(decodes)
 
     def _eos_ids(self, request: Request) -> tuple[int, ...]:
         return eos_ids_of(request.params, self.loaded.eos_token_ids)

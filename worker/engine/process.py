@@ -58,7 +58,7 @@ def _serve(connection: Connection, engine: Engine) -> None:
         _send(connection, engine.step())
         if monotonic() - reported >= STATS_INTERVAL or not engine.has_work:
             stats = engine.stats
-            connection.send(Stats(stats.num_decode_steps, stats.num_row_steps, stats.num_generated_tokens))
+            connection.send(Stats(stats.num_steps, stats.num_sequence_steps, stats.num_generated_tokens))
             reported = monotonic()
 
 

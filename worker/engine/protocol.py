@@ -61,7 +61,7 @@ class Stats:
     """Counts since the start, sent now and then."""
 
     num_steps: int
-    num_row_steps: int  # decoding rows, summed over the steps
+    num_sequence_steps: int  # sequences worked on, summed over the steps
     num_generated_tokens: int
 
 

@@ -1,0 +1,193 @@
+"""Whatever is interrupted, interrupted again or killed: the run comes out whole, each job once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import Engine, func, select, text
+
+from models.database import open_database
+from models.job import Job
+from models.run import Run
+from models.states import JobState
+from tests.conftest import TOY_MODEL, Producer
+from tests.processes import CommandProcess, WorkerProcess, wait_until
+
+NUM_JOBS = 160
+NUM_TOKENS = 80
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Jobs that keep one thread busy for some seconds."""
+    lines = [
+        {"custom_id": f"job-{n}", "prompt": f"Story {n}", "max_new_tokens": NUM_TOKENS, "ignore_eos": True,
+         "strategy": "sample", "seed": n}
+        for n in range(NUM_JOBS)
+    ]  # fmt: skip
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture
+def start_run(tmp_path: Path, prompts: Path) -> Callable[[], CommandProcess]:
+    def start() -> CommandProcess:
+        settings = {"NOCTURNE_NUM_THREADS": "1", "NOCTURNE_MAX_NUM_SEQS": "16", "NOCTURNE_HEARTBEAT_SECONDS": "0.2"}
+        return CommandProcess("producer", ["run", prompts, "--model", TOY_MODEL], tmp_path, **settings)
+
+    return start
+
+
+def num_done(database: Engine) -> int:
+    with database.begin() as connection:
+        statement = select(func.count()).select_from(Job).where(Job.state == JobState.SUCCEEDED)
+        return connection.execute(statement).scalar_one()
+
+
+def embedded_database(tmp_path: Path) -> Engine:
+    path = tmp_path / ".nocturne" / "nocturne.db"
+    wait_until(lambda: path.exists() and path.with_name("worker.log").exists())
+    return open_database(f"sqlite:///{path}")
+
+
+def assert_whole(database: Engine) -> None:
+    """One run; every job succeeded with one result and all its tokens."""
+    with database.begin() as connection:
+        (run,) = connection.execute(select(Run.num_jobs, Run.num_succeeded, Run.state, Run.completion_tokens)).all()
+        assert tuple(run) == (NUM_JOBS, NUM_JOBS, "finished", NUM_JOBS * NUM_TOKENS)
+        counted = connection.execute(
+            text("select count(*), count(distinct job_id), count(distinct custom_id) from job_results")
+        ).one()
+        assert tuple(counted) == (NUM_JOBS, NUM_JOBS, NUM_JOBS)
+        traces = connection.execute(text("select count(*) from token_traces")).scalar_one()
+        assert traces == NUM_JOBS * NUM_TOKENS
+    database.dispose()
+
+
+def local_processes(tmp_path: Path) -> list[psutil.Process]:
+    noted = json.loads((tmp_path / ".nocturne" / "processes.json").read_text())
+    return [psutil.Process(pid) for pid, _ in noted if psutil.pid_exists(pid)]
+
+
+def worker_of(tmp_path: Path) -> psutil.Process:
+    (worker,) = [process for process in local_processes(tmp_path) if "worker" in process.cmdline()]
+    return worker
+
+
+def engine_of(worker: psutil.Process) -> psutil.Process:
+    (engine,) = [child for child in worker.children() if "spawn_main" in " ".join(child.cmdline())]
+    return engine
+
+
+def test_control_c_and_the_same_command_again(start_run: Callable[[], CommandProcess], tmp_path: Path) -> None:
+    with start_run() as first:
+        database = embedded_database(tmp_path)
+        wait_until(lambda: num_done(database) > 10)
+        started = local_processes(tmp_path)
+        first.signal(signal.SIGINT)
+        assert first.finish() == 130
+        assert "goes on with the same command, or with: producer resume" in "".join(first.lines)
+        assert not any(process.is_running() for process in started)
+    done = num_done(database)
+    assert 10 < done < NUM_JOBS
+    with start_run() as second:
+        assert second.finish() == 0
+        assert f"going on with run {run_id(database)}: " in "".join(second.lines)
+    assert_whole(database)
+
+
+def test_a_killed_producer_and_resume(
+    start_run: Callable[[], CommandProcess], producer: Producer, tmp_path: Path
+) -> None:
+    with start_run() as first:
+        database = embedded_database(tmp_path)
+        wait_until(lambda: num_done(database) > 10)
+        worker = worker_of(tmp_path)
+        os.kill(first.pid, signal.SIGKILL)
+        worker.wait(timeout=60)  # it notices that whoever started it is gone
+    assert num_done(database) < NUM_JOBS
+    producer("resume")
+    assert_whole(database)
+
+
+def test_everything_killed_at_once(start_run: Callable[[], CommandProcess], tmp_path: Path) -> None:
+    """As by a power cut: nothing has time to put anything in order."""
+    with start_run() as first:
+        database = embedded_database(tmp_path)
+        wait_until(lambda: num_done(database) > 10)
+        worker = worker_of(tmp_path)
+        everything = [first.pid, *(p.pid for p in local_processes(tmp_path)), engine_of(worker).pid]
+        for pid in everything:
+            os.kill(pid, signal.SIGKILL)
+    with start_run() as second:
+        assert second.finish() == 0
+    assert_whole(database)
+
+
+def test_a_killed_engine_is_started_again(start_run: Callable[[], CommandProcess], tmp_path: Path) -> None:
+    with start_run() as run:
+        database = embedded_database(tmp_path)
+        wait_until(lambda: num_done(database) > 10)
+        engine_of(worker_of(tmp_path)).kill()
+        assert run.finish() == 0
+    with database.begin() as connection:
+        attempts = connection.execute(select(func.max(Job.attempts))).scalar_one()
+    assert attempts == 2
+    assert_whole(database)
+
+
+def test_a_killed_worker_loses_its_jobs_to_another(
+    producer: Producer, postgres_url: str, broker: str, prompts: Path, tmp_path: Path
+) -> None:
+    places = ["--database", postgres_url, "--broker", broker]
+    producer("db", "upgrade", "--database", postgres_url)
+    settings = {"NOCTURNE_LEASE_SECONDS": "2", "NOCTURNE_MAX_NUM_SEQS": "16"}
+    database = open_database(postgres_url)
+    with (
+        WorkerProcess("--model", TOY_MODEL, "--name", "doomed", *places, cwd=tmp_path, **settings) as doomed,
+        WorkerProcess("--model", TOY_MODEL, "--name", "heir", *places, cwd=tmp_path, **settings) as heir,
+    ):
+        producer("submit", prompts, "--model", TOY_MODEL, *places)
+        wait_until(lambda: num_done(database) > 10)
+        doomed.kill_all()
+        producer("status", "--watch", *places[:2])
+        heir.signal(signal.SIGTERM)
+        assert heir.finish() == 0
+    with database.begin() as connection:
+        workers = set(connection.execute(select(Job.worker).distinct()).scalars())
+    assert "heir" in workers
+    assert_whole(database)
+
+
+def test_a_worker_told_to_stop_gives_the_rest_back(
+    producer: Producer, postgres_url: str, broker: str, prompts: Path, tmp_path: Path
+) -> None:
+    places = ["--database", postgres_url, "--broker", broker]
+    producer("db", "upgrade", "--database", postgres_url)
+    producer("submit", prompts, "--model", TOY_MODEL, *places)
+    database = open_database(postgres_url)
+    settings = {"NOCTURNE_GRACE_SECONDS": "0.2", "NOCTURNE_MAX_NUM_SEQS": "16"}
+    with WorkerProcess("--model", TOY_MODEL, *places, cwd=tmp_path, **settings) as first:
+        wait_until(lambda: num_done(database) > 10)
+        first.signal(signal.SIGTERM)
+        assert first.finish() == 0
+    with database.begin() as connection:
+        states = dict(connection.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+    assert set(states) == {JobState.QUEUED, JobState.SUCCEEDED}
+    with WorkerProcess("--model", TOY_MODEL, *places, cwd=tmp_path) as second:
+        producer("status", "--watch", *places[:2])
+        second.signal(signal.SIGTERM)
+        assert second.finish() == 0
+    assert_whole(database)
+
+
+def run_id(database: Engine) -> str:
+    with database.begin() as connection:
+        return connection.execute(select(Run.id)).scalar_one()

@@ -1,0 +1,126 @@
+"""`producer run` as its user meets it: from a file to answers, with nothing running before or after."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import ROOT, TOY_MODEL, Producer
+
+STUDY = ROOT / "examples" / "study.jsonl"
+
+
+def processes_with(text: str) -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        if process.pid != os.getpid() and text in " ".join(process.info["cmdline"] or ()):
+            found.append(" ".join(process.info["cmdline"]))
+    return found
+
+
+def test_the_study_from_file_to_sql(producer: Producer, tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    done = producer(
+        "run", STUDY, "--model", TOY_MODEL, "--home", home, "--name", "study", "--seed", 3,
+        "--strategy", "greedy,sample,nucleus,beam", "--temperature", "0.5,10", "--top-p", "0.9", "--num-beams", "4",
+        "--max-new-tokens", "120", "--top-logprobs", "2",
+    )  # fmt: skip
+    assert done.stdout == ""
+    assert "12 of 12 jobs succeeded, 0 failed" in done.stderr
+    assert processes_with(str(home)) == []
+
+    # The three queries that the summary suggests work as they are printed.
+    queries = [line.split('"')[1] for line in done.stderr.splitlines() if line.startswith("  producer sql")]
+    assert len(queries) == 3
+    for query in queries:
+        assert json.loads(producer("sql", query, "--home", home, "--format", "json").stdout)
+
+    rows = json.loads(
+        producer(
+            "sql", "--home", home, "--format", "json",
+            "select strategy, count(*) as n, avg(completion_tokens) as mean from job_results group by 1 order by 1",
+        ).stdout
+    )  # fmt: skip
+    assert [(row["strategy"], row["n"]) for row in rows] == [("beam", 2), ("greedy", 2), ("nucleus", 4), ("sample", 4)]
+    assert all(row["mean"] > 1 for row in rows)
+
+    # Each token has its row; two alternatives were asked for.
+    counts = (
+        "select sum(completion_tokens), (select count(*) from token_traces), (select count(*) from {}) from results"
+    )
+    (answer,) = json.loads(
+        producer("sql", counts.format("token_alternatives"), "--home", home, "--format", "json").stdout
+    )
+    tokens, traces, alternatives = answer.values()
+    assert tokens == traces
+    assert alternatives == 2 * traces
+
+    # Results in the order of the input, as JSON lines and as CSV.
+    records = [json.loads(line) for line in producer("results", "study", "--home", home).stdout.splitlines()]
+    assert [record["custom_id"].split("#")[0] for record in records] == ["hedgehog"] * 6 + ["transfer"] * 6
+    assert all(record["state"] == "succeeded" and record["text"] for record in records)
+    assert records[0]["grid_point"] == {"strategy": "greedy"}
+    output = tmp_path / "answers.csv"
+    producer("results", "--home", home, "--format", "csv", "-o", output)
+    table = list(csv.DictReader(io.StringIO(output.read_text())))
+    assert [row["text"] for row in table] == [record["text"] for record in records]
+
+    # And what it says of itself.
+    assert "study" in producer("status", "--home", home).stdout
+    (status,) = json.loads(producer("status", "--home", home, "--json").stdout)
+    assert (status["state"], status["succeeded"], status["completion_tokens"]) == ("finished", 12, tokens)
+    assert "nothing to resume" in producer("resume", "--home", home).stderr
+    assert "ok   database" in producer("doctor", "--home", home, "--model", TOY_MODEL).stdout
+
+
+def test_two_thousand_prompts_of_long_tailed_lengths(producer: Producer, tmp_path: Path) -> None:
+    rng = random.Random(12)
+    lines = [
+        {
+            "custom_id": f"job-{number}",
+            "prompt": f"Story {number}",
+            "max_new_tokens": min(120, max(2, int(rng.lognormvariate(2.3, 0.8)))),
+            "ignore_eos": True,
+        }
+        for number in range(2000)
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    producer("run", path, "--model", TOY_MODEL, "--home", tmp_path / "h", "--quiet", NOCTURNE_MAX_NUM_SEQS="32")
+    query = (
+        "select count(*) as n, count(distinct job_id) as jobs, count(distinct custom_id) as ids, "
+        "sum(completion_tokens) as tokens, min(attempts) as least, max(attempts) as most from job_results"
+    )
+    (row,) = json.loads(producer("sql", query, "--home", tmp_path / "h", "--format", "json").stdout)
+    tokens = sum(line["max_new_tokens"] for line in lines)
+    assert row == {"n": 2000, "jobs": 2000, "ids": 2000, "tokens": tokens, "least": 1, "most": 1}
+    # Over the whole run, its ramp and its tail included.
+    (worker,) = json.loads(
+        producer("sql", "select mean_running from workers", "--home", tmp_path / "h", "--format", "json").stdout
+    )
+    assert worker["mean_running"] > 0.85 * 32
+
+
+def test_a_job_that_fails_is_reported_and_the_others_succeed(producer: Producer, tmp_path: Path) -> None:
+    lines = [{"custom_id": "good", "prompt": "x", "max_new_tokens": 3}, {"custom_id": "long", "prompt": "x " * 3000}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    done = producer("run", path, "--model", TOY_MODEL, "--home", tmp_path / "h", exit_code=1)
+    assert "1 of 2 jobs succeeded, 1 failed" in done.stderr
+    assert "failed: long: the prompt has" in done.stderr and "context window" in done.stderr
+    assert "exit" not in done.stderr
+    status = producer("status", "--home", tmp_path / "h", "--json", ).stdout  # fmt: skip
+    assert json.loads(status)[0]["failed"] == 1
+
+
+def test_prompts_come_from_a_pipe(producer: Producer, tmp_path: Path) -> None:
+    done = producer(
+        "run", "-", "--model", TOY_MODEL, "--home", tmp_path / "h", "--max-new-tokens", 3, stdin='{"prompt": "Hello"}\n'
+    )
+    assert "1 of 1 jobs succeeded" in done.stderr

@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench soak clean
+.PHONY: help demo test lint format bench docs clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## the study's prompts over all strategies, then 600 mixed p
 		"select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens from job_results group by 1, 2"
 
 test: $(INSTALLED) lint  ## lint, types and all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -41,6 +41,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)  ## the engine beside generate and the bare matrix products, ratios and medians
 	$(BIN)/python -m benchmarks.throughput
+
+docs: $(INSTALLED)  ## docs/help.md from the commands
+	$(BIN)/python -m tests.help_pages
 
 clean:
 	rm -rf .venv $(HOME_OF_DEMO) build *.egg-info

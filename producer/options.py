@@ -15,12 +15,12 @@ from producer.grid import RULES, Grid, parse_option
 GRID = "Decoding (a comma list makes a grid of all combinations)"
 PLACES = "Places"
 
-Model = Annotated[str | None, typer.Option(help="hub id or folder  [default: Qwen/Qwen2-0.5B]", rich_help_panel=PLACES)]
+Model = Annotated[str | None, typer.Option(help="hub id or folder (default: Qwen/Qwen2-0.5B)", rich_help_panel=PLACES)]
 Database = Annotated[
-    str | None, typer.Option(help="SQLAlchemy URL  [default: <home>/nocturne.db]", rich_help_panel=PLACES)
+    str | None, typer.Option(help="SQLAlchemy URL (default: <home>/nocturne.db)", rich_help_panel=PLACES)
 ]
 Broker = Annotated[str | None, typer.Option(help="Redis URL", rich_help_panel=PLACES)]
-Home = Annotated[Path | None, typer.Option(help="embedded state  [default: .nocturne]", rich_help_panel=PLACES)]
+Home = Annotated[Path | None, typer.Option(help="embedded state (default: .nocturne)", rich_help_panel=PLACES)]
 
 Strategy = Annotated[str | None, typer.Option(help="greedy, sample, nucleus, beam", rich_help_panel=GRID)]
 Temperature = Annotated[str | None, typer.Option(help="sample, nucleus: above 0", rich_help_panel=GRID)]
@@ -31,7 +31,9 @@ RepetitionPenalty = Annotated[str | None, typer.Option(help="1 changes nothing",
 NumBeams = Annotated[str | None, typer.Option(help="beam: hypotheses side by side", rich_help_panel=GRID)]
 NumReturn = Annotated[str | None, typer.Option(help="beam: hypotheses returned", rich_help_panel=GRID)]
 LengthPenalty = Annotated[str | None, typer.Option(help="beam: exponent of the length", rich_help_panel=GRID)]
-MaxNewTokens = Annotated[str | None, typer.Option(help="[default: 1000]", rich_help_panel=GRID)]
+MaxNewTokens = Annotated[
+    str | None, typer.Option(help="most tokens of an answer (default: 1000)", rich_help_panel=GRID)
+]
 Samples = Annotated[str | None, typer.Option("--n", help="samples of each prompt", rich_help_panel=GRID)]
 TopLogprobs = Annotated[str | None, typer.Option(help="alternatives kept per token", rich_help_panel=GRID)]
 Repeat = Annotated[int, typer.Option(min=1, help="each combination so many times", rich_help_panel=GRID)]

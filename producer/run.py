@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import relpath
 from pathlib import Path
 from shutil import copyfileobj
 from sys import stdin
@@ -119,10 +120,17 @@ def _sum_up(database: Engine, progress: RunProgress, settings: Settings) -> None
     )
     for custom_id, error in recent_errors(database, progress.id):
         say(f"  failed: {visible(custom_id)}: {visible(error)}")
-    say(f"The answers are in {database.url.render_as_string()}. Try:")
+    say(f"The answers are in {_place(database)}. Try:")
     flags = f" --home {settings.home}" if str(settings.home) != ".nocturne" else ""
     for query in QUERIES:
         say(f'  producer sql{flags} "{query.format(run=progress.id)}"')
+
+
+def _place(database: Engine) -> str:
+    """The database as one would name it: a file by its path from here."""
+    if database.url.get_backend_name() != "sqlite" or database.url.database is None:
+        return database.url.render_as_string()
+    return relpath(database.url.database)
 
 
 def _check(submission: Submission) -> Checked:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import torch
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from migrations.upgrade import upgrade
@@ -21,9 +23,19 @@ ROOT = Path(__file__).parent.parent
 TOY_MODEL = ROOT / "examples" / "tiny" / "model"
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For tests of what threads must not change."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_machine() -> None:
-    """No model hub, and few threads: several engines share the test machine."""
+def _alone_on_a_small_machine() -> None:
+    """No model hub, no settings, and one thread: several test processes and their engines share the machine."""
+    torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name in [name for name in os.environ if name.startswith("NOCTURNE_")]:
         del os.environ[name]
@@ -54,9 +66,11 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
     import pgserver
 
-    server = pgserver.get_server(str(tmp_path_factory.mktemp("postgres") / "data"))
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    server.cleanup()
+    # Not below pytest's own folder: the server runs as another user, and pytest shuts others out of it.
+    with TemporaryDirectory(prefix="nocturne-postgres-", ignore_cleanup_errors=True) as folder:
+        server = pgserver.get_server(str(Path(folder) / "data"))
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+        server.cleanup()
 
 
 @pytest.fixture

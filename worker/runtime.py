@@ -30,7 +30,7 @@ from worker.engine.protocol import EngineOptions
 from worker.engine.request import RequestOutput
 from worker.gate import Gate
 from worker.store import Claim, FinishedJob, Store
-from worker.supervisor import EngineSupervisor
+from worker.supervisor import EngineDeath, EngineSupervisor
 
 T = TypeVar("T")
 
@@ -151,18 +151,26 @@ class Runtime:
         if pending is not None:
             self._finished.put(FinishedJob(pending.claim, output))
 
-    def _on_death(self, reason: str, job_ids: list[int]) -> None:
-        """The engine died: each job that was inside is tried again alone, or failed after its last attempt."""
-        logger.error("%s; %d jobs were inside", reason, len(job_ids))
+    def _on_death(self, death: EngineDeath) -> None:
+        """The engine died: what was in its batch is tried again alone, or failed after its last attempt.
+
+        What waited there goes back to the queue and is not suspected.
+        """
+        logger.error("%s; %d jobs were running, %d waited", death.reason, len(death.running), len(death.waiting))
+        suspects, again = self._claims_of(death.running), []
+        for claim in suspects:
+            if claim.attempt < self.settings.max_attempts:
+                again.append(claim)
+                continue
+            error = f"EngineDied: {death.reason}, in the last of {claim.attempt} attempts"
+            self._retrying(partial(self._store.fail, claim, error))
+            self._forget(claim)
+        self._return_to_queue(again, suspect_because=death.reason)
+        self._return_to_queue(self._claims_of(death.waiting))
+
+    def _claims_of(self, job_ids: Iterable[int]) -> list[Claim]:
         with self._lock:
-            claims = [self._pending[job_id].claim for job_id in job_ids if job_id in self._pending]
-        again = [claim for claim in claims if claim.attempt < self.settings.max_attempts]
-        for claim in claims:
-            if claim.attempt >= self.settings.max_attempts:
-                error = f"EngineDied: {reason}, in each of {claim.attempt} attempts"
-                self._retrying(partial(self._store.fail, claim, error))
-                self._forget(claim)
-        self._return_to_queue(again, suspect_because=reason)
+            return [self._pending[job_id].claim for job_id in job_ids if job_id in self._pending]
 
     def _return_to_queue(self, claims: list[Claim], suspect_because: str | None = None) -> None:
         if not claims:

@@ -7,31 +7,42 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from threading import Event, Lock, Thread
 
 from models.message import JobMessage
 from worker.engine.main import engine_main
-from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Stats, Stop, Submit
+from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Started, Stats, Stop, Submit
 from worker.engine.request import ModelUnavailable, RequestOutput
 
 
+@dataclass(frozen=True)
+class EngineDeath:
+    """An engine process that ended unasked, and the jobs it had."""
+
+    reason: str
+    running: list[int]  # in the batch: one of them may be why
+    waiting: list[int]
+
+
 class EngineSupervisor:
-    """`on_output` gets each finished request, `on_death` the exit code and the ids that were inside."""
+    """`on_output` gets each finished request, `on_death` what was lost with a process that died."""
 
     def __init__(
         self,
         options: EngineOptions,
         on_output: Callable[[RequestOutput], None],
-        on_death: Callable[[str, list[int]], None],
+        on_death: Callable[[EngineDeath], None],
     ) -> None:
         self._options = options
         self._on_output = on_output
         self._on_death = on_death
         self._context = multiprocessing.get_context("spawn")
-        self._lock = Lock()  # guards the three below
+        self._lock = Lock()  # guards the four below
         self._inside: set[int] = set()
+        self._running: set[int] = set()  # of those, the ones in the batch
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
         self._is_stopping = Event()
@@ -66,6 +77,7 @@ class EngineSupervisor:
         """Drops jobs; no output follows for those that were still inside."""
         with self._lock:
             self._inside.difference_update(job_ids)
+            self._running.difference_update(job_ids)
             self._send(Cancel(tuple(job_ids)))
 
     def stop(self) -> None:
@@ -114,6 +126,9 @@ class EngineSupervisor:
                 continue
             if isinstance(message, Finished):
                 self._hand_on(message.outputs)
+            elif isinstance(message, Started):
+                with self._lock:
+                    self._running.update(self._inside.intersection(message.job_ids))
             elif isinstance(message, Stats):
                 self.stats = message
 
@@ -122,6 +137,7 @@ class EngineSupervisor:
             with self._lock:
                 is_expected = output.request_id in self._inside
                 self._inside.discard(output.request_id)
+                self._running.discard(output.request_id)
             if is_expected:
                 self._on_output(output)
 
@@ -130,15 +146,14 @@ class EngineSupervisor:
         assert self._process is not None
         self._process.join()
         with self._lock:
-            lost, self._connection = sorted(self._inside), None
+            running, waiting = sorted(self._running), sorted(self._inside - self._running)
             self._inside.clear()
-        if self._is_stopping.is_set() and not lost:
-            return False
-        reason = f"the engine process ended with exit code {self._process.exitcode}"
-        if self._is_stopping.is_set():
-            self._on_death(reason, lost)
-            return False
-        # The new process must stand before the jobs are tried again.
-        self._spawn()
-        self._on_death(reason, lost)
-        return True
+            self._running.clear()
+            self._connection = None
+        death = EngineDeath(f"the engine process ended with exit code {self._process.exitcode}", running, waiting)
+        is_stopping = self._is_stopping.is_set()
+        if not is_stopping:
+            self._spawn()  # the new process must stand before the jobs are tried again
+        if running or waiting or not is_stopping:
+            self._on_death(death)
+        return not is_stopping

@@ -14,6 +14,8 @@ from models.states import Strategy
 from tests.random_models import ARCHITECTURES, random_pair, random_prompts
 from worker.engine.request import Request, RequestOutput
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 NUM_JOBS = 64
 EOS = tuple(range(20, 24))
 

@@ -10,6 +10,8 @@ from transformers.activations import ACT2FN
 from worker.engine.aligned_activation import AlignedActivation, align_activations
 from worker.engine.packed_linear import PackedLinear, can_pack
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 DTYPES = [torch.float32, torch.bfloat16]
 #: Batch sizes around the places where the kernels change their ways.
 SIZES = [2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 340, 341, 342, 683]

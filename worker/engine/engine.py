@@ -49,7 +49,8 @@ class EngineStats:
     num_steps: int = 0
     num_prefill_tokens: int = 0
     num_generated_tokens: int = 0
-    num_sequence_steps: int = 0  # sequences worked on, summed over the steps
+    num_decode_rows: int = 0  # rows that decoded, summed over the steps
+    num_sequence_steps: int = 0  # sequences worked on, prefilling ones too, summed over the steps
 
 
 class Engine:
@@ -119,6 +120,10 @@ class Engine:
         while self.has_work:
             yield from self.step()
 
+    def admit(self) -> list[int]:
+        """Lets waiting requests into the running batch; the ids of those. `step` does so by itself."""
+        return [group.request.id for group in self._scheduler.admit()]
+
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
         """One forward pass and what follows from it; returns the requests that finished."""
@@ -132,6 +137,7 @@ class Engine:
         logits, sequences = self._runner.run(plan, copies)
         self.stats.num_steps += 1
         self.stats.num_prefill_tokens += sum(chunk.end - chunk.start for chunk in plan.prefills)
+        self.stats.num_decode_rows += len(plan.decodes)
         self.stats.num_sequence_steps += len(plan.decodes) + len(plan.prefills)
         for sequence in plan.decodes:
             sequence.num_computed += 1

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from models.message import JobMessage
 from worker.engine.engine import Engine
 from worker.engine.model_loader import describe_environment, load_model
-from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Stats, Stop, Submit
+from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Started, Stats, Stop, Submit
 from worker.engine.request import EngineError, InvalidRequest, Request, RequestOutput
 
 STATS_INTERVAL = 1.0  # seconds between two reports
@@ -55,6 +55,8 @@ def _serve(connection: Connection, engine: Engine) -> None:
                     engine.cancel(job_id)
             elif isinstance(message, Stop):
                 is_stopping = True
+        if started := engine.admit():
+            connection.send(Started(tuple(started)))
         _send(connection, engine.step())
         if monotonic() - reported >= STATS_INTERVAL or not engine.has_work:
             stats = engine.stats

@@ -1,7 +1,7 @@
 """The messages between a worker and its engine process. Loads no torch: the worker's side needs none.
 
-The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` or `Failed`, then `Finished`
-and `Stats`.
+The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` or `Failed`, then `Started`,
+`Finished` and `Stats`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ class Stats:
     num_steps: int
     num_sequence_steps: int  # sequences worked on, summed over the steps
     num_generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """Jobs that are in the running batch from now on: if the process dies, one of these may be why."""
+
+    job_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)

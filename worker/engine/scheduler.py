@@ -62,7 +62,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Admits what fits, then lists this step's work; empty only where nothing can run."""
-        self._admit()
+        self.admit()
         plan = StepPlan()
         budget = self._max_prefill_tokens
         for group in self.running:
@@ -85,18 +85,22 @@ class Scheduler:
         else:
             self.waiting.remove(group)
 
-    def _admit(self) -> None:
+    def admit(self) -> list[SequenceGroup]:
+        """Lets in, in order of arrival, what has room; returns those groups."""
+        admitted_groups = []
         while self.waiting and self._num_rows + self.waiting[0].num_rows <= self.max_num_seqs:
             group = self.waiting[0]
             admitted = self.blocks.admit(group.request.prompt_ids, self.blocks_needed(group))
             if admitted is None:
-                return
+                break
             sequence = group.sequences[0]
             sequence.table, sequence.num_computed = admitted
             group.admitted = monotonic()
             self.waiting.popleft()
             self.running.append(group)
             self._num_rows += group.num_rows
+            admitted_groups.append(group)
+        return admitted_groups
 
     def _chunk(self, sequence: Sequence, budget: int) -> PrefillChunk:
         start = sequence.num_computed

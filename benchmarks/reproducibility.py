@@ -1,0 +1,120 @@
+"""Does a sequence's answer depend on its batch? Decodes the same requests in many ways and compares bits.
+
+    python -m benchmarks.reproducibility --dtype bfloat16 --sequences 256 --tokens 128
+
+Half greedy, half sampled, with prompts that partly begin alike. The reference has 64 slots; the others have
+1, 8 and 64 slots, another order, and prefix sharing off. `--alone` bounds how many are decoded with one slot.
+Prints differing sequences and differing stored logprobs (both should be 0), and each way's time beside the
+reference's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.workload import engine_for
+from models.params import GenerationParams
+from models.states import Strategy
+from worker.engine.config import EngineConfig
+from worker.engine.engine import Engine
+from worker.engine.request import Request
+
+Answers = dict[int, tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to decode the same requests."""
+
+    name: str
+    slots: int
+    is_shuffled: bool
+    share_prefixes: bool
+
+
+WAYS = [
+    Way("64 slots", 64, False, True),
+    Way("64 slots, shuffled", 64, True, True),
+    Way("64 slots, no prefix sharing", 64, False, False),
+    Way("8 slots, shuffled", 8, True, True),
+    Way("8 slots, no prefix sharing", 8, False, False),
+    Way("1 slot", 1, False, True),
+    Way("1 slot, shuffled, no prefix sharing", 1, True, False),
+]
+
+
+def requests_of(count: int, num_tokens: int) -> list[Request]:
+    rng = random.Random(1)
+    opening = tuple(rng.choices(range(10, 150_000), k=130))
+    requests = []
+    for index in range(2 * count):
+        own = tuple(rng.choices(range(10, 150_000), k=rng.randint(8, 100)))
+        params: dict[str, Any] = {"max_new_tokens": num_tokens, "ignore_eos": True, "seed": index}
+        if index % 2:
+            params |= {"strategy": Strategy.SAMPLE}
+        requests.append(Request(index, opening + own if index % 4 < 2 else own, GenerationParams(**params)))
+    return requests
+
+
+def decode(engine: Engine, way: Way, requests: list[Request]) -> tuple[Answers, float]:
+    chosen = list(requests)
+    if way.is_shuffled:
+        random.Random(2).shuffle(chosen)
+    config = EngineConfig(max_num_seqs=way.slots, share_prefixes=way.share_prefixes, kv_memory=2.0)
+    fresh = Engine(engine.loaded, config)
+    answers: Answers = {}
+    started = time.perf_counter()
+    for output in fresh.generate(chosen):
+        (done,) = output.completions
+        assert done.trace is not None
+        answers[output.request_id] = (
+            done.token_ids, tuple(done.trace.logprobs), tuple(done.trace.sampling_logprobs)
+        )  # fmt: skip
+    return answers, time.perf_counter() - started
+
+
+def compare(answers: Answers, reference: Answers) -> tuple[int, int]:
+    """Differing sequences, and differing stored numbers."""
+    sequences = sum(answer[0] != reference[index][0] for index, answer in answers.items())
+    numbers = sum(
+        mine != theirs
+        for index, answer in answers.items()
+        for column in (1, 2)
+        for mine, theirs in zip(answer[column], reference[index][column], strict=True)
+    )
+    return sequences, numbers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--sequences", type=int, default=256, help="greedy ones, and as many sampled ones")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--alone", type=int, default=512, help="most sequences that are decoded with one slot")
+    given = parser.parse_args()
+    engine = engine_for(getattr(torch, given.dtype), max_num_seqs=1)
+    requests = requests_of(given.sequences, given.tokens)
+    reference: Answers = {}
+    rows = []
+    for way in WAYS:
+        chosen = requests[: given.alone] if way.slots == 1 else requests
+        answers, seconds = decode(engine, way, chosen)
+        reference = reference or answers
+        sequences, numbers = compare(answers, reference)
+        rate = len(chosen) * given.tokens / seconds
+        rows.append({"way": way.name, "sequences": len(chosen), "tokens_per_second": round(rate, 1),
+                     "differing_sequences": sequences, "differing_logprobs": numbers})  # fmt: skip
+        print(f"{way.name:38} {len(chosen):4} sequences  {rate:8.1f} tokens/s  "
+              f"differing: {sequences} sequences, {numbers} logprobs", flush=True)  # fmt: skip
+    print(json.dumps({"dtype": given.dtype, "tokens": given.tokens, "ways": rows}))
+
+
+if __name__ == "__main__":
+    main()

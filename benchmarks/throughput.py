@@ -1,0 +1,150 @@
+"""Useful tokens per second on a long-tailed file: ours, `generate`, and the bare matrix products as the bound.
+
+    python -m benchmarks.throughput --requests 64 --rounds 3 --contenders ours,static,bound
+
+Every contender gets the same requests, in turn, within one process; ratios are of medians over the rounds.
+`static` is `generate` with the whole file in batches of `--static-batch`; `one` is `generate` one at a time;
+`continuous` is Transformers' continuous batching. The bound is *shaped*: the packed products of exactly the rows
+of each of our steps, with nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion
+from worker.engine.engine import Engine
+from worker.engine.packed_linear import PackedLinear
+from worker.engine.request import Request
+from worker.engine.step_batch import MIN_ROWS
+
+
+class Contenders:
+    """Each method decodes all requests and returns nothing; models are made once."""
+
+    def __init__(self, dtype: torch.dtype, requests: Sequence[Request], slots: int, static_batch: int) -> None:
+        self.requests = requests
+        self.static_batch = static_batch
+        self.engine = engine_for(dtype, max_num_seqs=slots)
+        self.steps: list[tuple[int, int]] = []  # rows and logit rows of each step of ours
+        self._dtype = dtype
+        self._plain: Any = None
+
+    def ours(self) -> None:
+        engine = Engine(self.engine.loaded, self.engine.config)
+        for request in self.requests:
+            engine.submit(request)
+        steps = []
+        while engine.has_work:
+            before = (_num_rows(engine), engine.stats.num_generated_tokens)
+            engine.step()
+            steps.append((_num_rows(engine) - before[0], engine.stats.num_generated_tokens - before[1]))
+        self.steps = steps
+
+    def bound(self) -> None:
+        """The products of every layer for the rows of our steps. Needs a run of `ours` before."""
+        linears = [m for m in self.engine.loaded.model.model.modules() if isinstance(m, PackedLinear)]
+        head = self.engine.loaded.model.lm_head
+        inputs: dict[tuple[int, int], torch.Tensor] = {}
+
+        def product(linear: nn.Module, rows: int) -> None:
+            key = (rows, linear.in_features)  # type: ignore[arg-type]
+            if key not in inputs:
+                inputs[key] = torch.randn(key).to(self._dtype)
+            linear(inputs[key])
+
+        for rows, generated in self.steps:
+            for linear in linears:
+                product(linear, max(MIN_ROWS, rows))
+            product(head, max(MIN_ROWS, generated))
+
+    def static(self) -> None:
+        for start in range(0, len(self.requests), self.static_batch):
+            self._generate(self.requests[start : start + self.static_batch])
+
+    def one(self) -> None:
+        for request in self.requests:
+            self._generate([request])
+
+    def continuous(self) -> None:
+        from transformers import GenerationConfig
+
+        inputs = [list(request.prompt_ids) for request in self.requests]
+        longest = max(request.params.max_new_tokens for request in self.requests)
+        config = GenerationConfig(max_new_tokens=longest, eos_token_id=-1, pad_token_id=0, do_sample=False)
+        with self.plain.continuous_batching_context_manager(generation_config=config) as manager:
+            for index, request in enumerate(self.requests):
+                manager.add_request(inputs[index], str(index), max_new_tokens=request.params.max_new_tokens)
+            num_left = len(inputs)
+            while num_left:
+                result = manager.get_result(timeout=600)
+                num_left -= bool(result is not None and result.is_finished())
+
+    @property
+    def plain(self) -> Any:
+        if self._plain is None:
+            self._plain = qwen2_half_billion(self._dtype)
+        return self._plain
+
+    def _generate(self, requests: Sequence[Request]) -> None:
+        longest_prompt = max(len(request.prompt_ids) for request in requests)
+        padded = [[0] * (longest_prompt - len(r.prompt_ids)) + list(r.prompt_ids) for r in requests]
+        mask = [[0] * (longest_prompt - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests]
+        self.plain.generate(
+            torch.tensor(padded),
+            attention_mask=torch.tensor(mask),
+            max_new_tokens=max(request.params.max_new_tokens for request in requests),
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+
+
+def _num_rows(engine: Engine) -> int:
+    """Rows that have gone through the model: prompt tokens and decoding sequences."""
+    return engine.stats.num_prefill_tokens + engine.stats.num_decode_rows
+
+
+def timed(decode: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    with torch.inference_mode():
+        decode()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--static-batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--contenders", default="ours,bound,static")
+    given = parser.parse_args()
+    requests = long_tailed(given.requests)
+    num_tokens = sum(request.params.max_new_tokens for request in requests)
+    contenders = Contenders(getattr(torch, given.dtype), requests, given.slots, given.static_batch)
+    names = given.contenders.split(",")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(given.rounds):
+        for name in names:
+            seconds[name].append(timed(getattr(contenders, name)))
+            print(f"round {number + 1}: {name:10} {num_tokens / seconds[name][-1]:8.1f} tokens/s", flush=True)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, {given.slots} slots")
+    for name in names:
+        ratio = medians[name] / medians["ours"]
+        print(f"{name:10} {num_tokens / medians[name]:8.1f} tokens/s   ours is {ratio:.2f} x as fast")
+    print(json.dumps({"tokens": num_tokens, "dtype": given.dtype, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

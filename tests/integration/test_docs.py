@@ -1,0 +1,121 @@
+"""What the documentation says is true: its examples run, its commands and columns exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sqlalchemy import Engine, inspect, text
+
+from models.params import GenerationParams
+from models.settings import Settings
+from models.views import view_definitions
+from tests.help_pages import PAGE, page
+from tests.processes import ROOT, clean_environment
+
+DOCS = [ROOT / "README.md", ROOT / "examples" / "tiny" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks_of(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_help_page_is_what_the_commands_say() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "stale; run: make docs"
+
+
+def test_every_command_shows_an_example() -> None:
+    for section in page().split("\n## ")[1:]:
+        if "Commands" not in section:
+            assert "Example:" in section, section.splitlines()[0]
+
+
+@pytest.mark.parametrize("path", [path for path in DOCS if blocks_of(path, "python")], ids=lambda path: path.name)
+def test_python_examples_run(path: Path) -> None:
+    program = "\n".join(blocks_of(path, "python"))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=clean_environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert "least certain token" in done.stdout
+
+
+def test_sql_examples_run(sqlite_database: Engine) -> None:
+    statements = [s for block in blocks_of(ROOT / "docs" / "sql.md", "sql") for s in block.split(";") if s.strip()]
+    assert len(statements) >= 3
+    with sqlite_database.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def test_every_column_of_the_views_is_documented(sqlite_database: Engine) -> None:
+    page_text = (ROOT / "docs" / "sql.md").read_text()
+    for view in view_definitions("sqlite"):
+        section = page_text.split(f"### `{view}`")[1].split("\n##")[0]
+        named = set(re.findall(r"`(\w+)`", section))
+        for column in inspect(sqlite_database).get_columns(view):
+            assert column["name"] in named, f"{view}.{column['name']}"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_readme_names_every_parameter() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name in GenerationParams.model_fields:
+        assert f"`{name}`" in readme or name == "strategy", name
+
+
+def test_the_readmes_prompt_lines_are_valid(tmp_path: Path) -> None:
+    from producer.prompts import PromptLine, read_prompts
+
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith('    {"')]
+    assert len(lines) >= 3
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(lines))
+    for line in read_prompts(path):
+        assert isinstance(line, PromptLine)
+        GenerationParams.model_validate(line.params)
+
+
+def test_the_compose_file_names_settings_that_exist() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert {"redis", "postgres", "migrate", "producer", "worker-cpu", "worker-gpu"} <= set(compose["services"])
+    for name, service in compose["services"].items():
+        for variable in service.get("environment", {}):
+            if variable.startswith("NOCTURNE_"):
+                assert variable.removeprefix("NOCTURNE_").lower() in Settings.model_fields, (name, variable)
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), (name, port)  # nothing listens outside
+
+
+def test_the_environment_example_has_what_compose_asks_for() -> None:
+    asked = set(re.findall(r"\$\{(\w+):\?", (ROOT / "docker-compose.yml").read_text()))
+    given = {line.split("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line}
+    assert asked <= given
+
+
+def test_versions_are_pinned_and_torch_is_the_one_that_is_installed_first() -> None:
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+    )
+    assert pins["torch"] == "2.13.0"
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = re.findall(r'^ {4}"([a-z0-9\-]+)', project, flags=re.MULTILINE)
+    assert len(wanted) > 10
+    lowered = {name.lower() for name in pins}
+    assert not [name for name in wanted if name not in lowered]
+
+
+def test_the_study_file_holds_the_two_prompts() -> None:
+    lines = [json.loads(line) for line in (ROOT / "examples" / "study.jsonl").read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == ["hedgehog", "transfer"]
+    assert all(line["prompt"].endswith("<|im_start|>assistant\n") for line in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, TextIO
@@ -41,10 +41,11 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: TextI
         writer.writerow([_csv_value(value) for value in row])
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Collection[str] = ()) -> Table:
+    """A table for the terminal; the columns named in `whole` are never cut."""
     made = Table(header_style="bold", box=None, pad_edge=False)
     for column in columns:
-        made.add_column(escape(column))
+        made.add_column(escape(column), no_wrap=column in whole)
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     return made
@@ -67,6 +68,7 @@ def runs_table(runs: Sequence[RunProgress]) -> Table:
              run.completion_tokens, run.model)
             for run in runs
         ],
+        whole=columns[:-1],
     )  # fmt: skip
 
 

@@ -244,3 +244,29 @@ def test_finished_sequences_come_as_they_finish(toy: Engine) -> None:
 
     outputs: list[RequestOutput] = list(toy.generate([request(0, 30), request(1, 3), request(2, 10)]))
     assert [output.request_id for output in outputs] == [1, 2, 0]
+
+
+def test_a_common_prefix_is_computed_once() -> None:
+    opening = (7,) * 80  # five blocks
+    prompts = [(*opening, 10 + index, 11) for index in range(20)]
+    requests = [Request(index, ids, GenerationParams(max_new_tokens=4)) for index, ids in enumerate(prompts)]
+    engine = random_pair("qwen2").engine(max_num_seqs=32, block_size=16)
+    assert len(list(engine.generate(requests))) == 20
+    assert engine.stats.num_prefill_tokens == 80 + 20 * 2
+    apart = random_pair("qwen2").engine(max_num_seqs=32, block_size=16, share_prefixes=False)
+    assert len(list(apart.generate(requests))) == 20
+    assert apart.stats.num_prefill_tokens == 20 * 82
+
+
+def test_whoever_computes_a_prefix_may_be_cancelled() -> None:
+    opening = (7,) * 80
+    engine = random_pair("qwen2").engine(max_num_seqs=32, block_size=16, prefill_tokens=16)
+    for index in range(3):
+        engine.submit(Request(index, (*opening, 10 + index), GenerationParams(max_new_tokens=4)))
+    engine.step()
+    assert engine.num_waiting == 2
+    engine.cancel(0)
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    assert sorted(output.request_id for output in outputs) == [1, 2]

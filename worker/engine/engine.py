@@ -103,6 +103,7 @@ class Engine:
         if (error := self._refusal(group)) is not None:
             self._refused.append(failed_output(request, error))
             return
+        group.prefix = self.blocks.prefix_of(request.prompt_ids)
         self._groups[request.id] = group
         self._scheduler.waiting.append(group)
 
@@ -143,7 +144,8 @@ class Engine:
             sequence.num_computed += 1
         for chunk in plan.prefills:
             chunk.sequence.num_computed = chunk.end
-            self.blocks.remember_prefix(chunk.sequence.request.prompt_ids, chunk.sequence.table, chunk.end)
+            prefix = self._groups[chunk.sequence.request.id].prefix
+            self.blocks.remember_prefix(prefix, chunk.sequence.table, chunk.end)
         if logits is None:
             return outputs
         touched = self._choose(logits, sequences)

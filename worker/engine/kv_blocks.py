@@ -23,6 +23,14 @@ class Reservation:
     num_blocks: int = 0
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt's full blocks, each by a key that stands for its content and everything before it."""
+
+    keys: tuple[bytes, ...] = ()
+    num_usable: int = 0  # the block with the last token is computed anew: its logits are needed
+
+
 @dataclass
 class BlockTable:
     """The blocks of one sequence, in order."""
@@ -63,13 +71,28 @@ class KVBlocks:
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def admit(self, prompt_ids: Sequence[int], num_blocks_needed: int) -> tuple[BlockTable, int] | None:
-        """A table for the prompt with its shared prefix filled in, and the number of tokens that covers.
+    def prefix_of(self, prompt_ids: Sequence[int]) -> Prefix:
+        """What of the prompt can be shared; empty where sharing is off."""
+        if not self._share_prefixes:
+            return Prefix()
+        keys, key = [], b""
+        for start in range(0, len(prompt_ids) - self.block_size + 1, self.block_size):
+            block_ids = np.asarray(prompt_ids[start : start + self.block_size], dtype=np.int64)
+            key = blake2b(key + block_ids.tobytes(), digest_size=16).digest()
+            keys.append(key)
+        return Prefix(tuple(keys), (len(prompt_ids) - 1) // self.block_size)
+
+    def first_missing(self, prefix: Prefix) -> bytes | None:
+        """The key of the first block that would have to be computed, or None."""
+        usable = prefix.keys[: prefix.num_usable]
+        return next((key for key in usable if key not in self._block_of_prefix), None)
+
+    def admit(self, prefix: Prefix, num_blocks_needed: int) -> tuple[BlockTable, int] | None:
+        """A table with the shared prefix filled in, and the number of tokens that covers.
 
         `num_blocks_needed` is the worst case over the sequence's life. None where it does not fit now.
-        The last prompt token is never taken from the cache: its logits are needed.
         """
-        shared = self._shared_prefix(prompt_ids)
+        shared = self._shared_blocks(prefix)
         num_reused = sum(block in self._unreferenced for block in shared)  # these leave the free room too
         if num_blocks_needed - len(shared) + num_reused > self.num_available:
             return None
@@ -100,11 +123,9 @@ class KVBlocks:
         self._release(old)
         return old, new
 
-    def remember_prefix(self, prompt_ids: Sequence[int], table: BlockTable, num_computed: int) -> None:
+    def remember_prefix(self, prefix: Prefix, table: BlockTable, num_computed: int) -> None:
         """Makes the prompt's full, computed blocks available to later prompts."""
-        if not self._share_prefixes:
-            return
-        for index, key in enumerate(self._prefix_keys(prompt_ids, num_computed // self.block_size)):
+        for index, key in enumerate(prefix.keys[: num_computed // self.block_size]):
             block = table.block_ids[index]
             if key not in self._block_of_prefix and block not in self._prefix_of_block:
                 self._block_of_prefix[key] = block
@@ -124,25 +145,14 @@ class KVBlocks:
         self._num_reserved -= reservation.num_blocks
         reservation.num_blocks = 0
 
-    def _shared_prefix(self, prompt_ids: Sequence[int]) -> list[int]:
-        if not self._share_prefixes:
-            return []
+    def _shared_blocks(self, prefix: Prefix) -> list[int]:
         blocks = []
-        for key in self._prefix_keys(prompt_ids, (len(prompt_ids) - 1) // self.block_size):
+        for key in prefix.keys[: prefix.num_usable]:
             block = self._block_of_prefix.get(key)
             if block is None:
                 break
             blocks.append(block)
         return blocks
-
-    def _prefix_keys(self, prompt_ids: Sequence[int], num_blocks: int) -> list[bytes]:
-        """A key per full block that stands for it and everything before it."""
-        keys, key = [], b""
-        for index in range(num_blocks):
-            block_ids = prompt_ids[index * self.block_size : (index + 1) * self.block_size]
-            key = blake2b(key + np.asarray(block_ids, dtype=np.int64).tobytes(), digest_size=16).digest()
-            keys.append(key)
-        return keys
 
     def _take(self, table: BlockTable) -> int:
         """A free block against the table's reservation; forgets the oldest unused prefix where none is free."""

@@ -86,21 +86,33 @@ class Scheduler:
             self.waiting.remove(group)
 
     def admit(self) -> list[SequenceGroup]:
-        """Lets in, in order of arrival, what has room; returns those groups."""
-        admitted_groups = []
+        """Lets in, in order of arrival, what has room; returns those groups.
+
+        One whose prefix another is just computing is passed over: it will find it computed.
+        """
+        being_computed = {key for group in self.running for key in self._uncomputed_keys(group)}
+        admitted, passed_over = [], []
         while self.waiting and self._num_rows + self.waiting[0].num_rows <= self.max_num_seqs:
             group = self.waiting[0]
-            admitted = self.blocks.admit(group.request.prompt_ids, self.blocks_needed(group))
-            if admitted is None:
+            if self.blocks.first_missing(group.prefix) in being_computed:
+                passed_over.append(self.waiting.popleft())
+                continue
+            room = self.blocks.admit(group.prefix, self.blocks_needed(group))
+            if room is None:
                 break
             sequence = group.sequences[0]
-            sequence.table, sequence.num_computed = admitted
+            sequence.table, sequence.num_computed = room
             group.admitted = monotonic()
-            self.waiting.popleft()
-            self.running.append(group)
+            self.running.append(self.waiting.popleft())
             self._num_rows += group.num_rows
-            admitted_groups.append(group)
-        return admitted_groups
+            being_computed.update(self._uncomputed_keys(group))
+            admitted.append(group)
+        self.waiting.extendleft(reversed(passed_over))
+        return admitted
+
+    def _uncomputed_keys(self, group: SequenceGroup) -> tuple[bytes, ...]:
+        """The group's prefix blocks that its prefill has still to compute."""
+        return group.prefix.keys[group.sequences[0].num_computed // self.blocks.block_size :]
 
     def _chunk(self, sequence: Sequence, budget: int) -> PrefillChunk:
         start = sequence.num_computed

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.states import FinishReason, Strategy
-from worker.engine.kv_blocks import BlockTable
+from worker.engine.kv_blocks import BlockTable, Prefix
 from worker.engine.request import Request
 
 
@@ -69,6 +69,7 @@ class SequenceGroup:
     request: Request
     sequences: list[Sequence]
     arrived: float  # seconds, monotonic
+    prefix: Prefix = Prefix()
     admitted: float = 0.0
     prefilled: float = 0.0
     beam_search: Any = None  # BeamSearch, for the strategy that has one

@@ -94,8 +94,7 @@ def _attend(
     group = num_heads // num_kv_heads
     folded = queries.view(num_tiles, num_queries, num_kv_heads, group, dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_tiles, num_kv_heads, group * num_queries, dim)
-    mask = tiles.mask(window, queries.dtype)
-    mask = mask[:, None, None].expand(-1, 1, group, -1, -1).reshape(num_tiles, 1, group * num_queries, -1)
+    mask = tiles.mask(window, group, queries.dtype)
     if folded.shape[2] < MIN_ROWS:
         folded, mask = folded.expand(-1, -1, MIN_ROWS, -1), mask.expand(-1, -1, MIN_ROWS, -1)
     if softcap is None:

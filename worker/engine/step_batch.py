@@ -40,18 +40,17 @@ class AttentionTiles:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_masks", {})
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [num_tiles, queries, num_keys]; computed once a step for each window size."""
-        masks: dict[int | None, Tensor] = self._masks  # type: ignore[attr-defined]
-        if window not in masks:
+    def mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+        """Additive mask [num_tiles, 1, group * queries, num_keys]; made once a step for each window and group."""
+        masks: dict[tuple[int | None, int], Tensor] = self._masks  # type: ignore[attr-defined]
+        if (window, group) not in masks:
             keys = torch.arange(self.num_keys, device=self.last_keys.device)
             hidden = keys > self.last_keys[..., None]
             if window is not None:
                 hidden |= keys <= self.last_keys[..., None] - window
-            masks[window] = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
-                hidden, float("-inf")
-            )
-        return masks[window]
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
+            masks[window, group] = mask[:, None].repeat(1, 1, group, 1)
+        return masks[window, group]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)  ## the engine beside generate and the bare matrix products, ratios and medians
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.phases
 
 docs: $(INSTALLED)  ## docs/help.md from the commands
 	$(BIN)/python -m tests.help_pages

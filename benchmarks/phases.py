@@ -1,0 +1,105 @@
+"""Where a run's time goes: our steps beside the bare packed products of the same rows, by how many are running.
+
+    python -m benchmarks.phases --requests 64
+
+The first pass warms up; the second is measured. The bound of a step is the best of three runs of its products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.workload import engine_for, long_tailed
+from worker.engine.engine import Engine
+from worker.engine.packed_linear import PackedLinear
+from worker.engine.request import Request
+from worker.engine.step_batch import MIN_ROWS
+
+SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Step:
+    rows: int  # prompt tokens and decoding sequences
+    num_tokens: int  # generated
+    seconds: float
+
+    @property
+    def phase(self) -> str:
+        if self.rows > self.num_tokens:
+            return "prefill"
+        return f"up to {next(size for size in SIZES if self.num_tokens <= size)} running"
+
+
+class Bound:
+    """Times of the products of a step, measured once for each shape."""
+
+    def __init__(self, engine: Engine, dtype: torch.dtype) -> None:
+        model = engine.loaded.model
+        self._linears = [module for module in model.model.modules() if isinstance(module, PackedLinear)]
+        self._head = model.lm_head
+        self._dtype = dtype
+        self._seconds: dict[tuple[int, int], float] = {}
+
+    def seconds(self, step: Step) -> float:
+        shape = (max(MIN_ROWS, step.rows), max(MIN_ROWS, step.num_tokens))
+        if shape not in self._seconds:
+            self._seconds[shape] = min(self._measure(*shape) for _ in range(3))
+        return self._seconds[shape]
+
+    def _measure(self, rows: int, num_logits: int) -> float:
+        inputs = {linear.in_features: torch.randn(rows, linear.in_features).to(self._dtype) for linear in self._linears}
+        hidden = torch.randn(num_logits, self._head.in_features).to(self._dtype)
+        started = time.perf_counter()
+        for linear in self._linears:
+            linear(inputs[linear.in_features])
+        self._head(hidden)
+        return time.perf_counter() - started
+
+
+def decode(loaded_engine: Engine, requests: list[Request]) -> list[Step]:
+    engine = Engine(loaded_engine.loaded, loaded_engine.config)
+    for request in requests:
+        engine.submit(request)
+    steps = []
+    while engine.has_work:
+        rows = engine.stats.num_prefill_tokens + engine.stats.num_decode_rows
+        tokens = engine.stats.num_generated_tokens
+        started = time.perf_counter()
+        engine.step()
+        seconds = time.perf_counter() - started
+        rows = engine.stats.num_prefill_tokens + engine.stats.num_decode_rows - rows
+        steps.append(Step(rows, engine.stats.num_generated_tokens - tokens, seconds))
+    return steps
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--prefill-tokens", type=int, default=2048)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    given = parser.parse_args()
+    dtype = getattr(torch, given.dtype)
+    engine = engine_for(dtype, max_num_seqs=given.slots, prefill_tokens=given.prefill_tokens)
+    requests = long_tailed(given.requests)
+    decode(engine, requests)
+    steps, bound = decode(engine, requests), Bound(engine, dtype)
+    phases: dict[str, list[Step]] = defaultdict(list)
+    for step in steps:
+        phases[step.phase].append(step)
+    print(f"{'phase':18} {'steps':>6} {'tokens':>7} {'ours':>8} {'bound':>8} {'of bound':>9}")
+    for name, members in [*phases.items(), ("all", steps)]:
+        ours, least = sum(step.seconds for step in members), sum(bound.seconds(step) for step in members)
+        tokens = sum(step.num_tokens for step in members)
+        print(f"{name:18} {len(members):6} {tokens:7} {ours:7.2f}s {least:7.2f}s {least / ours:8.0%}")
+
+
+if __name__ == "__main__":
+    main()

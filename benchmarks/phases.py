@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,7 @@ class Step:
 
 
 class Bound:
-    """Times of the products of a step, measured once for each shape."""
+    """The bare products of a step, and their time."""
 
     def __init__(self, engine: Engine, dtype: torch.dtype) -> None:
         model = engine.loaded.model
@@ -45,24 +46,34 @@ class Bound:
         self._head = model.lm_head
         self._dtype = dtype
         self._seconds: dict[tuple[int, int], float] = {}
+        self._inputs: dict[tuple[int, int], torch.Tensor] = {}
 
     def seconds(self, step: Step) -> float:
-        shape = (max(MIN_ROWS, step.rows), max(MIN_ROWS, step.num_tokens))
+        """The best of three; steps of one shape share it."""
+        shape = (step.rows, step.num_tokens)
         if shape not in self._seconds:
-            self._seconds[shape] = min(self._measure(*shape) for _ in range(3))
+            self._seconds[shape] = min(self._timed(step) for _ in range(3))
         return self._seconds[shape]
 
-    def _measure(self, rows: int, num_logits: int) -> float:
-        inputs = {linear.in_features: torch.randn(rows, linear.in_features).to(self._dtype) for linear in self._linears}
-        hidden = torch.randn(num_logits, self._head.in_features).to(self._dtype)
-        started = time.perf_counter()
+    def multiply(self, step: Step) -> None:
+        """The products of one step."""
+        rows, num_logits = max(MIN_ROWS, step.rows), max(MIN_ROWS, step.num_tokens)
         for linear in self._linears:
-            linear(inputs[linear.in_features])
-        self._head(hidden)
+            linear(self._input(rows, linear.in_features))
+        self._head(self._input(num_logits, self._head.in_features))
+
+    def _timed(self, step: Step) -> float:
+        started = time.perf_counter()
+        self.multiply(step)
         return time.perf_counter() - started
 
+    def _input(self, rows: int, width: int) -> torch.Tensor:
+        if (rows, width) not in self._inputs:
+            self._inputs[rows, width] = torch.randn(rows, width).to(self._dtype)
+        return self._inputs[rows, width]
 
-def decode(loaded_engine: Engine, requests: list[Request]) -> list[Step]:
+
+def decode(loaded_engine: Engine, requests: Sequence[Request]) -> list[Step]:
     engine = Engine(loaded_engine.loaded, loaded_engine.config)
     for request in requests:
         engine.submit(request)

@@ -18,13 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
+from benchmarks.phases import Bound, Step, decode
 from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion
-from worker.engine.engine import Engine
-from worker.engine.packed_linear import PackedLinear
 from worker.engine.request import Request
-from worker.engine.step_batch import MIN_ROWS
 
 
 class Contenders:
@@ -34,37 +31,18 @@ class Contenders:
         self.requests = requests
         self.static_batch = static_batch
         self.engine = engine_for(dtype, max_num_seqs=slots)
-        self.steps: list[tuple[int, int]] = []  # rows and logit rows of each step of ours
+        self.steps: list[Step] = []
+        self._bound = Bound(self.engine, dtype)
         self._dtype = dtype
         self._plain: Any = None
 
     def ours(self) -> None:
-        engine = Engine(self.engine.loaded, self.engine.config)
-        for request in self.requests:
-            engine.submit(request)
-        steps = []
-        while engine.has_work:
-            before = (_num_rows(engine), engine.stats.num_generated_tokens)
-            engine.step()
-            steps.append((_num_rows(engine) - before[0], engine.stats.num_generated_tokens - before[1]))
-        self.steps = steps
+        self.steps = decode(self.engine, self.requests)
 
     def bound(self) -> None:
         """The products of every layer for the rows of our steps. Needs a run of `ours` before."""
-        linears = [m for m in self.engine.loaded.model.model.modules() if isinstance(m, PackedLinear)]
-        head = self.engine.loaded.model.lm_head
-        inputs: dict[tuple[int, int], torch.Tensor] = {}
-
-        def product(linear: nn.Module, rows: int) -> None:
-            key = (rows, linear.in_features)  # type: ignore[arg-type]
-            if key not in inputs:
-                inputs[key] = torch.randn(key).to(self._dtype)
-            linear(inputs[key])
-
-        for rows, generated in self.steps:
-            for linear in linears:
-                product(linear, max(MIN_ROWS, rows))
-            product(head, max(MIN_ROWS, generated))
+        for step in self.steps:
+            self._bound.multiply(step)
 
     def static(self) -> None:
         for start in range(0, len(self.requests), self.static_batch):
@@ -106,11 +84,6 @@ class Contenders:
             eos_token_id=None,
             pad_token_id=0,
         )
-
-
-def _num_rows(engine: Engine) -> int:
-    """Rows that have gone through the model: prompt tokens and decoding sequences."""
-    return engine.stats.num_prefill_tokens + engine.stats.num_decode_rows
 
 
 def timed(decode: Callable[[], None]) -> float:

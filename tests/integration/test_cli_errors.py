@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
-from migrations.upgrade import upgrade
 from models.database import open_database
 from models.job import Job
 from tests.conftest import TOY_MODEL, Producer
-from tests.processes import ROOT
+from tests.processes import ROOT, clean_environment
 
 GOOD = {"custom_id": "a", "prompt": "x"}
 
@@ -54,10 +55,8 @@ def test_a_model_without_safetensors(producer: Producer, prompts: Path, tmp_path
     assert "has no safetensors (found: pytorch_model.bin)" in done.stderr
 
 
+@pytest.mark.usefixtures("sqlite_database")
 def test_an_unreachable_redis(producer: Producer, prompts: Path, sqlite_url: str) -> None:
-    database = open_database(sqlite_url)
-    upgrade(database)
-    database.dispose()
     places = ["--broker", "redis://someone:secret@127.0.0.1:1/0", "--database", sqlite_url]
     done = producer("submit", prompts, "--model", TOY_MODEL, *places, exit_code=2)
     assert "cannot reach Redis at redis://someone:***@127.0.0.1:1/0" in done.stderr
@@ -142,10 +141,8 @@ def test_asking_before_there_is_anything(producer: Producer) -> None:
     assert "there is no database at" in producer("sql", "select 1", exit_code=2).stderr
 
 
+@pytest.mark.usefixtures("sqlite_database")
 def test_an_unknown_run(producer: Producer, sqlite_url: str) -> None:
-    database = open_database(sqlite_url)
-    upgrade(database)
-    database.dispose()
     assert "there is no run yet" in producer("results", "--database", sqlite_url, exit_code=2).stderr
     assert "there is no run 'x'" in producer("results", "x", "--database", sqlite_url, exit_code=2).stderr
     assert "--format must be one of" in producer(
@@ -153,10 +150,8 @@ def test_an_unknown_run(producer: Producer, sqlite_url: str) -> None:
     ).stderr  # fmt: skip
 
 
+@pytest.mark.usefixtures("sqlite_database")
 def test_wrong_sql(producer: Producer, sqlite_url: str) -> None:
-    database = open_database(sqlite_url)
-    upgrade(database)
-    database.dispose()
     for statement, message in [
         ("selekt 1", "syntax error"),
         ("delete from runs", "refuses the statement"),
@@ -166,15 +161,8 @@ def test_wrong_sql(producer: Producer, sqlite_url: str) -> None:
         assert message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("sqlite_database")
 def test_a_reader_that_has_seen_enough_ends_quietly(sqlite_url: str) -> None:
-    import subprocess
-    import sys
-
-    from tests.processes import clean_environment
-
-    database = open_database(sqlite_url)
-    upgrade(database)
-    database.dispose()
     numbers = "with recursive n(x) as (select 1 union all select x + 1 from n where x < 200000) select x from n"
     command = f"{sys.executable} -m producer sql --format csv --database {sqlite_url} '{numbers}' | head -2"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=clean_environment(), cwd=ROOT)
@@ -182,10 +170,8 @@ def test_a_reader_that_has_seen_enough_ends_quietly(sqlite_url: str) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.usefixtures("sqlite_database")
 def test_text_of_a_model_cannot_move_the_cursor(producer: Producer, sqlite_url: str) -> None:
-    database = open_database(sqlite_url)
-    upgrade(database)
-    database.dispose()
     shown = producer("sql", "select char(27) || '[2J[bold]x' as t", "--database", sqlite_url).stdout
     assert "\x1b" not in shown
     assert "\\x1b[2J[bold]x" in shown

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
+from worker.engine.replace_modules import replace_children
+
 #: Elements of one vectorised step, for the widest vectors and the smallest numbers.
 VECTOR_ELEMENTS = 64
 
@@ -44,13 +46,11 @@ class AlignedActivation(nn.Module):
 
 def align_activations(model: nn.Module) -> int:
     """Replaces every activation module of the model; returns how many."""
-    replaced = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, _KINDS) and not isinstance(module, AlignedActivation):
-                setattr(module, name, AlignedActivation(child))
-                replaced += 1
-    return replaced
+
+    def is_wanted(parent: nn.Module, child: nn.Module) -> bool:
+        return isinstance(child, _KINDS) and not isinstance(parent, AlignedActivation)
+
+    return replace_children(model, is_wanted, AlignedActivation)
 
 
 def _alignment(size: int) -> int:

@@ -13,7 +13,7 @@ from worker.engine.beam_search import BeamSearch, Candidate
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.kv_blocks import KVBlocks
 from worker.engine.logits_processors import apply_history_processors, has_history_processors
-from worker.engine.sampler import top_alternatives
+from worker.engine.sampler import entropies_of, top_alternatives
 from worker.engine.sequence import Sequence, SequenceGroup
 from worker.engine.step_batch import MIN_ROWS
 from worker.engine.stopping import check_stop
@@ -21,7 +21,7 @@ from worker.engine.stopping import check_stop
 
 @dataclass(frozen=True)
 class StepColumns:
-    """What the trace needs of a step: raw log-probabilities [beams, vocab], and entropies [beams]."""
+    """Of a step: raw log-probabilities [beams, vocab], and entropies [beams], empty where there is no trace."""
 
     raw: Tensor
     entropies: list[float]
@@ -31,9 +31,16 @@ def start_beams(group: SequenceGroup, eos_ids: tuple[int, ...], blocks: KVBlocks
     """Turns the prefilled first sequence into `num_beams` that share its blocks."""
     params = group.request.params
     group.beam_search = BeamSearch(params.num_beams, params.length_penalty, len(eos_ids))
+    fork_sequences(group, blocks)
+
+
+def fork_sequences(group: SequenceGroup, blocks: KVBlocks) -> None:
+    """Turns the prefilled first sequence into all of the group's, its beams or samples; they share its blocks."""
     first = group.sequences[0]
-    for index in range(1, params.num_beams):
-        group.sequences.append(_child(first, index, blocks))
+    for index in range(1, group.num_rows):
+        child = _copy(first)
+        child.index, child.table = index, blocks.fork(first.table)
+        group.sequences.append(child)
 
 
 def advance_beams(
@@ -83,9 +90,10 @@ def _score(group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...]) -> tu
     if rows.shape[0] < MIN_ROWS:
         rows = rows.expand(MIN_ROWS, -1)
     raw = torch.log_softmax(rows, dim=-1)
-    entropies = (-(raw.exp() * raw.clamp_min(-1e30)).sum(-1)).tolist()
+    params = group.request.params
+    entropies = entropies_of(raw) if params.trace != "none" else []
     raw = raw[: logits.shape[0]]
-    scored, params = raw, group.request.params
+    scored = raw
     if has_history_processors(params):
         before = rows[:1] if params.num_beams == 1 else raw
         scored = torch.cat(
@@ -146,19 +154,6 @@ def _copy(sequence: Sequence) -> Sequence:
         cumulative_logprob=sequence.cumulative_logprob,
         detokenizer=None if sequence.detokenizer is None else sequence.detokenizer.copy(),
     )
-
-
-def _child(parent: Sequence, index: int, blocks: KVBlocks) -> Sequence:
-    child = _copy(parent)
-    child.index, child.table = index, blocks.fork(parent.table)
-    return child
-
-
-def fork_samples(group: SequenceGroup, blocks: KVBlocks) -> None:
-    """Turns the prefilled first sequence into `n` samples that share its prompt's blocks."""
-    first = group.sequences[0]
-    for index in range(1, group.request.params.n):
-        group.sequences.append(_child(first, index, blocks))
 
 
 def beam_results(group: SequenceGroup) -> SequenceOf[tuple[float, Sequence]]:

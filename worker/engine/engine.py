@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.params import GenerationParams
-from worker.engine.beam_group import advance_beams, fork_samples, start_beams
+from worker.engine.beam_group import advance_beams, fork_sequences, start_beams
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.kv_blocks import KVBlocks
@@ -190,7 +190,7 @@ class Engine:
         if group.is_beam:
             start_beams(group, self._eos_ids(group.request), self.blocks)
         else:
-            fork_samples(group, self.blocks)
+            fork_sequences(group, self.blocks)
 
     def _advance_beams(
         self, group: SequenceGroup, logits: Tensor, rows: list[int], sequences: SequenceOf[Sequence]

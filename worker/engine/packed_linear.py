@@ -9,13 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from worker.engine.replace_modules import replace_children
+
 
 class PackedLinear(nn.Module):
     """Stands in for an `nn.Linear` on the CPU in inference; the weight can no longer be read back."""
 
     weight: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Module) -> None:
+        assert isinstance(linear, nn.Linear)
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else linear.bias.detach()
@@ -37,10 +40,4 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 def pack_linears(model: nn.Module) -> int:
     """Replaces every `nn.Linear` of the model; returns how many."""
-    replaced = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
-                replaced += 1
-    return replaced
+    return replace_children(model, lambda _, child: type(child) is nn.Linear, PackedLinear)

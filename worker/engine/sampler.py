@@ -107,14 +107,19 @@ def _trace_columns(logprobs: Tensor, chosen: Tensor, rows: Sequence[SamplingRow]
     """Entropy and rank of each row; zeros where nobody asked, because each costs a pass over the vocabulary."""
     if all(row.params.trace == "none" for row in rows):
         return [0.0] * len(logprobs), [0] * len(logprobs)
-    # A probability of zero has a logprob of -inf, and 0 * -inf would be NaN.
-    entropies = (-(logprobs.exp() * logprobs.clamp_min(-1e30)).sum(-1)).tolist()
+    entropies = entropies_of(logprobs)
     is_plainly_greedy = [
         row.params.strategy is Strategy.GREEDY and not has_history_processors(row.params) for row in rows
     ]
     if all(is_plainly_greedy):
         return entropies, [1] * len(logprobs)
     return entropies, [int(count) + 1 for count in (logprobs > chosen).sum(-1).tolist()]
+
+
+def entropies_of(logprobs: Tensor) -> list[float]:
+    """The entropy of each row of logprobs [rows, vocab], in nats; a row alone is given twice (see above)."""
+    # A probability of zero has a logprob of -inf, and 0 * -inf would be NaN.
+    return list((-(logprobs.exp() * logprobs.clamp_min(-1e30)).sum(-1)).tolist())
 
 
 def _draw_row(scores: Tensor, logprobs: Tensor, greedy_ids: list[int], index: int, row: SamplingRow) -> Draw:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Engine
 
+from migrations.views import view_definitions
 from models.tables import Base
-from models.views import view_definitions
 
 
 def run_migrations(engine: Engine) -> None:

@@ -5,6 +5,7 @@ Raises `DatabaseUnavailable`, whose text a person can act on and which never hol
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from sqlalchemy import Engine, Float, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
+
+from models.base import UtcDateTime
 
 SQLITE_BUSY_SECONDS = 60
 
@@ -25,6 +28,25 @@ class database_now(GenericFunction[float]):
 
     type = Float()
     inherit_cache = True
+
+
+class database_moment(GenericFunction[datetime]):
+    """So many seconds ago (0 where not given) by the database's clock, for columns that people read."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(database_moment, "sqlite")
+def _sqlite_moment(element: Any, compiler: Any, **kwargs: Any) -> str:
+    ago = compiler.process(element.clauses, **kwargs) or "0"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('-%f seconds', {ago}))"
+
+
+@compiles(database_moment, "postgresql")
+def _postgresql_moment(element: Any, compiler: Any, **kwargs: Any) -> str:
+    ago = compiler.process(element.clauses, **kwargs) or "0"
+    return f"(clock_timestamp() - make_interval(secs => {ago}))"
 
 
 @compiles(database_now, "sqlite")

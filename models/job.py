@@ -34,6 +34,12 @@ class Job(Base):
             sqlite_where=text("state = 'queued' AND sent_at IS NULL"),
             postgresql_where=text("state = 'queued' AND sent_at IS NULL"),
         ),
+        Index(
+            "ix_jobs_expiry",
+            "expires_at",
+            sqlite_where=text("state = 'queued' AND expires_at IS NOT NULL"),
+            postgresql_where=text("state = 'queued' AND expires_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
@@ -46,14 +52,19 @@ class Job(Base):
     seed: Mapped[int] = mapped_column(BigId)  # given, or derived
     priority: Mapped[int] = mapped_column(default=5)  # 0 … 9, 9 first
     state: Mapped[str] = mapped_column(default=JobState.QUEUED)  # JobState
-    attempts: Mapped[int] = mapped_column(default=0)  # claims so far
-    is_suspect: Mapped[bool] = mapped_column(default=False)  # an engine died with it inside: it runs alone next
+    state_reason: Mapped[str | None]  # why it is in this state; goes into job_events
+    attempts: Mapped[int] = mapped_column(default=0)  # claims so far; never goes back
+    num_crashes: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # processes that died with it inside
+    is_suspect: Mapped[bool] = mapped_column(default=False)  # it may be why: it runs alone next
     worker: Mapped[str | None]  # who claimed it last
     error: Mapped[str | None]  # why it failed, for a person
+    error_code: Mapped[str | None]  # the kind of error, for a program: PromptTooLong, EngineDied …
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", Json)
     grid_point: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what the command's grid varied for it
+    content_key: Mapped[str | None]  # hash of all that decides its answer: finds what was submitted before
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]  # first claim
+    expires_at: Mapped[datetime | None]  # if it has not started by then, it will not
     finished_at: Mapped[datetime | None]  # when it became final
     sent_at: Mapped[datetime | None]  # when its message was last sent; null while it is in the outbox
     lease_expires_at: Mapped[float | None]  # seconds since 1970 by the database's clock

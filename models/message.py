@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from models.params import GenerationParams
+from models.settings import DEFAULT_PRIORITY
 
 #: Raised when a message changes in a way that an older worker would misread.
 MESSAGE_VERSION = 1
@@ -33,6 +34,7 @@ class ChunkMessage(BaseModel):
     version: int = MESSAGE_VERSION
     run_id: str
     model: str
+    priority: int = DEFAULT_PRIORITY  # 0 … 9, 9 first
     jobs: list[JobMessage]
 
 

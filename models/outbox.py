@@ -6,11 +6,11 @@ Whoever sends marks afterwards, so a crash in between sends twice, which claims 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, and_, or_, select, update
 
+from models.database import database_moment
 from models.job import Job
 from models.message import ChunkMessage, JobMessage
 from models.params import GenerationParams
@@ -25,8 +25,8 @@ CHUNKS_AHEAD = 2
 #: Jobs read from the database at once.
 PAGE_JOBS = 2_000
 
-#: Hands one chunk to the broker: chunk and priority.
-Send = Callable[[ChunkMessage, int], None]
+#: Hands one chunk to the broker; raises `ConnectionError` where it is not taken.
+Send = Callable[[ChunkMessage], None]
 
 
 def send_outbox(
@@ -46,12 +46,12 @@ def send_outbox(
     if run_id is not None:
         condition = and_(condition, Job.run_id == run_id)
     if min_age_seconds is not None:
-        oldest = datetime.now(UTC) - timedelta(seconds=min_age_seconds)
-        condition = and_(condition, or_(Job.created_at < oldest, Job.attempts > 0))
+        is_old = Job.created_at < database_moment(min_age_seconds)
+        condition = and_(condition, or_(is_old, Job.attempts > 0))
     num_sent = 0
     while page := _read_page(database, condition):
-        for chunk, priority in _chunks(page, num_slots):
-            send(chunk, priority)
+        for chunk in _chunks(page, num_slots):
+            send(chunk)
         _mark_sent(database, [row.id for row in page])
         num_sent += len(page)
     return num_sent
@@ -77,10 +77,10 @@ def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any
 
 def _mark_sent(database: Engine, job_ids: list[int]) -> None:
     with database.begin() as connection:
-        connection.execute(update(Job).where(Job.id.in_(job_ids)).values(sent_at=datetime.now(UTC)))
+        connection.execute(update(Job).where(Job.id.in_(job_ids)).values(sent_at=database_moment()))
 
 
-def _chunks(rows: list[Row[Any]], num_slots: int) -> Iterator[tuple[ChunkMessage, int]]:
+def _chunks(rows: list[Row[Any]], num_slots: int) -> Iterator[ChunkMessage]:
     start = 0
     while start < len(rows):
         first = rows[start]
@@ -89,7 +89,7 @@ def _chunks(rows: list[Row[Any]], num_slots: int) -> Iterator[tuple[ChunkMessage
         while end < min(start + size, len(rows)) and _travels_with(first, rows[end]):
             end += 1
         jobs = [_job_message(row) for row in rows[start:end]]
-        yield ChunkMessage(run_id=first.run_id, model=first.model, jobs=jobs), first.priority
+        yield ChunkMessage(run_id=first.run_id, model=first.model, priority=first.priority, jobs=jobs)
         start = end
 
 

@@ -29,7 +29,8 @@ class Settings(BaseSettings):
     worker_name: str | None = None  # None: host name and device
     concurrency: int = Field(default=16, ge=1)  # chunks in hand at once
 
-    max_attempts: int = Field(default=3, ge=1)  # claims before a job that kills its engine is failed
+    max_attempts: int = Field(default=3, ge=1)  # processes that a job may take down before it is failed
+    engine_timeout: float = Field(default=300.0, gt=0)  # an engine that makes no step for so long is killed
     lease_seconds: float = Field(default=30.0, gt=0)  # a worker silent for this long loses its jobs
     visibility_timeout: float = Field(default=3600.0, gt=0)  # Redis gives an unacknowledged message again after it
     heartbeat_seconds: float = Field(default=2.0, gt=0)  # between two signs of life of a worker

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name
 from models.model_name import canonical_model
@@ -10,6 +15,9 @@ from models.settings import Settings
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
 NUM_PRIORITIES = 10
+
+#: The remote-control command of `nudge_workers`.
+LOOK_NOW = "nocturne_look_now"
 
 
 def create_app(settings: Settings) -> Celery:
@@ -44,14 +52,41 @@ def broker_priority(priority: int) -> int:
     return NUM_PRIORITIES - 1 - priority
 
 
-def send_chunk(app: Celery, chunk: ChunkMessage, priority: int) -> None:
-    """Hands a chunk to the broker."""
-    app.send_task(
-        TASK_NAME,
-        args=[chunk.model_dump(mode="json", exclude_unset=True) | {"version": MESSAGE_VERSION}],
-        queue=queue_name(chunk.model),
-        priority=broker_priority(priority),
-    )
+def send_chunk(app: Celery, chunk: ChunkMessage) -> None:
+    """Hands a chunk to the broker. Raises `ConnectionError` where it is away or does not take it."""
+    with _broker_errors():
+        app.send_task(
+            TASK_NAME,
+            args=[chunk.model_dump(mode="json", exclude_unset=True) | {"version": MESSAGE_VERSION}],
+            queue=queue_name(chunk.model),
+            priority=broker_priority(chunk.priority),
+            retry=False,  # the outbox is what tries again
+        )
+
+
+def queue_length(app: Celery, model: str) -> int:
+    """Messages that wait for a model, of every priority. Raises `ConnectionError`."""
+    with _broker_errors(), app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=5)
+        try:
+            return int(connection.default_channel.queue_declare(queue_name(model), passive=True).message_count)
+        except connection.channel_errors:
+            return 0  # no such queue: nothing was ever sent
+
+
+def nudge_workers(app: Celery) -> None:
+    """Makes every worker look at once which of its jobs were cancelled. Raises `ConnectionError`."""
+    with _broker_errors():
+        app.control.broadcast(LOOK_NOW)
+
+
+@contextmanager
+def _broker_errors() -> Iterator[None]:
+    """Whatever kombu or Redis complains of, as one kind of error with one line of text."""
+    try:
+        yield
+    except (OperationalError, RedisError, OSError) as error:
+        raise ConnectionError(str(error).strip().splitlines()[0] if str(error) else type(error).__name__) from error
 
 
 app = create_app(Settings())

@@ -1,7 +1,8 @@
 """The worker's life between Celery and the engine: claim · feed · commit, with leases kept alive meanwhile.
 
-One `Runtime` per worker process. A task thread brings a chunk and waits; the engine's reader thread queues
-what finishes; one committer thread stores it in groups; one heartbeat thread renews leases and re-sends.
+One `Runtime` per worker process. A task thread brings a chunk and waits; the engine's reader thread hands
+what finishes to the committer; the heartbeat thread renews leases and lets go of what was cancelled; the
+reaper thread sweeps for all workers.
 """
 
 from __future__ import annotations
@@ -13,38 +14,37 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
-from typing import TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from models.message import ChunkMessage, JobMessage
+from models.message import ChunkMessage
 from models.model_name import canonical_model
 from models.outbox import Send, send_outbox
 from models.settings import Settings
+from worker.committer import Committer
 from worker.engine.config import EngineConfig
 from worker.engine.protocol import EngineOptions
 from worker.engine.request import RequestOutput
 from worker.gate import Gate
+from worker.patience import OUTAGES, GaveUp, Patience
+from worker.reaper import expire_overdue, forget_lost_messages, release_expired_leases
+from worker.registry import Registry
 from worker.store import Claim, FinishedJob, Store
 from worker.supervisor import EngineDeath, EngineSupervisor
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
 
-MAX_COMMIT_JOBS = 256
-COMMIT_WAIT_SECONDS = 0.02  # others that finish within it share the transaction
-RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)  # between attempts to reach the database; the last one repeats
 ADOPT_AGE_SECONDS = 60.0  # unsent jobs are their submitter's business for so long
+LOST_MESSAGE_SECONDS = 10.0  # a job that was sent so long ago is claimed, or its message is in the queue, or lost
+
+#: How many messages wait in a model's queue; raises where the broker does not answer.
+QueueLength = Callable[[], int]
 
 
 @dataclass
 class Pending:
-    """A claimed job that the engine has; `chunk` is who waits for it."""
+    """A claimed job; `chunk` is who waits for it."""
 
     claim: Claim
     chunk: ChunkWait
@@ -69,20 +69,27 @@ class ChunkWait:
 
 
 class Runtime:
-    def __init__(self, settings: Settings, database: Engine, send: Send) -> None:
+    def __init__(self, settings: Settings, database: Engine, send: Send, queue_length: QueueLength) -> None:
         self.settings = settings
         self.name = settings.worker_name or f"{platform.node()}-{settings.device}-{os.getpid()}"
         self.device = settings.device
         self._database = database
         self._send = send
+        self._queue_length = queue_length
+        self._patience = Patience()
         self._store = Store(database, self.name, settings.lease_seconds)
-        self._supervisor = EngineSupervisor(_engine_options(settings), self._on_output, self._on_death)
+        self._registry = Registry(database, self.name, settings.lease_seconds)
+        self._committer = Committer(self._store, self._patience, self._forget)
+        self._supervisor = EngineSupervisor(
+            _engine_options(settings), self._on_output, self._on_death, self._on_lost, settings.engine_timeout
+        )
         self._pending: dict[int, Pending] = {}
         self._lock = Lock()  # guards _pending
         self._gate = Gate()
-        self._finished: SimpleQueue[FinishedJob | None] = SimpleQueue()
         self._is_stopping = Event()
+        self._is_hurried = Event()
         self._is_closed = Event()
+        self._look_now = Event()  # wakes the heartbeat
         self._threads: list[Thread] = []
 
     @property
@@ -92,64 +99,95 @@ class Runtime:
     def start(self) -> None:
         """Loads the model and signs on. Raises `ModelUnavailable`."""
         ready = self._supervisor.start()
-        self._store.enter_environment(ready.environment)
-        self._store.register(
+        self._store.environment_id = self._registry.enter_environment(ready.environment)
+        self._registry.register(
             host=platform.node(),
             device=ready.device,
             model=canonical_model(self.settings.model),
             max_num_seqs=self.settings.max_num_seqs,
         )
-        for target in (self._commit_loop, self._heartbeat_loop):
+        for target in (self._committer.run, self._heartbeat_loop, self._reap_loop):
             thread = Thread(target=target, name=target.__name__.strip("_"), daemon=True)
             thread.start()
             self._threads.append(thread)
         self.device = ready.device
 
     def process(self, chunk: ChunkMessage) -> int:
-        """Claims what is still queued of the chunk and returns when all of it is final; how many those were."""
-        claims = self._retrying(lambda: self._store.claim([job.id for job in chunk.jobs]))
+        """Claims what is still queued of the chunk and returns when all of it is settled; how many those were.
+
+        Raises `GaveUp` where the worker had to end while the database was away.
+        """
+        claims = self._patience.until_answered(lambda: self._store.claim([job.id for job in chunk.jobs]))
         if not claims:
             return 0
+        wait = ChunkWait(len(claims))
+        # An earlier claim of the same job, lost while this worker was taken to be dead, ends here.
+        self._let_go(self._claims_of(claim.job_id for claim in claims))
+        with self._lock:
+            self._pending.update({claim.job_id: Pending(claim, wait) for claim in claims})
         is_alone = any(claim.is_suspect for claim in claims)
         with self._gate.alone() if is_alone else self._gate.together():
-            self._decode(chunk.jobs, claims)
+            self._feed(chunk, claims)
+            wait.wait()
         return len(claims)
 
-    def shut_down(self) -> None:
-        """Stops claiming, gives running jobs their grace, returns the rest to the queue."""
+    def look_now(self) -> None:
+        """Lets go, at once, of jobs that were cancelled."""
+        self._look_now.set()
+
+    def stop_claiming(self) -> None:
         self._is_stopping.set()
+
+    def shut_down(self) -> None:
+        """After `stop_claiming`: gives running jobs their grace, returns the rest to the queue."""
         deadline = time.monotonic() + self.settings.grace_seconds
-        while self._supervisor.num_inside and time.monotonic() < deadline:
-            self._is_closed.wait(0.05)
+        while self._has_pending() and time.monotonic() < deadline and not self._is_hurried.wait(0.05):
+            pass
         with self._lock:
-            left = list(self._pending.values())
-        self._supervisor.cancel([pending.claim.job_id for pending in left])
-        self._return_to_queue([pending.claim for pending in left])
+            left = [pending.claim for pending in self._pending.values()]
+        self._supervisor.cancel([claim.job_id for claim in left])
+        try:
+            self._return_to_queue(left, "the worker stopped")
+        except GaveUp as error:
+            logger.warning("%d jobs stay with this worker until their lease runs out: %s", len(left), error)
+            for claim in left:
+                self._forget(claim)
+
+    def hurry(self) -> None:
+        """Ends the grace, and all waiting for a database that does not answer."""
+        self._is_hurried.set()
+        self._patience.end()
 
     def close(self) -> None:
         """Ends the engine and the threads; called when no task runs any more."""
         self._is_stopping.set()
         self._supervisor.stop()
         self._is_closed.set()
-        self._finished.put(None)
+        self._look_now.set()
+        self._committer.stop()
         for thread in self._threads:
             thread.join()
-        self._store.sign_off()
+        try:
+            self._registry.sign_off()
+        except OUTAGES as error:
+            self._patience.note_outage(error)
         self._database.dispose()
 
-    def _decode(self, jobs: Iterable[JobMessage], claims: list[Claim]) -> None:
-        wait = ChunkWait(len(claims))
+    def _has_pending(self) -> bool:
         with self._lock:
-            self._pending.update({claim.job_id: Pending(claim, wait) for claim in claims})
-        claimed = {claim.job_id for claim in claims}
-        self._supervisor.submit([job for job in jobs if job.id in claimed])
-        wait.wait()
+            return bool(self._pending)
+
+    def _feed(self, chunk: ChunkMessage, claims: Iterable[Claim]) -> None:
+        """Hands the engine the claimed jobs, but for those lost while they waited at the gate."""
+        with self._lock:
+            held = {claim.job_id for claim in claims if claim.job_id in self._pending}
+        self._supervisor.submit([job for job in chunk.jobs if job.id in held], chunk.priority)
 
     def _on_output(self, output: RequestOutput) -> None:
         with self._lock:
             pending = self._pending.get(output.request_id)
         if pending is not None:
-            self._finished.put(FinishedJob(pending.claim, output))
+            self._committer.add(FinishedJob(pending.claim, output))
 
     def _on_death(self, death: EngineDeath) -> None:
         """The engine died: what was in its batch is tried again alone, or failed after its last attempt.
@@ -158,84 +196,107 @@ class Runtime:
         """
         logger.error("%s; %d jobs were running, %d waited", death.reason, len(death.running), len(death.waiting))
         suspects, again = self._claims_of(death.running), []
-        for claim in suspects:
-            if claim.attempt < self.settings.max_attempts:
-                again.append(claim)
-                continue
-            error = f"EngineDied: {death.reason}, in the last of {claim.attempt} attempts"
-            self._retrying(partial(self._store.fail, claim, error))
-            self._forget(claim)
-        self._return_to_queue(again, suspect_because=death.reason)
-        self._return_to_queue(self._claims_of(death.waiting))
+        try:
+            for claim in suspects:
+                if claim.num_crashes + 1 < self.settings.max_attempts:
+                    again.append(claim)
+                else:
+                    self._fail(claim, f"{death.reason}, in the last of {claim.num_crashes + 1} attempts")
+            self._return_to_queue(again, death.reason, are_suspects=True)
+            self._return_to_queue(self._claims_of(death.waiting), "the engine died while it waited")
+        except GaveUp as error:
+            logger.warning("jobs stay with this worker until their lease runs out: %s", error)
+
+    def _on_lost(self, reason: str) -> None:
+        """The engine cannot be started again: this worker is of no use."""
+        logger.error("the engine cannot be started again, stopping: %s", reason)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _fail(self, claim: Claim, error: str) -> None:
+        self._patience.until_answered(lambda: self._store.fail(claim, "EngineDied", error))
+        self._forget(claim)
 
     def _claims_of(self, job_ids: Iterable[int]) -> list[Claim]:
         with self._lock:
             return [self._pending[job_id].claim for job_id in job_ids if job_id in self._pending]
 
-    def _return_to_queue(self, claims: list[Claim], suspect_because: str | None = None) -> None:
+    def _return_to_queue(self, claims: list[Claim], reason: str, *, are_suspects: bool = False) -> None:
         if not claims:
             return
-        self._retrying(lambda: self._store.give_back(claims, suspect_because=suspect_because))
-        for run_id in {claim.run_id for claim in claims}:
-            send_outbox(self._database, self._send, run_id=run_id)
+        give_back = self._store.give_back_suspects if are_suspects else self._store.give_back
+        self._patience.until_answered(lambda: give_back(claims, reason))
         for claim in claims:
             self._forget(claim)
+        for run_id in {claim.run_id for claim in claims}:
+            self._send_outbox(run_id=run_id)
+
+    def _send_outbox(self, run_id: str | None = None, min_age_seconds: float | None = None) -> None:
+        """Sends what is in the outbox; what cannot be sent stays there for the next sweep."""
+        try:
+            send_outbox(self._database, self._send, run_id=run_id, min_age_seconds=min_age_seconds)
+        except OUTAGES as error:
+            self._patience.note_outage(error)
+        except ConnectionError as error:
+            logger.warning("jobs stay in the outbox, Redis does not take them: %s", error)
 
     def _forget(self, claim: Claim) -> None:
         """The job is no longer this worker's business; its chunk may be acknowledged."""
         with self._lock:
-            pending = self._pending.pop(claim.job_id, None)
-        if pending is not None:
-            pending.chunk.one_done()
-
-    def _commit_loop(self) -> None:
-        while (first := self._finished.get()) is not None:
-            batch = [first]
-            time.sleep(COMMIT_WAIT_SECONDS)
-            while len(batch) < MAX_COMMIT_JOBS:
-                try:
-                    following = self._finished.get_nowait()
-                except Empty:
-                    break
-                if following is None:
-                    self._finished.put(None)
-                    break
-                batch.append(following)
-            self._retrying(partial(self._store.commit, batch))
-            for job in batch:
-                self._forget(job.claim)
+            pending = self._pending.get(claim.job_id)
+            if pending is None or pending.claim != claim:
+                return
+            del self._pending[claim.job_id]
+        pending.chunk.one_done()
 
     def _heartbeat_loop(self) -> None:
         last_tokens, last_time = 0, time.monotonic()
-        while not self._is_closed.wait(self.settings.heartbeat_seconds):
+        while not self._is_closed.is_set():
+            is_nudged = self._look_now.wait(self.settings.heartbeat_seconds)
+            self._look_now.clear()
             if self.settings.parent_pid not in (None, os.getppid()) and not self.is_stopping:
                 logger.warning("the producer that started this worker is gone; stopping")
                 os.kill(os.getpid(), signal.SIGTERM)
-            stats, now = self._supervisor.stats, time.monotonic()
-            speed = (stats.num_generated_tokens - last_tokens) / (now - last_time)
-            last_tokens, last_time = stats.num_generated_tokens, now
             with self._lock:
                 claims = [pending.claim for pending in self._pending.values()]
             try:
+                self._let_go_of_lost(claims)
+                if is_nudged:
+                    continue
+                stats, now = self._supervisor.stats, time.monotonic()
+                speed = max(0.0, (stats.num_generated_tokens - last_tokens) / (now - last_time))
+                last_tokens, last_time = stats.num_generated_tokens, now
                 mean_running = stats.num_sequence_steps / max(stats.num_steps, 1)
-                self._store.heartbeat(claims, max(speed, 0.0), stats.num_steps, mean_running)
-                if not self.is_stopping:
-                    self._store.release_expired_leases()
-                    send_outbox(self._database, self._send, min_age_seconds=ADOPT_AGE_SECONDS)
-            except (DBAPIError, OSError) as error:
-                logger.warning("no heartbeat: %s", str(error).splitlines()[0])
+                self._registry.heartbeat(claims, speed, stats.num_steps, mean_running)
+                self._patience.note_answer()
+            except OUTAGES as error:
+                self._patience.note_outage(error)
 
-    def _retrying(self, write: Callable[[], T]) -> T:
-        """Runs a write until the database takes it, waiting a little longer each time; says so once."""
-        attempt = 0
-        while True:
+    def _let_go_of_lost(self, claims: list[Claim]) -> None:
+        # One that is just being committed is "lost" too: there is nothing left to stop then.
+        self._let_go(self._store.lost(claims) if claims else [])
+
+    def _let_go(self, claims: list[Claim]) -> None:
+        self._supervisor.cancel([claim.job_id for claim in claims])
+        for claim in claims:
+            self._forget(claim)
+
+    def _reap_loop(self) -> None:
+        """Apart from the heartbeat: a broker that does not answer must not cost the leases."""
+        model = canonical_model(self.settings.model)
+        while not self._is_closed.wait(self.settings.heartbeat_seconds):
+            if self.is_stopping:
+                continue
             try:
-                return write()
-            except DBAPIError as error:
-                if attempt == 0:
-                    logger.warning("the database does not answer, waiting: %s", str(error.orig).splitlines()[0])
-                time.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
-                attempt += 1
+                release_expired_leases(self._database, self.settings.max_attempts)
+                expire_overdue(self._database)
+                if self._queue_length() == 0:
+                    forget_lost_messages(self._database, model, LOST_MESSAGE_SECONDS)
+            except OUTAGES as error:
+                self._patience.note_outage(error)
+            except ConnectionError as error:
+                logger.debug("the queue's length is not known: %s", error)
+            else:
+                self._send_outbox(min_age_seconds=ADOPT_AGE_SECONDS)
 
 
 def _engine_options(settings: Settings) -> EngineOptions:

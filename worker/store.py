@@ -1,4 +1,4 @@
-"""Every write that a worker makes to the database, each one transaction.
+"""Every write that a worker makes to its jobs, each one transaction.
 
 Claims and commits are conditional on state and attempt, so a message that comes twice or a worker that was
 believed dead changes nothing.
@@ -6,8 +6,6 @@ believed dead changes nothing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +14,11 @@ from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, func, insert, select, update
 
-from models.database import database_now
+from models.database import database_moment, database_now
 from models.job import Job
-from models.result import Environment, Result
-from models.run import Run
-from models.states import JobState, RunState
-from models.worker import Worker
+from models.result import Result
+from models.run_counts import COUNT_OF_STATE, add_counts, close_runs
+from models.states import JobState
 from worker.engine.request import Completion, RequestOutput
 from worker.trace_rows import insert_traces
 
@@ -36,7 +33,8 @@ class Claim:
     job_id: int
     run_id: str
     attempt: int
-    is_suspect: bool  # an engine died with it inside
+    num_crashes: int  # processes that died with it inside
+    is_suspect: bool  # it may be why: it runs alone
     created_at: datetime
 
 
@@ -53,137 +51,84 @@ class Store:
         self._database = database
         self._worker = worker
         self._lease_seconds = lease_seconds
-        self.environment_id: str | None = None
+        self.environment_id: str | None = None  # what its results are decoded by
 
     def claim(self, job_ids: Sequence[int]) -> list[Claim]:
-        """Takes the queued ones among the jobs; the others are somebody else's or final."""
-        moment = datetime.now(UTC)
+        """Takes the queued ones among the jobs that are in time; the others are somebody else's or final."""
         statement = (
             update(Job)
-            .where(Job.id.in_(job_ids), Job.state == JobState.QUEUED)
+            .where(
+                Job.id.in_(job_ids),
+                Job.state == JobState.QUEUED,
+                (Job.expires_at.is_(None)) | (Job.expires_at > database_moment()),
+            )
             .values(
                 state=JobState.RUNNING,
+                state_reason="claimed",
                 attempts=Job.attempts + 1,
                 worker=self._worker,
-                started_at=func.coalesce(Job.started_at, moment),
+                started_at=func.coalesce(Job.started_at, database_moment()),
                 lease_expires_at=database_now() + self._lease_seconds,
                 error=None,
+                error_code=None,
             )
-            .returning(Job.id, Job.run_id, Job.attempts, Job.is_suspect, Job.created_at)
+            .returning(Job.id, Job.run_id, Job.attempts, Job.num_crashes, Job.is_suspect, Job.created_at)
         )
         with self._database.begin() as connection:
             return [Claim(*row) for row in connection.execute(statement)]
 
+    def lost(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Those of the claims that do not hold any more: cancelled, or taken to be dead and given away."""
+        held: set[tuple[int, int]] = set()
+        with self._database.connect() as connection:
+            for start in range(0, len(claims), IDS_PER_STATEMENT):
+                ids = [claim.job_id for claim in claims[start : start + IDS_PER_STATEMENT]]
+                statement = select(Job.id, Job.attempts).where(
+                    Job.id.in_(ids), Job.state == JobState.RUNNING, Job.worker == self._worker
+                )
+                held.update((job_id, attempt) for job_id, attempt in connection.execute(statement))
+        return [claim for claim in claims if (claim.job_id, claim.attempt) not in held]
+
     def commit(self, finished: Sequence[FinishedJob]) -> int:
         """Stores results, traces and final states together; returns how many jobs were still this worker's."""
-        moment = datetime.now(UTC)
         with self._database.begin() as connection:
-            owned = [job for job in finished if self._finish(connection, job, moment)]
+            moment = datetime.now(UTC)
+            owned = [job for job in finished if self._finish(connection, job)]
             results = [(job, done) for job in owned for done in job.output.completions]
             if results:
-                self._insert_results(connection, results)
-            self._count(connection, owned)
-            self._close_runs(connection, {job.claim.run_id for job in owned}, moment)
+                self._insert_results(connection, results, moment)
+            _count(connection, owned)
+            close_runs(connection, {job.claim.run_id for job in owned}, moment)
         return len(owned)
 
-    def give_back(self, claims: Iterable[Claim], *, suspect_because: str | None = None) -> list[int]:
+    def give_back(self, claims: Iterable[Claim], reason: str) -> list[int]:
         """Returns claimed jobs to the outbox; the ids of those that were still this worker's."""
-        given = []
-        values: dict[str, Any] = {
-            "state": JobState.QUEUED,
-            "lease_expires_at": None,
-            "sent_at": None,
-            "error": suspect_because,
-        }
-        if suspect_because is not None:
-            values["is_suspect"] = True
-        with self._database.begin() as connection:
-            for claim in claims:
-                if self._change(connection, claim, values):
-                    given.append(claim.job_id)
-        return given
+        return self._give_back(claims, {"state_reason": reason})
 
-    def fail(self, claim: Claim, error: str) -> None:
+    def give_back_suspects(self, claims: Iterable[Claim], reason: str) -> list[int]:
+        """The same for jobs that may be why the engine died: they will be tried alone."""
+        return self._give_back(
+            claims, {"state_reason": reason, "is_suspect": True, "num_crashes": Job.num_crashes + 1, "error": reason}
+        )
+
+    def fail(self, claim: Claim, code: str, error: str) -> None:
         """Ends a job without results."""
-        moment = datetime.now(UTC)
+        values = _ending(JobState.FAILED, error, code) | {"num_crashes": Job.num_crashes + int(code == "EngineDied")}
         with self._database.begin() as connection:
-            values = {"state": JobState.FAILED, "lease_expires_at": None, "finished_at": moment, "error": error}
             if self._change(connection, claim, values):
-                self._add_counts(connection, claim.run_id, Counter({"num_failed": 1}))
-                self._close_runs(connection, {claim.run_id}, moment)
+                add_counts(connection, claim.run_id, {COUNT_OF_STATE[JobState.FAILED]: 1})
+                close_runs(connection, {claim.run_id}, datetime.now(UTC))
 
-    def register(self, *, host: str, device: str, model: str, max_num_seqs: int) -> None:
-        """Enters this worker, replacing an earlier one of the same name."""
-        moment = datetime.now(UTC)
-        row = {
-            "host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs, "started_at": moment,
-            "seen_at": moment, "stopped_at": None, "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
-        }  # fmt: skip
+    def _give_back(self, claims: Iterable[Claim], values: dict[str, Any]) -> list[int]:
+        values |= {"state": JobState.QUEUED, "lease_expires_at": None, "sent_at": None}
         with self._database.begin() as connection:
-            changed = connection.execute(update(Worker).where(Worker.name == self._worker).values(row))
-            if not _count_rows(changed):
-                connection.execute(insert(Worker).values(name=self._worker, **row))
+            return [claim.job_id for claim in claims if self._change(connection, claim, values)]
 
-    def enter_environment(self, environment: dict[str, Any]) -> None:
-        """Makes sure the row that results refer to exists."""
-        content = json.dumps(environment, sort_keys=True)
-        self.environment_id = hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
-        with self._database.begin() as connection:
-            known = connection.execute(select(Environment.id).where(Environment.id == self.environment_id)).first()
-            if known is None:
-                connection.execute(insert(Environment).values(id=self.environment_id, **environment))
-
-    def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> None:
-        """Says that this worker lives, and renews its leases."""
-        with self._database.begin() as connection:
-            connection.execute(
-                update(Worker)
-                .where(Worker.name == self._worker)
-                .values(
-                    seen_at=datetime.now(UTC),
-                    tokens_per_second=tokens_per_second,
-                    num_steps=num_steps,
-                    mean_running=mean_running,
-                )
-            )
-            for start in range(0, len(claims), IDS_PER_STATEMENT):
-                connection.execute(
-                    update(Job)
-                    .where(
-                        Job.id.in_([claim.job_id for claim in claims[start : start + IDS_PER_STATEMENT]]),
-                        Job.state == JobState.RUNNING,
-                        Job.worker == self._worker,
-                    )
-                    .values(lease_expires_at=database_now() + self._lease_seconds)
-                )
-
-    def sign_off(self) -> None:
-        """Notes an end in order."""
-        moment = datetime.now(UTC)
-        with self._database.begin() as connection:
-            connection.execute(
-                update(Worker).where(Worker.name == self._worker).values(seen_at=moment, stopped_at=moment)
-            )
-
-    def release_expired_leases(self) -> int:
-        """Returns running jobs whose worker gave no sign of life to the outbox; how many."""
-        with self._database.begin() as connection:
-            released = connection.execute(
-                update(Job)
-                .where(Job.state == JobState.RUNNING, Job.lease_expires_at < database_now())
-                .values(state=JobState.QUEUED, lease_expires_at=None, sent_at=None)
-            )
-            return _count_rows(released)
-
-    def _finish(self, connection: Connection, job: FinishedJob, moment: datetime) -> bool:
+    def _finish(self, connection: Connection, job: FinishedJob) -> bool:
         error = job.output.error
-        values = {
-            "state": JobState.SUCCEEDED if error is None else JobState.FAILED,
-            "error": None if error is None else str(error),
-            "lease_expires_at": None,
-            "finished_at": moment,
-        }
-        return self._change(connection, job.claim, values)
+        if error is None:
+            return self._change(connection, job.claim, _ending(JobState.SUCCEEDED))
+        return self._change(connection, job.claim, _ending(JobState.FAILED, str(error), type(error).__name__))
 
     def _change(self, connection: Connection, claim: Claim, values: dict[str, Any]) -> bool:
         """Changes a job only while it runs in this worker's attempt."""
@@ -197,22 +142,29 @@ class Store:
             )
             .values(values)
         )
-        return _count_rows(changed) == 1
+        return count_rows(changed) == 1
 
-    def _insert_results(self, connection: Connection, results: list[tuple[FinishedJob, Completion]]) -> None:
-        rows = [self._result_row(job, completion) for job, completion in results]
+    def _insert_results(
+        self, connection: Connection, results: list[tuple[FinishedJob, Completion]], moment: datetime
+    ) -> None:
+        rows = [self._result_row(job, completion, moment) for job, completion in results]
         statement = insert(Result).returning(Result.id, sort_by_parameter_order=True)
         ids = connection.execute(statement, rows).scalars().all()
-        traced = [(i, done.trace) for i, (_, done) in zip(ids, results, strict=True) if done.trace is not None]
-        token_ids = [done.token_ids for _, done in results if done.trace is not None]
-        insert_traces(connection, [(i, tokens, trace) for (i, trace), tokens in zip(traced, token_ids, strict=True)])
+        insert_traces(
+            connection,
+            [
+                (result_id, done.token_ids, done.trace)
+                for result_id, (_, done) in zip(ids, results, strict=True)
+                if done.trace is not None
+            ],
+        )
 
-    def _result_row(self, job: FinishedJob, completion: Completion) -> dict[str, Any]:
+    def _result_row(self, job: FinishedJob, completion: Completion, moment: datetime) -> dict[str, Any]:
         output = job.output
         is_first = completion.sample_index == 0
         hypotheses = [vars(hypothesis) for hypothesis in output.hypotheses] if is_first else []
         in_engine = output.waiting_seconds + output.prefill_seconds + output.decode_seconds
-        age = (datetime.now(UTC) - job.claim.created_at).total_seconds()
+        age = (moment - job.claim.created_at).total_seconds()
         return {
             "job_id": job.claim.job_id,
             "sample_index": completion.sample_index,
@@ -229,30 +181,30 @@ class Store:
             "environment_id": self.environment_id,
         }
 
-    def _count(self, connection: Connection, owned: Sequence[FinishedJob]) -> None:
-        counts: dict[str, Counter[str]] = {}
-        for job in owned:
-            of_run = counts.setdefault(job.claim.run_id, Counter())
-            of_run["num_succeeded" if job.output.error is None else "num_failed"] += 1
-            of_run["completion_tokens"] += sum(len(done.token_ids) for done in job.output.completions)
-        for run_id in sorted(counts):  # one order for all workers: no deadlock
-            self._add_counts(connection, run_id, counts[run_id])
 
-    def _add_counts(self, connection: Connection, run_id: str, counts: Counter[str]) -> None:
-        values = {name: getattr(Run, name) + count for name, count in counts.items()}
-        connection.execute(update(Run).where(Run.id == run_id).values(values))
-
-    def _close_runs(self, connection: Connection, run_ids: set[str], moment: datetime) -> None:
-        """Finishes the runs whose jobs are all final."""
-        final = Run.num_succeeded + Run.num_failed + Run.num_cancelled + Run.num_expired
-        for run_id in sorted(run_ids):
-            connection.execute(
-                update(Run)
-                .where(Run.id == run_id, Run.state == RunState.RUNNING, final >= Run.num_jobs)
-                .values(state=RunState.FINISHED, finished_at=moment)
-            )
-
-
-def _count_rows(result: Any) -> int:
+def count_rows(result: Any) -> int:
+    """Rows that a statement changed."""
     assert isinstance(result, CursorResult)
     return result.rowcount
+
+
+def _ending(state: JobState, error: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The columns of a job that becomes final."""
+    return {
+        "state": state,
+        "state_reason": code or "finished",
+        "error": error,
+        "error_code": code,
+        "lease_expires_at": None,
+        "finished_at": database_moment(),
+    }
+
+
+def _count(connection: Connection, owned: Sequence[FinishedJob]) -> None:
+    counts: dict[str, Counter[str]] = {}
+    for job in owned:
+        of_run = counts.setdefault(job.claim.run_id, Counter())
+        of_run[COUNT_OF_STATE[JobState.SUCCEEDED if job.output.error is None else JobState.FAILED]] += 1
+        of_run["completion_tokens"] += sum(len(done.token_ids) for done in job.output.completions)
+    for run_id in sorted(counts):  # one order for all workers: no deadlock
+        add_counts(connection, run_id, counts[run_id])

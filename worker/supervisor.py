@@ -11,10 +11,22 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from threading import Event, Lock, Thread
+from time import monotonic
 
 from models.message import JobMessage
 from worker.engine.main import engine_main
-from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Started, Stats, Stop, Submit
+from worker.engine.protocol import (
+    Cancel,
+    Crashed,
+    EngineOptions,
+    Failed,
+    Finished,
+    Ready,
+    Started,
+    Stats,
+    Stop,
+    Submit,
+)
 from worker.engine.request import ModelUnavailable, RequestOutput
 
 
@@ -28,17 +40,27 @@ class EngineDeath:
 
 
 class EngineSupervisor:
-    """`on_output` gets each finished request, `on_death` what was lost with a process that died."""
+    """`on_output` gets each finished request, `on_death` what was lost with a process that died.
+
+    `on_lost` is told why no new process could be started. A process that has work and shows no step for
+    `timeout` seconds is killed.
+    """
 
     def __init__(
         self,
         options: EngineOptions,
         on_output: Callable[[RequestOutput], None],
         on_death: Callable[[EngineDeath], None],
+        on_lost: Callable[[str], None],
+        timeout: float,
     ) -> None:
         self._options = options
         self._on_output = on_output
         self._on_death = on_death
+        self._on_lost = on_lost
+        self._timeout = timeout
+        self._last_sign = monotonic()
+        self._crash = ""  # why the process ends or is ended, where that is known
         self._context = multiprocessing.get_context("spawn")
         self._lock = Lock()  # guards the four below
         self._inside: set[int] = set()
@@ -65,16 +87,21 @@ class EngineSupervisor:
         ready = self._spawn()
         self._reader = Thread(target=self._read, name="engine-reader", daemon=True)
         self._reader.start()
+        Thread(target=self._watch, name="engine-watch", daemon=True).start()
         return ready
 
-    def submit(self, jobs: Sequence[JobMessage]) -> None:
+    def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:
         """Sends jobs to the engine; if it dies with them, `on_death` names them."""
         with self._lock:
+            if not self._inside:
+                self._last_sign = monotonic()
             self._inside.update(job.id for job in jobs)
-            self._send(Submit(tuple(jobs)))
+            self._send(Submit(tuple(jobs), priority))
 
     def cancel(self, job_ids: Sequence[int]) -> None:
         """Drops jobs; no output follows for those that were still inside."""
+        if not job_ids:
+            return
         with self._lock:
             self._inside.difference_update(job_ids)
             self._running.difference_update(job_ids)
@@ -124,6 +151,7 @@ class EngineSupervisor:
                 if not self._restart():
                     return
                 continue
+            self._last_sign = monotonic()
             if isinstance(message, Finished):
                 self._hand_on(message.outputs)
             elif isinstance(message, Started):
@@ -131,6 +159,19 @@ class EngineSupervisor:
                     self._running.update(self._inside.intersection(message.job_ids))
             elif isinstance(message, Stats):
                 self.stats = message
+            elif isinstance(message, Crashed):
+                self._crash = message.reason
+
+    def _watch(self) -> None:
+        """Kills a process that has work and shows no sign of it; the reader then sees its end."""
+        while not self._is_stopping.wait(min(1.0, self._timeout / 4)):
+            with self._lock:
+                process, is_busy = self._process, bool(self._inside)
+                silence = monotonic() - self._last_sign
+                if process is None or self._connection is None or not is_busy or silence < self._timeout:
+                    continue
+                self._crash = f"the engine made no step for {silence:.0f} s"
+                process.kill()
 
     def _hand_on(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:
@@ -150,10 +191,19 @@ class EngineSupervisor:
             self._inside.clear()
             self._running.clear()
             self._connection = None
-        death = EngineDeath(f"the engine process ended with exit code {self._process.exitcode}", running, waiting)
-        is_stopping = self._is_stopping.is_set()
-        if not is_stopping:
+        reason = self._crash or f"the engine process ended with exit code {self._process.exitcode}"
+        self._crash = ""
+        death = EngineDeath(reason, running, waiting)
+        if self._is_stopping.is_set():
+            if running or waiting:
+                self._on_death(death)
+            return False
+        try:
             self._spawn()  # the new process must stand before the jobs are tried again
-        if running or waiting or not is_stopping:
+        except ModelUnavailable as error:
             self._on_death(death)
-        return not is_stopping
+            self._on_lost(str(error))
+            return False
+        self._last_sign = monotonic()
+        self._on_death(death)
+        return True

@@ -10,14 +10,17 @@ from typing import Any
 
 from celery import signals
 from celery.exceptions import Reject
+from celery.worker.control import control_command
 from pydantic import ValidationError
 
 from migrations.upgrade import SchemaOutOfDate, check_schema
 from models.database import DatabaseUnavailable, check_connection, open_database
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage
+from models.model_name import canonical_model
 from models.settings import Settings
-from worker.celery import app, send_chunk
+from worker.celery import LOOK_NOW, app, queue_length, send_chunk
 from worker.engine.request import ModelUnavailable
+from worker.patience import GaveUp
 from worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,17 @@ def generate(self: Any, chunk: dict[str, Any]) -> None:  # noqa: ARG001 - bound 
     if message.version != MESSAGE_VERSION:
         logger.error("a message of version %s was dropped; this worker reads %s", message.version, MESSAGE_VERSION)
         raise Reject("message of another version", requeue=False)
-    _runtime.process(message)
+    try:
+        _runtime.process(message)
+    except GaveUp as error:
+        raise Reject(f"the worker is stopping: {error}", requeue=True) from error
+
+
+@control_command(name=LOOK_NOW)
+def look_now(state: Any) -> None:  # noqa: ARG001
+    """Jobs were cancelled: lets go of them at once instead of at the next heartbeat."""
+    if _runtime is not None:
+        _runtime.look_now()
 
 
 @signals.worker_init.connect
@@ -51,7 +64,12 @@ def _start(**kwargs: Any) -> None:  # noqa: ARG001
         database = open_database(settings.database_url)
         check_connection(database)
         check_schema(database)
-        _runtime = Runtime(settings, database, partial(send_chunk, app))
+        _runtime = Runtime(
+            settings,
+            database,
+            send=partial(send_chunk, app),
+            queue_length=partial(queue_length, app, canonical_model(settings.model)),
+        )
         _runtime.start()
     except (DatabaseUnavailable, ModelUnavailable, SchemaOutOfDate) as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)  # noqa: T201
@@ -66,8 +84,13 @@ def _announce(**kwargs: Any) -> None:  # noqa: ARG001
 
 @signals.worker_shutting_down.connect
 def _shut_down(**kwargs: Any) -> None:  # noqa: ARG001
-    # In a thread: the signal arrives in the loop that must go on acknowledging messages.
-    if _runtime is not None and not _runtime.is_stopping:
+    if _runtime is None:
+        return
+    if _runtime.is_stopping:
+        _runtime.hurry()  # asked a second time
+    else:
+        _runtime.stop_claiming()
+        # In a thread: the signal arrives in the loop that must go on acknowledging messages.
         Thread(target=_runtime.shut_down, name="shut-down", daemon=True).start()
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from models.base import BigId, Json, UtcDateTime
-from models.views import view_definitions
+from migrations.views import view_definitions
 
 revision = '0001'
 down_revision = None
@@ -137,12 +137,12 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('result_id', 'position', name=op.f('pk_token_traces')),
     sqlite_with_rowid=False
     )
-    for name, select in view_definitions(op.get_bind().dialect.name).items():
+    for name, select in view_definitions(op.get_bind().dialect.name, revision).items():
         op.execute(f"CREATE VIEW {name} AS {select}")
 
 
 def downgrade() -> None:
-    for name in reversed(view_definitions(op.get_bind().dialect.name)):
+    for name in reversed(view_definitions(op.get_bind().dialect.name, revision)):
         op.execute(f"DROP VIEW {name}")
     op.drop_table('token_traces')
     op.drop_table('results')

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from sqlalchemy import Engine, inspect, text
 
+from migrations.views import view_definitions
 from models.params import GenerationParams
 from models.settings import Settings
-from models.views import view_definitions
 from tests.help_pages import PAGE, page
 from tests.processes import ROOT, clean_environment
 

@@ -15,8 +15,8 @@ from migrations.upgrade import (
     head_revision,
     upgrade,
 )
+from migrations.views import view_definitions
 from models.tables import Base
-from models.views import view_definitions
 
 
 def test_upgrade_and_downgrade(empty_database: Engine) -> None:

@@ -16,24 +16,24 @@ class Broker:
     """Keeps what it is sent; breaks after so many."""
 
     def __init__(self, breaks_after: int | None = None) -> None:
-        self.sent: list[tuple[ChunkMessage, int]] = []
+        self.sent: list[ChunkMessage] = []
         self._breaks_after = breaks_after
 
-    def __call__(self, chunk: ChunkMessage, priority: int) -> None:
+    def __call__(self, chunk: ChunkMessage) -> None:
         if len(self.sent) == self._breaks_after:
             raise ConnectionError("the broker is gone")
-        self.sent.append((chunk, priority))
+        self.sent.append(chunk)
 
     @property
     def job_ids(self) -> list[int]:
-        return [job.id for chunk, _ in self.sent for job in chunk.jobs]
+        return [job.id for chunk in self.sent for job in chunk.jobs]
 
 
 def test_every_job_is_sent_once_and_in_full(database: Engine) -> None:
     job_ids, broker = insert_run(database, 100), Broker()
     assert send_outbox(database, broker) == 100
     assert broker.job_ids == job_ids
-    job = broker.sent[0][0].jobs[0]
+    job = broker.sent[0].jobs[0]
     assert (job.prompt, job.params.seed) == ("prompt 0", 0)
     assert send_outbox(database, broker) == 0
     assert None not in column_of(database, Job.sent_at)
@@ -53,7 +53,7 @@ def test_urgent_jobs_go_first_and_in_chunks_of_their_own(database: Engine) -> No
     with database.begin() as connection:
         connection.execute(update(Job).where(Job.id == job_ids[7]).values(priority=9))
     send_outbox(database, broker, num_slots=1)
-    assert [priority for _, priority in broker.sent][:2] == [9, 5]
+    assert [chunk.priority for chunk in broker.sent][:2] == [9, 5]
     assert broker.job_ids[0] == job_ids[7]
 
 
@@ -62,7 +62,7 @@ def test_a_suspect_travels_alone(database: Engine) -> None:
     with database.begin() as connection:
         connection.execute(update(Job).where(Job.id == job_ids[5]).values(is_suspect=True))
     send_outbox(database, broker, num_slots=1)
-    assert [job_ids[5]] in [[job.id for job in chunk.jobs] for chunk, _ in broker.sent]
+    assert [job_ids[5]] in [[job.id for job in chunk.jobs] for chunk in broker.sent]
     assert sorted(broker.job_ids) == job_ids
 
 

@@ -12,6 +12,8 @@ from models.states import JobState, RunState
 from models.trace import TokenTrace
 from tests.rows import column_of, insert_run, output_of
 from worker.engine.request import InvalidRequest, RequestOutput
+from worker.reaper import release_expired_leases
+from worker.registry import Registry
 from worker.store import FinishedJob, Store
 
 
@@ -21,9 +23,8 @@ def store(database: Engine) -> Store:
 
 
 def make_store(database: Engine, name: str, lease_seconds: float = 30.0) -> Store:
-    store = Store(database, name, lease_seconds)
-    store.register(host="here", device="cpu", model="toy", max_num_seqs=8)
-    return store
+    Registry(database, name, lease_seconds).register(host="here", device="cpu", model="toy", max_num_seqs=8)
+    return Store(database, name, lease_seconds)
 
 
 def count(database: Engine, table: type) -> int:
@@ -84,13 +85,13 @@ def test_a_worker_believed_dead_changes_nothing(database: Engine) -> None:
     (job_id,) = insert_run(database, 1)
     slow, other = make_store(database, "slow", lease_seconds=-1.0), make_store(database, "other")
     (late,) = slow.claim([job_id])
-    assert other.release_expired_leases() == 1
+    assert release_expired_leases(database, 3) == 1
     assert column_of(database, Job.sent_at) == [None]  # back in the outbox
     (claim,) = other.claim([job_id])
     assert claim.attempt == 2
     assert slow.commit([FinishedJob(late, output_of(job_id))]) == 0
-    assert slow.give_back([late]) == []
-    slow.fail(late, "too late")
+    assert slow.give_back([late], "stopped") == []
+    slow.fail(late, "EngineDied", "too late")
     assert column_of(database, Job.state) == [JobState.RUNNING]
     assert other.commit([FinishedJob(claim, output_of(job_id))]) == 1
     assert count(database, Result) == 1
@@ -99,7 +100,7 @@ def test_a_worker_believed_dead_changes_nothing(database: Engine) -> None:
 def test_the_same_worker_in_an_earlier_attempt_changes_nothing(database: Engine, store: Store) -> None:
     (job_id,) = insert_run(database, 1)
     (early,) = store.claim([job_id])
-    store.give_back([early])
+    store.give_back([early], "stopped")
     (late,) = store.claim([job_id])
     assert store.commit([FinishedJob(early, output_of(job_id))]) == 0
     assert store.commit([FinishedJob(late, output_of(job_id))]) == 1
@@ -111,20 +112,20 @@ def test_a_heartbeat_keeps_the_lease(database: Engine) -> None:
     claims = store.claim([job_id])
     with database.begin() as connection:
         connection.execute(update(Job).values(lease_expires_at=0.0))
-    store.heartbeat(claims, 10.0, 5, 2.5)
-    assert store.release_expired_leases() == 0
+    Registry(database, "first", 1000.0).heartbeat(claims, 10.0, 5, 2.5)
+    assert release_expired_leases(database, 9) == 0
     with database.begin() as connection:
         connection.execute(update(Job).values(lease_expires_at=0.0))
-    assert store.release_expired_leases() == 1
+    assert release_expired_leases(database, 9) == 1
 
 
 def test_a_suspect_is_marked_and_a_failed_job_counted(database: Engine, store: Store) -> None:
     job_ids = insert_run(database, 2)
     claims = store.claim(job_ids)
-    assert store.give_back(claims[:1], suspect_because="the engine died") == job_ids[:1]
+    assert store.give_back_suspects(claims[:1], "the engine died") == job_ids[:1]
     assert column_of(database, Job.is_suspect) == [True, False]
     assert column_of(database, Job.error) == ["the engine died", None]
-    store.fail(claims[1], "poison")
+    store.fail(claims[1], "EngineDied", "poison")
     assert column_of(database, Job.state) == [JobState.QUEUED, JobState.FAILED]
     assert column_of(database, Run.num_failed) == [1]
 

@@ -25,10 +25,19 @@ from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.kv_blocks import KVBlocks
 from worker.engine.kv_cache import KVCache, num_blocks_for
+from worker.engine.memory import is_out_of_memory
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.model_runner import ModelRunner
 from worker.engine.output import failed_output, finished_output
-from worker.engine.request import DoesNotFit, EngineError, InvalidRequest, PromptTooLong, Request, RequestOutput
+from worker.engine.request import (
+    DoesNotFit,
+    EngineError,
+    InvalidRequest,
+    OutOfMemory,
+    PromptTooLong,
+    Request,
+    RequestOutput,
+)
 from worker.engine.sampler import Choice, SamplingRow, choose_tokens
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, SequenceGroup
@@ -51,6 +60,7 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_decode_rows: int = 0  # rows that decoded, summed over the steps
     num_sequence_steps: int = 0  # sequences worked on, prefilling ones too, summed over the steps
+    num_out_of_memory: int = 0  # steps that did not go through
 
 
 class Engine:
@@ -105,7 +115,7 @@ class Engine:
             return
         group.prefix = self.blocks.prefix_of(request.prompt_ids)
         self._groups[request.id] = group
-        self._scheduler.waiting.append(group)
+        self._scheduler.enqueue(group)
 
     def cancel(self, request_id: int) -> bool:
         """Drops a request and frees its room; false where it is not here (any more)."""
@@ -125,9 +135,38 @@ class Engine:
         """Lets waiting requests into the running batch; the ids of those. `step` does so by itself."""
         return [group.request.id for group in self._scheduler.admit()]
 
-    @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
-        """One forward pass and what follows from it; returns the requests that finished."""
+        """One forward pass and what follows from it; returns the requests that finished.
+
+        Where memory runs out, everything that runs starts over in a batch half as large; a request that
+        needs too much even alone comes back with `OutOfMemory`.
+        """
+        refused = self._refused
+        try:
+            return self._step()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        # Outside of the handler: the error's frames held the tensors that took the memory.
+        self._refused = refused
+        return self._shrink(reason)
+
+    def _shrink(self, reason: str) -> list[RequestOutput]:
+        self.stats.num_out_of_memory += 1
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(self._scheduler.running) > 1:
+            self._scheduler.halve()
+            return []
+        (group,) = self._scheduler.running
+        self._scheduler.retire(group)
+        del self._groups[group.request.id]
+        error = OutOfMemory(f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n")
+        return [failed_output(group.request, error)]
+
+    @torch.inference_mode()
+    def _step(self) -> list[RequestOutput]:
         outputs, self._refused = self._refused, []
         plan = self._scheduler.plan()
         if not plan.decodes and not plan.prefills:

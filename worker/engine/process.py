@@ -6,7 +6,6 @@ It obeys the messages of `worker.engine.protocol`.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from time import monotonic
 
@@ -14,10 +13,9 @@ import torch
 import transformers
 from jinja2 import TemplateError
 
-from models.message import JobMessage
 from worker.engine.engine import Engine
 from worker.engine.model_loader import describe_environment, load_model
-from worker.engine.protocol import Cancel, EngineOptions, Failed, Finished, Ready, Started, Stats, Stop, Submit
+from worker.engine.protocol import Cancel, Crashed, EngineOptions, Failed, Finished, Ready, Started, Stats, Stop, Submit
 from worker.engine.request import EngineError, InvalidRequest, Request, RequestOutput
 
 STATS_INTERVAL = 1.0  # seconds between two reports
@@ -41,6 +39,9 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
         _serve(connection, engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone, and with it whoever wanted the answers
+    except Exception as error:
+        connection.send(Crashed(f"the engine ended with {type(error).__name__}: {error}"[:1000]))
+        raise
 
 
 def _serve(connection: Connection, engine: Engine) -> None:
@@ -49,7 +50,7 @@ def _serve(connection: Connection, engine: Engine) -> None:
         while (not is_stopping and not engine.has_work) or connection.poll():
             message = connection.recv()
             if isinstance(message, Submit):
-                _send(connection, _submit(engine, message.jobs))
+                _send(connection, _submit(engine, message))
             elif isinstance(message, Cancel):
                 for job_id in message.job_ids:
                     engine.cancel(job_id)
@@ -69,10 +70,10 @@ def _send(connection: Connection, outputs: list[RequestOutput]) -> None:
         connection.send(Finished(tuple(outputs)))
 
 
-def _submit(engine: Engine, jobs: Iterable[JobMessage]) -> list[RequestOutput]:
+def _submit(engine: Engine, message: Submit) -> list[RequestOutput]:
     """Tokenises and queues the jobs; returns those that could not be."""
     refused = []
-    for job in jobs:
+    for job in message.jobs:
         try:
             prompt_ids = engine.encode(job.prompt) if job.prompt is not None else engine.encode_chat(job.messages or [])
         except TemplateError as error:
@@ -80,5 +81,5 @@ def _submit(engine: Engine, jobs: Iterable[JobMessage]) -> list[RequestOutput]:
         except EngineError as error:
             refused.append(RequestOutput(job.id, 0, error=error))
         else:
-            engine.submit(Request(job.id, prompt_ids, job.params))
+            engine.submit(Request(job.id, prompt_ids, job.params, message.priority))
     return refused

@@ -1,7 +1,7 @@
 """The messages between a worker and its engine process. Loads no torch: the worker's side needs none.
 
 The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` or `Failed`, then `Started`,
-`Finished` and `Stats`.
+`Finished` and `Stats`; `Crashed` is the last word of one that meets an error it did not expect.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class EngineOptions:
 @dataclass(frozen=True)
 class Submit:
     jobs: tuple[JobMessage, ...]
+    priority: int  # those of a higher one go first
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class Ready:
 @dataclass(frozen=True)
 class Failed:
     """The engine could not start; for a person."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """The last message of a process that ends because of an error it did not expect."""
 
     reason: str
 

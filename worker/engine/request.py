@@ -25,6 +25,10 @@ class InvalidRequest(EngineError):
     """The request names something this model does not have."""
 
 
+class OutOfMemory(EngineError):
+    """The request does not go through even with the engine to itself."""
+
+
 class ModelUnavailable(EngineError):
     """The model cannot be loaded."""
 
@@ -36,6 +40,7 @@ class Request:
     id: int
     prompt_ids: tuple[int, ...]
     params: GenerationParams = field(default_factory=GenerationParams)
+    priority: int = 0  # waiting ones of a higher priority go first
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Decides what the next step computes: who decodes, whose prompt is prefilled, who is let in. No tensors.
 
-Sequences are admitted in order of arrival when a row and their worst case of KV room are free; a sequence
-that ends frees both at the next step.
+Sequences are admitted in order of priority and arrival when a row and their worst case of KV room are free; a
+sequence that ends frees both at the next step.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from time import monotonic
 
 from worker.engine.kv_blocks import KVBlocks
 from worker.engine.sequence import Sequence, SequenceGroup
+
+#: Steps without trouble before a batch that was halved may double again.
+STEPS_BEFORE_GROWING = 256
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self._max_prefill_tokens = max(max_prefill_tokens // prefill_tile, 1) * prefill_tile
         self._prefill_tile = prefill_tile
+        # What is in force: less than the above for a while after memory ran out.
+        self._row_limit, self._prefill_limit = max_num_seqs, self._max_prefill_tokens
+        self._steps_since_halved = 0
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
         self._num_rows = 0
@@ -60,11 +66,29 @@ class Scheduler:
         shared = sequence.num_prompt_tokens // self.blocks.block_size
         return shared + group.num_rows * (total - shared)
 
+    def enqueue(self, group: SequenceGroup) -> None:
+        """Lets a group wait behind those of its priority."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].request.priority < group.request.priority:
+            place -= 1
+        self.waiting.insert(place, group)
+
+    def halve(self) -> None:
+        """After memory ran out: all that runs waits again, first in line, and half as much runs at once."""
+        self._row_limit = max(1, self._num_rows // 2)
+        self._prefill_limit = max(self._prefill_tile, self._prefill_limit // 2)
+        self._steps_since_halved = 0
+        for group in reversed(list(self.running)):
+            self._free(group)
+            group.start_over()
+            self.waiting.appendleft(group)
+
     def plan(self) -> StepPlan:
         """Admits what fits, then lists this step's work; empty only where nothing can run."""
+        self._grow()
         self.admit()
         plan = StepPlan()
-        budget = self._max_prefill_tokens
+        budget = self._prefill_limit
         for group in self.running:
             if group.sequences[0].is_prefilled:
                 plan.decodes += [s for s in group.sequences if s.finish_reason is None]
@@ -76,23 +100,34 @@ class Scheduler:
 
     def retire(self, group: SequenceGroup) -> None:
         """Takes a group out, whatever state it is in, and frees its rows and its room."""
-        for sequence in group.sequences:
-            self.blocks.free(sequence.table)
-            self.blocks.cancel(sequence.table.reservation)
         if group in self.running:
-            self.running.remove(group)
-            self._num_rows -= group.num_rows
+            self._free(group)
         else:
             self.waiting.remove(group)
 
+    def _free(self, group: SequenceGroup) -> None:
+        for sequence in group.sequences:
+            self.blocks.free(sequence.table)
+            self.blocks.cancel(sequence.table.reservation)
+        self.running.remove(group)
+        self._num_rows -= group.num_rows
+
+    def _grow(self) -> None:
+        """After enough steps without trouble, twice as much may run again, up to what was configured."""
+        self._steps_since_halved += 1
+        if self._steps_since_halved >= STEPS_BEFORE_GROWING and self._row_limit < self.max_num_seqs:
+            self._row_limit = min(self.max_num_seqs, self._row_limit * 2)
+            self._prefill_limit = min(self._max_prefill_tokens, self._prefill_limit * 2)
+            self._steps_since_halved = 0
+
     def admit(self) -> list[SequenceGroup]:
-        """Lets in, in order of arrival, what has room; returns those groups.
+        """Lets in, in order of priority and arrival, what has room; returns those groups.
 
         One whose prefix another is just computing is passed over: it will find it computed.
         """
         being_computed = {key for group in self.running for key in self._uncomputed_keys(group)}
         admitted, passed_over = [], []
-        while self.waiting and self._num_rows + self.waiting[0].num_rows <= self.max_num_seqs:
+        while self.waiting and self._has_rows_for(self.waiting[0]):
             group = self.waiting[0]
             if self.blocks.first_missing(group.prefix) in being_computed:
                 passed_over.append(self.waiting.popleft())
@@ -109,6 +144,10 @@ class Scheduler:
             admitted.append(group)
         self.waiting.extendleft(reversed(passed_over))
         return admitted
+
+    def _has_rows_for(self, group: SequenceGroup) -> bool:
+        """Whether its rows are free. One that needs more than the limit of a bad moment runs alone."""
+        return self._num_rows + group.num_rows <= self._row_limit or not self.running
 
     def _uncomputed_keys(self, group: SequenceGroup) -> tuple[bytes, ...]:
         """The group's prefix blocks that its prefill has still to compute."""

@@ -74,6 +74,13 @@ class SequenceGroup:
     prefilled: float = 0.0
     beam_search: Any = None  # BeamSearch, for the strategy that has one
 
+    def start_over(self) -> None:
+        """Back to the prompt; since draws are keyed by position, the same tokens come again."""
+        first = self.sequences[0]
+        self.sequences = [Sequence(self.request, 0, first.max_new_tokens)]
+        self.admitted = self.prefilled = 0.0
+        self.beam_search = None
+
     @property
     def num_rows(self) -> int:
         """Batch rows that it takes at most."""

@@ -1,4 +1,7 @@
-"""The views for people who write SQL. The text is the same on SQLite and PostgreSQL but for JSON unrolling."""
+"""The views for people who write SQL, as each revision of the schema has them.
+
+The text is the same on SQLite and PostgreSQL but for JSON unrolling.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ SELECT jobs.run_id, runs.name AS run_name, runs.model, jobs.id AS job_id, jobs.c
        jobs.strategy, jobs.params, jobs.seed, jobs.priority, results.id AS result_id, results.sample_index,
        results.text, results.finish_reason, results.prompt_tokens, results.completion_tokens,
        results.cumulative_logprob, results.score, results.queued_seconds, results.prefill_seconds,
-       results.decode_seconds, jobs.worker, jobs.attempts, jobs.error, jobs.metadata, jobs.grid_point, jobs.prompt,
-       jobs.messages, jobs.created_at, jobs.started_at, jobs.finished_at, results.environment_id
+       results.decode_seconds, jobs.worker, jobs.attempts, jobs.error, {more}jobs.metadata, jobs.grid_point,
+       jobs.prompt, jobs.messages, jobs.created_at, jobs.started_at, jobs.finished_at, results.environment_id
 FROM jobs
 JOIN runs ON runs.id = jobs.run_id
 LEFT JOIN results ON results.job_id = jobs.id
@@ -47,10 +50,16 @@ FROM runs
 """
 
 
-def view_definitions(dialect: str) -> dict[str, str]:
-    """View name -> SELECT, for `sqlite` or `postgresql`."""
+#: Columns of `job_results` that came after the first revision.
+MORE_OF_JOB_RESULTS = {"0001": "", "0002": "jobs.error_code, jobs.num_crashes, jobs.expires_at, "}
+
+LATEST = "0002"
+
+
+def view_definitions(dialect: str, revision: str = LATEST) -> dict[str, str]:
+    """View name -> SELECT, for `sqlite` or `postgresql`, at a revision."""
     return {
-        "job_results": JOB_RESULTS,
+        "job_results": JOB_RESULTS.format(more=MORE_OF_JOB_RESULTS[revision]),
         "job_tokens": JOB_TOKENS,
         "token_alternatives": TOKEN_ALTERNATIVES[dialect],
         "run_summary": RUN_SUMMARY,

@@ -1,0 +1,65 @@
+"""Waiting for a database that does not answer: each outage is said once, and so is its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event, Lock
+from typing import TypeVar
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts; the last one repeats
+
+#: What passes when the database is back. Other errors of a driver mean that the statement itself is wrong.
+OUTAGES = (OperationalError, InterfaceError)
+
+
+class GaveUp(Exception):
+    """The worker must end now, and the database still does not answer."""
+
+
+class Patience:
+    """Shared by all threads of a worker, so that they complain with one voice."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._since: float | None = None
+        self._is_over = Event()
+
+    def end(self) -> None:
+        """From now on nothing waits: what fails raises `GaveUp`."""
+        self._is_over.set()
+
+    def until_answered(self, write: Callable[[], T]) -> T:
+        """The write's result, however long the database is away. Raises `GaveUp`."""
+        attempt = 0
+        while True:
+            try:
+                result = write()
+            except OUTAGES as error:
+                self.note_outage(error)
+                if self._is_over.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]):
+                    raise GaveUp(str(error.orig)) from error
+                attempt += 1
+            else:
+                self.note_answer()
+                return result
+
+    def note_outage(self, error: OperationalError | InterfaceError) -> None:
+        with self._lock:
+            if self._since is None:
+                self._since = time.monotonic()
+                reason = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+                logger.warning("the database does not answer; results are held until it does: %s", reason[0])
+
+    def note_answer(self) -> None:
+        with self._lock:
+            if self._since is not None:
+                logger.warning("the database answers again after %.1f s", time.monotonic() - self._since)
+                self._since = None

@@ -1,0 +1,81 @@
+"""What a worker writes about itself: that it is there, lives, and what its results were decoded by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, insert, select, update
+
+from models.database import database_moment, database_now
+from models.job import Job
+from models.result import Environment
+from models.states import JobState
+from models.worker import Worker
+from worker.store import IDS_PER_STATEMENT, Claim, count_rows
+
+
+class Registry:
+    """The row of one worker; all its times are of the database's clock."""
+
+    def __init__(self, database: Engine, worker: str, lease_seconds: float) -> None:
+        self._database = database
+        self._worker = worker
+        self._lease_seconds = lease_seconds
+
+    def register(self, *, host: str, device: str, model: str, max_num_seqs: int) -> None:
+        """Enters this worker, replacing an earlier one of the same name."""
+        row = {
+            "host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs,
+            "started_at": database_moment(), "seen_at": database_moment(), "stopped_at": None,
+            "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
+        }  # fmt: skip
+        with self._database.begin() as connection:
+            changed = connection.execute(update(Worker).where(Worker.name == self._worker).values(row))
+            if not count_rows(changed):
+                connection.execute(insert(Worker).values(name=self._worker, **row))
+
+    def enter_environment(self, environment: dict[str, Any]) -> str:
+        """Makes sure the row that results refer to exists; its id."""
+        content = json.dumps(environment, sort_keys=True)
+        environment_id = hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
+        with self._database.begin() as connection:
+            known = connection.execute(select(Environment.id).where(Environment.id == environment_id)).first()
+            if known is None:
+                connection.execute(insert(Environment).values(id=environment_id, **environment))
+        return environment_id
+
+    def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> None:
+        """Says that this worker lives, and renews its leases."""
+        with self._database.begin() as connection:
+            connection.execute(
+                update(Worker)
+                .where(Worker.name == self._worker)
+                .values(
+                    seen_at=database_moment(),
+                    tokens_per_second=tokens_per_second,
+                    num_steps=num_steps,
+                    mean_running=mean_running,
+                )
+            )
+            for start in range(0, len(claims), IDS_PER_STATEMENT):
+                connection.execute(
+                    update(Job)
+                    .where(
+                        Job.id.in_([claim.job_id for claim in claims[start : start + IDS_PER_STATEMENT]]),
+                        Job.state == JobState.RUNNING,
+                        Job.worker == self._worker,
+                    )
+                    .values(lease_expires_at=database_now() + self._lease_seconds)
+                )
+
+    def sign_off(self) -> None:
+        """Notes an end in order."""
+        with self._database.begin() as connection:
+            connection.execute(
+                update(Worker)
+                .where(Worker.name == self._worker)
+                .values(seen_at=database_moment(), stopped_at=database_moment(), tokens_per_second=0.0)
+            )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from urllib.parse import urlsplit
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 
 from models.outbox import send_outbox
 from models.settings import Settings
-from models.worker import Worker
+from producer.console import say
 from producer.errors import UsageError
+from producer.queries import live_workers
 
 
 def hide_password(url: str) -> str:
@@ -36,15 +37,23 @@ def check_broker(url: str) -> None:
         ) from error
 
 
+def nudge(settings: Settings) -> None:
+    """Lets the workers notice at once what was cancelled; without it they notice at their next heartbeat."""
+    from worker.celery import create_app, nudge_workers
+
+    try:
+        nudge_workers(create_app(settings))
+    except ConnectionError as error:
+        say(f"Redis does not answer, so workers notice it at their next heartbeat only: {error}")
+
+
 def send_run(settings: Settings, database: Engine, run_id: str | None) -> int:
-    """Sends what is in the outbox, of one run or of all; returns the number of jobs."""
+    """Sends what is in the outbox, of one run or of all; returns the number of jobs.
+
+    Raises `ConnectionError` where the broker does not take it; what is not sent stays in the outbox.
+    """
     from worker.celery import create_app, send_chunk
 
     app = create_app(settings)
-    num_slots = max(1, _num_workers(database)) * settings.concurrency
+    num_slots = max(1, len(live_workers(database))) * settings.concurrency
     return send_outbox(database, partial(send_chunk, app), run_id=run_id, num_slots=num_slots)
-
-
-def _num_workers(database: Engine) -> int:
-    with database.begin() as connection:
-        return connection.execute(select(func.count()).where(Worker.stopped_at.is_(None))).scalar_one()

@@ -15,6 +15,7 @@ import typer
 from producer import options as given
 from producer.console import say
 from producer.errors import UsageError
+from producer.flat_options import flat
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,35 +26,20 @@ app = typer.Typer(
 db_app = typer.Typer(no_args_is_help=True, help="The database's schema.")
 app.add_typer(db_app, name="db")
 
-File = Annotated[Path, typer.Argument(help="JSONL, one prompt per line; - for stdin", allow_dash=True)]
+File = Annotated[
+    Path, typer.Argument(help="JSONL, CSV, Parquet or text, also .gz and .zst; - for stdin", allow_dash=True)
+]
 RunArgument = Annotated[str | None, typer.Argument(help="id, its beginning, or name; default: the newest")]
 
 
 @app.command()
+@flat
 def run(
     file: File,
-    model: given.Model = None,
-    strategy: given.Strategy = None,
-    temperature: given.Temperature = None,
-    top_p: given.TopP = None,
-    top_k: given.TopK = None,
-    min_p: given.MinP = None,
-    repetition_penalty: given.RepetitionPenalty = None,
-    num_beams: given.NumBeams = None,
-    num_return: given.NumReturn = None,
-    length_penalty: given.LengthPenalty = None,
-    max_new_tokens: given.MaxNewTokens = None,
-    n: given.Samples = None,
-    top_logprobs: given.TopLogprobs = None,
-    repeat: given.Repeat = 1,
-    stop: given.Stop = None,
-    trace: given.Trace = None,
-    seed: given.Seed = None,
-    priority: given.Priority = 5,
-    name: given.Name = None,
-    database: given.Database = None,
-    broker: given.Broker = None,
-    home: given.Home = None,
+    decoding: given.Decoding,
+    reading: given.Reading,
+    submitting: given.Submitting,
+    places: given.Places,
     quiet: given.Quiet = False,
 ) -> None:
     """Submits a file and decodes it here: own Redis, SQLite and one local worker.
@@ -64,41 +50,17 @@ def run(
     """
     from producer.run import run_here
 
-    grid = given.grid_from(
-        strategy=strategy, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-        repetition_penalty=repetition_penalty, num_beams=num_beams, num_return=num_return,
-        length_penalty=length_penalty, max_new_tokens=max_new_tokens, n=n, top_logprobs=top_logprobs,
-        stop=stop, trace=trace, repeat=repeat,
-    )  # fmt: skip
-    settings = given.settings_from(model=model, database=database, broker=broker, home=home)
-    raise typer.Exit(run_here(settings, file, grid, seed=seed, priority=priority, name=name, quiet=quiet))
+    raise typer.Exit(run_here(places.settings(), file, decoding.grid(), submitting, reading, quiet=quiet))
 
 
 @app.command()
+@flat
 def submit(
     file: File,
-    model: given.Model = None,
-    strategy: given.Strategy = None,
-    temperature: given.Temperature = None,
-    top_p: given.TopP = None,
-    top_k: given.TopK = None,
-    min_p: given.MinP = None,
-    repetition_penalty: given.RepetitionPenalty = None,
-    num_beams: given.NumBeams = None,
-    num_return: given.NumReturn = None,
-    length_penalty: given.LengthPenalty = None,
-    max_new_tokens: given.MaxNewTokens = None,
-    n: given.Samples = None,
-    top_logprobs: given.TopLogprobs = None,
-    repeat: given.Repeat = 1,
-    stop: given.Stop = None,
-    trace: given.Trace = None,
-    seed: given.Seed = None,
-    priority: given.Priority = 5,
-    name: given.Name = None,
-    database: given.Database = None,
-    broker: given.Broker = None,
-    home: given.Home = None,
+    decoding: given.Decoding,
+    reading: given.Reading,
+    submitting: given.Submitting,
+    places: given.Places,
 ) -> None:
     """Submits a file to workers that run elsewhere, and prints the run's id.
 
@@ -106,23 +68,16 @@ def submit(
     """
     from producer.run import submit_run
 
-    grid = given.grid_from(
-        strategy=strategy, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-        repetition_penalty=repetition_penalty, num_beams=num_beams, num_return=num_return,
-        length_penalty=length_penalty, max_new_tokens=max_new_tokens, n=n, top_logprobs=top_logprobs,
-        stop=stop, trace=trace, repeat=repeat,
-    )  # fmt: skip
-    settings = given.settings_from(model=model, database=database, broker=broker, home=home)
-    typer.echo(submit_run(settings, file, grid, seed=seed, priority=priority, name=name))
+    raise typer.Exit(submit_run(places.settings(), file, decoding.grid(), submitting, reading))
 
 
 @app.command()
+@flat
 def status(
+    places: given.DatabasePlace,
     run: RunArgument = None,
     watch: Annotated[bool, typer.Option("--watch", help="until the run is finished")] = False,
     as_json: given.AsJson = False,
-    database: given.Database = None,
-    home: given.Home = None,
 ) -> None:
     """Shows the newest runs, or one of them.
 
@@ -130,17 +85,16 @@ def status(
     """
     from producer.show_status import show_status
 
-    settings = given.settings_from(database=database, home=home)
-    raise typer.Exit(show_status(settings, run, is_watching=watch, as_json=as_json))
+    raise typer.Exit(show_status(places.settings(), run, is_watching=watch, as_json=as_json))
 
 
 @app.command()
+@flat
 def results(
+    places: given.DatabasePlace,
     run: RunArgument = None,
     format: Annotated[str, typer.Option(help="jsonl or csv")] = "jsonl",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a file; default: stdout")] = None,
-    database: given.Database = None,
-    home: given.Home = None,
 ) -> None:
     """Writes a run's results in the order of its input.
 
@@ -148,15 +102,15 @@ def results(
     """
     from producer.export import export_results
 
-    export_results(given.settings_from(database=database, home=home), run, format, output)
+    export_results(places.settings(), run, format, output)
 
 
 @app.command()
+@flat
 def sql(
+    places: given.DatabasePlace,
     statement: Annotated[str, typer.Argument(help="a SELECT; see docs/sql.md for tables and views")],
     format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
-    database: given.Database = None,
-    home: given.Home = None,
 ) -> None:
     """Runs a SELECT on a read-only connection.
 
@@ -164,48 +118,81 @@ def sql(
     """
     from producer.export import print_sql
 
-    print_sql(given.settings_from(database=database, home=home), statement, format)
+    print_sql(places.settings(), statement, format)
 
 
 @app.command()
-def resume(
-    run: RunArgument = None,
-    quiet: given.Quiet = False,
-    database: given.Database = None,
-    broker: given.Broker = None,
-    home: given.Home = None,
-) -> None:
+@flat
+def resume(places: given.QueuePlace, run: RunArgument = None, quiet: given.Quiet = False) -> None:
     """Goes on with an unfinished run: here, or with --broker by sending again what was not sent.
 
     Example: producer resume
     """
     from producer.run import resume_run
 
-    settings = given.settings_from(database=database, broker=broker, home=home)
-    raise typer.Exit(resume_run(settings, run, quiet=quiet))
+    raise typer.Exit(resume_run(places.settings(), run, quiet=quiet))
 
 
 @app.command()
-def doctor(
-    model: given.Model = None,
-    database: given.Database = None,
-    broker: given.Broker = None,
-    home: given.Home = None,
+@flat
+def cancel(
+    places: given.QueuePlace,
+    run: Annotated[str, typer.Argument(help="id, its beginning, or name")],
+    custom_ids: Annotated[list[str] | None, typer.Argument(help="these jobs only", metavar="[CUSTOM_ID]...")] = None,
 ) -> None:
+    """Stops a run, or some of its jobs: queued ones at once, running ones within two decode steps.
+
+    It is kept in the database, so it also holds while every worker is off. Finished answers stay.
+
+    Example: producer cancel overnight
+    """
+    from producer.control import cancel_jobs
+
+    cancel_jobs(places.settings(), run, custom_ids or [])
+
+
+@app.command()
+@flat
+def retry(
+    places: given.QueuePlace,
+    run: RunArgument = None,
+    failed: Annotated[bool, typer.Option("--failed", help="the failed jobs")] = False,
+    cancelled: Annotated[bool, typer.Option("--cancelled", help="the cancelled jobs")] = False,
+    expired: Annotated[bool, typer.Option("--expired", help="the expired jobs")] = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Queues a run's jobs that did not succeed once more; all of them where no kind is named.
+
+    With --broker they are sent to the workers, without one they are decoded here.
+
+    Example: producer retry overnight --failed
+    """
+    from producer.control import retry_jobs
+
+    kinds = {"failed": failed, "cancelled": cancelled, "expired": expired}
+    raise typer.Exit(
+        retry_jobs(places.settings(), run, [name for name, is_asked in kinds.items() if is_asked], quiet=quiet)
+    )
+
+
+@app.command()
+@flat
+def doctor(places: given.Places) -> None:
     """Checks model, disk, Redis, database and workers, and says what to do.
 
     Example: producer doctor --broker redis://localhost:6379/0
     """
     from producer.doctor import examine
 
-    findings = list(examine(given.settings_from(model=model, database=database, broker=broker, home=home)))
+    findings = list(examine(places.settings()))
     for finding in findings:
         typer.echo(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {finding.message}")
     raise typer.Exit(0 if all(finding.is_ok for finding in findings) else 1)
 
 
 @db_app.command("upgrade")
-def db_upgrade(database: given.Database = None, home: given.Home = None) -> None:
+@flat
+def db_upgrade(places: given.DatabasePlace) -> None:
     """Brings the database to this version's schema.
 
     Example: producer db upgrade --database postgresql+psycopg://localhost/nocturne
@@ -213,7 +200,7 @@ def db_upgrade(database: given.Database = None, home: given.Home = None) -> None
     from migrations.upgrade import current_revision, upgrade
     from models.database import check_connection, open_database
 
-    engine = open_database(given.settings_from(database=database, home=home).database_url)
+    engine = open_database(places.settings().database_url)
     check_connection(engine)
     upgrade(engine)
     say(f"{engine.url.render_as_string()} is at revision {current_revision(engine)}")

@@ -64,9 +64,12 @@ class Grid:
     def is_varied(self) -> bool:
         return self.repeat > 1 or any(len(values) > 1 for values in self.values.values())
 
-    def points(self, line_params: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def points(
+        self, line_params: dict[str, Any], default_strategy: str = "greedy"
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """For a line: each combination's parameters with the line's own on top, and what the grid varied."""
-        strategies = [line_params["strategy"]] if "strategy" in line_params else self.values.get("strategy", ["greedy"])
+        given = self.values.get("strategy", [default_strategy])
+        strategies = [line_params["strategy"]] if "strategy" in line_params else given
         for strategy in strategies:
             known = parameters_of(Strategy(strategy)) if strategy in list(Strategy) else frozenset()
             names = [name for name in self.values if name in known and name not in line_params]

@@ -36,6 +36,12 @@ STOP_SECONDS = 15.0
 MAX_SOCKET_PATH = 90  # Unix socket paths end at about 107 bytes
 
 
+def embedded_broker(settings: Settings) -> str | None:
+    """The URL of the embedded Redis of a `producer run` that is going on in the same home, if there is one."""
+    socket = _socket_path(settings.home.absolute())
+    return f"redis+socket://{socket}" if socket.exists() else None
+
+
 class LocalServices:
     """Redis and a worker of our own for the time of one command."""
 
@@ -44,7 +50,7 @@ class LocalServices:
         self._redis: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
-        self._socket = self._socket_path()
+        self._socket = _socket_path(self._home)
         self.settings = settings.model_copy(
             update={
                 "broker": settings.broker or f"redis+socket://{self._socket}",
@@ -84,7 +90,7 @@ class LocalServices:
             connection.execute(
                 update(Job)
                 .where(Job.run_id == run_id, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
-                .values(state=JobState.QUEUED, sent_at=None, lease_expires_at=None)
+                .values(state=JobState.QUEUED, state_reason="interrupted", sent_at=None, lease_expires_at=None)
             )
 
     def start_worker(self) -> None:
@@ -119,14 +125,6 @@ class LocalServices:
     @property
     def _pid_file(self) -> Path:
         return self._home / "processes.json"
-
-    def _socket_path(self) -> Path:
-        path = self._home / "redis.sock"
-        if len(str(path)) <= MAX_SOCKET_PATH:
-            return path
-        folder = Path(tempfile.gettempdir()) / f"nocturne-{os.getuid()}-{zlib.crc32(str(self._home).encode()):x}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder / "redis.sock"
 
     def _take_lock(self) -> None:
         self._lock = (self._home / "lock").open("a+")
@@ -193,6 +191,15 @@ class LocalServices:
         running = [process for process in (self._redis, self._worker) if process is not None]
         noted = [(process.pid, psutil.Process(process.pid).create_time()) for process in running]
         self._pid_file.write_text(json.dumps(noted))
+
+
+def _socket_path(home: Path) -> Path:
+    path = home / "redis.sock"
+    if len(str(path)) <= MAX_SOCKET_PATH:
+        return path
+    folder = Path(tempfile.gettempdir()) / f"nocturne-{os.getuid()}-{zlib.crc32(str(home).encode()):x}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / "redis.sock"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

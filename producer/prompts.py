@@ -1,24 +1,23 @@
-"""Reads a prompt file: a line of native JSONL -> a `PromptLine` or the errors of that line.
-
-Knows nothing of grids or of the database; lines are read one at a time, so a file may be of any length.
-"""
+"""Records as prompts: what a line asks for, or the first thing that is wrong with it. Knows nothing of grids."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from models.params import GenerationParams
-from producer.errors import UsageError
+from producer.sources import InputOptions, InvalidLine, Record, read_records
 
 PARAMETER_FIELDS = frozenset(GenerationParams.model_fields)
 OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"})
 ROLES = ("system", "user", "assistant", "tool", "developer")
-MAX_LINE_BYTES = 16 * 2**20
+MAX_CUSTOM_ID = 512
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,14 @@ class PromptLine:
     """One valid line: what to decode, and the parameters it sets itself (not validated yet)."""
 
     number: int
+    raw: str
     custom_id: str
     prompt: str | None
     messages: list[dict[str, Any]] | None
     params: dict[str, Any]
     priority: int | None
     metadata: dict[str, Any]
+    default_strategy: str = "greedy"  # where neither the line nor the command names one
 
 
 @dataclass(frozen=True)
@@ -41,55 +42,35 @@ class LineError:
     number: int
     field: str
     problem: str
+    raw: str = ""
 
     def __str__(self) -> str:
         return f"{self.field} {self.problem}" if self.field else self.problem
 
 
-class InvalidLine(Exception):
-    """Raised inside this module for the first error of a line."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field, self.problem = field, problem
-
-
-def read_prompts(path: Path) -> Iterator[PromptLine | LineError]:
+def read_prompts(path: Path, options: InputOptions = InputOptions()) -> Iterator[PromptLine | LineError]:
     """Every line that is not blank, in order. Raises `UsageError` where the file cannot be read."""
-    number = 0
-    try:
-        with path.open("rb") as file:
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                try:
-                    if (line := _parse(raw, number)) is not None:
-                        yield line
-                except InvalidLine as error:
-                    while not raw.endswith(b"\n") and (raw := file.readline(MAX_LINE_BYTES)):
-                        pass  # the rest of a line that is too long
-                    yield LineError(number, error.field, error.problem)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    for record in read_records(path, options):
+        try:
+            if record.error is not None:
+                raise record.error
+            yield _prompt_line(record)
+        except InvalidLine as error:
+            yield LineError(record.number, error.field, error.problem, record.raw)
 
 
+@lru_cache(maxsize=1024)
 def misspelt_parameter(field: str) -> str | None:
     """The parameter that a metadata field's name looks like a misspelling of, if any."""
     matches = get_close_matches(field.lower(), PARAMETER_FIELDS | OWN_FIELDS, n=1, cutoff=0.8)
     return matches[0] if matches else None
 
 
-def _parse(raw: bytes, number: int) -> PromptLine | None:
-    if len(raw) > MAX_LINE_BYTES:
-        raise InvalidLine("", f"is longer than {MAX_LINE_BYTES // 2**20} MiB; split the prompt")
-    try:
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise InvalidLine("", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
-    if not text:
-        return None
-    record = _load_object(text)
-    params = {name: record.pop(name) for name in PARAMETER_FIELDS & record.keys()}
-    prompt, messages = record.pop("prompt", None), record.pop("messages", None)
+def _prompt_line(record: Record) -> PromptLine:
+    fields = dict(record.fields)
+    _check_strings(fields)
+    params = {name: fields.pop(name) for name in PARAMETER_FIELDS & fields.keys()}
+    prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
     if (prompt is None) == (messages is None):
         raise InvalidLine("", "needs either prompt or messages" + (", not both" if prompt is not None else ""))
     if prompt is not None:
@@ -97,43 +78,47 @@ def _parse(raw: bytes, number: int) -> PromptLine | None:
     else:
         _check_messages(messages)
     return PromptLine(
-        number=number,
-        custom_id=_custom_id(record.pop("custom_id", None), number),
+        number=record.number,
+        raw=record.raw,
+        custom_id=_custom_id(fields.pop("custom_id", None), record.number),
         prompt=prompt,
         messages=messages,
         params=params,
-        priority=_priority(record.pop("priority", None)),
-        metadata=record,
+        priority=_priority(fields.pop("priority", None)),
+        metadata=fields,
+        default_strategy="sample" if "url" in fields else "greedy",  # OpenAI's default is to sample
     )
 
 
-def _load_object(text: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidLine("", f"is not JSON: {error.msg} at column {error.colno}; one object per line") from error
-    except RecursionError as error:
-        raise InvalidLine("", "is nested too deeply") from error
-    if not isinstance(record, dict):
-        raise InvalidLine("", f"must be a JSON object, got {_shorten(record)}")
-    try:
-        # Covers every string of the line, names included.
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidLine("", "has a lone surrogate (\\ud800 … \\udfff); write the character whole") from error
-    if "\\u0000" in text and "\0" in repr_strings(record):
-        raise InvalidLine("", "has a NUL character (\\u0000), which PostgreSQL cannot store; remove it")
-    return record
+def _check_strings(fields: dict[str, Any]) -> None:
+    """What JSON can say and the databases cannot store. Raises `InvalidLine`."""
+    for field, value in fields.items():
+        text = field + _joined(value, field if field not in PARAMETER_FIELDS else None)
+        if "\0" in text:
+            raise InvalidLine(
+                field, "has a NUL character (\\u0000), which PostgreSQL cannot store; remove it, or give --replace-nul"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            # CSV's reader leaves the bytes that are not UTF-8 as the surrogates from U+DC80 on.
+            is_byte = 0xDC80 <= ord(text[error.start]) <= 0xDCFF
+            problem = "is not UTF-8; save the file as UTF-8" if is_byte else (
+                "has a lone surrogate (\\ud800 … \\udfff); write the character whole"
+            )  # fmt: skip
+            raise InvalidLine(field, problem) from error
 
 
-def repr_strings(value: Any) -> str:
-    """All strings inside a JSON value, joined."""
+def _joined(value: Any, metadata_field: str | None) -> str:
+    """All strings inside a JSON value; a number of metadata must be one that JSON has."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
-        return "".join(key + repr_strings(inner) for key, inner in value.items())
+        return "".join(key + _joined(inner, metadata_field) for key, inner in value.items())
     if isinstance(value, list):
-        return "".join(map(repr_strings, value))
+        return "".join(_joined(inner, metadata_field) for inner in value)
+    if isinstance(value, float) and metadata_field is not None and not math.isfinite(value):
+        raise InvalidLine(metadata_field, f"must be a finite number, got {value}")
     return ""
 
 
@@ -162,7 +147,11 @@ def _check_messages(messages: Any) -> None:
 def _custom_id(value: Any, number: int) -> str:
     if value is None:
         return f"line-{number}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # tables often number their rows
     _check_text("custom_id", value)
+    if len(value) > MAX_CUSTOM_ID:
+        raise InvalidLine("custom_id", f"must have at most {MAX_CUSTOM_ID} characters, got {len(value)}")
     return str(value)
 
 

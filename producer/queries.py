@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, func, select, text
+from sqlalchemy import ColumnElement, Engine, Row, and_, func, select, text
 from sqlalchemy.exc import DBAPIError
 
+from models.database import database_moment
 from models.job import Job
 from models.run import Run
 from models.states import JobState
@@ -17,7 +18,7 @@ from models.worker import Worker
 from producer.errors import UsageError
 
 #: A worker that gave no sign of life for so long is not counted.
-WORKER_SILENCE = timedelta(seconds=60)
+WORKER_SILENCE_SECONDS = 60
 
 RESULT_COLUMNS = (
     "run_id", "run_name", "job_id", "custom_id", "state", "strategy", "params", "seed", "sample_index", "text",
@@ -93,7 +94,7 @@ def run_progress(database: Engine, run_id: str) -> RunProgress:
         running = connection.execute(
             select(func.count()).select_from(Job).where(Job.run_id == run_id, Job.state == JobState.RUNNING)
         ).scalar_one()
-        workers = _live_workers(connection.execute(select(Worker).where(Worker.model == run.model)).all())
+        workers = connection.execute(select(Worker).where(Worker.model == run.model, _is_alive())).all()
     final = run.num_succeeded + run.num_failed + run.num_cancelled + run.num_expired
     return RunProgress(
         id=run.id,
@@ -127,7 +128,7 @@ def recent_runs(database: Engine, limit: int = 20) -> list[RunProgress]:
 def live_workers(database: Engine) -> list[Row[Any]]:
     """Workers that gave a sign of life lately."""
     with database.begin() as connection:
-        return _live_workers(connection.execute(select(Worker).order_by(Worker.name)).all())
+        return list(connection.execute(select(Worker).where(_is_alive()).order_by(Worker.name)))
 
 
 def waiting_by_model(database: Engine) -> dict[str, int]:
@@ -188,6 +189,5 @@ def run_sql(database: Engine, statement: str, limit: int | None = None) -> tuple
         raise UsageError(f"the database refuses the statement: {str(error.orig).strip()}") from error
 
 
-def _live_workers(rows: Any) -> list[Row[Any]]:
-    now = datetime.now(UTC)
-    return [row for row in rows if row.stopped_at is None and now - row.seen_at < WORKER_SILENCE]
+def _is_alive() -> ColumnElement[bool]:
+    return and_(Worker.stopped_at.is_(None), Worker.seen_at > database_moment(WORKER_SILENCE_SECONDS))

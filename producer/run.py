@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from os.path import relpath
 from pathlib import Path
 from shutil import copyfileobj
@@ -18,14 +19,18 @@ from models.database import check_connection, open_database
 from models.settings import DEFAULT_MODEL, Settings
 from producer.broker import check_broker, send_run
 from producer.console import say
+from producer.drafts import Submission
+from producer.dry_run import show_dry_run
 from producer.errors import UsageError
 from producer.grid import Grid
 from producer.local import LocalServices
 from producer.model_check import check_model
+from producer.options import Reading, Submitting
 from producer.progress import watch
 from producer.queries import RunProgress, find_run, recent_errors, run_progress
 from producer.render import visible
-from producer.submission import Checked, Submission, check, find_unfinished, write
+from producer.submission import Written, find_unfinished, write
+from producer.validation import Checked, check, invalid_path
 
 EXIT_OK, EXIT_FAILED_JOBS, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -37,43 +42,43 @@ QUERIES = (
 
 
 def run_here(
-    settings: Settings, file: Path, grid: Grid, *, seed: int | None, priority: int, name: str | None, quiet: bool
+    settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading, *, quiet: bool
 ) -> int:
     """`producer run`: validates, starts what is needed, decodes, sums up; returns the exit code."""
-    with _regular_file(file) as path:
-        settings = settings.model_copy(update={"model": check_model(settings.model)})
-        submission = Submission(path, settings.model, grid, priority, name, seed)
-        checked = _check(submission)
+    with _submission(settings, file, grid, submitting, reading) as submission:
+        submission = replace(submission, model=check_model(settings.model))
+        settings = settings.model_copy(update={"model": submission.model})
+        checked = _check(submission, reading)
+        if reading.dry_run:
+            return show_dry_run(submission, checked)
         with LocalServices(settings) as local:
             database = local.open_database()
-            run_id = _write_or_resume(submission, checked, database, local)
+            run_id = _write_or_resume(submission, checked, database, local, submitting)
             return _decode(local, database, run_id, quiet=quiet)
 
 
-def submit_run(settings: Settings, file: Path, grid: Grid, *, seed: int | None, priority: int, name: str | None) -> str:
-    """`producer submit`: validates, writes, sends; returns the run's id."""
-    with _regular_file(file) as path:
-        model = check_model(settings.model) if settings.model != DEFAULT_MODEL else settings.model
-        submission = Submission(path, model, grid, priority, name, seed)
-        checked = _check(submission)
+def submit_run(settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading) -> int:
+    """`producer submit`: validates, writes, sends, prints the run's id; returns the exit code."""
+    with _submission(settings, file, grid, submitting, reading) as submission:
+        if settings.model != DEFAULT_MODEL:
+            submission = replace(submission, model=check_model(settings.model))
+        checked = _check(submission, reading)
+        if reading.dry_run:
+            return show_dry_run(submission, checked)
         broker = _required_broker(settings)
-        database = _ready_database(settings)
+        database = ready_database(settings)
         check_broker(broker)
-        run_id = write(submission, checked, database)
-        num_sent = send_run(settings, database, run_id)
-    say(f"{num_sent:,} jobs submitted as run {run_id}")
-    return run_id
+        written = _write(submission, checked, database, submitting)
+    print(written.run_id, flush=True)  # noqa: T201 - before anything is sent: the run is there whatever happens now
+    return _send(settings, database, written.run_id)
 
 
 def resume_run(settings: Settings, reference: str | None, *, quiet: bool) -> int:
     """`producer resume`: with a broker, sends what was not sent; without one, decodes the rest here."""
+    database = ready_database(settings)
     if settings.broker is not None:
-        database = _ready_database(settings)
         check_broker(settings.broker)
-        run_id = find_run(database, reference) if reference is not None else None
-        say(f"{send_run(settings, database, run_id):,} jobs sent again")
-        return EXIT_OK
-    database = _ready_database(settings)
+        return _send(settings, database, None if reference is None else find_run(database, reference))
     run_id = find_run(database, reference)
     progress = run_progress(database, run_id)
     if progress.is_finished:
@@ -85,24 +90,72 @@ def resume_run(settings: Settings, reference: str | None, *, quiet: bool) -> int
         return _decode(local, database, run_id, quiet=quiet)
 
 
-def _write_or_resume(submission: Submission, checked: Checked, database: Engine, local: LocalServices) -> str:
+def ready_database(settings: Settings) -> Engine:
+    """The database, reachable and at this version's schema; an embedded one is made. Raises `UsageError`."""
+    from migrations.upgrade import upgrade
+
+    database = open_database(settings.database_url)
+    check_connection(database)
+    if settings.database is None:
+        upgrade(database)
+    try:
+        check_schema(database)
+    except SchemaOutOfDate as error:
+        raise UsageError(str(error)) from error
+    return database
+
+
+def _write_or_resume(
+    submission: Submission, checked: Checked, database: Engine, local: LocalServices, submitting: Submitting
+) -> str:
     """The run's id: a new one, or the unfinished one with the same content."""
-    unfinished = find_unfinished(database, checked.content_hash)
+    unfinished = None
+    if submitting.on_duplicate == "skip":
+        unfinished = find_unfinished(database, checked.content_hash)
     if unfinished is None:
-        return write(submission, checked, database)
-    done = run_progress(database, unfinished.id).num_final
-    say(f"going on with run {unfinished.id}: {done:,} of {unfinished.num_jobs:,} jobs are done")
-    local.return_interrupted(database, unfinished.id)
-    return unfinished.id
+        run_id = _write(submission, checked, database, submitting).run_id
+    else:
+        run_id = unfinished.id
+        done = run_progress(database, run_id).num_final
+        say(f"going on with run {run_id}: {done:,} of {unfinished.num_jobs:,} jobs are done")
+    local.return_interrupted(database, run_id)
+    return run_id
+
+
+def _write(submission: Submission, checked: Checked, database: Engine, submitting: Submitting) -> Written:
+    written = write(
+        submission,
+        checked,
+        database,
+        expires_after=submitting.expires_after(),
+        on_duplicate=submitting.on_duplicate,
+    )
+    if written.num_known:
+        say(f"run {written.run_id}: {written.num_known:,} already there, {written.num_new:,} new")
+    return written
+
+
+def _send(settings: Settings, database: Engine, run_id: str | None) -> int:
+    """Sends what is in the outbox; where Redis does not take it, says how to go on."""
+    try:
+        num_sent = send_run(settings, database, run_id)
+    except ConnectionError as error:
+        resume = " ".join(filter(None, ["producer resume", run_id]))
+        say(f"error: the jobs are stored, but Redis does not take all of them: {error}; send the rest with: {resume}")
+        return EXIT_FAILED_JOBS
+    say(f"{num_sent:,} jobs sent" + (f" for run {run_id}" if run_id is not None else ""))
+    return EXIT_OK
 
 
 def _decode(local: LocalServices, database: Engine, run_id: str, *, quiet: bool) -> int:
     """Starts the worker, sends the run, watches it to its end and sums up."""
+    progress = run_progress(database, run_id)
     try:
         with _interruptible():
-            local.start_worker()
-            send_run(local.settings, database, run_id)
-            progress = watch(database, run_id, check=local.check_worker, quiet=quiet)
+            if not progress.is_finished:
+                local.start_worker()
+                send_run(local.settings, database, run_id)
+                progress = watch(database, run_id, check=local.check_worker, quiet=quiet)
     except KeyboardInterrupt:
         say(f"\ninterrupted; run {run_id} goes on with the same command, or with: producer resume {run_id}")
         return EXIT_INTERRUPTED
@@ -133,26 +186,13 @@ def _place(database: Engine) -> str:
     return relpath(database.url.database)
 
 
-def _check(submission: Submission) -> Checked:
-    checked = check(submission)
+def _check(submission: Submission, reading: Reading) -> Checked:
+    checked = check(submission, skip_invalid=reading.skip_invalid, allow_many=reading.yes)
     for warning in checked.warnings.values():
         say(f"warning: {visible(warning)}")
+    if checked.num_invalid:
+        say(f"{checked.num_invalid:,} invalid lines are left out; they are in {invalid_path(submission)}")
     return checked
-
-
-def _ready_database(settings: Settings) -> Engine:
-    """The database, reachable and at this version's schema; an embedded one is made. Raises `UsageError`."""
-    from migrations.upgrade import upgrade
-
-    database = open_database(settings.database_url)
-    check_connection(database)
-    if settings.database is None:
-        upgrade(database)
-    try:
-        check_schema(database)
-    except SchemaOutOfDate as error:
-        raise UsageError(str(error)) from error
-    return database
 
 
 def _required_broker(settings: Settings) -> str:
@@ -162,17 +202,29 @@ def _required_broker(settings: Settings) -> str:
 
 
 @contextmanager
-def _regular_file(file: Path) -> Iterator[Path]:
-    """The file itself; stdin is copied to one, because it is read twice."""
+def _submission(
+    settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading
+) -> Iterator[Submission]:
+    """What the command asks for. Stdin is copied to a file, because it is read twice. Raises `UsageError`."""
+    submitting.check()
+    submission = Submission(
+        path=file,
+        model=settings.model,
+        grid=grid,
+        priority=submitting.priority,
+        name=submitting.name,
+        seed=submitting.seed,
+        reading=reading.input_options(),
+    )
     if str(file) != "-":
         if file.is_dir():
             raise UsageError(f"{file} is a directory; give a file of prompts")
-        yield file
+        yield submission
         return
     with tempfile.NamedTemporaryFile(prefix="stdin-", suffix=".jsonl") as copy:
         copyfileobj(stdin.buffer, copy)
         copy.flush()
-        yield Path(copy.name)
+        yield replace(submission, path=Path(copy.name), source="stdin")
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from producer.errors import UsageError
-from producer.prompts import MAX_LINE_BYTES, LineError, PromptLine, misspelt_parameter, read_prompts
+from producer.prompts import LineError, PromptLine, misspelt_parameter, read_prompts
+from producer.sources import MAX_LINE_BYTES
 
 
 def read(path: Path, *lines: str | bytes) -> list[PromptLine | LineError]:
@@ -51,7 +52,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
         ('{"prompt": "x", "messages": []}', "needs either prompt or messages, not both"),
         ('{"prompt": 3}', "prompt must be a string, got 3"),
         ('{"prompt": ""}', "prompt is empty; give at least one character"),
-        ('{"prompt": "x", "custom_id": 5}', "custom_id must be a string, got 5"),
+        ('{"prompt": "x", "custom_id": 5.5}', "custom_id must be a string, got 5.5"),
         ('{"prompt": "x", "priority": 10}', "priority must be a whole number from 0 to 9 (9 goes first), got 10"),
         ('{"messages": []}', "messages must be a list of at least one message, got []"),
         ('{"messages": ["x"]}', 'messages[0] must be an object with role and content, got "x"'),
@@ -63,8 +64,11 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
             '{"messages": [{"role": "user", "content": null}]}',
             "messages[0].content must be a string, got null",
         ),
-        ('{"prompt": "\\ud800"}', "has a lone surrogate (\\ud800 … \\udfff); write the character whole"),
-        ('{"prompt": "a\\u0000"}', "has a NUL character (\\u0000), which PostgreSQL cannot store; remove it"),
+        ('{"prompt": "\\ud800"}', "prompt has a lone surrogate (\\ud800 … \\udfff); write the character whole"),
+        (
+            '{"prompt": "a\\u0000"}',
+            "prompt has a NUL character (\\u0000), which PostgreSQL cannot store; remove it, or give --replace-nul",
+        ),
         ("[" * 100_000, "is nested too deeply"),
         (b'{"prompt": "\xff"}', "is not UTF-8 (byte 13); save the file as UTF-8"),
     ],

@@ -11,9 +11,11 @@ from sqlalchemy import Engine, func, select
 from models.job import Job
 from models.run import Run
 from models.states import RunState
+from producer.drafts import Submission, derived_seed
 from producer.errors import InvalidInput, UsageError
 from producer.grid import Grid
-from producer.submission import MAX_ERRORS_SHOWN, Submission, check, derived_seed, find_unfinished, write
+from producer.submission import find_unfinished, write
+from producer.validation import MAX_ERRORS_SHOWN, check
 
 
 def prompt_file(folder: Path, *records: object) -> Path:
@@ -33,7 +35,7 @@ def test_a_run_is_written_with_all_its_jobs(tmp_path: Path, sqlite_database: Eng
         {"custom_id": "b", "messages": [{"role": "user", "content": "y"}], "seed": 5},
     )
     asked = submission(path, strategy=["sample"], temperature=[0.5, 1.0])
-    run_id = write(asked, check(asked), sqlite_database)
+    run_id = write(asked, check(asked), sqlite_database).run_id
     with sqlite_database.begin() as connection:
         rows = connection.execute(select(Job.__table__).order_by(Job.id)).all()
         run = connection.execute(select(Run)).one()
@@ -89,7 +91,7 @@ def test_a_run_to_resume_is_found_by_its_content(tmp_path: Path, sqlite_database
     path = prompt_file(tmp_path, {"prompt": "x"})
     checked = check(submission(path))
     assert find_unfinished(sqlite_database, checked.content_hash) is None
-    run_id = write(submission(path), checked, sqlite_database)
+    run_id = write(submission(path), checked, sqlite_database).run_id
     found = find_unfinished(sqlite_database, checked.content_hash)
     assert found is not None and found.id == run_id
     other = check(submission(path, strategy=["sample"]))

@@ -1,0 +1,18 @@
+"""Durations as people write them: 90s, 30m, 8h, 2d."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from producer.errors import UsageError
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_duration(option: str, text: str) -> timedelta:
+    """The duration that an option names. Raises `UsageError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if match is None or not float(match[1]) or float(match[1]) > 1e6:
+        raise UsageError(f"{option} must be a duration such as 90s, 30m, 8h or 2d, got {text!r}")
+    return timedelta(**{UNITS[match[2]]: float(match[1])})

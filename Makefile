@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test lint format bench soak docs clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -42,6 +42,10 @@ format: $(INSTALLED)
 bench: $(INSTALLED)  ## the engine beside generate and the bare matrix products, ratios and medians
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.phases
+
+soak: $(INSTALLED)  ## ten minutes of accidents on each database
+	$(BIN)/python -m tests.faults.soak --database sqlite
+	$(BIN)/python -m tests.faults.soak --database postgresql
 
 docs: $(INSTALLED)  ## docs/help.md from the commands
 	$(BIN)/python -m tests.help_pages

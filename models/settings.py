@@ -1,4 +1,4 @@
-"""Settings: each has a default and an environment variable `NOCTURNE_…`; a flag wins over both."""
+"""Settings: flags win over environment variables `NOCTURNE_…`, those over `nocturne.toml`, that over defaults."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
 DEFAULT_PRIORITY = 5
+CONFIG_FILE = "nocturne.toml"  # in the working directory
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="NOCTURNE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="NOCTURNE_", extra="ignore", toml_file=CONFIG_FILE)
 
     model: str = DEFAULT_MODEL  # hub id or folder
     database: str | None = None  # SQLAlchemy URL; None: <home>/nocturne.db
@@ -36,6 +42,18 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=2.0, gt=0)  # between two signs of life of a worker
     parent_pid: int | None = None  # a worker that `producer run` started ends with it
     grace_seconds: float = Field(default=30.0, ge=0)  # running sequences may finish after SIGTERM
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @property
     def database_url(self) -> str:

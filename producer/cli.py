@@ -20,7 +20,6 @@ from producer.flat_options import flat
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Prompts in the evening, answers in SQL in the morning.",
     pretty_exceptions_enable=False,
 )
 db_app = typer.Typer(no_args_is_help=True, help="The database's schema.")
@@ -93,32 +92,77 @@ def status(
 def results(
     places: given.DatabasePlace,
     run: RunArgument = None,
-    format: Annotated[str, typer.Option(help="jsonl or csv")] = "jsonl",
+    format: Annotated[str, typer.Option(help="jsonl, csv, parquet or openai")] = "jsonl",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a file; default: stdout")] = None,
+    state: Annotated[str | None, typer.Option(help="only jobs in these states, such as failed,expired")] = None,
+    strategy: Annotated[str | None, typer.Option(help="only these strategies")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="only where metadata has KEY=VALUE")] = None,
+    traces: Annotated[bool, typer.Option("--traces", help="with a row's tokens in `trace`")] = False,
 ) -> None:
     """Writes a run's results in the order of its input.
 
-    Example: producer results --format csv -o answers.csv
+    The openai format writes requests without an answer to a second file, named after the first.
+
+    Example: producer results --format csv -o answers.csv --state succeeded --where topic=cats
     """
     from producer.export import export_results
+    from producer.selection import parse_selection
 
-    export_results(places.settings(), run, format, output)
+    selection = parse_selection(state, strategy, where or [])
+    export_results(places.settings(), run, format, output, selection, with_traces=traces)
 
 
 @app.command()
 @flat
 def sql(
     places: given.DatabasePlace,
-    statement: Annotated[str, typer.Argument(help="a SELECT; see docs/sql.md for tables and views")],
-    format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
+    statement: Annotated[str | None, typer.Argument(help="a SELECT; without one, a console or stdin")] = None,
+    format: Annotated[str, typer.Option(help="table, json, csv or markdown")] = "table",
+    examples: Annotated[bool, typer.Option("--examples", help="print a dozen queries to begin with")] = False,
 ) -> None:
-    """Runs a SELECT on a read-only connection.
+    """Runs a SELECT on a read-only connection; docs/sql.md has the tables and views.
 
     Example: producer sql "select strategy, count(*), avg(completion_tokens) from job_results group by 1"
     """
-    from producer.export import print_sql
+    from producer.sql_command import print_examples, print_sql
 
-    print_sql(places.settings(), statement, format)
+    if examples:
+        print_examples(places.settings())
+    else:
+        print_sql(places.settings(), statement, format)
+
+
+@app.command()
+@flat
+def show(
+    places: given.DatabasePlace,
+    run: Annotated[str, typer.Argument(help="id, its beginning, or name")],
+    custom_id: Annotated[str, typer.Argument(help="the job")],
+    alternatives: Annotated[bool, typer.Option("--alternatives", help="each token with what else was likely")] = False,
+) -> None:
+    """Shows one job with its tokens coloured by their probability, and its beams as a tree.
+
+    Example: producer show study "hedgehog#beam,num_beams=4" --alternatives
+    """
+    from producer.show import show_job
+
+    show_job(places.settings(), run, custom_id, with_alternatives=alternatives)
+
+
+@app.command()
+@flat
+def report(
+    places: given.DatabasePlace,
+    run: RunArgument = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the page")] = Path("report.html"),
+) -> None:
+    """Writes a page that stands by itself: the run's strategies side by side, with their answers.
+
+    Example: producer report study -o study.html
+    """
+    from producer.report import write_report
+
+    write_report(places.settings(), run, output)
 
 
 @app.command()
@@ -190,6 +234,25 @@ def doctor(places: given.Places) -> None:
     raise typer.Exit(0 if all(finding.is_ok for finding in findings) else 1)
 
 
+@app.command()
+@flat
+def prune(
+    places: given.DatabasePlace,
+    older_than: Annotated[str, typer.Option(help="finished so long ago: 30d, 12h")],
+    traces_only: Annotated[bool, typer.Option("--traces-only", help="keep jobs and answers")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+) -> None:
+    """Deletes old runs, or their traces alone, a little at a time while workers go on.
+
+    Example: producer prune --older-than 30d --traces-only --dry-run
+    """
+    from producer.duration import parse_duration
+    from producer.prune import prune_runs
+
+    age = parse_duration("--older-than", older_than)
+    prune_runs(places.settings(), age, traces_only=traces_only, is_dry=dry_run)
+
+
 @db_app.command("upgrade")
 @flat
 def db_upgrade(places: given.DatabasePlace) -> None:
@@ -204,6 +267,23 @@ def db_upgrade(places: given.DatabasePlace) -> None:
     check_connection(engine)
     upgrade(engine)
     say(f"{engine.url.render_as_string()} is at revision {current_revision(engine)}")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(f"nocturne {version('nocturne')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,  # noqa: ARG001
+) -> None:
+    """Prompts in the evening, answers in SQL in the morning."""
 
 
 def main() -> None:

@@ -58,9 +58,10 @@ def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tup
         error="cancelled by a person",
         error_code="Cancelled",
         finished_at=database_moment(),
-    ).returning(Job.lease_expires_at.is_not(None))
+    ).returning(Job.lease_expires_at)
     with database.begin() as connection:
-        was_running = Counter(connection.execute(ending).scalars())
+        # Compared here: SQLite 3.40 gives `IS NOT NULL` in RETURNING as true whatever the value.
+        was_running = Counter(lease is not None for lease in connection.execute(ending).scalars())
         add_counts(connection, run_id, {COUNT_OF_STATE[JobState.CANCELLED]: was_running.total()})
         close_runs(connection, [run_id], datetime.now(UTC))
     return was_running[False], was_running[True]

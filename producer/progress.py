@@ -1,4 +1,4 @@
-"""Watching a run until it is finished: a bar on a terminal, plain lines elsewhere."""
+"""Watching a run until it is finished: a live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from threading import Event
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
+from rich.text import Text
 from sqlalchemy import Engine
 
 from producer.console import say, stderr
-from producer.queries import RunProgress, run_progress
+from producer.live_view import live_view
+from producer.queries import RunProgress, live_workers, recent_errors, run_progress
 from producer.render import progress_line
 
 POLL_SECONDS = 0.5
@@ -54,13 +56,16 @@ def watch(
         return _poll(database, run_id, check, pause, lambda _: None)
     if not stderr.is_terminal:
         return _watch_plainly(database, run_id, check, pause, rate)
-    columns = (BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=stderr, transient=False) as bar:
-        task = bar.add_task("waiting for a worker", total=None)
+    return _watch_live(database, run_id, check, pause, rate)
+
+
+def _watch_live(database: Engine, run_id: str, check: Callable[[], None], pause: Event, rate: Rate) -> RunProgress:
+    with Live(Text("waiting for a worker"), console=stderr, auto_refresh=False) as live:
 
         def show(progress: RunProgress) -> None:
-            description = progress_line(progress, rate.eta(progress))
-            bar.update(task, total=progress.num_jobs, completed=progress.num_final, description=description)
+            workers = [worker for worker in live_workers(database) if worker.model == progress.model]
+            errors = recent_errors(database, run_id)
+            live.update(live_view(progress, rate.eta(progress), workers, errors), refresh=True)
 
         return _poll(database, run_id, check, pause, show)
 

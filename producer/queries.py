@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, and_, func, select, text
+from sqlalchemy import ColumnElement, Engine, Row, and_, column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
 from models.database import database_moment
 from models.job import Job
 from models.run import Run
 from models.states import JobState
+from models.trace import TokenTrace
 from models.worker import Worker
 from producer.errors import UsageError
+from producer.selection import Selection
 
 #: A worker that gave no sign of life for so long is not counted.
 WORKER_SILENCE_SECONDS = 60
@@ -23,9 +26,16 @@ WORKER_SILENCE_SECONDS = 60
 RESULT_COLUMNS = (
     "run_id", "run_name", "job_id", "custom_id", "state", "strategy", "params", "seed", "sample_index", "text",
     "finish_reason", "prompt_tokens", "completion_tokens", "cumulative_logprob", "score", "queued_seconds",
-    "prefill_seconds", "decode_seconds", "worker", "attempts", "error", "metadata", "grid_point", "started_at",
-    "finished_at",
+    "prefill_seconds", "decode_seconds", "worker", "attempts", "error", "error_code", "metadata", "grid_point",
+    "started_at", "finished_at",
 )  # fmt: skip
+
+TRACE_COLUMNS = (
+    "position", "token_id", "token", "logprob", "sampling_logprob", "entropy", "rank", "kept", "top_logprobs", "beam",
+)  # fmt: skip
+
+TIME_COLUMNS = ("created_at", "started_at", "finished_at", "expires_at")
+ROWS_PER_FETCH = 500
 
 JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "top_logprobs", "hypotheses")
 
@@ -155,25 +165,60 @@ def recent_errors(database: Engine, run_id: str, limit: int = 3) -> list[tuple[s
         return [(custom_id, error or "") for custom_id, error in connection.execute(statement)]
 
 
-def results(database: Engine, run_id: str) -> Iterator[dict[str, Any]]:
-    """A run's rows of `job_results` in the order of its input, a few at a time."""
-    columns = ", ".join(RESULT_COLUMNS)
-    statement = text(
-        f"SELECT {columns} FROM job_results WHERE run_id = :run_id ORDER BY job_id, sample_index"  # noqa: S608
+def results(
+    database: Engine, run_id: str, selection: Selection = Selection(), *, with_traces: bool = False
+) -> Iterator[dict[str, Any]]:
+    """A run's rows of `job_results` in the order of its input, a few at a time.
+
+    Each has RESULT_COLUMNS, `model`, `prompt` and `messages`, and `trace` where it is asked for.
+    """
+    view = table(
+        "job_results", *(column(name) for name in (*RESULT_COLUMNS, "model", "prompt", "messages", "result_id"))
     )
-    with database.connect().execution_options(stream_results=True, yield_per=500) as connection:
-        for row in connection.execute(statement, {"run_id": run_id}):
-            yield decode_row(dict(row._mapping))
+    statement = select(view).where(view.c.run_id == run_id).order_by(view.c.job_id, view.c.sample_index)
+    if selection.states:
+        statement = statement.where(view.c.state.in_(selection.states))
+    if selection.strategies:
+        statement = statement.where(view.c.strategy.in_(selection.strategies))
+    with database.connect() as connection:
+        found = connection.execution_options(stream_results=True, yield_per=ROWS_PER_FETCH).execute(statement)
+        for rows in found.mappings().partitions():
+            decoded = (decode_row(dict(row)) for row in rows)
+            wanted = [row for row in decoded if selection.matches(row)]
+            if with_traces:
+                _add_traces(database, wanted)
+            yield from wanted
+
+
+def _add_traces(database: Engine, rows: Sequence[dict[str, Any]]) -> None:
+    """Gives each row its `trace`: one object a token, or None where there is none."""
+    columns = [getattr(TokenTrace, name) for name in ("result_id", *TRACE_COLUMNS)]
+    ids = [row["result_id"] for row in rows if row["result_id"] is not None]
+    statement = (
+        select(*columns).where(TokenTrace.result_id.in_(ids)).order_by(TokenTrace.result_id, TokenTrace.position)
+    )
+    traces: dict[int, list[dict[str, Any]]] = {}
+    with database.connect() as connection:
+        for token in connection.execute(statement).mappings():
+            values = decode_row(dict(token))
+            traces.setdefault(values.pop("result_id"), []).append(values)
+    for row in rows:
+        row["trace"] = traces.get(row["result_id"])
 
 
 def decode_row(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON columns as values: SQLite hands them out as text where a view is read with plain SQL."""
-    import json
+    """JSON and times of a view as values: SQLite hands them out as text."""
+    return {name: _decoded(name, value) for name, value in row.items()}
 
-    return {
-        name: json.loads(value) if name in JSON_COLUMNS and isinstance(value, str) else value
-        for name, value in row.items()
-    }
+
+def _decoded(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if name in JSON_COLUMNS:
+        return json.loads(value)
+    if name in TIME_COLUMNS:
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    return value
 
 
 def run_sql(database: Engine, statement: str, limit: int | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:

@@ -41,6 +41,13 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: TextI
         writer.writerow([_csv_value(value) for value in row])
 
 
+def write_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: TextIO) -> None:
+    """A table as GitHub shows it."""
+    file.write(f"| {' | '.join(map(_markdown_cell, columns))} |\n|{' --- |' * len(columns)}\n")
+    for row in rows:
+        file.write(f"| {' | '.join(map(_markdown_cell, row))} |\n")
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Collection[str] = ()) -> Table:
     """A table for the terminal; the columns named in `whole` are never cut."""
     made = Table(header_style="bold", box=None, pad_edge=False)
@@ -82,6 +89,11 @@ def _cell(value: Any) -> str:
     )
     text = text.replace("\n", "\\n")
     return escape(text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…")
+
+
+def _markdown_cell(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else to_json(_csv_value(value)).strip('"')
+    return visible(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
 
 
 def _csv_value(value: Any) -> Any:

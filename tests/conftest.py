@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,21 +62,34 @@ def broker(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server of the test session."""
+def postgres_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The PostgreSQL server of the test session."""
     os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
     import pgserver
 
     # Not below pytest's own folder: the server runs as another user, and pytest shuts others out of it.
     with TemporaryDirectory(prefix="nocturne-postgres-", ignore_cleanup_errors=True) as folder:
         server = pgserver.get_server(str(Path(folder) / "data"))
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+        yield server
         server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_process: Any) -> str:
+    """Its URL."""
+    return str(postgres_process.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
 
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
     """The URL of an empty database."""
+    with new_postgres_database(postgres_server) as url:
+        yield url
+
+
+@contextmanager
+def new_postgres_database(postgres_server: str) -> Iterator[str]:
+    """The URL of an empty database that is dropped afterwards."""
     name = f"test_{uuid4().hex[:12]}"
     admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:

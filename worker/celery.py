@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> Celery:
             "queue_order_strategy": "priority",
             "visibility_timeout": settings.visibility_timeout,
             # kombu looks for messages of dead workers every interval * throttle; its own 10 * 10 s are long.
-            "unacked_restore_interval": 10,
+            "unacked_restore_interval": min(10.0, settings.visibility_timeout / 5),
             "unacked_restore_throttle": 1,
         },
     )

@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from models.settings import Settings
+
+RESTART_SECONDS = 1.0
+EX_FAILURE = 1  # Celery met an error that it did not expect
 
 app = typer.Typer(no_args_is_help=True, help="Decodes the jobs that `producer submit` queued.", add_completion=False)
 
@@ -47,7 +51,10 @@ def start(
     names = _device_names(devices)
     if len(names) == 1:
         os.environ.update(environment | {"NOCTURNE_DEVICE": names[0]})
-        _run_celery(log_level)
+        code = _run_celery(log_level)
+        if code == EX_FAILURE:
+            _start_again()
+        raise SystemExit(code)
     else:
         raise SystemExit(_run_several(names, environment, name, log_level))
 
@@ -65,15 +72,31 @@ def _count_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def _run_celery(log_level: str) -> None:
+def _run_celery(log_level: str) -> int:
+    """Serves until told to stop; the exit code."""
+    from celery.utils.nodenames import default_nodename, host_format
+
     from worker.celery import app as celery_app  # noqa: PLC0415 - reads the environment set above
 
     settings = Settings()
-    celery_app.worker_main([
-        "worker", "--pool", "threads", "--concurrency", str(settings.concurrency), "--loglevel", log_level,
-        "--hostname", f"{settings.worker_name or f'{settings.device}-{os.getpid()}'}@%h", "--without-mingle",
-        "--without-gossip",
-    ])  # fmt: skip
+    name = f"{settings.worker_name or f'{settings.device}-{os.getpid()}'}@%h"
+    worker = celery_app.Worker(
+        hostname=host_format(default_nodename(name)),
+        pool_cls="threads",
+        concurrency=settings.concurrency,
+        loglevel=log_level,
+        without_mingle=True,
+        without_gossip=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _start_again() -> None:
+    """In this process's place: what Celery cannot go on from, such as a message that is no message, passes so."""
+    print(f"worker: Celery failed, starting again in {RESTART_SECONDS:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
+    time.sleep(RESTART_SECONDS)
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def _run_several(names: list[str], environment: dict[str, str], name: str | None, log_level: str) -> int:

@@ -49,6 +49,7 @@ class Scheduler:
         # What is in force: less than the above for a while after memory ran out.
         self._row_limit, self._prefill_limit = max_num_seqs, self._max_prefill_tokens
         self._steps_since_halved = 0
+        self._steps_before_growing = STEPS_BEFORE_GROWING
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
         self._num_rows = 0
@@ -78,6 +79,7 @@ class Scheduler:
         self._row_limit = max(1, self._num_rows // 2)
         self._prefill_limit = max(self._prefill_tile, self._prefill_limit // 2)
         self._steps_since_halved = 0
+        self._steps_before_growing *= 2  # each time later: what starts over must come to its end once
         for group in reversed(list(self.running)):
             self._free(group)
             group.start_over()
@@ -115,7 +117,7 @@ class Scheduler:
     def _grow(self) -> None:
         """After enough steps without trouble, twice as much may run again, up to what was configured."""
         self._steps_since_halved += 1
-        if self._steps_since_halved >= STEPS_BEFORE_GROWING and self._row_limit < self.max_num_seqs:
+        if self._steps_since_halved >= self._steps_before_growing and self._row_limit < self.max_num_seqs:
             self._row_limit = min(self.max_num_seqs, self._row_limit * 2)
             self._prefill_limit = min(self._max_prefill_tokens, self._prefill_limit * 2)
             self._steps_since_halved = 0

@@ -1,0 +1,146 @@
+"""A dozen questions that people ask in the morning, as SQL; tests run each on both databases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with its statement; `sqlite` where that database says it otherwise."""
+
+    question: str
+    sql: str
+    sqlite: str | None = None
+
+    def statement(self, dialect: str) -> str:
+        return (self.sqlite if dialect == "sqlite" and self.sqlite is not None else self.sql).strip()
+
+
+EXAMPLES = (
+    Example(
+        "how did each strategy do?",
+        """
+select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens,
+       avg(cumulative_logprob / completion_tokens) as mean_logprob
+from job_results where state = 'succeeded' group by run_name, strategy order by run_name, strategy
+""",
+    ),
+    Example(
+        "where was the model least certain?",
+        """
+select custom_id, sample_index, position, token, logprob, entropy
+from job_tokens order by entropy desc limit 20
+""",
+    ),
+    Example(
+        "where does sampling at temperature 1 first depart from greedy decoding of the same prompt?",
+        """
+select sampled.custom_id, min(a.position) as first_position
+from jobs as sampled
+join jobs as greedy on greedy.run_id = sampled.run_id and greedy.prompt = sampled.prompt and greedy.strategy = 'greedy'
+join results as ra on ra.job_id = sampled.id and ra.sample_index = 0
+join results as rb on rb.job_id = greedy.id and rb.sample_index = 0
+join token_traces as a on a.result_id = ra.id
+join token_traces as b on b.result_id = rb.id and b.position = a.position and b.token_id <> a.token_id
+where sampled.strategy = 'sample' and cast(sampled.params ->> 'temperature' as double precision) = 1
+group by sampled.custom_id order by first_position
+""",
+        """
+select sampled.custom_id, min(a.position) as first_position
+from jobs as sampled
+join jobs as greedy on greedy.run_id = sampled.run_id and greedy.prompt = sampled.prompt and greedy.strategy = 'greedy'
+join results as ra on ra.job_id = sampled.id and ra.sample_index = 0
+join results as rb on rb.job_id = greedy.id and rb.sample_index = 0
+join token_traces as a on a.result_id = ra.id
+join token_traces as b on b.result_id = rb.id and b.position = a.position and b.token_id <> a.token_id
+where sampled.strategy = 'sample' and json_extract(sampled.params, '$.temperature') = 1
+group by sampled.custom_id order by first_position
+""",
+    ),
+    Example(
+        "how many answers are JSON, by strategy?",
+        """
+select strategy, count(*) as answers, sum(case when text is json then 1 else 0 end) as valid_json
+from job_results where state = 'succeeded' group by strategy order by strategy
+""",
+        """
+select strategy, count(*) as answers, sum(json_valid(text)) as valid_json
+from job_results where state = 'succeeded' group by strategy order by strategy
+""",
+    ),
+    Example(
+        "how many tokens did each worker make, hour by hour?",
+        """
+select worker, date_trunc('hour', finished_at) as hour, sum(completion_tokens) as tokens,
+       sum(completion_tokens) / 3600.0 as tokens_per_second
+from job_results where state = 'succeeded' group by worker, hour order by hour, worker
+""",
+        """
+select worker, strftime('%Y-%m-%d %H:00', finished_at) as hour, sum(completion_tokens) as tokens,
+       sum(completion_tokens) / 3600.0 as tokens_per_second
+from job_results where state = 'succeeded' group by worker, hour order by hour, worker
+""",
+    ),
+    Example(
+        "which jobs waited longest?",
+        """
+select run_id, custom_id, queued_seconds, decode_seconds from job_results
+where queued_seconds is not null order by queued_seconds desc limit 20
+""",
+    ),
+    Example(
+        "which samples of one prompt came out the same?",
+        """
+select run_id, custom_id, count(*) as samples, count(distinct text) as different
+from job_results where state = 'succeeded'
+group by run_id, custom_id having count(distinct text) < count(*) order by samples desc, custom_id
+""",
+    ),
+    Example(
+        "what failed, and why?",
+        """
+select error_code, count(*) as jobs, min(error) as for_example from jobs
+where state in ('failed', 'cancelled', 'expired') group by error_code order by jobs desc
+""",
+    ),
+    Example(
+        "what happened to the jobs that were tried more than once?",
+        """
+select jobs.custom_id, job_events.at, job_events.worker, from_state, to_state, attempt, reason
+from job_events join jobs on jobs.id = job_events.job_id
+where jobs.attempts > 1 order by jobs.id, job_events.id limit 100
+""",
+    ),
+    Example(
+        "how often did an answer end by itself?",
+        """
+select strategy, finish_reason, count(*) as answers from job_results
+where finish_reason is not null group by strategy, finish_reason order by strategy, finish_reason
+""",
+    ),
+    Example(
+        "which alternatives came closest to the token that was taken?",
+        """
+select t.custom_id, t.position, t.token as taken, t.logprob, a.token as other, a.logprob as other_logprob
+from job_tokens as t join token_alternatives as a on a.result_id = t.result_id and a.position = t.position
+where a.token_id <> t.token_id order by abs(t.logprob - a.logprob) limit 20
+""",
+    ),
+    Example(
+        "how did the runs go?",
+        """
+select run_name, state, num_jobs, num_succeeded, num_failed, completion_tokens, created_at, finished_at
+from run_summary order by created_at desc limit 20
+""",
+    ),
+    Example(
+        "how many jobs of each topic? (a field of the prompt file that is no parameter is kept as metadata)",
+        """
+select metadata ->> 'topic' as topic, count(*) as jobs from jobs group by topic order by jobs desc limit 20
+""",
+        """
+select json_extract(metadata, '$.topic') as topic, count(*) as jobs from jobs group by topic order by jobs desc limit 20
+""",
+    ),
+)

@@ -1,0 +1,44 @@
+"""Jobs that take their engine down, for workers started with `tests.faults.altered_worker`.
+
+The seed says how: it is the only field that a prompt file can set and that changes nothing for a greedy job.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from worker.engine.model_runner import ModelRunner
+from worker.engine.process import run_engine
+from worker.engine.protocol import EngineOptions
+
+RAISES, EXITS, ALLOCATES, HANGS = 666_001, 666_002, 666_003, 666_004
+
+
+def poisoned_engine_main(connection: Connection, options: EngineOptions) -> None:
+    """The engine's main function, with a model runner that minds the seeds."""
+    healthy = ModelRunner.run
+
+    def run(self: ModelRunner, plan: Any, copies: Any) -> Any:
+        sequences = plan.decodes + [chunk.sequence for chunk in plan.prefills]
+        for seed in {sequence.request.params.seed for sequence in sequences}:
+            _act(seed)
+        return healthy(self, plan, copies)
+
+    ModelRunner.run = run  # type: ignore[method-assign]
+    run_engine(connection, options)
+
+
+def _act(seed: int | None) -> None:
+    if seed == RAISES:
+        raise ZeroDivisionError("poison")
+    if seed == EXITS:
+        os._exit(9)
+    if seed == ALLOCATES:
+        torch.empty(2**46, dtype=torch.uint8)  # more than any machine has: torch's allocator refuses it
+    if seed == HANGS:
+        time.sleep(3600)

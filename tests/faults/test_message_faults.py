@@ -1,0 +1,186 @@
+"""Messages that come twice, in another order, from elsewhere or never; jobs that are poison, cancelled or late."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from models.job import Job
+from models.message import TASK_NAME, ChunkMessage
+from models.model_name import canonical_model
+from models.outbox import send_outbox
+from models.run import Run
+from models.settings import Settings
+from models.states import JobState
+from tests.conftest import TOY_MODEL
+from tests.faults.poison import ALLOCATES, EXITS, HANGS, RAISES
+from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
+from tests.processes import CommandProcess, wait_until
+from worker.celery import create_app, send_chunk
+
+Jobs = list[dict[str, Any]]
+Expected = dict[str, Answer]
+
+
+def submit_unsent(topology: Topology, jobs: Jobs) -> str:
+    """A run whose jobs are in the outbox."""
+    redis = topology.redis.client()
+    redis.config_set("maxmemory", 1)
+    arguments = ["submit", topology.write(jobs), "--model", TOY_MODEL, *topology.places]
+    run_id = topology.producer(*arguments, exit_code=1).stdout.strip()
+    redis.config_set("maxmemory", 0)
+    return run_id
+
+
+def test_every_message_twice_and_in_any_order(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    topology.need_workers("first", "second")
+    run_id = submit_unsent(topology, jobs)
+    chunks: list[ChunkMessage] = []
+    send_outbox(topology.database, chunks.append, run_id=run_id)
+    chunks *= 2
+    random.Random(1).shuffle(chunks)
+    app = create_app(Settings(broker=topology.redis.url))
+    for chunk in chunks:
+        send_chunk(app, chunk)
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@ON_SQLITE
+def test_messages_that_no_worker_can_use(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    """Garbage, an unknown job, another version; the jobs of the last one are sent again in ours."""
+    (worker,) = topology.need_workers("first")
+    app = create_app(Settings(broker=topology.redis.url))
+    model = canonical_model(str(TOY_MODEL))
+    topology.redis.client().lpush(topology.queue, "garbage")
+    send = partial(app.send_task, TASK_NAME, queue=topology.queue)
+    send(args=["not a chunk"])
+    send(args=[{"version": 1, "run_id": "none", "model": model, "jobs": [{"id": 10**9, "prompt": "x", "params": {}}]}])
+    run_id = submit_unsent(topology, jobs)
+
+    def send_in_the_old_way(chunk: ChunkMessage) -> None:
+        send(args=[chunk.model_dump(mode="json") | {"version": 0}])
+
+    send_outbox(topology.database, send_in_the_old_way, run_id=run_id)
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("topology", "seed", "code", "reason"),
+    [
+        ("sqlite", RAISES, "EngineDied", "the engine ended with ZeroDivisionError: poison"),
+        ("postgresql", EXITS, "EngineDied", "the engine process ended with exit code 9"),
+        ("sqlite", ALLOCATES, "OutOfMemory", "memory ran out with the job alone in the batch"),
+        ("postgresql", HANGS, "EngineDied", "the engine made no step for"),
+    ],
+    indirect=["topology"],
+)
+def test_a_poison_job_fails_alone(
+    topology: Topology, jobs: Jobs, expected: Expected, seed: int, code: str, reason: str
+) -> None:
+    topology.need_workers()
+    topology.start_worker(
+        "altered", module="tests.faults.altered_worker", ALTERED="poison", NOCTURNE_MAX_ATTEMPTS="2",
+        NOCTURNE_ENGINE_TIMEOUT="2",
+    )  # fmt: skip
+    neighbours = jobs[:60]
+    run_id = topology.submit([*neighbours, {"custom_id": "poison", "prompt": "x", "seed": seed}])
+    topology.wait(run_id)
+    with topology.database.connect() as connection:
+        rows = connection.execute(
+            select(Job.custom_id, Job.error_code, Job.error, Job.is_suspect).where(
+                Job.run_id == run_id, Job.state != JobState.SUCCEEDED
+            )
+        ).all()
+    ((custom_id, error_code, error, _),) = rows
+    assert (custom_id, error_code) == ("poison", code)
+    assert error.startswith(reason)
+    assert topology.answers(run_id) == {job["custom_id"]: expected[job["custom_id"]] for job in neighbours}
+    topology.check_nothing_left()
+
+
+def states_of(topology: Topology, run_id: str) -> dict[str, int]:
+    with topology.database.connect() as connection:
+        statement = select(Job.state, func.count()).where(Job.run_id == run_id).group_by(Job.state)
+        return dict(connection.execute(statement).all())
+
+
+def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    long_jobs = [{**job, "max_new_tokens": 1900, "ignore_eos": True, "n": 1, "strategy": "greedy"} for job in jobs]
+    for job in long_jobs:
+        for name in ("temperature", "top_p", "num_beams", "num_return"):
+            job.pop(name, None)
+
+    # While every worker is off: it holds when the messages come.
+    topology.need_workers()
+    queued = topology.submit(jobs)
+    assert (
+        f"{len(jobs)} jobs of run {queued} cancelled, 0 of them"
+        in topology.producer("cancel", queued, *topology.places).stderr
+    )
+    topology.need_workers("first")
+    topology.check_nothing_left()
+    assert states_of(topology, queued) == {JobState.CANCELLED: len(jobs)}
+
+    # While some run: their room is free for others at once.
+    running = topology.submit(long_jobs)
+    wait_until(lambda: states_of(topology, running).get(JobState.RUNNING, 0) > 0)
+    topology.producer("cancel", running, "job-0", *topology.places)
+    assert states_of(topology, running)[JobState.CANCELLED] == 1
+    topology.producer("cancel", running, *topology.places)
+    assert set(states_of(topology, running)) <= {JobState.CANCELLED, JobState.SUCCEEDED}
+    topology.check_nothing_left()
+    with topology.database.connect() as connection:
+        assert connection.execute(select(Run.state).where(Run.id == running)).scalar_one() == "finished"
+
+    # Once more, and after the end: what is finished stays.
+    topology.producer("retry", queued, "--cancelled", *topology.places)
+    topology.wait(queued)
+    topology.producer("cancel", queued, *topology.places)
+    topology.check(queued, expected)
+
+
+@ON_SQLITE
+def test_an_urgent_run_overtakes(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    topology.need_workers()
+    overnight = topology.submit(jobs, "--priority", "1")
+    urgent = topology.submit(jobs[:10], "--priority", "9")
+    topology.start_worker("slow", NOCTURNE_MAX_NUM_SEQS="8", NOCTURNE_CONCURRENCY="2")
+    topology.wait(urgent)
+    assert topology.num_final(overnight) < 100
+    topology.wait(overnight)
+    topology.check(overnight, expected)
+
+
+@ON_POSTGRESQL
+def test_late_jobs_expire(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    """What did not start in time is not run, also where its message comes later; a retry lifts the deadline."""
+    topology.need_workers()
+    run_id = topology.submit(jobs, "--expires", "2h")
+    with topology.database.begin() as connection:
+        statement = update(Job).where(Job.run_id == run_id, Job.custom_id.in_(["job-0", "job-1"]))
+        connection.execute(statement.values(expires_at=Job.created_at))
+    topology.need_workers("first")
+    topology.wait(run_id)
+    assert states_of(topology, run_id) == {JobState.SUCCEEDED: len(jobs) - 2, JobState.EXPIRED: 2}
+    topology.producer("retry", run_id, "--expired", *topology.places)
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@ON_POSTGRESQL
+def test_a_database_of_another_schema_is_refused(topology: Topology) -> None:
+    with topology.database.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    arguments = ["start", "--devices", "cpu", "--model", TOY_MODEL, *topology.places]
+    with CommandProcess("worker", arguments, topology.folder) as refused:
+        assert refused.finish() == 2
+    assert "run: producer db upgrade" in "".join(refused.lines)
+    with topology.database.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")

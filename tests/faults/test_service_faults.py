@@ -1,0 +1,130 @@
+"""Redis and the database go away, come back, forget or refuse: workers wait, and nothing is lost."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import create_engine, text
+
+from models.database import open_database
+from tests.conftest import TOY_MODEL
+from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
+from tests.processes import wait_until
+
+Jobs = list[dict[str, Any]]
+Expected = dict[str, Answer]
+
+REDIS_AWAY_SECONDS = 8.0
+SQLITE_LOCKED_SECONDS = 30.0
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("comes_back", ["with its file", "empty"])
+def test_redis_killed(topology: Topology, jobs: Jobs, expected: Expected, comes_back: str) -> None:
+    topology.need_workers("first", "second")
+    run_id = topology.submit(jobs)
+    topology.wait_for_some(run_id)
+    topology.redis.kill()
+    if comes_back == "empty":
+        shutil.rmtree(topology.redis.folder / "appendonlydir")
+    topology.redis.start()
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@ON_POSTGRESQL
+def test_redis_away(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    topology.need_workers("first", "second")
+    run_id = topology.submit(jobs)
+    topology.wait_for_some(run_id)
+    topology.redis.kill()
+    time.sleep(REDIS_AWAY_SECONDS)  # the fault itself: it lasts so long
+    topology.redis.start()
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@ON_POSTGRESQL
+def test_redis_has_no_memory(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    """The jobs are stored; the command says how to send them."""
+    topology.need_workers("first")
+    redis = topology.redis.client()
+    redis.config_set("maxmemory-policy", "noeviction")
+    redis.config_set("maxmemory", 1)
+    arguments = ["submit", topology.write(jobs), "--model", TOY_MODEL, *topology.places]
+    done = topology.producer(*arguments, exit_code=1)
+    run_id = done.stdout.strip()
+    assert f"send the rest with: producer resume {run_id}" in done.stderr and "OOM" in done.stderr
+    redis.config_set("maxmemory", 0)
+    topology.producer("resume", run_id, *topology.places)
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@ON_POSTGRESQL
+def test_postgresql_restarted(topology: Topology, jobs: Jobs, expected: Expected, postgres_process: Any) -> None:
+    first, second = topology.need_workers("first", "second")
+    run_id = topology.submit(jobs)
+    topology.wait_for_some(run_id)
+    import pgserver  # only once the fixture has made its folder known
+
+    arguments = ["-w", "-m", "immediate", "restart", "-l", str(postgres_process.log)]
+    pgserver.pg_ctl(arguments, pgdata=postgres_process.pgdata, user=postgres_process.system_user, timeout=60)
+    topology.database.dispose()
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+    for worker in (first, second):
+        complaints = [line for line in worker.lines if "the database does not answer" in line]
+        assert len(complaints) <= 2, complaints  # said once an outage, not at every attempt
+
+
+@ON_POSTGRESQL
+def test_postgresql_connections_cut(topology: Topology, jobs: Jobs, expected: Expected, postgres_server: str) -> None:
+    """Again and again, whatever transaction is going on."""
+    topology.need_workers("first", "second")
+    run_id = topology.submit(jobs)
+    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    cut = text("select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = :name")
+    num_cut = 0
+    for goal in range(20, 300, 40):
+        with admin.connect() as connection:
+            num_cut += connection.execute(cut, {"name": topology.database.url.database}).scalar_one()
+        topology.database.dispose()
+        topology.wait_for_some(run_id, goal)
+    admin.dispose()
+    assert num_cut > 7
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@ON_SQLITE
+def test_sqlite_locked(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    topology.need_workers("first", "second")
+    run_id = topology.submit(jobs)
+    topology.wait_for_some(run_id)
+    other = open_database(topology.database_url)
+    with other.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")  # every transaction begins with the write lock
+        time.sleep(SQLITE_LOCKED_SECONDS)  # the fault itself: it lasts so long
+    other.dispose()
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@ON_SQLITE
+def test_disk_full(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    """The worker may not let files grow for a while; it holds its results until it may."""
+    (worker,) = topology.need_workers("first")
+    path = topology.folder / "nocturne.db-wal"
+    run_id = topology.submit(jobs)
+    psutil.Process(worker.pid).rlimit(psutil.RLIMIT_FSIZE, (path.stat().st_size, resource.RLIM_INFINITY))
+    wait_until(lambda: any("the database does not answer" in line for line in worker.lines))
+    psutil.Process(worker.pid).rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+    assert any("the database answers again" in line for line in worker.lines)

@@ -153,4 +153,10 @@ def _sqlite_authorizer(action: int, first: str | None, second: str | None, *rest
 
 
 def _make_postgresql_read_only(connection: Any, record: Any) -> None:
+    """Read-only transactions; and no superuser, who could run programs and end sessions in them."""
     connection.read_only = True
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+        if cursor.fetchone()[0]:
+            cursor.execute("SET ROLE pg_read_all_data")
+    connection.commit()

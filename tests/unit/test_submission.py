@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from models.states import RunState
 from producer.drafts import Submission, derived_seed
 from producer.errors import InvalidInput, UsageError
 from producer.grid import Grid
-from producer.submission import find_unfinished, write
+from producer.submission import Written, find_unfinished, write
 from producer.validation import MAX_ERRORS_SHOWN, check
 
 
@@ -116,3 +118,92 @@ def test_derived_seeds_differ_by_run_and_by_id() -> None:
     seeds = {derived_seed(run_seed, f"job-{number}") for run_seed in (1, 2) for number in range(500)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def named(path: Path, **changes: object) -> Submission:
+    return replace(submission(path), name="night", seed=None, **changes)  # type: ignore[arg-type]
+
+
+def write_named(path: Path, database: Engine, on_duplicate: str = "skip", **changes: object) -> Written:
+    asked = named(path, **changes)
+    return write(asked, check(asked), database, on_duplicate=on_duplicate)
+
+
+def test_the_same_file_under_the_same_name_is_submitted_once(tmp_path: Path, database: Engine) -> None:
+    sampled = {"strategy": "sample"}  # its seeds are derived from the run's, which is drawn the first time
+    path = prompt_file(tmp_path, *[{"custom_id": f"{n}", "prompt": "x", **sampled} for n in range(10)])
+    first = write_named(path, database)
+    assert (first.num_new, first.num_known) == (10, 0)
+    assert write_named(path, database) == Written(first.run_id, 0, 10)
+    more = prompt_file(tmp_path, *[{"custom_id": f"{n}", "prompt": "x", **sampled} for n in range(12)])
+    assert write_named(more, database) == Written(first.run_id, 2, 10)
+    with database.begin() as connection:
+        assert connection.execute(select(Run.num_jobs)).scalars().all() == [12]
+        assert connection.execute(select(func.count(func.distinct(Job.content_key)))).scalar_one() == 12
+    again = write_named(more, database, "rerun")
+    assert again.run_id != first.run_id and again.num_new == 12
+
+
+def test_duplicates_are_an_error_where_asked(tmp_path: Path, database: Engine) -> None:
+    path = prompt_file(tmp_path, {"custom_id": "a", "prompt": "x"})
+    write_named(path, database, "error")
+    both = prompt_file(tmp_path, {"custom_id": "a", "prompt": "x"}, {"custom_id": "b", "prompt": "y"})
+    with pytest.raises(UsageError, match="1 of the 2 jobs are in run"):
+        write_named(both, database, "error")
+    with database.begin() as connection:
+        assert connection.execute(select(func.count()).select_from(Job)).scalar_one() == 1
+
+
+@pytest.mark.parametrize("change", [{"prompt": "other"}, {"max_new_tokens": 5}, {"seed": 7}, {"strategy": "sample"}])
+def test_a_custom_id_with_other_content_is_a_conflict(
+    tmp_path: Path, sqlite_database: Engine, change: dict[str, object]
+) -> None:
+    write_named(prompt_file(tmp_path, {"custom_id": "a", "prompt": "x"}), sqlite_database)
+    changed = prompt_file(tmp_path, {"custom_id": "new", "prompt": "y"}, {"custom_id": "a", "prompt": "x", **change})
+    with pytest.raises(InvalidInput, match=r"prompts.jsonl:2: custom_id 'a' is in run .* with another prompt"):
+        write_named(changed, sqlite_database)
+    with sqlite_database.begin() as connection:
+        assert connection.execute(select(func.count()).select_from(Job)).scalar_one() == 1
+
+
+def test_another_model_is_another_run(tmp_path: Path, sqlite_database: Engine) -> None:
+    path = prompt_file(tmp_path, {"custom_id": "a", "prompt": "x"})
+    assert write_named(path, sqlite_database).run_id != write_named(path, sqlite_database, model="other").run_id
+
+
+def test_bad_lines_are_left_out_and_written_beside_the_file(tmp_path: Path, sqlite_database: Engine) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "x"}\n{\n{"prompt": "y", "top_p": 2}\n{"custom_id": "line-1", "prompt": "z"}\n')
+    asked = submission(path)
+    checked = check(asked, skip_invalid=True)
+    assert (checked.num_jobs, checked.num_invalid) == (1, 3)
+    assert write(asked, checked, sqlite_database).num_new == 1
+    bad = [json.loads(line) for line in (tmp_path / "prompts.jsonl.invalid.jsonl").read_text().splitlines()]
+    assert [(line["line"], line["text"]) for line in bad] == [
+        (2, "{"), (3, '{"prompt": "y", "top_p": 2}'), (4, '{"custom_id": "line-1", "prompt": "z"}')
+    ]  # fmt: skip
+    assert "already used in line 1" in bad[2]["error"]
+
+
+def test_a_file_of_bad_lines_only_is_an_error_even_then(tmp_path: Path) -> None:
+    path = prompt_file(tmp_path, {"prompt": 1})
+    with pytest.raises(InvalidInput, match="1 error; nothing was submitted"):
+        check(submission(path), skip_invalid=True)
+    assert not (tmp_path / "prompts.jsonl.invalid.jsonl").exists()
+
+
+def test_a_grid_of_more_than_a_million_needs_a_yes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("producer.validation.MAX_GRID_JOBS", 5)
+    path = prompt_file(tmp_path, {"prompt": "x"}, {"prompt": "y"}, {"prompt": "z"})
+    asked = submission(path, strategy=["sample"], temperature=[0.5, 1.0])
+    with pytest.raises(UsageError, match=r"more than 5 jobs \(so many by line 3\).*--yes"):
+        check(asked)
+    assert check(asked, allow_many=True).num_jobs == 6
+
+
+def test_a_deadline_is_kept_with_each_job(tmp_path: Path, sqlite_database: Engine) -> None:
+    asked = submission(prompt_file(tmp_path, {"prompt": "x"}))
+    write(asked, check(asked), sqlite_database, expires_after=timedelta(hours=8))
+    with sqlite_database.begin() as connection:
+        created, expires = connection.execute(select(Job.created_at, Job.expires_at)).one()
+    assert expires - created == timedelta(hours=8)

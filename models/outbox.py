@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, and_, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, update
 
 from models.database import database_moment
 from models.job import Job
@@ -48,9 +48,9 @@ def send_outbox(
     if min_age_seconds is not None:
         is_old = Job.created_at < database_moment(min_age_seconds)
         condition = and_(condition, or_(is_old, Job.attempts > 0))
-    num_sent = 0
+    num_sent, num_left = 0, _count(database, condition)
     while page := _read_page(database, condition):
-        for chunk in _chunks(page, num_slots):
+        for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_slots):
             send(chunk)
         _mark_sent(database, [row.id for row in page])
         num_sent += len(page)
@@ -80,11 +80,17 @@ def _mark_sent(database: Engine, job_ids: list[int]) -> None:
         connection.execute(update(Job).where(Job.id.in_(job_ids)).values(sent_at=database_moment()))
 
 
-def _chunks(rows: list[Row[Any]], num_slots: int) -> Iterator[ChunkMessage]:
+def _count(database: Engine, condition: ColumnElement[bool]) -> int:
+    with database.begin() as connection:
+        return connection.execute(select(func.count()).select_from(Job).where(condition)).scalar_one()
+
+
+def _chunks(rows: list[Row[Any]], num_left: int, num_slots: int) -> Iterator[ChunkMessage]:
+    """A page's rows in chunks; `num_left` rows are still to be sent, these included."""
     start = 0
     while start < len(rows):
         first = rows[start]
-        size = 1 if first.is_suspect else chunk_size(len(rows) - start, num_slots)
+        size = 1 if first.is_suspect else chunk_size(num_left - start, num_slots)
         end = start + 1
         while end < min(start + size, len(rows)) and _travels_with(first, rows[end]):
             end += 1

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `producer --help` answers at once.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -221,7 +222,7 @@ def retry(
 
 @app.command()
 @flat
-def doctor(places: given.Places) -> None:
+def doctor(places: given.Places, as_json: given.AsJson = False) -> None:
     """Checks model, disk, Redis, database and workers, and says what to do.
 
     Example: producer doctor --broker redis://localhost:6379/0
@@ -229,7 +230,9 @@ def doctor(places: given.Places) -> None:
     from producer.doctor import examine
 
     findings = list(examine(places.settings()))
-    for finding in findings:
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in findings], ensure_ascii=False))
+    for finding in [] if as_json else findings:
         typer.echo(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {finding.message}")
     raise typer.Exit(0 if all(finding.is_ok for finding in findings) else 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
@@ -126,7 +127,10 @@ def validate(params: dict[str, Any]) -> GenerationParams:
         name = str(first["loc"][0]) if first["loc"] else ""
         if not name:
             raise InvalidParameters("", first["msg"].removeprefix("Value error, ")) from error
-        raise InvalidParameters(name, f"{RULES.get(name, 'is not valid')}, got {_shorten(params.get(name))}") from error
+        problem = f"{RULES.get(name, 'is not valid')}, got {_shorten(params.get(name))}"
+        if name == "strategy" and (near := get_close_matches(str(params.get(name)), list(Strategy), n=1)):
+            problem += f"; did you mean {near[0]}?"
+        raise InvalidParameters(name, problem) from error
 
 
 def label(varied: dict[str, Any]) -> str:

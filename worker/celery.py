@@ -60,6 +60,7 @@ def send_chunk(app: Celery, chunk: ChunkMessage) -> None:
             args=[chunk.model_dump(mode="json", exclude_unset=True) | {"version": MESSAGE_VERSION}],
             queue=queue_name(chunk.model),
             priority=broker_priority(chunk.priority),
+            argsrepr=f"({len(chunk.jobs)} jobs of {chunk.run_id},)",  # Celery would write all of it out, for its log
             retry=False,  # the outbox is what tries again
         )
 

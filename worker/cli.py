@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Annotated
 import typer
 
 from models.settings import Settings
+from worker.children import RESTART_SECONDS, Child, Children, start_command
+from worker.devices import Place, device_names, plan_places
 
-RESTART_SECONDS = 1.0
 EX_FAILURE = 1  # Celery met an error that it did not expect
 
 app = typer.Typer(no_args_is_help=True, help="Decodes the jobs that `producer submit` queued.", add_completion=False)
@@ -48,28 +47,34 @@ def start(
         "kv_memory": kv_memory, "dtype": dtype, "num_threads": num_threads, "worker_name": name,
     }  # fmt: skip
     environment = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
-    names = _device_names(devices)
-    if len(names) == 1:
-        os.environ.update(environment | {"NOCTURNE_DEVICE": names[0]})
-        code = _run_celery(log_level)
-        if code == EX_FAILURE:
-            _start_again()
-        raise SystemExit(code)
-    else:
-        raise SystemExit(_run_several(names, environment, name, log_level))
+    places = plan_places(device_names(devices), os.cpu_count() or 1, {**os.environ, **environment})
+    if len(places) > 1:
+        raise SystemExit(Children(_children(places, environment, name, log_level), _say).run())
+    os.environ.update(environment | places[0].environment | {"NOCTURNE_DEVICE": places[0].device})
+    code = _run_celery(log_level)
+    if code == EX_FAILURE:
+        _start_again()
+    raise SystemExit(code)
 
 
-def _device_names(devices: str) -> list[str]:
-    if devices != "auto":
-        return [device.strip() for device in devices.split(",") if device.strip()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = len([part for part in visible.split(",") if part]) if visible is not None else _count_gpus()
-    return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+def _children(places: list[Place], environment: dict[str, str], name: str | None, log_level: str) -> list[Child]:
+    return [
+        Child(
+            place.label,
+            start_command(place.device, log_level),
+            {
+                **os.environ,
+                **environment,
+                **place.environment,
+                "NOCTURNE_WORKER_NAME": f"{name or os.uname().nodename}-{place.label.replace(':', '')}-{index}",
+            },
+        )
+        for index, place in enumerate(places)
+    ]
 
 
-def _count_gpus() -> int:
-    """GPUs of this machine, without loading torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+def _say(message: str) -> None:
+    print(f"worker: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _run_celery(log_level: str) -> int:
@@ -94,29 +99,9 @@ def _run_celery(log_level: str) -> int:
 
 def _start_again() -> None:
     """In this process's place: what Celery cannot go on from, such as a message that is no message, passes so."""
-    print(f"worker: Celery failed, starting again in {RESTART_SECONDS:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
+    _say(f"Celery failed, starting again in {RESTART_SECONDS:.0f} s")
     time.sleep(RESTART_SECONDS)
     os.execv(sys.executable, sys.orig_argv)
-
-
-def _run_several(names: list[str], environment: dict[str, str], name: str | None, log_level: str) -> int:
-    """One child per device; a signal goes on to all; ends when all have, with the worst exit code."""
-    threads = max(1, (os.cpu_count() or 1) // len(names))
-    children = []
-    for index, device in enumerate(names):
-        of_child = {"NOCTURNE_WORKER_NAME": f"{name or os.uname().nodename}-{index}"}
-        if device == "cpu" and "NOCTURNE_NUM_THREADS" not in environment:
-            of_child["NOCTURNE_NUM_THREADS"] = str(threads)
-        command = [sys.executable, "-m", "worker", "start", "--devices", device, "--log-level", log_level]
-        children.append(subprocess.Popen(command, env={**os.environ, **environment, **of_child}))
-
-    def forward(number: int, frame: object) -> None:  # noqa: ARG001
-        for child in children:
-            child.send_signal(signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGINT, forward)
-    return max(abs(child.wait()) for child in children)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import tempfile
 import time
@@ -134,7 +133,7 @@ class Soak:
 
     def _empty_redis(self) -> None:
         self.topology.redis.kill()
-        shutil.rmtree(self.topology.redis.folder / "appendonlydir")
+        self.topology.redis.forget()
         self.topology.redis.start()
 
     def _send_again(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import time
 from typing import Any
 
@@ -31,7 +30,7 @@ def test_redis_killed(topology: Topology, jobs: Jobs, expected: Expected, comes_
     topology.wait_for_some(run_id)
     topology.redis.kill()
     if comes_back == "empty":
-        shutil.rmtree(topology.redis.folder / "appendonlydir")
+        topology.redis.forget()
     topology.redis.start()
     topology.wait(run_id)
     topology.check(run_id, expected)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from sqlalchemy import Engine, inspect, text
 
 from migrations.views import view_definitions
 from models.params import GenerationParams
 from models.settings import Settings
+from producer.cli import app as producer_app
 from tests.help_pages import PAGE, page
 from tests.processes import ROOT, clean_environment
+from worker.cli import app as worker_app
 
 DOCS = [ROOT / "README.md", ROOT / "examples" / "tiny" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -43,6 +47,28 @@ def test_python_examples_run(path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "least certain token" in done.stdout
+
+
+def command_lines() -> list[str]:
+    """Every line of the documentation that begins with one of our commands, comments and prompts taken off."""
+    found = []
+    for path in DOCS:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            match = re.match(r"(?: {4}|)(?:\$ )?((?:producer|worker) (?:[a-z]+ ?)+.*)", line)
+            if match and path.name != "help.md":
+                found.append(re.sub(r"\s{2,}#.*", "", match[1]))
+    return found
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_every_command_line_of_the_documentation_is_understood(line: str) -> None:
+    """Parsed as the shell and the command would, down to the last option; nothing is run."""
+    program, *words = shlex.split(line.replace("…", "x"))
+    command = typer.main.get_command({"producer": producer_app, "worker": worker_app}[program])
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    assert not hasattr(command, "commands"), line
+    command.make_context(program, words)
 
 
 def test_sql_examples_run(sqlite_database: Engine) -> None:

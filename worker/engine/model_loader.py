@@ -159,7 +159,7 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": _device_name(loaded.device),
         "attention": "sdpa tiles" + (", packed products" if loaded.is_packed else ""),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
     }
 
 

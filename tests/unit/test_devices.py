@@ -1,0 +1,38 @@
+"""Which devices workers get, without any GPU at hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.devices import Place, device_names, plan_places
+
+
+@pytest.mark.parametrize(
+    ("devices", "environment", "names"),
+    [
+        ("cpu", {}, ["cpu"]),
+        ("cuda:0, cuda:2", {}, ["cuda:0", "cuda:2"]),
+        ("auto", {"CUDA_VISIBLE_DEVICES": "3,5"}, ["cuda:0", "cuda:1"]),
+        ("auto", {"CUDA_VISIBLE_DEVICES": ""}, ["cpu"]),
+    ],
+)
+def test_names(devices: str, environment: dict[str, str], names: list[str]) -> None:
+    assert device_names(devices, environment) == names
+
+
+def test_workers_on_the_cpu_divide_its_threads() -> None:
+    one, two = plan_places(["cpu", "cpu"], 8, {})
+    assert one == two == Place("cpu", "cpu", {"NOCTURNE_NUM_THREADS": "4"})
+    (given,) = plan_places(["cpu"], 8, {"NOCTURNE_NUM_THREADS": "3"})
+    assert given.environment == {}
+    assert plan_places(["cpu"] * 3, 2, {})[0].environment == {"NOCTURNE_NUM_THREADS": "1"}
+
+
+def test_a_gpus_worker_sees_only_its_own() -> None:
+    places = plan_places(["cuda:0", "cuda:1", "cpu"], 8, {"CUDA_VISIBLE_DEVICES": "3,GPU-5"})
+    assert [(place.label, place.device, place.environment) for place in places] == [
+        ("cuda:0", "cuda:0", {"CUDA_VISIBLE_DEVICES": "3"}),
+        ("cuda:1", "cuda:0", {"CUDA_VISIBLE_DEVICES": "GPU-5"}),
+        ("cpu", "cpu", {"NOCTURNE_NUM_THREADS": "8"}),
+    ]
+    assert plan_places(["cuda:4"], 8, {})[0].environment == {"CUDA_VISIBLE_DEVICES": "4"}

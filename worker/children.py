@@ -1,0 +1,73 @@
+"""`worker start` on several devices: one child each, started again when it dies, told when it is to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+RESTART_SECONDS = 1.0
+
+#: Exit codes of a child that is not started again: in order, or for a reason that would only repeat.
+ENDED_IN_ORDER, WRONG_USE = 0, 2
+
+
+@dataclass(frozen=True)
+class Child:
+    """What is started: a name for people, the command and its environment."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+
+
+class Children:
+    """Runs until all children have ended for good."""
+
+    def __init__(self, children: list[Child], say: Callable[[str], None]) -> None:
+        self._children = children
+        self._say = say
+        self._running: dict[int, Child] = {}
+        self._is_stopping = False
+
+    def run(self) -> int:
+        """Returns the worst exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._forward)
+        for child in self._children:
+            self._start(child)
+        worst = 0
+        while self._running:
+            pid, status = os.wait()
+            if pid not in self._running:
+                continue
+            child = self._running.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            if self._is_stopping or code in (ENDED_IN_ORDER, WRONG_USE):
+                worst = max(worst, abs(code))
+                continue
+            self._say(f"{child.name} ended with exit code {code}, starting it again")
+            time.sleep(RESTART_SECONDS)
+            if not self._is_stopping:
+                self._start(child)
+        return worst
+
+    def _start(self, child: Child) -> None:
+        process = subprocess.Popen(child.command, env=child.environment)
+        process.returncode = 0  # `run` waits for it, not the Popen object
+        self._running[process.pid] = child
+
+    def _forward(self, number: int, frame: object) -> None:  # noqa: ARG002
+        """Each SIGTERM goes on: a second one ends the grace."""
+        self._is_stopping = True
+        for pid in self._running:
+            os.kill(pid, signal.SIGTERM)
+
+
+def start_command(device: str, log_level: str) -> list[str]:
+    """The command of one child."""
+    return [sys.executable, "-m", "worker", "start", "--devices", device, "--log-level", log_level]

@@ -289,14 +289,15 @@ class Runtime:
             try:
                 release_expired_leases(self._database, self.settings.max_attempts)
                 expire_overdue(self._database)
+                num_lost = 0
                 if self._queue_length() == 0:
-                    forget_lost_messages(self._database, model, LOST_MESSAGE_SECONDS)
+                    num_lost = forget_lost_messages(self._database, model, LOST_MESSAGE_SECONDS)
             except OUTAGES as error:
                 self._patience.note_outage(error)
             except ConnectionError as error:
                 logger.debug("the queue's length is not known: %s", error)
             else:
-                self._send_outbox(min_age_seconds=ADOPT_AGE_SECONDS)
+                self._send_outbox(min_age_seconds=None if num_lost else ADOPT_AGE_SECONDS)
 
 
 def _engine_options(settings: Settings) -> EngineOptions:

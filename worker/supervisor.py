@@ -170,7 +170,7 @@ class EngineSupervisor:
                 silence = monotonic() - self._last_sign
                 if process is None or self._connection is None or not is_busy or silence < self._timeout:
                     continue
-                self._crash = f"the engine made no step for {silence:.0f} s"
+                self._crash = self._crash or f"the engine made no step for {silence:.0f} s"
                 process.kill()
 
     def _hand_on(self, outputs: Sequence[RequestOutput]) -> None:

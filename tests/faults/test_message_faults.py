@@ -6,7 +6,6 @@ import random
 from functools import partial
 from typing import Any
 
-import pytest
 from sqlalchemy import func, select, update
 
 from models.job import Job
@@ -71,36 +70,36 @@ def test_messages_that_no_worker_can_use(topology: Topology, jobs: Jobs, expecte
     assert worker.process.poll() is None
 
 
-@pytest.mark.parametrize(
-    ("topology", "seed", "code", "reason"),
-    [
-        ("sqlite", RAISES, "EngineDied", "the engine ended with ZeroDivisionError: poison"),
-        ("postgresql", EXITS, "EngineDied", "the engine process ended with exit code 9"),
-        ("sqlite", ALLOCATES, "OutOfMemory", "memory ran out with the job alone in the batch"),
-        ("postgresql", HANGS, "EngineDied", "the engine made no step for"),
-    ],
-    indirect=["topology"],
-)
-def test_a_poison_job_fails_alone(
-    topology: Topology, jobs: Jobs, expected: Expected, seed: int, code: str, reason: str
-) -> None:
+POISON = {
+    RAISES: ("EngineDied", "the engine ended with ZeroDivisionError: poison"),
+    EXITS: ("EngineDied", "the engine process ended with exit code 9"),
+    HANGS: ("EngineDied", "the engine made no step for"),
+    ALLOCATES: ("OutOfMemory", "memory ran out with the job alone in the batch"),
+}
+
+
+@ON_POSTGRESQL
+def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    """One raises, one ends the process, one hangs, one allocates without end: each gets its error, others succeed."""
     topology.need_workers()
     topology.start_worker(
         "altered", module="tests.faults.altered_worker", ALTERED="poison", NOCTURNE_MAX_ATTEMPTS="2",
-        NOCTURNE_ENGINE_TIMEOUT="2",
+        NOCTURNE_ENGINE_TIMEOUT="1.5",
     )  # fmt: skip
     neighbours = jobs[:60]
-    run_id = topology.submit([*neighbours, {"custom_id": "poison", "prompt": "x", "seed": seed}])
+    poison = [{"custom_id": str(seed), "prompt": "x", "seed": seed, "max_new_tokens": 3} for seed in POISON]
+    run_id = topology.submit([*neighbours, *poison])
     topology.wait(run_id)
     with topology.database.connect() as connection:
-        rows = connection.execute(
-            select(Job.custom_id, Job.error_code, Job.error, Job.is_suspect).where(
-                Job.run_id == run_id, Job.state != JobState.SUCCEEDED
-            )
-        ).all()
-    ((custom_id, error_code, error, _),) = rows
-    assert (custom_id, error_code) == ("poison", code)
-    assert error.startswith(reason)
+        unsuccessful = select(Job.custom_id, Job.state, Job.error_code, Job.error).where(
+            Job.run_id == run_id, Job.state != JobState.SUCCEEDED
+        )
+        found = {row.custom_id: row for row in connection.execute(unsuccessful)}
+    assert found.keys() == {str(seed) for seed in POISON}
+    for seed, (code, reason) in POISON.items():
+        row = found[str(seed)]
+        assert (row.state, row.error_code) == (JobState.FAILED, code)
+        assert row.error.startswith(reason)
     assert topology.answers(run_id) == {job["custom_id"]: expected[job["custom_id"]] for job in neighbours}
     topology.check_nothing_left()
 
@@ -111,6 +110,7 @@ def states_of(topology: Topology, run_id: str) -> dict[str, int]:
         return dict(connection.execute(statement).all())
 
 
+@ON_POSTGRESQL
 def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     long_jobs = [{**job, "max_new_tokens": 1900, "ignore_eos": True, "n": 1, "strategy": "greedy"} for job in jobs]
     for job in long_jobs:

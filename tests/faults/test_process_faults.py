@@ -40,6 +40,7 @@ def test_kill_one_of_two(topology: Topology, jobs: Jobs, expected: Expected, vic
         engine.wait(timeout=30)  # it sees that nobody wants its answers any more
 
 
+@ON_POSTGRESQL
 def test_kill_all_workers(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     workers = topology.need_workers("first", "second")
     run_id = topology.submit(jobs)
@@ -51,6 +52,7 @@ def test_kill_all_workers(topology: Topology, jobs: Jobs, expected: Expected) ->
     topology.check(run_id, expected)
 
 
+@ON_SQLITE
 def test_the_end_in_order_twice(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """One SIGTERM gives running jobs their grace, a second one none; both hand the rest back and exit with 0."""
     patient = topology.start_worker("patient", NOCTURNE_GRACE_SECONDS="600")
@@ -65,6 +67,7 @@ def test_the_end_in_order_twice(topology: Topology, jobs: Jobs, expected: Expect
     topology.check(run_id, expected)
 
 
+@ON_POSTGRESQL
 def test_a_worker_that_was_taken_for_dead(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """Stopped for longer than its lease, it wakes up and finds its jobs given away."""
     zombie, _ = topology.need_workers("first", "second")

@@ -7,13 +7,13 @@ from typing import Any
 from tests.faults.soak import Soak
 from tests.faults.topology import Answer, Topology
 
-SECONDS = 25.0
+SECONDS = 15.0
 
 
 def test_a_short_night_of_accidents(
     topology: Topology, jobs: list[dict[str, Any]], expected: dict[str, Answer]
 ) -> None:
     counts = Soak(topology, seed=3).run(jobs, expected, SECONDS)
-    assert counts["accidents"] >= 3
+    assert counts["accidents"] >= 2
     assert counts["returned to the queue"] > 0
     assert (counts["lost"], counts["doubled"], counts["differing"]) == (0, 0, 0), counts

@@ -30,7 +30,7 @@ from producer.progress import watch
 from producer.queries import RunProgress, find_run, recent_errors, run_progress
 from producer.render import visible
 from producer.submission import Written, find_unfinished, write
-from producer.validation import Checked, check, invalid_path
+from producer.validation import Checked, check, write_invalid
 
 EXIT_OK, EXIT_FAILED_JOBS, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -190,8 +190,10 @@ def _check(submission: Submission, reading: Reading) -> Checked:
     checked = check(submission, skip_invalid=reading.skip_invalid, allow_many=reading.yes)
     for warning in checked.warnings.values():
         say(f"warning: {visible(warning)}")
-    if checked.num_invalid:
-        say(f"{checked.num_invalid:,} invalid lines are left out; they are in {invalid_path(submission)}")
+    if checked.num_invalid and reading.dry_run:
+        say(f"{checked.num_invalid:,} invalid lines would be left out")
+    elif checked.num_invalid:
+        say(f"{checked.num_invalid:,} invalid lines are left out; they are in {write_invalid(submission, checked)}")
     return checked
 
 

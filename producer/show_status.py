@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from sqlalchemy import Engine
+
 from models.database import open_database
 from models.settings import Settings
 from producer.console import say, stdout
 from producer.progress import Rate, watch
-from producer.queries import RunProgress, find_run, recent_errors, recent_runs, run_progress
+from producer.queries import (
+    RunProgress,
+    find_run,
+    live_workers,
+    recent_errors,
+    recent_runs,
+    run_progress,
+    waiting_by_model,
+)
 from producer.render import progress_line, runs_table, to_json, visible
 
 
@@ -21,6 +31,7 @@ def show_status(settings: Settings, reference: str | None, *, is_watching: bool,
             print(to_json([asdict(run) for run in runs]))  # noqa: T201
         else:
             stdout.print(runs_table(runs))
+            _say_what_nobody_serves(database)
         return 0
     run_id = find_run(database, reference)
     progress = watch(database, run_id, quiet=as_json) if is_watching else run_progress(database, run_id)
@@ -31,6 +42,13 @@ def show_status(settings: Settings, reference: str | None, *, is_watching: bool,
         for custom_id, error in recent_errors(database, run_id):
             say(f"failed: {visible(custom_id)}: {visible(error)}")
     return 1 if progress.failed or progress.expired or progress.cancelled else 0
+
+
+def _say_what_nobody_serves(database: Engine) -> None:
+    served = {worker.model for worker in live_workers(database)}
+    for model, count in waiting_by_model(database).items():
+        if model not in served:
+            say(f"{count:,} jobs wait for {model}: no worker serves it; start one with: worker start --model {model}")
 
 
 def _show(progress: RunProgress) -> None:

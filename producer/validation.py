@@ -36,17 +36,15 @@ class Checked:
 def check(submission: Submission, *, skip_invalid: bool = False, allow_many: bool = False) -> Checked:
     """Reads the whole file. Raises `InvalidInput` with its first errors, `UsageError` where it cannot be read.
 
-    With `skip_invalid` bad lines are written, with their errors, to a file beside it. A grid of more than a
-    million jobs needs `allow_many`.
+    With `skip_invalid` bad lines are only counted, for `write_invalid`. A grid of more than a million jobs needs
+    `allow_many`.
     """
     submission.grid.check_values()
     ids = CustomIds()
     checked, errors = _pass(submission, frozenset(), ids, allow_many=allow_many)
     if repeated := ids.repeated():
         checked, errors = _pass(submission, repeated, ids, allow_many=allow_many)
-    if checked.num_invalid and skip_invalid and checked.num_jobs:
-        write_invalid(submission, checked)
-    elif checked.num_invalid:
+    if checked.num_invalid and not (skip_invalid and checked.num_jobs):
         more = f"\n… and {checked.num_invalid - len(errors):,} more" if checked.num_invalid > len(errors) else ""
         count = "1 error" if checked.num_invalid == 1 else f"{checked.num_invalid:,} errors"
         hint = "" if skip_invalid else f"; --skip-invalid submits the other {checked.num_jobs:,} jobs"
@@ -65,8 +63,8 @@ def invalid_path(submission: Submission) -> Path:
     )  # fmt: skip
 
 
-def write_invalid(submission: Submission, checked: Checked) -> None:
-    """Writes the bad lines with their errors. Raises `UsageError`."""
+def write_invalid(submission: Submission, checked: Checked) -> Path:
+    """Writes the bad lines with their errors; returns where. Raises `UsageError`."""
     path = invalid_path(submission)
     try:
         with path.open("w", encoding="utf-8") as file:
@@ -75,6 +73,7 @@ def write_invalid(submission: Submission, checked: Checked) -> None:
                     _write_invalid_line(file, line)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    return path
 
 
 def _write_invalid_line(file: TextIO, line: Line) -> None:

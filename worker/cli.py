@@ -35,6 +35,10 @@ def start(
     kv_memory: Annotated[float | None, typer.Option(help="GiB for the KV cache; default: a share of the free")] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16, float32; default: what the device has")] = None,
     num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each engine")] = None,
+    engine_timeout: Annotated[
+        float | None, typer.Option(help="an engine without a step for so many seconds is killed")
+    ] = None,
+    grace: Annotated[float | None, typer.Option(help="seconds for running jobs to end after SIGTERM")] = None,
     name: Annotated[str | None, typer.Option(help="how the worker appears in the workers table")] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING, ERROR")] = "INFO",
 ) -> None:
@@ -45,6 +49,7 @@ def start(
     options = {
         "model": model, "database": database, "broker": broker, "home": home, "max_num_seqs": max_num_seqs,
         "kv_memory": kv_memory, "dtype": dtype, "num_threads": num_threads, "worker_name": name,
+        "engine_timeout": engine_timeout, "grace_seconds": grace,
     }  # fmt: skip
     environment = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
     places = plan_places(device_names(devices), os.cpu_count() or 1, {**os.environ, **environment})

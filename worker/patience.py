@@ -30,6 +30,7 @@ class Patience:
     def __init__(self) -> None:
         self._lock = Lock()
         self._since: float | None = None
+        self._ended: float | None = None  # when the last outage was over
         self._is_over = Event()
 
     def end(self) -> None:
@@ -61,5 +62,11 @@ class Patience:
     def note_answer(self) -> None:
         with self._lock:
             if self._since is not None:
-                logger.warning("the database answers again after %.1f s", time.monotonic() - self._since)
+                self._ended = time.monotonic()
+                logger.warning("the database answers again after %.1f s", self._ended - self._since)
                 self._since = None
+
+    def has_been_answered_for(self, seconds: float) -> bool:
+        """Whether there was no outage for so long: time for every worker to renew its leases."""
+        with self._lock:
+            return self._since is None and (self._ended is None or time.monotonic() - self._ended >= seconds)

@@ -287,7 +287,9 @@ class Runtime:
             if self.is_stopping:
                 continue
             try:
-                release_expired_leases(self._database, self.settings.max_attempts)
+                # After an outage all leases look expired; those who live renew theirs first.
+                if self._patience.has_been_answered_for(self.settings.lease_seconds):
+                    release_expired_leases(self._database, self.settings.max_attempts)
                 expire_overdue(self._database)
                 num_lost = 0
                 if self._queue_length() == 0:

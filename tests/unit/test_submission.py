@@ -17,7 +17,7 @@ from producer.drafts import Submission, derived_seed
 from producer.errors import InvalidInput, UsageError
 from producer.grid import Grid
 from producer.submission import Written, find_unfinished, write
-from producer.validation import MAX_ERRORS_SHOWN, check
+from producer.validation import MAX_ERRORS_SHOWN, check, write_invalid
 
 
 def prompt_file(folder: Path, *records: object) -> Path:
@@ -178,6 +178,7 @@ def test_bad_lines_are_left_out_and_written_beside_the_file(tmp_path: Path, sqli
     checked = check(asked, skip_invalid=True)
     assert (checked.num_jobs, checked.num_invalid) == (1, 3)
     assert write(asked, checked, sqlite_database).num_new == 1
+    write_invalid(asked, checked)
     bad = [json.loads(line) for line in (tmp_path / "prompts.jsonl.invalid.jsonl").read_text().splitlines()]
     assert [(line["line"], line["text"]) for line in bad] == [
         (2, "{"), (3, '{"prompt": "y", "top_p": 2}'), (4, '{"custom_id": "line-1", "prompt": "z"}')

@@ -19,7 +19,7 @@ from producer.console import say
 from producer.errors import UsageError
 from producer.local import embedded_broker
 from producer.queries import find_run
-from producer.run import EXIT_OK, ready_database, resume_run
+from producer.run import EXIT_OK, existing_database, resume_run
 
 #: What may be queued once more.
 UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
@@ -27,7 +27,7 @@ UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str]) -> None:
     """Ends a run's open jobs, or those named, and tells the workers. Raises `UsageError`."""
-    database = ready_database(settings)
+    database = existing_database(settings)
     run_id = find_run(database, reference)
     _check_ids(database, run_id, custom_ids)
     num_queued, num_running = cancel(database, run_id, custom_ids)
@@ -39,7 +39,7 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str]) -
 
 def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], *, quiet: bool) -> int:
     """Queues jobs once more and has them run; returns the exit code. Raises `UsageError`."""
-    database = ready_database(settings)
+    database = existing_database(settings)
     run_id = find_run(database, reference)
     count = requeue(database, run_id, [JobState(kind) for kind in kinds] or UNSUCCESSFUL)
     say(f"{count:,} jobs of run {run_id} queued again")

@@ -14,14 +14,14 @@ from models.settings import Settings
 from models.states import RunState
 from models.trace import TokenTrace
 from producer.console import say
-from producer.run import ready_database
+from producer.run import existing_database
 
 JOBS_PER_BATCH = 500
 
 
 def prune_runs(settings: Settings, older_than: timedelta, *, traces_only: bool, is_dry: bool) -> None:
     """Deletes finished runs that ended before then; workers go on meanwhile. Raises `UsageError`."""
-    database = ready_database(settings)
+    database = existing_database(settings)
     run_ids = _old_runs(database, datetime.now(UTC) - older_than)
     num_jobs, num_traces = _count(database, run_ids)
     what = f"{num_traces:,} trace rows of {len(run_ids):,} runs" if traces_only else (

@@ -75,7 +75,7 @@ def submit_run(settings: Settings, file: Path, grid: Grid, submitting: Submittin
 
 def resume_run(settings: Settings, reference: str | None, *, quiet: bool) -> int:
     """`producer resume`: with a broker, sends what was not sent; without one, decodes the rest here."""
-    database = ready_database(settings)
+    database = existing_database(settings)
     if settings.broker is not None:
         check_broker(settings.broker)
         return _send(settings, database, None if reference is None else find_run(database, reference))
@@ -103,6 +103,14 @@ def ready_database(settings: Settings) -> Engine:
     except SchemaOutOfDate as error:
         raise UsageError(str(error)) from error
     return database
+
+
+def existing_database(settings: Settings) -> Engine:
+    """The same for a command that has nothing to do where there is none. Raises `UsageError`."""
+    path = settings.home / "nocturne.db"
+    if settings.database is None and not path.exists():
+        raise UsageError(f"there is no database at {path}; submit a run first or give --database")
+    return ready_database(settings)
 
 
 def _write_or_resume(

@@ -136,9 +136,17 @@ def test_a_wrong_environment_variable_is_named(producer: Producer, prompts: Path
     assert "NOCTURNE_MAX_NUM_SEQS" in done.stderr and "'many'" in done.stderr
 
 
-def test_asking_before_there_is_anything(producer: Producer) -> None:
-    assert "there is no database at" in producer("status", exit_code=2).stderr
-    assert "there is no database at" in producer("sql", "select 1", exit_code=2).stderr
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"], ["sql", "select 1"], ["results"], ["show", "x", "y"], ["report"], ["cancel", "x"], ["retry", "x"],
+        ["resume"], ["prune", "--older-than", "1d"],
+    ],
+    ids=lambda command: str(command[0]),
+)  # fmt: skip
+def test_asking_before_there_is_anything(producer: Producer, tmp_path: Path, command: list[str]) -> None:
+    assert "there is no database at" in producer(*command, exit_code=2).stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("sqlite_database")

@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench soak docs clean
+.PHONY: help demo test lint format bench faults soak docs clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -28,7 +28,10 @@ demo: $(INSTALLED)  ## the study's prompts over all strategies, then 600 mixed p
 		"select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens from job_results group by 1, 2"
 
 test: $(INSTALLED) lint  ## lint, types and all tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile -m "not long"
+
+faults: $(INSTALLED)  ## the faults that take minutes: killed processes, Redis and databases away
+	$(BIN)/pytest -m long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

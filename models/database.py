@@ -17,6 +17,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from models.base import UtcDateTime
 
 SQLITE_BUSY_SECONDS = 60
+IDLE_TRANSACTION_SECONDS = 60
 
 
 class DatabaseUnavailable(Exception):
@@ -76,7 +77,11 @@ def open_database(url: str, *, read_only: bool = False) -> Engine:
     try:
         if parsed.get_backend_name() == "sqlite":
             return _open_sqlite(parsed.database or "", read_only=read_only)
-        arguments: dict[str, Any] = {"connect_timeout": 10}
+        # A process that was stopped in the middle of a transaction must not hold its locks for ever.
+        arguments: dict[str, Any] = {
+            "connect_timeout": 10,
+            "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s",
+        }
         if read_only:
             # Preparing every statement lets it be one only: a second could begin to write.
             arguments["prepare_threshold"] = 0

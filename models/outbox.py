@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, update
 
 from models.database import database_moment
-from models.job import Job
+from models.job import Job, rows_to_change
 from models.message import ChunkMessage, JobMessage
 from models.params import GenerationParams
 from models.run import Run
@@ -77,7 +77,9 @@ def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any
 
 def _mark_sent(database: Engine, job_ids: list[int]) -> None:
     with database.begin() as connection:
-        connection.execute(update(Job).where(Job.id.in_(job_ids)).values(sent_at=database_moment()))
+        # What a worker is just claiming needs no mark.
+        unclaimed = rows_to_change(Job.id.in_(job_ids), Job.state == JobState.QUEUED, skip_locked=True)
+        connection.execute(update(Job).where(unclaimed).values(sent_at=database_moment()))
 
 
 def _count(database: Engine, condition: ColumnElement[bool]) -> int:

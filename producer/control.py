@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Engine, select, update
 
 from models.database import database_moment
-from models.job import Job
+from models.job import Job, rows_to_change
 from models.run import Run
 from models.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.settings import Settings
@@ -48,9 +48,10 @@ def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], 
 
 def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tuple[int, int]:
     """Ends the open jobs of a run; how many were queued, and how many ran."""
-    statement = update(Job).where(Job.run_id == run_id, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
+    open_jobs = [Job.run_id == run_id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])]
     if custom_ids:
-        statement = statement.where(Job.custom_id.in_(custom_ids))
+        open_jobs.append(Job.custom_id.in_(custom_ids))
+    statement = update(Job).where(rows_to_change(*open_jobs))
     # The lease is left: what had one was running.
     ending = statement.values(
         state=JobState.CANCELLED,

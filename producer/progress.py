@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from threading import Event
 
 from rich.live import Live
 from rich.text import Text
@@ -44,22 +43,25 @@ def watch(
     run_id: str,
     *,
     check: Callable[[], None] = lambda: None,
-    pause: Event | None = None,
+    is_interrupted: Callable[[], bool] = lambda: False,
     quiet: bool = False,
 ) -> RunProgress:
     """Shows progress on stderr until the run is finished; returns where it ended.
 
-    `check` is called at every look and may raise, for one who knows that nobody works any more.
+    `check` is called at every look and may raise, for one who knows that nobody works any more. Raises
+    `KeyboardInterrupt` once `is_interrupted`.
     """
-    pause, rate = pause or Event(), Rate()
+    rate = Rate()
     if quiet:
-        return _poll(database, run_id, check, pause, lambda _: None)
+        return _poll(database, run_id, check, is_interrupted, lambda _: None)
     if not stderr.is_terminal:
-        return _watch_plainly(database, run_id, check, pause, rate)
-    return _watch_live(database, run_id, check, pause, rate)
+        return _watch_plainly(database, run_id, check, is_interrupted, rate)
+    return _watch_live(database, run_id, check, is_interrupted, rate)
 
 
-def _watch_live(database: Engine, run_id: str, check: Callable[[], None], pause: Event, rate: Rate) -> RunProgress:
+def _watch_live(
+    database: Engine, run_id: str, check: Callable[[], None], is_interrupted: Callable[[], bool], rate: Rate
+) -> RunProgress:
     with Live(Text("waiting for a worker"), console=stderr, auto_refresh=False) as live:
 
         def show(progress: RunProgress) -> None:
@@ -67,10 +69,12 @@ def _watch_live(database: Engine, run_id: str, check: Callable[[], None], pause:
             errors = recent_errors(database, run_id)
             live.update(live_view(progress, rate.eta(progress), workers, errors), refresh=True)
 
-        return _poll(database, run_id, check, pause, show)
+        return _poll(database, run_id, check, is_interrupted, show)
 
 
-def _watch_plainly(database: Engine, run_id: str, check: Callable[[], None], pause: Event, rate: Rate) -> RunProgress:
+def _watch_plainly(
+    database: Engine, run_id: str, check: Callable[[], None], is_interrupted: Callable[[], bool], rate: Rate
+) -> RunProgress:
     last = -PLAIN_LINE_SECONDS
 
     def show(progress: RunProgress) -> None:
@@ -80,14 +84,14 @@ def _watch_plainly(database: Engine, run_id: str, check: Callable[[], None], pau
             say(line)
             last = time.monotonic()
 
-    return _poll(database, run_id, check, pause, show)
+    return _poll(database, run_id, check, is_interrupted, show)
 
 
 def _poll(
     database: Engine,
     run_id: str,
     check: Callable[[], None],
-    pause: Event,
+    is_interrupted: Callable[[], bool],
     show: Callable[[RunProgress], None],
 ) -> RunProgress:
     while True:
@@ -96,4 +100,6 @@ def _poll(
         if progress.is_finished:
             return progress
         check()
-        pause.wait(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
+        if is_interrupted():
+            raise KeyboardInterrupt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from os.path import relpath
@@ -159,11 +159,11 @@ def _decode(local: LocalServices, database: Engine, run_id: str, *, quiet: bool)
     """Starts the worker, sends the run, watches it to its end and sums up."""
     progress = run_progress(database, run_id)
     try:
-        with _interruptible():
+        with _interruption() as is_interrupted:
             if not progress.is_finished:
                 local.start_worker()
                 send_run(local.settings, database, run_id)
-                progress = watch(database, run_id, check=local.check_worker, quiet=quiet)
+                progress = watch(database, run_id, check=local.check_worker, is_interrupted=is_interrupted, quiet=quiet)
     except KeyboardInterrupt:
         say(f"\ninterrupted; run {run_id} goes on with the same command, or with: producer resume {run_id}")
         return EXIT_INTERRUPTED
@@ -238,14 +238,13 @@ def _submission(
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """A SIGTERM ends the command as a Ctrl-C does: in order."""
-
-    def interrupt(number: int, frame: object) -> None:  # noqa: ARG001
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Whether a Ctrl-C or a SIGTERM came. Only noted: an exception raised anywhere could be swallowed there."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
     try:
-        yield
+        yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -20,6 +20,10 @@ RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts; the last one repe
 OUTAGES = (OperationalError, InterfaceError)
 
 
+#: PostgreSQL's codes for a transaction that lost to another one and may simply be repeated.
+WORTH_ANOTHER_TRY = ("40001", "40P01")
+
+
 class GaveUp(Exception):
     """The worker must end now, and the database still does not answer."""
 
@@ -44,6 +48,8 @@ class Patience:
             try:
                 result = write()
             except OUTAGES as error:
+                if getattr(error.orig, "sqlstate", None) in WORTH_ANOTHER_TRY:
+                    continue
                 self.note_outage(error)
                 if self._is_over.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]):
                     raise GaveUp(str(error.orig)) from error

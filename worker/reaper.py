@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Engine, case, select, update
 
 from models.database import database_moment, database_now
-from models.job import Job
+from models.job import Job, rows_to_change
 from models.run import Run
 from models.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.states import JobState, RunState
@@ -26,7 +26,7 @@ def release_expired_leases(database: Engine, max_attempts: int) -> int:
     error = "the worker that ran it was lost, in each of its attempts"
     statement = (
         update(Job)
-        .where(Job.state == JobState.RUNNING, Job.lease_expires_at < database_now())
+        .where(rows_to_change(Job.state == JobState.RUNNING, Job.lease_expires_at < database_now(), skip_locked=True))
         .values(
             num_crashes=Job.num_crashes + 1,
             is_suspect=Job.num_crashes >= 1,
@@ -47,7 +47,14 @@ def expire_overdue(database: Engine) -> int:
     """Ends queued jobs whose deadline has passed; how many."""
     statement = (
         update(Job)
-        .where(Job.state == JobState.QUEUED, Job.expires_at.is_not(None), Job.expires_at <= database_moment())
+        .where(
+            rows_to_change(
+                Job.state == JobState.QUEUED,
+                Job.expires_at.is_not(None),
+                Job.expires_at <= database_moment(),
+                skip_locked=True,
+            )
+        )
         .values(
             state=JobState.EXPIRED,
             state_reason="its deadline passed before it started",
@@ -69,7 +76,14 @@ def forget_lost_messages(database: Engine, model: str, min_age_seconds: float) -
     of_model = select(Run.id).where(Run.model == model, Run.state == RunState.RUNNING)
     statement = (
         update(Job)
-        .where(Job.run_id.in_(of_model), Job.state == JobState.QUEUED, Job.sent_at < database_moment(min_age_seconds))
+        .where(
+            rows_to_change(
+                Job.run_id.in_(of_model),
+                Job.state == JobState.QUEUED,
+                Job.sent_at < database_moment(min_age_seconds),
+                skip_locked=True,
+            )
+        )
         .values(sent_at=None)
     )
     with database.begin() as connection:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, insert, update
+from sqlalchemy.exc import IntegrityError
 
 from models.database import database_moment, database_now
-from models.job import Job
+from models.job import Job, rows_to_change
 from models.result import Environment
 from models.states import JobState
 from models.worker import Worker
-from worker.store import IDS_PER_STATEMENT, Claim, count_rows
+from worker.store import IDS_PER_STATEMENT, Claim
 
 
 class Registry:
@@ -32,19 +34,20 @@ class Registry:
             "started_at": database_moment(), "seen_at": database_moment(), "stopped_at": None,
             "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
         }  # fmt: skip
+        # One of the same name may be starting at this very moment: who comes second changes its row.
+        with suppress(IntegrityError), self._database.begin() as connection:
+            connection.execute(insert(Worker).values(name=self._worker, **row))
+            return
         with self._database.begin() as connection:
-            changed = connection.execute(update(Worker).where(Worker.name == self._worker).values(row))
-            if not count_rows(changed):
-                connection.execute(insert(Worker).values(name=self._worker, **row))
+            connection.execute(update(Worker).where(Worker.name == self._worker).values(row))
 
     def enter_environment(self, environment: dict[str, Any]) -> str:
         """Makes sure the row that results refer to exists; its id."""
         content = json.dumps(environment, sort_keys=True)
         environment_id = hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
-        with self._database.begin() as connection:
-            known = connection.execute(select(Environment.id).where(Environment.id == environment_id)).first()
-            if known is None:
-                connection.execute(insert(Environment).values(id=environment_id, **environment))
+        # Usually it is there, and another worker may be entering it at this very moment.
+        with suppress(IntegrityError), self._database.begin() as connection:
+            connection.execute(insert(Environment).values(id=environment_id, **environment))
         return environment_id
 
     def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> None:
@@ -64,9 +67,12 @@ class Registry:
                 connection.execute(
                     update(Job)
                     .where(
-                        Job.id.in_([claim.job_id for claim in claims[start : start + IDS_PER_STATEMENT]]),
-                        Job.state == JobState.RUNNING,
-                        Job.worker == self._worker,
+                        rows_to_change(
+                            Job.id.in_([claim.job_id for claim in claims[start : start + IDS_PER_STATEMENT]]),
+                            Job.state == JobState.RUNNING,
+                            Job.worker == self._worker,
+                            skip_locked=True,  # what is just being committed needs no lease
+                        )
                     )
                     .values(lease_expires_at=database_now() + self._lease_seconds)
                 )

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Engine, func, insert, select, update
 
 from models.database import database_moment, database_now
-from models.job import Job
+from models.job import Job, rows_to_change
 from models.result import Result
 from models.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.states import JobState
@@ -58,9 +58,11 @@ class Store:
         statement = (
             update(Job)
             .where(
-                Job.id.in_(job_ids),
-                Job.state == JobState.QUEUED,
-                (Job.expires_at.is_(None)) | (Job.expires_at > database_moment()),
+                rows_to_change(
+                    Job.id.in_(job_ids),
+                    Job.state == JobState.QUEUED,
+                    (Job.expires_at.is_(None)) | (Job.expires_at > database_moment()),
+                )
             )
             .values(
                 state=JobState.RUNNING,
@@ -93,7 +95,9 @@ class Store:
         """Stores results, traces and final states together; returns how many jobs were still this worker's."""
         with self._database.begin() as connection:
             moment = datetime.now(UTC)
-            owned = [job for job in finished if self._finish(connection, job)]
+            # In the order in which everybody locks jobs.
+            ordered = sorted(finished, key=lambda job: job.claim.job_id)
+            owned = [job for job in ordered if self._finish(connection, job)]
             results = [(job, done) for job in owned for done in job.output.completions]
             if results:
                 self._insert_results(connection, results, moment)
@@ -122,7 +126,8 @@ class Store:
     def _give_back(self, claims: Iterable[Claim], values: dict[str, Any]) -> list[int]:
         values |= {"state": JobState.QUEUED, "lease_expires_at": None, "sent_at": None}
         with self._database.begin() as connection:
-            return [claim.job_id for claim in claims if self._change(connection, claim, values)]
+            ordered = sorted(claims, key=lambda claim: claim.job_id)
+            return [claim.job_id for claim in ordered if self._change(connection, claim, values)]
 
     def _finish(self, connection: Connection, job: FinishedJob) -> bool:
         error = job.output.error

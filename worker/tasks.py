@@ -74,6 +74,10 @@ def _start(**kwargs: Any) -> None:  # noqa: ARG001
     except (DatabaseUnavailable, ModelUnavailable, SchemaOutOfDate) as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)  # noqa: T201
         raise SystemExit(2) from error
+    except Exception as error:
+        # Celery would log it and go on without a runtime.
+        logger.exception("the worker could not start")
+        raise SystemExit(1) from error
 
 
 @signals.worker_ready.connect

@@ -15,6 +15,9 @@ from tests.conftest import TOY_MODEL
 from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
 from tests.processes import wait_until
 
+#: They take minutes: `make faults` runs them, `make test` does not.
+pytestmark = pytest.mark.long
+
 Jobs = list[dict[str, Any]]
 Expected = dict[str, Answer]
 

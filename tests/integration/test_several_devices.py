@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 from sqlalchemy import func, select
 
 from models.database import open_database
@@ -15,6 +16,9 @@ from models.job import Job
 from models.worker import Worker
 from tests.conftest import TOY_MODEL, Producer
 from tests.processes import CommandProcess, wait_until
+
+#: It takes minutes beside others: `make faults` runs it.
+pytestmark = pytest.mark.long
 
 NUM_JOBS = 400
 

@@ -100,10 +100,20 @@ class CommandProcess:
             start_new_session=True,
         )
         self.lines: list[str] = []
+        self._reader: Thread | None = None
 
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def read_in_background(self) -> None:
+        """From now on its output is read as it comes, so that a full pipe never stops it."""
+        self._reader = Thread(target=self._read_on, daemon=True)
+        self._reader.start()
+
+    def _read_on(self) -> None:
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout
 
     def read_until(self, wanted: str) -> str:
         """Waits for a line that holds the text; pytest's timeout bounds it."""
@@ -120,6 +130,9 @@ class CommandProcess:
 
     def finish(self) -> int:
         """Reads the rest of the output; returns the exit code."""
+        if self._reader is not None:
+            self._reader.join()
+            return self.process.wait()
         rest, _ = self.process.communicate()
         self.lines.append(rest)
         return self.process.returncode
@@ -129,6 +142,8 @@ class CommandProcess:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
+        if self._reader is not None:
+            self._reader.join()
         if self.process.stdout is not None:
             self.process.stdout.close()
 
@@ -147,7 +162,6 @@ class WorkerProcess(CommandProcess):
     ) -> None:
         settings = {"NOCTURNE_NUM_THREADS": "1", "NOCTURNE_HEARTBEAT_SECONDS": "0.2", **environment}
         super().__init__(module, ["start", "--devices", "cpu", *arguments], cwd, **settings)
-        self._reader = Thread(target=self._read_on, daemon=True)
         if is_awaited:
             self.await_ready()
 
@@ -158,19 +172,6 @@ class WorkerProcess(CommandProcess):
             self.kill_all()
             raise
         self.read_in_background()
-
-    def read_in_background(self) -> None:
-        """From now on its output is read as it comes, so that a full pipe never stops it."""
-        self._reader.start()
-
-    def _read_on(self) -> None:
-        assert self.process.stdout is not None
-        self.lines += self.process.stdout
-
-    def finish(self) -> int:
-        code = self.process.wait()
-        self._reader.join()
-        return code
 
     @property
     def engine(self) -> psutil.Process:

@@ -47,6 +47,8 @@ class Children:
                 continue
             child = self._running.pop(pid)
             code = os.waitstatus_to_exitcode(status)
+            if self._is_stopping and code == -signal.SIGTERM:
+                continue  # told to stop before it had begun
             if self._is_stopping or code in (ENDED_IN_ORDER, WRONG_USE):
                 worst = max(worst, abs(code))
                 continue

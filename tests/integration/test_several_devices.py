@@ -44,6 +44,7 @@ def test_two_workers_share_a_run(producer: Producer, postgres_url: str, broker: 
             return connection.execute(statement).scalar_one()
 
     with CommandProcess("worker", arguments, tmp_path, **settings) as both:
+        both.read_in_background()
         wait_until(lambda: names_of(Worker.name) == ["pair-cpu-0", "pair-cpu-1"])
         producer("submit", "prompts.jsonl", "--model", TOY_MODEL, *places)
         wait_until(lambda: num_done() > 20)

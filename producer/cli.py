@@ -40,7 +40,7 @@ def run(
     reading: given.Reading,
     submitting: given.Submitting,
     places: given.Places,
-    quiet: given.Quiet = False,
+    telling: given.Telling,
 ) -> None:
     """Submits a file and decodes it here: own Redis, SQLite and one local worker.
 
@@ -50,7 +50,7 @@ def run(
     """
     from producer.run import run_here
 
-    raise typer.Exit(run_here(places.settings(), file, decoding.grid(), submitting, reading, quiet=quiet))
+    raise typer.Exit(run_here(places.settings(), file, decoding.grid(), submitting, reading, telling))
 
 
 @app.command()
@@ -61,6 +61,7 @@ def submit(
     reading: given.Reading,
     submitting: given.Submitting,
     places: given.Places,
+    as_json: given.AsJson = False,
 ) -> None:
     """Submits a file to workers that run elsewhere, and prints the run's id.
 
@@ -68,7 +69,7 @@ def submit(
     """
     from producer.run import submit_run
 
-    raise typer.Exit(submit_run(places.settings(), file, decoding.grid(), submitting, reading))
+    raise typer.Exit(submit_run(places.settings(), file, decoding.grid(), submitting, reading, as_json=as_json))
 
 
 @app.command()
@@ -168,14 +169,14 @@ def report(
 
 @app.command()
 @flat
-def resume(places: given.QueuePlace, run: RunArgument = None, quiet: given.Quiet = False) -> None:
+def resume(places: given.QueuePlace, telling: given.Telling, run: RunArgument = None) -> None:
     """Goes on with an unfinished run: here, or with --broker by sending again what was not sent.
 
     Example: producer resume
     """
     from producer.run import resume_run
 
-    raise typer.Exit(resume_run(places.settings(), run, quiet=quiet))
+    raise typer.Exit(resume_run(places.settings(), run, telling))
 
 
 @app.command()
@@ -184,6 +185,7 @@ def cancel(
     places: given.QueuePlace,
     run: Annotated[str, typer.Argument(help="id, its beginning, or name")],
     custom_ids: Annotated[list[str] | None, typer.Argument(help="these jobs only", metavar="[CUSTOM_ID]...")] = None,
+    as_json: given.AsJson = False,
 ) -> None:
     """Stops a run, or some of its jobs: queued ones at once, running ones within two decode steps.
 
@@ -193,18 +195,18 @@ def cancel(
     """
     from producer.control import cancel_jobs
 
-    cancel_jobs(places.settings(), run, custom_ids or [])
+    cancel_jobs(places.settings(), run, custom_ids or [], as_json=as_json)
 
 
 @app.command()
 @flat
 def retry(
     places: given.QueuePlace,
+    telling: given.Telling,
     run: RunArgument = None,
     failed: Annotated[bool, typer.Option("--failed", help="the failed jobs")] = False,
     cancelled: Annotated[bool, typer.Option("--cancelled", help="the cancelled jobs")] = False,
     expired: Annotated[bool, typer.Option("--expired", help="the expired jobs")] = False,
-    quiet: given.Quiet = False,
 ) -> None:
     """Queues a run's jobs that did not succeed once more; all of them where no kind is named.
 
@@ -216,7 +218,7 @@ def retry(
 
     kinds = {"failed": failed, "cancelled": cancelled, "expired": expired}
     raise typer.Exit(
-        retry_jobs(places.settings(), run, [name for name, is_asked in kinds.items() if is_asked], quiet=quiet)
+        retry_jobs(places.settings(), run, [kind for kind, is_asked in kinds.items() if is_asked], telling)
     )
 
 
@@ -244,6 +246,7 @@ def prune(
     older_than: Annotated[str, typer.Option(help="finished so long ago: 30d, 12h")],
     traces_only: Annotated[bool, typer.Option("--traces-only", help="keep jobs and answers")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    as_json: given.AsJson = False,
 ) -> None:
     """Deletes old runs, or their traces alone, a little at a time while workers go on.
 
@@ -253,7 +256,7 @@ def prune(
     from producer.prune import prune_runs
 
     age = parse_duration("--older-than", older_than)
-    prune_runs(places.settings(), age, traces_only=traces_only, is_dry=dry_run)
+    prune_runs(places.settings(), age, traces_only=traces_only, is_dry=dry_run, as_json=as_json)
 
 
 @db_app.command("upgrade")

@@ -18,14 +18,16 @@ from producer.broker import nudge
 from producer.console import say
 from producer.errors import UsageError
 from producer.local import embedded_broker
+from producer.options import Telling
 from producer.queries import find_run
-from producer.run import EXIT_OK, existing_database, resume_run
+from producer.render import to_json
+from producer.run import existing_database, resume_run
 
 #: What may be queued once more.
 UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 
-def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str]) -> None:
+def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *, as_json: bool) -> None:
     """Ends a run's open jobs, or those named, and tells the workers. Raises `UsageError`."""
     database = existing_database(settings)
     run_id = find_run(database, reference)
@@ -34,16 +36,18 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str]) -
     broker = settings.broker or embedded_broker(settings)
     if num_running and broker is not None:
         nudge(settings.model_copy(update={"broker": broker}))
+    if as_json:
+        print(to_json({"id": run_id, "queued": num_queued, "running": num_running}))  # noqa: T201
     say(f"{num_queued + num_running:,} jobs of run {run_id} cancelled, {num_running:,} of them were running")
 
 
-def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], *, quiet: bool) -> int:
+def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], telling: Telling) -> int:
     """Queues jobs once more and has them run; returns the exit code. Raises `UsageError`."""
     database = existing_database(settings)
     run_id = find_run(database, reference)
     count = requeue(database, run_id, [JobState(kind) for kind in kinds] or UNSUCCESSFUL)
     say(f"{count:,} jobs of run {run_id} queued again")
-    return resume_run(settings, run_id, quiet=quiet) if count else EXIT_OK
+    return resume_run(settings, run_id, telling)
 
 
 def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tuple[int, int]:

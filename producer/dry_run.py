@@ -7,14 +7,31 @@ from pathlib import Path
 from producer.chat_template import render_chat
 from producer.console import stdout
 from producer.drafts import JobDraft, Submission
-from producer.render import visible
+from producer.render import to_json, visible
 from producer.validation import Checked
 
 CHARACTERS_PER_TOKEN = 4  # of English text, where no tokenizer is at hand
 
 
-def show_dry_run(submission: Submission, checked: Checked) -> int:
+def show_dry_run(submission: Submission, checked: Checked, *, as_json: bool) -> int:
     """Prints it; returns the exit code. Nothing is written and nothing is started."""
+    assert checked.first is not None
+    text = prompt_text(submission.model, checked.first)
+    num_tokens, is_counted = _prompt_tokens(submission.model, text, checked)
+    if as_json:
+        found = {
+            "model": submission.model,
+            "lines": checked.num_lines,
+            "jobs": checked.num_jobs,
+            "jobs_of_strategy": checked.jobs_of_strategy,
+            "grid": submission.grid.values,
+            "repeat": submission.grid.repeat,
+            "prompt_tokens": num_tokens,
+            "max_new_tokens": checked.num_new_tokens,
+            "first": {"custom_id": checked.first.custom_id, "prompt": text},
+        }
+        print(to_json(found))  # noqa: T201
+        return 0
     strategies = ", ".join(f"{count:,} {name}" for name, count in sorted(checked.jobs_of_strategy.items()))
     stdout.print(f"{checked.num_jobs:,} jobs from {checked.num_lines:,} lines for {submission.model}: {strategies}")
     for name, values in submission.grid.values.items():
@@ -22,9 +39,6 @@ def show_dry_run(submission: Submission, checked: Checked) -> int:
             stdout.print(f"grid: {name} {', '.join(map(str, values))}", markup=False)
     if submission.grid.repeat > 1:
         stdout.print(f"grid: each {submission.grid.repeat} times")
-    assert checked.first is not None
-    text = prompt_text(submission.model, checked.first)
-    num_tokens, is_counted = _prompt_tokens(submission.model, text, checked)
     about = "" if is_counted else f", {CHARACTERS_PER_TOKEN} characters taken as one"
     stdout.print(f"about {num_tokens:,} prompt tokens{about}, at most {checked.num_new_tokens:,} new ones")
     stdout.print(f"the first prompt ({visible(checked.first.custom_id)}):", markup=False)

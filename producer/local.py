@@ -60,7 +60,7 @@ class LocalServices:
         self._has_own_redis = settings.broker is None
 
     def __enter__(self) -> Self:
-        self._home.mkdir(parents=True, exist_ok=True)
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and answers are their owner's
         self._take_lock()
         self._stop_leftovers()
         if self._has_own_redis:

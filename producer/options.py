@@ -42,8 +42,15 @@ def _of_run(help: str, *names: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=RUN, **limits)
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no summary")]
-AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
+AsJson = Annotated[bool, typer.Option("--json", help="for programs: what came of it, as JSON on stdout")]
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How much is said meanwhile, and how the end is told."""
+
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no summary")] = False
+    json: AsJson = False
 
 
 @dataclass(frozen=True)

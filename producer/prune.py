@@ -14,12 +14,13 @@ from models.settings import Settings
 from models.states import RunState
 from models.trace import TokenTrace
 from producer.console import say
+from producer.render import to_json
 from producer.run import existing_database
 
 JOBS_PER_BATCH = 500
 
 
-def prune_runs(settings: Settings, older_than: timedelta, *, traces_only: bool, is_dry: bool) -> None:
+def prune_runs(settings: Settings, older_than: timedelta, *, traces_only: bool, is_dry: bool, as_json: bool) -> None:
     """Deletes finished runs that ended before then; workers go on meanwhile. Raises `UsageError`."""
     database = existing_database(settings)
     run_ids = _old_runs(database, datetime.now(UTC) - older_than)
@@ -27,6 +28,9 @@ def prune_runs(settings: Settings, older_than: timedelta, *, traces_only: bool, 
     what = f"{num_traces:,} trace rows of {len(run_ids):,} runs" if traces_only else (
         f"{len(run_ids):,} runs with {num_jobs:,} jobs and {num_traces:,} trace rows"
     )  # fmt: skip
+    if as_json:
+        gone = {"runs": 0 if traces_only else len(run_ids), "jobs": 0 if traces_only else num_jobs}
+        print(to_json({**gone, "trace_rows": num_traces, "dry_run": is_dry}))  # noqa: T201
     if is_dry:
         say(f"would delete {what}")
         return

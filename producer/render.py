@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, TextIO
@@ -27,6 +28,11 @@ def visible(text: str) -> str:
 
 def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=_json_value)
+
+
+def print_progress(progress: RunProgress) -> None:
+    """Where a run stands, for programs."""
+    print(to_json(asdict(progress)))  # noqa: T201
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], file: TextIO) -> None:

@@ -25,10 +25,10 @@ from producer.errors import UsageError
 from producer.grid import Grid
 from producer.local import LocalServices
 from producer.model_check import check_model
-from producer.options import Reading, Submitting
+from producer.options import Reading, Submitting, Telling
 from producer.progress import watch
 from producer.queries import RunProgress, find_run, recent_errors, run_progress
-from producer.render import visible
+from producer.render import print_progress, to_json, visible
 from producer.submission import Written, find_unfinished, write
 from producer.validation import Checked, check, write_invalid
 
@@ -42,7 +42,7 @@ QUERIES = (
 
 
 def run_here(
-    settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading, *, quiet: bool
+    settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading, telling: Telling
 ) -> int:
     """`producer run`: validates, starts what is needed, decodes, sums up; returns the exit code."""
     with _submission(settings, file, grid, submitting, reading) as submission:
@@ -50,44 +50,50 @@ def run_here(
         settings = settings.model_copy(update={"model": submission.model})
         checked = _check(submission, reading)
         if reading.dry_run:
-            return show_dry_run(submission, checked)
+            return show_dry_run(submission, checked, as_json=telling.json)
         with LocalServices(settings) as local:
             database = local.open_database()
             run_id = _write_or_resume(submission, checked, database, local, submitting)
-            return _decode(local, database, run_id, quiet=quiet)
+            return _decode(local, database, run_id, telling)
 
 
-def submit_run(settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading) -> int:
+def submit_run(
+    settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading, *, as_json: bool
+) -> int:
     """`producer submit`: validates, writes, sends, prints the run's id; returns the exit code."""
     with _submission(settings, file, grid, submitting, reading) as submission:
         if settings.model != DEFAULT_MODEL:
             submission = replace(submission, model=check_model(settings.model))
         checked = _check(submission, reading)
         if reading.dry_run:
-            return show_dry_run(submission, checked)
+            return show_dry_run(submission, checked, as_json=as_json)
         broker = _required_broker(settings)
         database = ready_database(settings)
         check_broker(broker)
         written = _write(submission, checked, database, submitting)
-    print(written.run_id, flush=True)  # noqa: T201 - before anything is sent: the run is there whatever happens now
+    told = to_json({"id": written.run_id, "new": written.num_new, "already_there": written.num_known})
+    print(told if as_json else written.run_id, flush=True)  # noqa: T201 - before anything is sent: the run is there whatever happens now
     return _send(settings, database, written.run_id)
 
 
-def resume_run(settings: Settings, reference: str | None, *, quiet: bool) -> int:
+def resume_run(settings: Settings, reference: str | None, telling: Telling) -> int:
     """`producer resume`: with a broker, sends what was not sent; without one, decodes the rest here."""
     database = existing_database(settings)
     if settings.broker is not None:
         check_broker(settings.broker)
-        return _send(settings, database, None if reference is None else find_run(database, reference))
+        named = None if reference is None else find_run(database, reference)
+        return _send(settings, database, named, as_json=telling.json)
     run_id = find_run(database, reference)
     progress = run_progress(database, run_id)
     if progress.is_finished:
         say(f"run {run_id} is finished: nothing to resume")
+        if telling.json:
+            print_progress(progress)
         return EXIT_OK
     settings = settings.model_copy(update={"model": progress.model})
     with LocalServices(settings) as local:
         local.return_interrupted(database, run_id)
-        return _decode(local, database, run_id, quiet=quiet)
+        return _decode(local, database, run_id, telling)
 
 
 def ready_database(settings: Settings) -> Engine:
@@ -143,7 +149,7 @@ def _write(submission: Submission, checked: Checked, database: Engine, submittin
     return written
 
 
-def _send(settings: Settings, database: Engine, run_id: str | None) -> int:
+def _send(settings: Settings, database: Engine, run_id: str | None, *, as_json: bool = False) -> int:
     """Sends what is in the outbox; where Redis does not take it, says how to go on."""
     try:
         num_sent = send_run(settings, database, run_id)
@@ -151,11 +157,13 @@ def _send(settings: Settings, database: Engine, run_id: str | None) -> int:
         resume = " ".join(filter(None, ["producer resume", run_id]))
         say(f"error: the jobs are stored, but Redis does not take all of them: {error}; send the rest with: {resume}")
         return EXIT_FAILED_JOBS
+    if as_json:
+        print(to_json({"id": run_id, "sent": num_sent}))  # noqa: T201
     say(f"{num_sent:,} jobs sent" + (f" for run {run_id}" if run_id is not None else ""))
     return EXIT_OK
 
 
-def _decode(local: LocalServices, database: Engine, run_id: str, *, quiet: bool) -> int:
+def _decode(local: LocalServices, database: Engine, run_id: str, telling: Telling) -> int:
     """Starts the worker, sends the run, watches it to its end and sums up."""
     progress = run_progress(database, run_id)
     try:
@@ -163,11 +171,15 @@ def _decode(local: LocalServices, database: Engine, run_id: str, *, quiet: bool)
             if not progress.is_finished:
                 local.start_worker()
                 send_run(local.settings, database, run_id)
-                progress = watch(database, run_id, check=local.check_worker, is_interrupted=is_interrupted, quiet=quiet)
+                progress = watch(
+                    database, run_id, check=local.check_worker, is_interrupted=is_interrupted, quiet=telling.quiet
+                )
     except KeyboardInterrupt:
         say(f"\ninterrupted; run {run_id} goes on with the same command, or with: producer resume {run_id}")
         return EXIT_INTERRUPTED
-    if not quiet:
+    if telling.json:
+        print_progress(progress)
+    elif not telling.quiet:
         _sum_up(database, progress, local.settings)
     return EXIT_OK if progress.succeeded == progress.num_jobs else EXIT_FAILED_JOBS
 

@@ -19,7 +19,7 @@ from producer.queries import (
     run_progress,
     waiting_by_model,
 )
-from producer.render import progress_line, runs_table, to_json, visible
+from producer.render import print_progress, progress_line, runs_table, to_json, visible
 
 
 def show_status(settings: Settings, reference: str | None, *, is_watching: bool, as_json: bool) -> int:
@@ -36,7 +36,7 @@ def show_status(settings: Settings, reference: str | None, *, is_watching: bool,
     run_id = find_run(database, reference)
     progress = watch(database, run_id, quiet=as_json) if is_watching else run_progress(database, run_id)
     if as_json:
-        print(to_json(asdict(progress)))  # noqa: T201
+        print_progress(progress)
     else:
         _show(progress)
         for custom_id, error in recent_errors(database, run_id):

@@ -17,6 +17,29 @@ class Example:
         return (self.sqlite if dialect == "sqlite" and self.sqlite is not None else self.sql).strip()
 
 
+_DEPARTURE_FROM_GREEDY = """
+select sampled.custom_id, min(a.position) as first_position
+from jobs as sampled
+join jobs as greedy on greedy.run_id = sampled.run_id and greedy.prompt = sampled.prompt and greedy.strategy = 'greedy'
+join results as ra on ra.job_id = sampled.id and ra.sample_index = 0
+join results as rb on rb.job_id = greedy.id and rb.sample_index = 0
+join token_traces as a on a.result_id = ra.id
+join token_traces as b on b.result_id = rb.id and b.position = a.position and b.token_id <> a.token_id
+where sampled.strategy = 'sample' and {temperature} = 1
+group by sampled.custom_id order by first_position
+"""
+
+_TOKENS_BY_HOUR = """
+select worker, {hour} as hour, sum(completion_tokens) as tokens,
+       sum(completion_tokens) / 3600.0 as tokens_per_second
+from job_results where state = 'succeeded' group by worker, hour order by hour, worker
+"""
+
+_VALID_JSON = """
+select strategy, count(*) as answers, sum({is_valid}) as valid_json
+from job_results where state = 'succeeded' group by strategy order by strategy
+"""
+
 EXAMPLES = (
     Example(
         "how did each strategy do?",
@@ -35,52 +58,18 @@ from job_tokens order by entropy desc limit 20
     ),
     Example(
         "where does sampling at temperature 1 first depart from greedy decoding of the same prompt?",
-        """
-select sampled.custom_id, min(a.position) as first_position
-from jobs as sampled
-join jobs as greedy on greedy.run_id = sampled.run_id and greedy.prompt = sampled.prompt and greedy.strategy = 'greedy'
-join results as ra on ra.job_id = sampled.id and ra.sample_index = 0
-join results as rb on rb.job_id = greedy.id and rb.sample_index = 0
-join token_traces as a on a.result_id = ra.id
-join token_traces as b on b.result_id = rb.id and b.position = a.position and b.token_id <> a.token_id
-where sampled.strategy = 'sample' and cast(sampled.params ->> 'temperature' as double precision) = 1
-group by sampled.custom_id order by first_position
-""",
-        """
-select sampled.custom_id, min(a.position) as first_position
-from jobs as sampled
-join jobs as greedy on greedy.run_id = sampled.run_id and greedy.prompt = sampled.prompt and greedy.strategy = 'greedy'
-join results as ra on ra.job_id = sampled.id and ra.sample_index = 0
-join results as rb on rb.job_id = greedy.id and rb.sample_index = 0
-join token_traces as a on a.result_id = ra.id
-join token_traces as b on b.result_id = rb.id and b.position = a.position and b.token_id <> a.token_id
-where sampled.strategy = 'sample' and json_extract(sampled.params, '$.temperature') = 1
-group by sampled.custom_id order by first_position
-""",
+        _DEPARTURE_FROM_GREEDY.format(temperature="cast(sampled.params ->> 'temperature' as double precision)"),
+        _DEPARTURE_FROM_GREEDY.format(temperature="json_extract(sampled.params, '$.temperature')"),
     ),
     Example(
         "how many answers are JSON, by strategy?",
-        """
-select strategy, count(*) as answers, sum(case when text is json then 1 else 0 end) as valid_json
-from job_results where state = 'succeeded' group by strategy order by strategy
-""",
-        """
-select strategy, count(*) as answers, sum(json_valid(text)) as valid_json
-from job_results where state = 'succeeded' group by strategy order by strategy
-""",
+        _VALID_JSON.format(is_valid="case when text is json then 1 else 0 end"),
+        _VALID_JSON.format(is_valid="json_valid(text)"),
     ),
     Example(
         "how many tokens did each worker make, hour by hour?",
-        """
-select worker, date_trunc('hour', finished_at) as hour, sum(completion_tokens) as tokens,
-       sum(completion_tokens) / 3600.0 as tokens_per_second
-from job_results where state = 'succeeded' group by worker, hour order by hour, worker
-""",
-        """
-select worker, strftime('%Y-%m-%d %H:00', finished_at) as hour, sum(completion_tokens) as tokens,
-       sum(completion_tokens) / 3600.0 as tokens_per_second
-from job_results where state = 'succeeded' group by worker, hour order by hour, worker
-""",
+        _TOKENS_BY_HOUR.format(hour="date_trunc('hour', finished_at)"),
+        _TOKENS_BY_HOUR.format(hour="strftime('%Y-%m-%d %H:00', finished_at)"),
     ),
     Example(
         "which jobs waited longest?",

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 import torch
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 from migrations.upgrade import upgrade
 from models.database import open_database
@@ -91,13 +91,13 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
 def new_postgres_database(postgres_server: str) -> Iterator[str]:
     """The URL of an empty database that is dropped afterwards."""
     name = f"test_{uuid4().hex[:12]}"
-    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    # No pool: a test may restart the server in between.
+    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
 
 
 @pytest.fixture

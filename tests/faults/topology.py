@@ -165,12 +165,12 @@ class Topology:
     def wait_for_some(self, run_id: str, count: int = 20) -> None:
         wait_until(lambda: self.num_final(run_id) >= count)
 
-    def wait(self, run_id: str, seconds: float = 120.0) -> None:
-        def is_finished() -> bool:
-            with self.database.connect() as connection:
-                return connection.execute(select(Run.state).where(Run.id == run_id)).scalar_one() == RunState.FINISHED
+    def is_finished(self, run_id: str) -> bool:
+        with self.database.connect() as connection:
+            return connection.execute(select(Run.state).where(Run.id == run_id)).scalar_one() == RunState.FINISHED
 
-        wait_until(is_finished, seconds)
+    def wait(self, run_id: str, seconds: float = 120.0) -> None:
+        wait_until(lambda: self.is_finished(run_id), seconds)
 
     def answers(self, run_id: str) -> dict[str, Answer]:
         """The stored answers of a run, read as anybody would, with SQL."""

@@ -8,8 +8,10 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import psutil
+from sqlalchemy import Engine
 
 from tests.conftest import ROOT, TOY_MODEL, Producer
 
@@ -124,3 +126,30 @@ def test_prompts_come_from_a_pipe(producer: Producer, tmp_path: Path) -> None:
         "run", "-", "--model", TOY_MODEL, "--home", tmp_path / "h", "--max-new-tokens", 3, stdin='{"prompt": "Hello"}\n'
     )
     assert "1 of 1 jobs succeeded" in done.stderr
+
+
+def test_every_command_tells_programs_what_came_of_it(
+    producer: Producer, tmp_path: Path, sqlite_database: Engine, broker: str
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"custom_id": "a", "prompt": "Hello"}\n{"custom_id": "b", "prompt": "You"}\n')
+    model, home = ["--model", TOY_MODEL], ["--home", tmp_path / "h"]
+    queue = ["--database", sqlite_database.url.render_as_string(), "--broker", broker]
+
+    def told(*arguments: object, exit_code: int = 0) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(producer(*arguments, "--json", exit_code=exit_code).stdout)
+        return found
+
+    dry = told("submit", path, *model, "--dry-run", "--max-new-tokens", 4)
+    assert (dry["jobs"], dry["max_new_tokens"], dry["first"]) == (2, 8, {"custom_id": "a", "prompt": "Hello"})
+    done = told("run", path, *model, *home, "--max-new-tokens", 4)
+    assert (done["num_jobs"], done["succeeded"], done["state"]) == (2, 2, "finished")
+    assert told("resume", *home)["id"] == told("retry", *home)["id"] == done["id"]
+    pruned = told("prune", "--older-than", "0.001s", *home)
+    assert pruned == {"runs": 1, "jobs": 2, "trace_rows": done["completion_tokens"], "dry_run": False}
+    submitted = told("submit", path, *model, *queue, "--name", "night")
+    assert (submitted["new"], submitted["already_there"]) == (2, 0)
+    assert told("submit", path, *model, *queue, "--name", "night") == {**submitted, "new": 0, "already_there": 2}
+    assert told("resume", submitted["id"], *queue) == {"id": submitted["id"], "sent": 0}
+    assert told("cancel", "night", "a", *queue) == {"id": submitted["id"], "queued": 1, "running": 0}
+    assert told("retry", "night", *queue) == {"id": submitted["id"], "sent": 1}

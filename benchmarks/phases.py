@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.workload import engine_for, long_tailed
+from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion_config
 from worker.engine.engine import Engine
 from worker.engine.packed_linear import PackedLinear
 from worker.engine.request import Request
@@ -38,12 +38,17 @@ class Step:
 
 
 class Bound:
-    """The bare products of a step, and their time."""
+    """The bare products of a step, each layer's seven and the head's, with packed random weights; and their time."""
 
-    def __init__(self, engine: Engine, dtype: torch.dtype) -> None:
-        model = engine.loaded.model
-        self._linears = [module for module in model.model.modules() if isinstance(module, PackedLinear)]
-        self._head = model.lm_head
+    def __init__(self, dtype: torch.dtype) -> None:
+        config = qwen2_half_billion_config()
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        shapes = [
+            (width, width), (width, kv_width), (width, kv_width), (width, width),
+            (width, config.intermediate_size), (width, config.intermediate_size), (config.intermediate_size, width),
+        ]  # fmt: skip
+        self._linears = [_random_linear(*shape, dtype) for _ in range(config.num_hidden_layers) for shape in shapes]
+        self._head = _random_linear(width, config.vocab_size, dtype)
         self._dtype = dtype
         self._seconds: dict[tuple[int, int], float] = {}
         self._inputs: dict[tuple[int, int], torch.Tensor] = {}
@@ -71,6 +76,10 @@ class Bound:
         if (rows, width) not in self._inputs:
             self._inputs[rows, width] = torch.randn(rows, width).to(self._dtype)
         return self._inputs[rows, width]
+
+
+def _random_linear(inputs: int, outputs: int, dtype: torch.dtype) -> PackedLinear:
+    return PackedLinear([torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype)])
 
 
 def decode(loaded_engine: Engine, requests: Sequence[Request]) -> list[Step]:
@@ -101,7 +110,7 @@ def main() -> None:
     engine = engine_for(dtype, max_num_seqs=given.slots, prefill_tokens=given.prefill_tokens)
     requests = long_tailed(given.requests)
     decode(engine, requests)
-    steps, bound = decode(engine, requests), Bound(engine, dtype)
+    steps, bound = decode(engine, requests), Bound(dtype)
     phases: dict[str, list[Step]] = defaultdict(list)
     for step in steps:
         phases[step.phase].append(step)

@@ -32,7 +32,7 @@ class Contenders:
         self.static_batch = static_batch
         self.engine = engine_for(dtype, max_num_seqs=slots)
         self.steps: list[Step] = []
-        self._bound = Bound(self.engine, dtype)
+        self._bound = Bound(dtype)
         self._dtype = dtype
         self._plain: Any = None
 

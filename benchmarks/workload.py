@@ -17,21 +17,27 @@ from worker.engine.request import Request
 VOCAB = 151_936
 
 
-def qwen2_half_billion(dtype: torch.dtype) -> Any:
-    """24 layers of 896, 14 heads over 2 KV heads, tied embeddings; the weights are random."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
+def qwen2_half_billion_config() -> Qwen2Config:
+    """24 layers of 896, 14 heads over 2 KV heads, tied embeddings."""
+    return Qwen2Config(
         vocab_size=VOCAB,
         hidden_size=896,
         intermediate_size=4864,
         num_hidden_layers=24,
         num_attention_heads=14,
         num_key_value_heads=2,
+        head_dim=64,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=1,
     )
+
+
+def qwen2_half_billion(dtype: torch.dtype) -> Any:
+    """The model with random weights."""
+    torch.manual_seed(0)
+    config = qwen2_half_billion_config()
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config)
     model = model.to(dtype).to_empty(device="cpu")
@@ -47,8 +53,8 @@ def qwen2_half_billion(dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def engine_for(dtype: torch.dtype, **config: Any) -> Engine:
-    loaded = prepare_model("qwen2-0.5b-random", qwen2_half_billion(dtype), None, torch.device("cpu"))
+def engine_for(dtype: torch.dtype, *, fuse: bool = True, **config: Any) -> Engine:
+    loaded = prepare_model("qwen2-0.5b-random", qwen2_half_billion(dtype), None, torch.device("cpu"), fuse=fuse)
     return Engine(loaded, EngineConfig(**{"kv_memory": 2.0, **config}))
 
 

@@ -46,7 +46,7 @@ def test_packed_products(inputs: int, outputs: int, dtype: torch.dtype) -> None:
     if not can_pack(dtype):
         pytest.skip(f"this processor has no packed products in {dtype}")
     torch.manual_seed(2)
-    linear = PackedLinear(nn.Linear(inputs, outputs).to(dtype))
+    linear = PackedLinear([nn.Linear(inputs, outputs).to(dtype)])
     rows = rows_of(inputs, dtype)
     together = linear(rows)
     for size in SIZES:

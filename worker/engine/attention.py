@@ -1,7 +1,7 @@
-"""The attention function that Transformers' models call, on our KV cache.
+"""Attention on our KV cache: a layer's keys go into the cache, and its rows attend in the tiles of `StepBatch`.
 
-Registered under `ATTENTION_NAME`. A model's layer hands over query, key and value of the step's packed
-rows; the keys go into the cache and the rows attend in the tiles of `StepBatch`.
+`attend` is what a fused decoder calls; Transformers' models call `attention_forward`,
+registered under `ATTENTION_NAME`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,18 @@ class ShapeProbe:
 
 
 @dataclass(frozen=True)
+class AttentionLayer:
+    """What does not change from step to step."""
+
+    index: int
+    scale: float
+    window: int | None = None  # tokens that a row sees, itself included; None for all
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
 class AttentionStep:
-    """What the attention function is given through the model's keyword arguments."""
+    """What a step brings; Transformers' models hand it on among their keyword arguments."""
 
     batch: StepBatch
     cache: KVCache
@@ -56,16 +66,29 @@ def attention_forward(
         nocturne_step.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     assert nocturne_step is not None, "the model did not pass its keyword arguments on to its attention"
-    batch, cache = nocturne_step.batch, nocturne_step.cache
-    cache.write(layer, batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    rows = query[0].transpose(0, 1)  # [rows, heads, dim]
-    output = rows.new_zeros(rows.shape[0], rows.shape[1], value.shape[3])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    for tiles in batch.tiles:
-        keys, values = cache.gather(layer, tiles.block_ids, tiles.num_keys)
-        attended = _attend(_queries(rows, tiles), keys, values, tiles, scale, sliding_window, softcap)
-        _scatter(output, tiles, attended)
+    output = attend(
+        AttentionLayer(layer, scale, sliding_window, softcap),
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        nocturne_step,
+    )
     return output[None], None
+
+
+def attend(layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, step: AttentionStep) -> Tensor:
+    """Attention of every row over its own sequence.
+
+    Takes query [rows, heads, dim], key and value [rows, kv_heads, dim]; returns [rows, heads, value_dim].
+    """
+    batch, cache = step.batch, step.cache
+    cache.write(layer.index, batch.slots, key, value)
+    output = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+    for tiles in batch.tiles:
+        keys, values = cache.gather(layer.index, tiles.block_ids, tiles.num_keys)
+        _scatter(output, tiles, _attend_tiles(layer, _queries(query, tiles), keys, values, tiles))
+    return output
 
 
 def _queries(rows: Tensor, tiles: AttentionTiles) -> Tensor:
@@ -76,14 +99,8 @@ def _queries(rows: Tensor, tiles: AttentionTiles) -> Tensor:
     return rows.index_select(0, tiles.rows.view(-1)).view(num_tiles, num_queries, *rows.shape[1:])
 
 
-def _attend(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    tiles: AttentionTiles,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+def _attend_tiles(
+    layer: AttentionLayer, queries: Tensor, keys: Tensor, values: Tensor, tiles: AttentionTiles
 ) -> Tensor:
     """Grouped query heads are folded into the query length, so keys are never repeated.
 
@@ -94,13 +111,13 @@ def _attend(
     group = num_heads // num_kv_heads
     folded = queries.view(num_tiles, num_queries, num_kv_heads, group, dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_tiles, num_kv_heads, group * num_queries, dim)
-    mask = tiles.mask(window, group, queries.dtype)
+    mask = tiles.mask(layer.window, group, queries.dtype)
     if folded.shape[2] < MIN_ROWS:
         folded, mask = folded.expand(-1, -1, MIN_ROWS, -1), mask.expand(-1, -1, MIN_ROWS, -1)
-    if softcap is None:
-        attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    if layer.softcap is None:
+        attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=layer.scale)
     else:
-        attended = _softcapped_attention(folded, keys, values, mask, scale, softcap)
+        attended = _softcapped_attention(folded, keys, values, mask, layer.scale, layer.softcap)
     attended = attended[:, :, : group * num_queries]
     attended = attended.reshape(num_tiles, num_kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
     return attended.reshape(num_tiles, num_queries, num_heads, -1)

@@ -6,24 +6,33 @@ Only safetensors and no code from the model's repository. Raises `ModelUnavailab
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from worker.engine.aligned_activation import align_activations
 from worker.engine.attention import ATTENTION_NAME, ShapeProbe
-from worker.engine.kv_cache import LayerShape
-from worker.engine.packed_linear import can_pack, pack_linears
+from worker.engine.fused_decoder import FusedDecoder, can_fuse
+from worker.engine.kv_cache import KVCache, LayerShape
+from worker.engine.linear import MakeLinear, PlainLinear
+from worker.engine.packed_linear import PackedLinear, can_pack, pack_linears
 from worker.engine.request import ModelUnavailable
+from worker.engine.step_batch import StepBatch
+from worker.engine.transformers_decoder import TransformersDecoder
 
 #: Rope variants whose angles depend on the longest sequence of the batch.
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 CHAT_END_TOKEN = "<|im_end|>"
+
+#: A step's rows to the logits [num_logits, vocab] that the step asks for.
+Decoder = Callable[[StepBatch, KVCache], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,8 @@ class LoadedModel:
     """A model with what the engine must know of it."""
 
     name: str
-    model: Any  # PreTrainedModel
+    config: Any  # PreTrainedConfig
+    decoder: Decoder
     tokenizer: Any  # PreTrainedTokenizerBase, or None where the folder has none
     device: torch.device
     dtype: torch.dtype
@@ -39,7 +49,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     context_window: int
-    is_packed: bool
+    products: str  # how the decoder multiplies, for the provenance of results
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
@@ -62,29 +72,44 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
     return prepare_model(name, model, load_tokenizer(name), target)
 
 
-def prepare_model(name: str, model: Any, tokenizer: Any, device: torch.device) -> LoadedModel:
-    """Moves, packs and probes a model that is already in memory."""
+def prepare_model(name: str, model: Any, tokenizer: Any, device: torch.device, *, fuse: bool = True) -> LoadedModel:
+    """Moves, probes and packs a model that is already in memory; its own layers are of no use afterwards.
+
+    Without `fuse` the model runs through Transformers' own layers, as one does that has no fused decoder.
+    """
     check_config(name, model.config)
     model.set_attn_implementation(ATTENTION_NAME)
     model = model.to(device).eval().requires_grad_(False)
     config = model.config.get_text_config()
-    if device.type == "cpu":
-        align_activations(model)
-    is_packed = device.type == "cpu" and can_pack(model.dtype)
-    if is_packed:
-        pack_linears(model)
+    layers = probe_layers(name, model, device)
+    decoder, products = _make_decoder(model, device, fuse=fuse and can_fuse(model))
     return LoadedModel(
         name=name,
-        model=model,
+        config=model.config,
+        decoder=decoder,
         tokenizer=tokenizer,
         device=device,
         dtype=model.dtype,
-        layers=probe_layers(name, model, device),
+        layers=layers,
         eos_token_ids=default_eos_ids(model, tokenizer),
         vocab_size=config.vocab_size,
         context_window=config.max_position_embeddings,
-        is_packed=is_packed,
+        products=products,
     )
+
+
+def _make_decoder(model: Any, device: torch.device, *, fuse: bool) -> tuple[Decoder, str]:
+    """The decoder, and how it multiplies."""
+    is_packed = device.type == "cpu" and can_pack(model.dtype)
+    products = "packed products" if is_packed else "plain products"
+    if fuse:
+        make_linear: MakeLinear = PackedLinear if is_packed else PlainLinear
+        return FusedDecoder(model, make_linear), f"fused decoder, {products}"
+    if device.type == "cpu":
+        align_activations(model)
+    if is_packed:
+        pack_linears(model)
+    return TransformersDecoder(model), products
 
 
 def choose_device(device: str) -> torch.device:
@@ -158,7 +183,7 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
         "tokenizer_hash": _hash_files(loaded, "tokenizer*"),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": _device_name(loaded.device),
-        "attention": "sdpa tiles" + (", packed products" if loaded.is_packed else ""),
+        "attention": f"sdpa tiles, {loaded.products}",
         "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
     }
 
@@ -167,7 +192,7 @@ def _hash_files(loaded: LoadedModel, pattern: str) -> str:
     """A hash over the files of a model folder; for a hub model its commit."""
     folder = Path(loaded.name)
     if not folder.is_dir():
-        return str(getattr(loaded.model.config, "_commit_hash", None) or "unknown")
+        return str(getattr(loaded.config, "_commit_hash", None) or "unknown")
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.glob(pattern)):
         digest.update(path.name.encode())

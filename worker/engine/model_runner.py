@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
-import torch
 from torch import Tensor
 
-from worker.engine.attention import AttentionStep
 from worker.engine.kv_cache import KVCache
 from worker.engine.model_loader import LoadedModel
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
-from worker.engine.step_batch import MIN_ROWS, build_step_batch
+from worker.engine.step_batch import build_step_batch
 
 
 class ModelRunner:
     def __init__(self, loaded: LoadedModel, cache: KVCache) -> None:
-        self._model = loaded.model
+        self._decoder = loaded.decoder
         self._device = loaded.device
         self._cache = cache
 
@@ -29,17 +27,5 @@ class ModelRunner:
         if copies:
             self._cache.copy_blocks(copies)
         batch, sequences = build_step_batch(plan.decodes, plan.prefills, self._cache.block_size, self._device)
-        # The model's last product needs MIN_ROWS rows too, as every other.
-        wanted = batch.logit_rows
-        if len(wanted) < MIN_ROWS:
-            wanted = torch.cat([wanted, wanted.new_tensor(range(MIN_ROWS - len(wanted)))])
-        output = self._model(
-            input_ids=batch.input_ids,
-            position_ids=batch.positions,
-            use_cache=False,
-            logits_to_keep=wanted,
-            nocturne_step=AttentionStep(batch, self._cache),
-        )
-        if not sequences:
-            return None, []
-        return output.logits[0, : len(sequences)], sequences
+        logits = self._decoder(batch, self._cache)
+        return (logits[: len(sequences)], sequences) if sequences else (None, [])

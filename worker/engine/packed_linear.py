@@ -1,31 +1,46 @@
 """Linear layers whose weights oneDNN has packed once for the CPU.
 
-Packing saves the reordering that `F.linear` does at every call (benchmarks/engine.py measures it), and its
+Packing saves the reordering that `F.linear` does at every call (`benchmarks/levers.py` measures it), and its
 products give each row the same bits whatever the other rows are, which plain fp32 products do not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from worker.engine.linear import merged_weights
 from worker.engine.replace_modules import replace_children
 
 
 class PackedLinear(nn.Module):
-    """Stands in for an `nn.Linear` on the CPU in inference; the weight can no longer be read back."""
+    """Stands in for one or several `nn.Linear` on the CPU in inference; the weight can no longer be read back."""
 
-    weight: Tensor
+    packed: Tensor
+    bias: Tensor | None
 
-    def __init__(self, linear: nn.Module) -> None:
-        assert isinstance(linear, nn.Linear)
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = None if linear.bias is None else linear.bias.detach()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        weight, self.bias = merged_weights(linears)
+        self.out_features, self.in_features = weight.shape
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+    def forward(self, rows: Tensor) -> Tensor:
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+        return outputs
+
+    def swish(self, rows: Tensor) -> Tensor:
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "swish", [], "")
+        return outputs
+
+    def times(self, rows: Tensor, factors: Tensor) -> Tensor:
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, factors, self.packed, self.bias, "mul")
+        return outputs
+
+    def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.packed, self.bias, "add")
         return outputs
 
 
@@ -40,4 +55,9 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 def pack_linears(model: nn.Module) -> int:
     """Replaces every `nn.Linear` of the model; returns how many."""
-    return replace_children(model, lambda _, child: type(child) is nn.Linear, PackedLinear)
+
+    def pack(linear: nn.Module) -> nn.Module:
+        assert isinstance(linear, nn.Linear)
+        return PackedLinear([linear])
+
+    return replace_children(model, lambda _, child: type(child) is nn.Linear, pack)

@@ -60,7 +60,7 @@ class StepBatch:
     input_ids: Tensor  # [1, rows]
     positions: Tensor  # [1, rows]
     slots: Tensor  # [rows] place of each row's key in the cache
-    logit_rows: Tensor  # [num_logits] rows whose logits are wanted
+    logit_rows: Tensor  # [num_logits] rows whose logits are wanted, and others up to MIN_ROWS
     tiles: list[AttentionTiles]
 
 
@@ -109,6 +109,8 @@ def build_step_batch(
         rows.ids.append(rows.ids[0])
         rows.positions.append(rows.positions[0])
         rows.slots.append(SCRATCH_BLOCK)
+    # The model's last product needs MIN_ROWS rows too, as every other.
+    logit_rows += range(MIN_ROWS - len(logit_rows))
     batch = StepBatch(
         input_ids=torch.tensor([rows.ids], device=device),
         positions=torch.tensor([rows.positions], device=device),

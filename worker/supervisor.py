@@ -129,7 +129,7 @@ class EngineSupervisor:
         theirs.close()
         try:
             message = ours.recv()
-        except EOFError:
+        except (EOFError, OSError):
             process.join()
             raise ModelUnavailable(
                 f"the engine ended while loading {self._options.model!r} (exit code {process.exitcode}); see its log"
@@ -147,7 +147,7 @@ class EngineSupervisor:
             assert self._connection is not None and self._process is not None
             try:
                 message = self._connection.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # OSError: it was killed in the middle of a message
                 if not self._restart():
                     return
                 continue

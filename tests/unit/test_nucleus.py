@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from worker.engine.sampler import NUCLEUS_CANDIDATES, TOP_P_SLACK, draw_nucleus, nucleus
+from worker.engine.draw import draw_nucleus
+from worker.engine.nucleus import MAX_SORTED, TOP_P_SLACK, Weights, nucleus
 
 TEMPERATURES = (0.001, 0.1, 0.5, 1.0, 2.0, 10.0)
 
@@ -20,13 +22,24 @@ logit = st.one_of(
 )
 
 
-def weights_of(logits: list[float], temperature: float) -> torch.Tensor:
+def weights_of(logits: list[float], temperature: float) -> Weights:
     """Unnormalised probabilities as the sampler makes them, in fp32."""
     scaled = torch.tensor(logits, dtype=torch.float32) / temperature
-    return (scaled - scaled.max()).exp()
+    return np.asarray((scaled - scaled.max()).exp().numpy())
 
 
-def brute_force(weights: torch.Tensor, top_p: float) -> tuple[list[int], float]:
+def kept_by_sampler(weights: Weights, top_p: float) -> tuple[list[int], list[float]]:
+    """Ids and weights of what the sampler keeps, the most probable first."""
+    ids, kept_weights, num_kept = nucleus(weights, top_p)
+    if ids is None:
+        ids = np.flatnonzero(kept_weights)
+        kept_weights = kept_weights[ids]
+    assert num_kept == len(ids)
+    order = np.argsort(-kept_weights, kind="stable")
+    return ids[order].tolist(), kept_weights[order].tolist()
+
+
+def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
     """The kept ids by the rule, one token at a time, and how far the nearest sum was from the limit."""
     values = [float(weight) for weight in weights]
     total = math.fsum(values)
@@ -57,9 +70,9 @@ def test_the_kept_set_is_that_of_the_rule(logits: list[float], temperature: floa
     weights, top_p = weights_of(logits, temperature), percent / 100
     expected, nearest = brute_force(weights, top_p)
     assume(nearest > 1e-12)  # there the order of float64 additions decides
-    token_ids, kept_weights = nucleus(weights, top_p)
-    assert token_ids.tolist() == expected
-    assert kept_weights.tolist() == [float(weights[token_id]) for token_id in expected]
+    token_ids, kept_weights = kept_by_sampler(weights, top_p)
+    assert token_ids == expected
+    assert kept_weights == [float(weights[token_id]) for token_id in expected]
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,14 +85,14 @@ def test_the_kept_set_is_that_of_the_rule(logits: list[float], temperature: floa
 def test_a_large_vocabulary_keeps_the_same_set(seed: int, temperature: float, percent: int, num_levels: int) -> None:
     """More tokens than are sorted first, with few distinct values, so that ties run through every border."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randint(0, num_levels, (4 * NUCLEUS_CANDIDATES + 3,), generator=generator) * (12.0 / num_levels)
+    logits = torch.randint(0, num_levels, (2 * MAX_SORTED + 3,), generator=generator) * (12.0 / num_levels)
     weights, top_p = weights_of(logits.tolist(), temperature), percent / 100
     expected, nearest = brute_force_sorted(weights, top_p)
     assume(nearest > 1e-11)
-    assert nucleus(weights, top_p)[0].tolist() == expected
+    assert kept_by_sampler(weights, top_p)[0] == expected
 
 
-def brute_force_sorted(weights: torch.Tensor, top_p: float) -> tuple[list[int], float]:
+def brute_force_sorted(weights: Weights, top_p: float) -> tuple[list[int], float]:
     """`brute_force` with a running sum: the same rule where there are too many tokens to add up each time."""
     values = [float(weight) for weight in weights]
     total, running, nearest, kept = math.fsum(values), 0.0, math.inf, []
@@ -102,8 +115,8 @@ def test_top_p_of_one_keeps_every_possible_token(temperature: float) -> None:
 
 
 def test_the_draw_inverts_the_renormalised_sum() -> None:
-    weights = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    # Nucleus of 0.7: ids 1 and 3 with 0.4 and 0.3, renormalised to 4/7 and 3/7.
+    weights = np.asarray([0.1, 0.4, 0.2, 0.3], dtype=np.float32)
+    # Nucleus of 0.7: ids 1 and 3 with 0.4 and 0.3, renormalised to 4/7 and 3/7, in the order of their ids.
     assert draw_nucleus(weights, 0.7, 0.57).token_id == 1
     drawn = draw_nucleus(weights, 0.7, 0.58)
     assert (drawn.token_id, drawn.kept) == (3, 2)

@@ -7,7 +7,7 @@ registered under `ATTENTION_NAME`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 
 from worker.engine.kv_cache import KVCache, LayerShape
 from worker.engine.request import ModelUnavailable
-from worker.engine.step_batch import MIN_ROWS, AttentionTiles, StepBatch
+from worker.engine.step_batch import MIN_ROWS, AttentionTiles, PagedRows, StepBatch
 
 ATTENTION_NAME = "nocturne"
 
@@ -38,12 +38,22 @@ class AttentionLayer:
     softcap: float | None = None
 
 
+class PagedAttention(Protocol):
+    """A kernel that finds a row's keys through its block table."""
+
+    covers_prefill: bool  # or decoding rows only
+
+    def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
+        """Attention of rows [rows, heads, dim] over their own keys; returns [rows, heads, value_dim]."""
+
+
 @dataclass(frozen=True)
 class AttentionStep:
     """What a step brings; Transformers' models hand it on among their keyword arguments."""
 
     batch: StepBatch
     cache: KVCache
+    paged_attention: PagedAttention | None = None
 
 
 def attention_forward(
@@ -84,7 +94,16 @@ def attend(layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, ste
     """
     batch, cache = step.batch, step.cache
     cache.write(layer.index, batch.slots, key, value)
+    paged = None
+    if batch.paged is not None:
+        assert step.paged_attention is not None, "the batch was made for a paged kernel"
+        num_rows = batch.num_paged_rows
+        paged = step.paged_attention(layer, query[:num_rows], cache, batch.paged)
+        if num_rows == len(query):
+            return paged
     output = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+    if paged is not None:
+        output[: len(paged)] = paged
     for tiles in batch.tiles:
         keys, values = cache.gather(layer.index, tiles.block_ids, tiles.num_keys)
         _scatter(output, tiles, _attend_tiles(layer, _queries(query, tiles), keys, values, tiles))

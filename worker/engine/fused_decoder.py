@@ -8,6 +8,7 @@ sequences run (`docs/performance.md`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +17,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.engine.attention import AttentionLayer, AttentionStep, attend
-from worker.engine.kv_cache import KVCache
 from worker.engine.linear import Linear, MakeLinear
-from worker.engine.step_batch import StepBatch
 
 #: Transformers' layers that compute what `FusedLayer` does. Gemma's and others' norms stand elsewhere.
 FUSABLE_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+
+
+#: rows / sqrt(mean of squares + eps) * weight over the last dimension, from (rows, weight, eps).
+Normalise = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def plain_rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(rows, (rows.shape[-1],), weight, eps)
 
 
 @dataclass(frozen=True)
 class RMSNorm:
     weight: Tensor
     eps: float
+    normalise: Normalise
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return F.rms_norm(rows, (rows.shape[-1],), self.weight, self.eps)
+        return self.normalise(rows, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -83,18 +91,18 @@ class FusedLayer:
 class FusedDecoder:
     """Rows of a step to logits, as `TransformersDecoder` does, for models that `can_fuse` accepts."""
 
-    def __init__(self, model: Any, make_linear: MakeLinear) -> None:
+    def __init__(self, model: Any, make_linear: MakeLinear, normalise: Normalise = plain_rms_norm) -> None:
         self._embedding: Tensor = model.model.embed_tokens.weight.detach()
         self._rotary: Any = model.model.rotary_emb
-        self.layers = [_fused_layer(layer, make_linear) for layer in model.model.layers]
-        self._norm = _norm(model.model.norm)
+        self.layers = [_fused_layer(layer, make_linear, normalise) for layer in model.model.layers]
+        self._norm = _norm(model.model.norm, normalise)
         self.head = make_linear([model.lm_head])
 
-    def __call__(self, batch: StepBatch, cache: KVCache) -> Tensor:
-        """Logits [num_logits, vocab] of the rows that the batch asks for."""
+    def __call__(self, step: AttentionStep) -> Tensor:
+        """Logits [num_logits, vocab] of the rows that the step asks for."""
+        batch = step.batch
         hidden = F.embedding(batch.input_ids[0], self._embedding)
         rotation = self._rotation(hidden, batch.positions)
-        step = AttentionStep(batch, cache)
         for layer in self.layers:
             hidden = layer(hidden, rotation, step)
         return self.head(self._norm(hidden.index_select(0, batch.logit_rows)))
@@ -118,7 +126,7 @@ def can_fuse(model: Any) -> bool:
     )
 
 
-def _fused_layer(layer: Any, make_linear: MakeLinear) -> FusedLayer:
+def _fused_layer(layer: Any, make_linear: MakeLinear, normalise: Normalise) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     dim = attention.head_dim
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
@@ -126,12 +134,12 @@ def _fused_layer(layer: Any, make_linear: MakeLinear) -> FusedLayer:
         attention=AttentionLayer(attention.layer_idx, attention.scaling, _window(attention)),
         num_heads=attention.q_proj.out_features // dim,
         num_kv_heads=attention.k_proj.out_features // dim,
-        input_norm=_norm(layer.input_layernorm),
+        input_norm=_norm(layer.input_layernorm, normalise),
         qkv=make_linear([attention.q_proj, attention.k_proj, attention.v_proj]),
-        query_norm=None if query_norm is None else _norm(query_norm),
-        key_norm=None if key_norm is None else _norm(key_norm),
+        query_norm=None if query_norm is None else _norm(query_norm, normalise),
+        key_norm=None if key_norm is None else _norm(key_norm, normalise),
         output=make_linear([attention.o_proj]),
-        mlp_norm=_norm(layer.post_attention_layernorm),
+        mlp_norm=_norm(layer.post_attention_layernorm, normalise),
         gate=make_linear([mlp.gate_proj]),
         up=make_linear([mlp.up_proj]),
         down=make_linear([mlp.down_proj]),
@@ -146,5 +154,5 @@ def _window(attention: Any) -> int | None:
     return getattr(attention.config, "sliding_window", None)
 
 
-def _norm(norm: Any) -> RMSNorm:
-    return RMSNorm(norm.weight.detach(), norm.variance_epsilon)
+def _norm(norm: Any, normalise: Normalise) -> RMSNorm:
+    return RMSNorm(norm.weight.detach(), norm.variance_epsilon, normalise)

@@ -50,6 +50,10 @@ class KVCache:
         self._keys[layer].index_copy_(0, slots, keys)
         self._values[layer].index_copy_(0, slots, values)
 
+    def pools(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and all values of a layer, [num_blocks * block_size, num_kv_heads, dim] each."""
+        return self._keys[layer], self._values[layer]
+
     def gather(self, layer: int, block_ids: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
         """Keys and values of tiles, [num_tiles, num_kv_heads, num_keys, dim]."""
         return self._gather(self._keys[layer], block_ids, num_keys), self._gather(

@@ -17,13 +17,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from worker.engine.aligned_activation import align_activations
-from worker.engine.attention import ATTENTION_NAME, ShapeProbe
-from worker.engine.fused_decoder import FusedDecoder, can_fuse
-from worker.engine.kv_cache import KVCache, LayerShape
+from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
+from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
+from worker.engine.fused_decoder import FusedDecoder, can_fuse, plain_rms_norm
+from worker.engine.kv_cache import LayerShape
 from worker.engine.linear import MakeLinear, PlainLinear
+from worker.engine.memory import keep_freed_memory
 from worker.engine.packed_linear import PackedLinear, can_pack, pack_linears
 from worker.engine.request import ModelUnavailable
-from worker.engine.step_batch import StepBatch
 from worker.engine.transformers_decoder import TransformersDecoder
 
 #: Rope variants whose angles depend on the longest sequence of the batch.
@@ -32,7 +33,7 @@ BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 CHAT_END_TOKEN = "<|im_end|>"
 
 #: A step's rows to the logits [num_logits, vocab] that the step asks for.
-Decoder = Callable[[StepBatch, KVCache], Tensor]
+Decoder = Callable[[AttentionStep], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LoadedModel:
     name: str
     config: Any  # PreTrainedConfig
     decoder: Decoder
+    paged_attention: PagedAttention | None
     tokenizer: Any  # PreTrainedTokenizerBase, or None where the folder has none
     device: torch.device
     dtype: torch.dtype
@@ -72,21 +74,29 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
     return prepare_model(name, model, load_tokenizer(name), target)
 
 
-def prepare_model(name: str, model: Any, tokenizer: Any, device: torch.device, *, fuse: bool = True) -> LoadedModel:
+def prepare_model(
+    name: str, model: Any, tokenizer: Any, device: torch.device, *, fuse: bool = True, use_kernels: bool = True
+) -> LoadedModel:
     """Moves, probes and packs a model that is already in memory; its own layers are of no use afterwards.
 
-    Without `fuse` the model runs through Transformers' own layers, as one does that has no fused decoder.
+    Without `fuse` the model runs through Transformers' own layers, as one does that has no fused decoder; without
+    `use_kernels` on torch's operations alone, as where there is no C compiler.
     """
     check_config(name, model.config)
+    if device.type == "cpu":
+        keep_freed_memory()
     model.set_attn_implementation(ATTENTION_NAME)
     model = model.to(device).eval().requires_grad_(False)
     config = model.config.get_text_config()
     layers = probe_layers(name, model, device)
-    decoder, products = _make_decoder(model, device, fuse=fuse and can_fuse(model))
+    kernels = cpu_kernels(model.dtype) if use_kernels and device.type == "cpu" else None
+    decoder, products = _make_decoder(model, device, kernels, fuse=fuse and can_fuse(model))
+    has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
     return LoadedModel(
         name=name,
         config=model.config,
         decoder=decoder,
+        paged_attention=None if has_softcap else kernels,
         tokenizer=tokenizer,
         device=device,
         dtype=model.dtype,
@@ -98,13 +108,14 @@ def prepare_model(name: str, model: Any, tokenizer: Any, device: torch.device, *
     )
 
 
-def _make_decoder(model: Any, device: torch.device, *, fuse: bool) -> tuple[Decoder, str]:
+def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, *, fuse: bool) -> tuple[Decoder, str]:
     """The decoder, and how it multiplies."""
     is_packed = device.type == "cpu" and can_pack(model.dtype)
     products = "packed products" if is_packed else "plain products"
     if fuse:
         make_linear: MakeLinear = PackedLinear if is_packed else PlainLinear
-        return FusedDecoder(model, make_linear), f"fused decoder, {products}"
+        normalise = plain_rms_norm if kernels is None else kernels.rms_norm
+        return FusedDecoder(model, make_linear, normalise), f"fused decoder, {products}"
     if device.type == "cpu":
         align_activations(model)
     if is_packed:
@@ -183,7 +194,7 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
         "tokenizer_hash": _hash_files(loaded, "tokenizer*"),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": _device_name(loaded.device),
-        "attention": f"sdpa tiles, {loaded.products}",
+        "attention": f"{'sdpa tiles' if loaded.paged_attention is None else 'paged kernel'}, {loaded.products}",
         "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
     }
 

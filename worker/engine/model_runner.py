@@ -6,16 +6,19 @@ from collections.abc import Sequence as SequenceOf
 
 from torch import Tensor
 
+from worker.engine.attention import AttentionStep, PagedAttention
 from worker.engine.kv_cache import KVCache
 from worker.engine.model_loader import LoadedModel
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
-from worker.engine.step_batch import build_step_batch
+from worker.engine.step_batch import Paging, build_step_batch
 
 
 class ModelRunner:
     def __init__(self, loaded: LoadedModel, cache: KVCache) -> None:
         self._decoder = loaded.decoder
+        self._paged_attention = loaded.paged_attention
+        self._paging = _paging_of(loaded.paged_attention)
         self._device = loaded.device
         self._cache = cache
 
@@ -26,6 +29,14 @@ class ModelRunner:
         """
         if copies:
             self._cache.copy_blocks(copies)
-        batch, sequences = build_step_batch(plan.decodes, plan.prefills, self._cache.block_size, self._device)
-        logits = self._decoder(batch, self._cache)
+        batch, sequences = build_step_batch(
+            plan.decodes, plan.prefills, self._cache.block_size, self._device, self._paging
+        )
+        logits = self._decoder(AttentionStep(batch, self._cache, self._paged_attention))
         return (logits[: len(sequences)], sequences) if sequences else (None, [])
+
+
+def _paging_of(paged_attention: PagedAttention | None) -> Paging:
+    if paged_attention is None:
+        return Paging.NONE
+    return Paging.ALL if paged_attention.covers_prefill else Paging.DECODES

@@ -6,7 +6,6 @@ a reduction over a single row is split among threads and could round differently
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,19 +15,12 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from models.states import Strategy
+from worker.engine.draw import Draw, draw_from_all, draw_nucleus
 from worker.engine.logits_processors import apply_history_processors, apply_sampling_filters, has_history_processors
 from worker.engine.step_batch import MIN_ROWS
 
-#: Sorted this many first; a nucleus that is larger is found by sorting the whole row.
-NUCLEUS_CANDIDATES = 256
-
-#: A cumulative probability this little above `top_p` is rounding, not excess (0.1 + 0.1 + 0.1 is not above 0.3).
-TOP_P_SLACK = 1e-6
-
-#: Tokens whose probabilities are summed together before the draw finds its place.
-DRAW_BLOCK = 256
-
-CHUNK_ELEMENTS = 2**19
+#: Scores that are worked on at a time: four rows of Qwen2's vocabulary.
+CHUNK_ELEMENTS = 5 * 2**17
 
 
 @dataclass(frozen=True)
@@ -55,28 +47,22 @@ class Choice:
     alternatives: list[tuple[int, float]]  # (token id, raw logprob), best first
 
 
-@dataclass(frozen=True)
-class Draw:
-    token_id: int
-    logprob: float
-    kept: int
-
-
 def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
     """One choice per row of logits [rows, vocab], of any dtype; computed in fp32."""
     choices: list[Choice] = []
     size = max(MIN_ROWS, CHUNK_ELEMENTS // logits.shape[1])
     for start in range(0, len(rows), size):
-        choices += _choose_chunk(logits[start : start + size].float(), rows[start : start + size])
+        choices += _choose_chunk(logits[start : start + size], rows[start : start + size])
     return choices
 
 
-def _choose_chunk(scores: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
-    if scores.shape[0] < MIN_ROWS:
-        scores = scores.expand(MIN_ROWS, -1).contiguous()
+def _choose_chunk(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
+    if logits.shape[0] < MIN_ROWS:
+        logits = logits.expand(MIN_ROWS, -1).contiguous()
+    scores = logits.float()
+    greedy_ids = argmax(logits)
     logprobs = torch.log_softmax(scores, dim=-1)
-    greedy_ids = _argmax(scores)
-    draws = [_draw_row(scores, logprobs, greedy_ids, index, row) for index, row in enumerate(rows)]
+    draws = _draw_rows(scores, greedy_ids, rows)
     picked = torch.tensor([draw.token_id for draw in draws] + [0] * (len(scores) - len(draws)), device=scores.device)
     chosen = logprobs.gather(1, picked[:, None])
     entropies, ranks = _trace_columns(logprobs, chosen, rows)
@@ -96,11 +82,16 @@ def _choose_chunk(scores: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
     ]
 
 
-def _argmax(scores: Tensor) -> list[int]:
-    """The lowest id of the largest score of each row. NumPy's is several times as fast as torch's on a CPU."""
-    if scores.device.type == "cpu":
-        return [int(token_id) for token_id in np.argmax(scores.numpy(), axis=-1)]
-    return list(scores.argmax(-1).tolist())
+def argmax(logits: Tensor) -> list[int]:
+    """The lowest id of the largest logit of each row [rows, vocab]. NumPy's is several times as fast as torch's."""
+    if logits.dtype is not torch.bfloat16:
+        return np.argmax(logits.cpu().numpy(), axis=-1).tolist()  # type: ignore[no-any-return]
+    # The patterns of floats above zero are ordered as the floats are, and those of all others are below.
+    patterns = logits.contiguous().view(torch.int16).cpu().numpy()
+    ids: list[int] = np.argmax(patterns, axis=-1).tolist()
+    if min(patterns[row, token_id] for row, token_id in enumerate(ids)) <= 0:
+        return argmax(logits.float())
+    return ids
 
 
 def _trace_columns(logprobs: Tensor, chosen: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[float], list[int]]:
@@ -108,102 +99,59 @@ def _trace_columns(logprobs: Tensor, chosen: Tensor, rows: Sequence[SamplingRow]
     if all(row.params.trace == "none" for row in rows):
         return [0.0] * len(logprobs), [0] * len(logprobs)
     entropies = entropies_of(logprobs)
-    is_plainly_greedy = [
-        row.params.strategy is Strategy.GREEDY and not has_history_processors(row.params) for row in rows
-    ]
-    if all(is_plainly_greedy):
+    if all(_is_plainly_greedy(row.params) for row in rows):
         return entropies, [1] * len(logprobs)
-    return entropies, [int(count) + 1 for count in (logprobs > chosen).sum(-1).tolist()]
+    are_above = (logprobs > chosen).cpu().numpy()
+    return entropies, [int(np.count_nonzero(is_above)) + 1 for is_above in are_above]
+
+
+def _is_plainly_greedy(params: GenerationParams) -> bool:
+    return params.strategy is Strategy.GREEDY and not has_history_processors(params)
 
 
 def entropies_of(logprobs: Tensor) -> list[float]:
     """The entropy of each row of logprobs [rows, vocab], in nats; a row alone is given twice (see above)."""
     # A probability of zero has a logprob of -inf, and 0 * -inf would be NaN.
-    return list((-(logprobs.exp() * logprobs.clamp_min(-1e30)).sum(-1)).tolist())
+    return list((logprobs.exp().mul_(logprobs.clamp_min(-1e30)).sum(-1).neg_()).tolist())
 
 
-def _draw_row(scores: Tensor, logprobs: Tensor, greedy_ids: list[int], index: int, row: SamplingRow) -> Draw:
-    params = row.params
-    processed = scores[index : index + 1]
-    is_processed = has_history_processors(params)
-    if is_processed:
-        processed = apply_history_processors(processed, params, row.prompt_ids, row.token_ids, row.eos_ids)
-    if params.strategy is Strategy.GREEDY:
-        return Draw(int(processed.argmax()) if is_processed else greedy_ids[index], 0.0, 1)
-    if is_processed or params.temperature != 1.0:
-        scaled = processed[0] / params.temperature
-        scaled = scaled - scaled.max()
-    else:
-        scaled = None
-    if params.strategy is Strategy.NUCLEUS:
-        row_weights = (logprobs[index] if scaled is None else scaled).exp()
-        return draw_nucleus(row_weights, params.top_p, row.uniform)
-    if params.top_k is not None or params.min_p:
-        base = processed / params.temperature
-        filtered = apply_sampling_filters(base, params)[0]
-        row_weights = (filtered - filtered.max()).exp()
-        return draw_from_all(row_weights, row.uniform, kept=int((filtered > float("-inf")).sum()))
-    return draw_from_all((logprobs[index] if scaled is None else scaled).exp(), row.uniform)
+def _draw_rows(scores: Tensor, greedy_ids: list[int], rows: Sequence[SamplingRow]) -> list[Draw]:
+    draws = [Draw(token_id, 0.0, 1) for token_id in greedy_ids[: len(rows)]]
+    drawing = [index for index, row in enumerate(rows) if not _is_plainly_greedy(row.params)]
+    if drawing:
+        weights = _weights(scores, rows, drawing)
+        for index, row_weights in zip(drawing, weights.cpu().numpy(), strict=True):
+            params, uniform = rows[index].params, rows[index].uniform
+            if params.strategy is Strategy.GREEDY:
+                draws[index] = Draw(int(row_weights.argmax()), 0.0, 1)
+            elif params.strategy is Strategy.NUCLEUS:
+                draws[index] = draw_nucleus(row_weights, params.top_p, uniform)
+            else:
+                draws[index] = draw_from_all(row_weights, uniform)
+    return draws
 
 
-def draw_from_all(weights: Tensor, uniform: float, kept: int | None = None) -> Draw:
-    """Draws in order of token id from weights [vocab] by inverting their cumulative sum.
-
-    The sum is found in two levels, so that only the block the draw falls into is added up one by one.
-    """
-    vocab = weights.shape[0]
-    whole = vocab - vocab % DRAW_BLOCK
-    blocks = weights[:whole].view(-1, DRAW_BLOCK).sum(-1, dtype=torch.float64)
-    if whole < vocab:
-        blocks = torch.cat([blocks, weights[whole:].sum(dtype=torch.float64)[None]])
-    cumulative = blocks.cumsum(0)
-    total = float(cumulative[-1])
-    target = uniform * total
-    block = int(torch.searchsorted(cumulative, target, right=True))
-    block = min(block, int(blocks.nonzero()[-1]))
-    before = float(cumulative[block - 1]) if block else 0.0
-    start = block * DRAW_BLOCK
-    inside = weights[start : start + DRAW_BLOCK].double()
-    place = int(torch.searchsorted(inside.cumsum(0), target - before, right=True))
-    place = min(place, int(inside.nonzero()[-1]))
-    logprob = float(inside[place].log()) - math.log(total)
-    return Draw(start + place, logprob, int((weights > 0).sum()) if kept is None else kept)
+def _weights(scores: Tensor, rows: Sequence[SamplingRow], drawing: list[int]) -> Tensor:
+    """Unnormalised probabilities [drawing, vocab] that the rows draw from; the largest of each row is 1."""
+    params = [rows[index].params for index in drawing]
+    chosen = scores if len(drawing) == len(scores) else scores[drawing]
+    if any(map(has_history_processors, params)):
+        chosen = torch.cat([_processed(chosen[place], rows[index]) for place, index in enumerate(drawing)])
+    # The largest is subtracted before the division, which then overflows for no temperature.
+    scaled = chosen - chosen.amax(-1, keepdim=True)
+    if any(each.temperature != 1.0 for each in params):
+        scaled.div_(torch.tensor([[each.temperature] for each in params], device=scores.device))
+    for place, each in enumerate(params):
+        if each.top_k is not None or each.min_p:
+            scaled[place] = apply_sampling_filters(scaled[place : place + 1], each)[0]
+    return scaled.exp_()
 
 
-def draw_nucleus(weights: Tensor, top_p: float, uniform: float) -> Draw:
-    """Draws from the nucleus of weights [vocab] (unnormalised probabilities), the most probable first."""
-    if top_p >= 1.0:
-        return draw_from_all(weights, uniform)
-    token_ids, kept_weights = nucleus(weights, top_p)
-    cumulative = kept_weights.cumsum(0)
-    total = float(cumulative[-1])
-    place = int(torch.searchsorted(cumulative, uniform * total, right=True))
-    place = min(place, len(token_ids) - 1)
-    return Draw(int(token_ids[place]), float(kept_weights[place].log()) - math.log(total), len(token_ids))
-
-
-def nucleus(weights: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The tokens whose cumulative probability does not exceed `top_p`, or the first alone, and their weights.
-
-    Sorted by probability, equal ones by id. Returns ids [kept] and float64 weights [kept].
-    """
-    total = weights.sum(dtype=torch.float64)
-    if NUCLEUS_CANDIDATES < weights.shape[0]:
-        values, ids = weights.topk(NUCLEUS_CANDIDATES)
-        num_kept = _num_kept(values, total, top_p)
-        # topk orders equal weights as it likes: only trusted where the cut does not run through its last value.
-        if num_kept < NUCLEUS_CANDIDATES and values[num_kept - 1] > values[-1]:
-            ids, by_id = ids.sort()
-            values, order = values[by_id].sort(descending=True, stable=True)
-            return ids[order][:num_kept], values[:num_kept].double()
-    values, ids = weights.sort(descending=True, stable=True)
-    num_kept = _num_kept(values, total, top_p)
-    return ids[:num_kept], values[:num_kept].double()
-
-
-def _num_kept(values: Tensor, total: Tensor, top_p: float) -> int:
-    cumulative = values.cumsum(0, dtype=torch.float64)
-    return max(1, int((cumulative <= (top_p + TOP_P_SLACK) * total).sum()))
+def _processed(scores: Tensor, row: SamplingRow) -> Tensor:
+    """Scores [vocab] after the row's bias and penalties, as [1, vocab]."""
+    if not has_history_processors(row.params):
+        return scores[None]
+    return apply_history_processors(scores[None], row.params, row.prompt_ids, row.token_ids, row.eos_ids)
 
 
 def top_alternatives(logprobs: Tensor, count: int) -> list[tuple[int, float]]:

@@ -1,15 +1,17 @@
 """The index tensors of one step: where each row's keys go, and which keys each row attends to.
 
-Attention is computed in tiles of a fixed shape: a decoding row against its own keys padded to whole blocks,
-a prompt in tiles of `block_size` queries against the blocks up to and including its own. The shape of a
-row's tile depends on its own position alone, so the result does not depend on what else is in the batch.
+Rows that a paged kernel attends are described by their block tables. All others are attended in tiles of a fixed
+shape: a decoding row against its own keys padded to whole blocks, a prompt in tiles of `block_size` queries
+against the blocks up to and including its own. The shape of a row's tile depends on its own position alone, so
+the result does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from itertools import groupby
+from enum import Enum, auto
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -54,6 +56,25 @@ class AttentionTiles:
 
 
 @dataclass(frozen=True)
+class PagedRows:
+    """The first rows of a step, whose keys a kernel finds by itself; int32, one entry for each run of rows."""
+
+    block_table: Tensor  # [runs, max_blocks]; filled up with the scratch block
+    num_keys: Tensor  # [runs] keys in the cache, the newest row's own included
+    first_rows: Tensor  # [runs + 1] where each run of rows begins, and where the last ends
+    max_queries: int  # rows of the longest run
+    max_keys: int
+
+
+class Paging(Enum):
+    """Which rows a paged kernel attends."""
+
+    NONE = auto()
+    DECODES = auto()
+    ALL = auto()
+
+
+@dataclass(frozen=True)
 class StepBatch:
     """Everything a forward pass needs beside the weights and the cache."""
 
@@ -62,6 +83,8 @@ class StepBatch:
     slots: Tensor  # [rows] place of each row's key in the cache
     logit_rows: Tensor  # [num_logits] rows whose logits are wanted, and others up to MIN_ROWS
     tiles: list[AttentionTiles]
+    paged: PagedRows | None
+    num_paged_rows: int  # they are the first
 
 
 @dataclass
@@ -87,21 +110,40 @@ class _Tile:
     block_ids: list[int]
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Rows of one sequence that a paged kernel attends."""
+
+    num_rows: int
+    num_keys: int
+    block_ids: list[int]
+
+
 def build_step_batch(
-    decodes: SequenceOf[Sequence], prefills: SequenceOf[PrefillChunk], block_size: int, device: torch.device
+    decodes: SequenceOf[Sequence],
+    prefills: SequenceOf[PrefillChunk],
+    block_size: int,
+    device: torch.device,
+    paging: Paging = Paging.NONE,
 ) -> tuple[StepBatch, list[Sequence]]:
     """The step's tensors, and the sequences whose logits come out, in that order."""
-    rows, tiles, logit_rows, sequences = _Rows(), [], [], []
+    rows, tiles, runs, logit_rows, sequences = _Rows(), [], [], [], []
     # Decoding rows with the same number of blocks stand together, so that their queries need no gathering.
     for sequence in sorted(decodes, key=lambda s: len(s.table.block_ids)):
         position = sequence.num_tokens - 1
         row = rows.add(sequence, position, position + 1, block_size)
-        tiles.append(_Tile([row], [position], sequence.table.block_ids))
+        if paging is Paging.NONE:
+            tiles.append(_Tile([row], [position], sequence.table.block_ids))
+        else:
+            runs.append(_Run(1, position + 1, sequence.table.block_ids))
         logit_rows.append(row)
         sequences.append(sequence)
     for chunk in prefills:
         first = rows.add(chunk.sequence, chunk.start, chunk.end, block_size)
-        tiles += _prefill_tiles(chunk, first, block_size)
+        if paging is Paging.ALL:
+            runs.append(_Run(chunk.end - chunk.start, chunk.end, chunk.sequence.table.block_ids))
+        else:
+            tiles += _prefill_tiles(chunk, first, block_size)
         if chunk.is_last:
             logit_rows.append(len(rows.ids) - 1)
             sequences.append(chunk.sequence)
@@ -109,6 +151,7 @@ def build_step_batch(
         rows.ids.append(rows.ids[0])
         rows.positions.append(rows.positions[0])
         rows.slots.append(SCRATCH_BLOCK)
+        runs += [_Run(1, 1, [SCRATCH_BLOCK])] * bool(runs)
     # The model's last product needs MIN_ROWS rows too, as every other.
     logit_rows += range(MIN_ROWS - len(logit_rows))
     batch = StepBatch(
@@ -117,8 +160,24 @@ def build_step_batch(
         slots=torch.tensor(rows.slots, device=device),
         logit_rows=torch.tensor(logit_rows, dtype=torch.long, device=device),
         tiles=_group_tiles(tiles, block_size, device),
+        paged=_paged_rows(runs, device) if runs else None,
+        num_paged_rows=sum(run.num_rows for run in runs),
     )
     return batch, sequences
+
+
+def _paged_rows(runs: list[_Run], device: torch.device) -> PagedRows:
+    width = max(len(run.block_ids) for run in runs)
+    table = [run.block_ids + [SCRATCH_BLOCK] * (width - len(run.block_ids)) for run in runs]
+    first_rows = [0, *accumulate(run.num_rows for run in runs)]
+    num_keys = [run.num_keys for run in runs]
+    return PagedRows(
+        block_table=torch.tensor(table, dtype=torch.int32, device=device),
+        num_keys=torch.tensor(num_keys, dtype=torch.int32, device=device),
+        first_rows=torch.tensor(first_rows, dtype=torch.int32, device=device),
+        max_queries=max(run.num_rows for run in runs),
+        max_keys=max(num_keys),
+    )
 
 
 def _prefill_tiles(chunk: PrefillChunk, first_row: int, block_size: int) -> list[_Tile]:

@@ -7,8 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from worker.engine.attention import AttentionStep
-from worker.engine.kv_cache import KVCache
-from worker.engine.step_batch import StepBatch
 
 
 class TransformersDecoder:
@@ -17,14 +15,14 @@ class TransformersDecoder:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def __call__(self, batch: StepBatch, cache: KVCache) -> Tensor:
-        """Logits [num_logits, vocab] of the rows that the batch asks for."""
+    def __call__(self, step: AttentionStep) -> Tensor:
+        """Logits [num_logits, vocab] of the rows that the step asks for."""
         output = self._model(
-            input_ids=batch.input_ids,
-            position_ids=batch.positions,
+            input_ids=step.batch.input_ids,
+            position_ids=step.batch.positions,
             use_cache=False,
-            logits_to_keep=batch.logit_rows,
-            nocturne_step=AttentionStep(batch, cache),
+            logits_to_keep=step.batch.logit_rows,
+            nocturne_step=step,
         )
         logits: Tensor = output.logits[0]
         return logits

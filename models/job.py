@@ -21,7 +21,7 @@ class Job(Base):
         CheckConstraint(f"state IN ({_STATES})", name="state"),
         CheckConstraint("(prompt IS NULL) <> (messages IS NULL)", name="prompt_or_messages"),
         Index("ix_jobs_run_id_state", "run_id", "state"),
-        # The reaper looks at running jobs only, the outbox at unsent ones: both stay small in a large table.
+        # The reaper looks at running jobs only, the outbox at unsent ones in its order: small parts of a large table.
         Index(
             "ix_jobs_lease",
             "lease_expires_at",
@@ -30,7 +30,9 @@ class Job(Base):
         ),
         Index(
             "ix_jobs_unsent",
+            "priority",
             "run_id",
+            "id",
             sqlite_where=text("state = 'queued' AND sent_at IS NULL"),
             postgresql_where=text("state = 'queued' AND sent_at IS NULL"),
         ),
@@ -48,7 +50,7 @@ class Job(Base):
     prompt: Mapped[str | None]  # exactly what is tokenised, or null where `messages` is given
     messages: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     strategy: Mapped[str]
-    params: Mapped[dict[str, Any]]  # GenerationParams.stored()
+    params: Mapped[dict[str, Any]]  # GenerationParams.stored
     seed: Mapped[int] = mapped_column(BigId)  # given, or derived
     priority: Mapped[int] = mapped_column(default=5)  # 0 … 9, 9 first
     state: Mapped[str] = mapped_column(default=JobState.QUEUED)  # JobState

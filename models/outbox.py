@@ -22,6 +22,8 @@ MAX_CHUNK_JOBS = 32
 #: Chunks that each worker should still get after the next one, so that the last ones even out.
 CHUNKS_AHEAD = 2
 
+NUM_PRIORITIES = 10
+
 #: Jobs read from the database at once.
 PAGE_JOBS = 2_000
 
@@ -49,11 +51,12 @@ def send_outbox(
         is_old = Job.created_at < database_moment(min_age_seconds)
         condition = and_(condition, or_(is_old, Job.attempts > 0))
     num_sent, num_left = 0, _count(database, condition)
-    while page := _read_page(database, condition):
-        for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_slots):
-            send(chunk)
-        _mark_sent(database, [row.id for row in page])
-        num_sent += len(page)
+    for priority in reversed(range(NUM_PRIORITIES)):
+        while page := _read_page(database, and_(condition, Job.priority == priority)):
+            for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_slots):
+                send(chunk)
+            _mark_sent(database, [row.id for row in page])
+            num_sent += len(page)
     return num_sent
 
 
@@ -68,7 +71,7 @@ def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any
         select(*columns, Run.model)
         .join(Run, Run.id == Job.run_id)
         .where(condition)
-        .order_by(Job.priority.desc(), Job.run_id, Job.id)
+        .order_by(Job.run_id, Job.id)
         .limit(PAGE_JOBS)
     )
     with database.begin() as connection:
@@ -102,8 +105,8 @@ def _chunks(rows: list[Row[Any]], num_left: int, num_slots: int) -> Iterator[Chu
 
 
 def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
-    """One chunk has one run and one priority; a suspect travels alone."""
-    return (first.run_id, first.priority) == (other.run_id, other.priority) and not other.is_suspect
+    """One chunk has one run; a suspect travels alone."""
+    return first.run_id == other.run_id and not other.is_suspect
 
 
 def _job_message(row: Row[Any]) -> JobMessage:

@@ -6,7 +6,9 @@ of Transformers' `GenerationConfig`. Knows nothing of files, tables or tensors.
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -102,9 +104,15 @@ class GenerationParams(BaseModel):
         """Sequences that decode side by side for this job: its beams, or its samples."""
         return self.num_beams if self.strategy is Strategy.BEAM else self.n
 
+    @cached_property
     def stored(self) -> dict[str, Any]:
         """The fields that its strategy takes, as JSON values: the `params` of a job row and of a message."""
         return self.model_dump(mode="json", include=set(parameters_of(self.strategy)) | {"strategy"})
+
+    @cached_property
+    def stored_json(self) -> str:
+        """The same as JSON text."""
+        return json.dumps(self.stored, sort_keys=True)
 
 
 def parameters_of(strategy: Strategy) -> frozenset[str]:

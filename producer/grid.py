@@ -40,6 +40,13 @@ RULES = {
     "strategy": f"must be one of {', '.join(Strategy)}",
 }
 
+#: What each strategy takes.
+KNOWN = {str(strategy): parameters_of(strategy) for strategy in Strategy}
+
+#: Parameters seen before, by how they are written. Files with a seed in every line fill it and gain nothing.
+_VALIDATED: dict[str, GenerationParams] = {}
+MAX_REMEMBERED = 10_000
+
 INTEGERS = frozenset({
     "top_k", "num_beams", "num_return", "max_new_tokens", "min_new_tokens", "seed", "n", "top_logprobs",
 })  # fmt: skip
@@ -72,7 +79,7 @@ class Grid:
         given = self.values.get("strategy", [default_strategy])
         strategies = [line_params["strategy"]] if "strategy" in line_params else given
         for strategy in strategies:
-            known = parameters_of(Strategy(strategy)) if strategy in list(Strategy) else frozenset()
+            known = KNOWN.get(strategy, frozenset()) if isinstance(strategy, str) else frozenset()
             names = [name for name in self.values if name in known and name not in line_params]
             self.used.update(names)
             for combination in product(*(self.values[name] for name in names)):
@@ -119,7 +126,19 @@ def parse_option(name: str, text: str) -> list[Any]:
 
 
 def validate(params: dict[str, Any]) -> GenerationParams:
-    """The parameters as a job has them. Raises `InvalidParameters` with the first problem."""
+    """The parameters as a job has them. Raises `InvalidParameters` with the first problem.
+
+    Lines with the same parameters, which most files have, get the same object.
+    """
+    key = repr(params)
+    if (known := _VALIDATED.get(key)) is None:
+        known = _validate(params)
+        if len(_VALIDATED) < MAX_REMEMBERED:
+            _VALIDATED[key] = known
+    return known
+
+
+def _validate(params: dict[str, Any]) -> GenerationParams:
     try:
         return GenerationParams.model_validate(params)
     except ValidationError as error:

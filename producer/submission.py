@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 
+from models.bulk_insert import insert_rows, moment
 from models.job import Job
 from models.run import Run
 from models.states import JobState, RunState
@@ -19,6 +21,15 @@ from producer.errors import InvalidInput, UsageError
 from producer.validation import MAX_ERRORS_SHOWN, Checked
 
 ROWS_PER_INSERT = 2_000
+
+#: What all jobs of a submission share, and what each has of its own.
+COMMON_COLUMNS = (
+    "run_id", "state", "state_reason", "attempts", "num_crashes", "is_suspect", "created_at", "expires_at",
+)  # fmt: skip
+OWN_COLUMNS = (
+    "custom_id", "prompt", "messages", "strategy", "params", "seed", "priority", "metadata", "grid_point",
+    "content_key",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,18 +53,19 @@ def write(
 
     A run of the same name and model takes the new jobs in; `on_duplicate` says what happens to those it has.
     """
-    moment = datetime.now(UTC)
+    created_at = datetime.now(UTC)
     with database.begin() as connection:
         existing = None if on_duplicate == "rerun" else _run_of_name(connection, submission)
-        run_id = f"{moment:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}" if existing is None else existing.id
+        run_id = f"{created_at:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}" if existing is None else existing.id
         run_seed = _run_seed(submission, existing)
         if existing is None:
-            _insert_run(connection, submission, checked, run_id, run_seed, moment)
+            _insert_run(connection, submission, checked, run_id, run_seed, created_at)
         new = _new_jobs(connection, submission, checked, run_id if existing is not None else None, run_seed)
+        common = _common_values(connection, run_id, created_at, expires_after)
         num_new = 0
         while batch := list(islice(new, ROWS_PER_INSERT)):
-            rows = [_row(draft, submission.model, run_id, run_seed, moment, expires_after) for draft in batch]
-            connection.execute(insert(Job), rows)
+            rows = [(*common, *_own_values(draft, submission.model, run_seed)) for draft in batch]
+            insert_rows(connection, "jobs", COMMON_COLUMNS + OWN_COLUMNS, rows)
             num_new += len(rows)
         if existing is not None:
             if on_duplicate == "error" and num_new < checked.num_jobs:
@@ -97,7 +109,7 @@ def _run_seed(submission: Submission, existing: Row[str, int] | None) -> int:
 
 
 def _insert_run(
-    connection: Connection, submission: Submission, checked: Checked, run_id: str, run_seed: int, moment: datetime
+    connection: Connection, submission: Submission, checked: Checked, run_id: str, run_seed: int, created_at: datetime
 ) -> None:
     connection.execute(
         insert(Run).values(
@@ -105,7 +117,7 @@ def _insert_run(
             name=submission.name,
             model=submission.model,
             state=RunState.RUNNING,
-            created_at=moment,
+            created_at=created_at,
             source=submission.shown_path,
             content_hash=checked.content_hash,
             seed=run_seed,
@@ -151,24 +163,27 @@ def _keys_of(connection: Connection, run_id: str, custom_ids: Iterable[str]) -> 
     return {row.custom_id: row.content_key for row in connection.execute(statement)}
 
 
-def _row(
-    draft: JobDraft, model: str, run_id: str, run_seed: int, moment: datetime, expires_after: timedelta | None
-) -> dict[str, Any]:
+def _common_values(
+    connection: Connection, run_id: str, created_at: datetime, expires_after: timedelta | None
+) -> tuple[Any, ...]:
+    """The values of `COMMON_COLUMNS`."""
+    expires_at = None if expires_after is None else created_at + expires_after
+    times = moment(connection, created_at), moment(connection, expires_at)
+    return (run_id, str(JobState.QUEUED), "submitted", 0, 0, False, *times)
+
+
+def _own_values(draft: JobDraft, model: str, run_seed: int) -> tuple[Any, ...]:
+    """The values of `OWN_COLUMNS`."""
     seed = draft.seed(run_seed)
-    return {
-        "run_id": run_id,
-        "custom_id": draft.custom_id,
-        "prompt": draft.prompt,
-        "messages": draft.messages,
-        "strategy": draft.params.strategy,
-        "params": draft.params.stored(),
-        "seed": seed,
-        "priority": draft.priority,
-        "state": JobState.QUEUED,
-        "state_reason": "submitted",
-        "metadata": draft.metadata or None,
-        "grid_point": draft.grid_point,
-        "content_key": draft.content_key(model, seed),
-        "created_at": moment,
-        "expires_at": None if expires_after is None else moment + expires_after,
-    }
+    return (
+        draft.custom_id,
+        draft.prompt,
+        None if draft.messages is None else json.dumps(draft.messages),
+        str(draft.params.strategy),
+        draft.params.stored_json,
+        seed,
+        draft.priority,
+        json.dumps(draft.metadata) if draft.metadata else None,
+        None if draft.grid_point is None else json.dumps(draft.grid_point),
+        draft.content_key(model, seed),
+    )

@@ -27,7 +27,7 @@ def insert_run(database: Engine, num_jobs: int, *, run_id: str = RUN_ID, **colum
     jobs = [
         {
             "run_id": run_id, "custom_id": f"job-{number}", "prompt": f"prompt {number}", "strategy": "greedy",
-            "params": GenerationParams().stored(), "seed": number, "created_at": moment, **columns,
+            "params": GenerationParams().stored, "seed": number, "created_at": moment, **columns,
         }
         for number in range(num_jobs)
     ]  # fmt: skip

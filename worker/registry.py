@@ -12,11 +12,10 @@ from sqlalchemy import Engine, insert, update
 from sqlalchemy.exc import IntegrityError
 
 from models.database import database_moment, database_now
-from models.job import Job, rows_to_change
+from models.job import Job
 from models.result import Environment
-from models.states import JobState
 from models.worker import Worker
-from worker.store import IDS_PER_STATEMENT, Claim
+from worker.store import Claim, held_claims, in_statements
 
 
 class Registry:
@@ -63,19 +62,11 @@ class Registry:
                     mean_running=mean_running,
                 )
             )
-            for start in range(0, len(claims), IDS_PER_STATEMENT):
-                connection.execute(
-                    update(Job)
-                    .where(
-                        rows_to_change(
-                            Job.id.in_([claim.job_id for claim in claims[start : start + IDS_PER_STATEMENT]]),
-                            Job.state == JobState.RUNNING,
-                            Job.worker == self._worker,
-                            skip_locked=True,  # what is just being committed needs no lease
-                        )
-                    )
-                    .values(lease_expires_at=database_now() + self._lease_seconds)
-                )
+            # What is just being committed needs no lease.
+            held = held_claims(connection, self._worker, claims, lock=True, skip_locked=True)
+            for ids in in_statements([claim.job_id for claim in held]):
+                lease = database_now() + self._lease_seconds
+                connection.execute(update(Job).where(Job.id.in_(ids)).values(lease_expires_at=lease))
 
     def sign_off(self) -> None:
         """Notes an end in order."""

@@ -7,20 +7,20 @@ believed dead changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, func, insert, select, update
+from sqlalchemy import Connection, CursorResult, Engine, func, select, update
 
+from models.bulk_insert import to_json, without_nul
 from models.database import database_moment, database_now
 from models.job import Job, rows_to_change
-from models.result import Result
 from models.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.states import JobState
 from worker.engine.request import Completion, RequestOutput
-from worker.trace_rows import insert_traces
+from worker.result_rows import insert_results, insert_traces, reserve_result_ids
 
 #: Parameters of one statement; both databases take at least this many.
 IDS_PER_STATEMENT = 10_000
@@ -81,26 +81,21 @@ class Store:
 
     def lost(self, claims: Sequence[Claim]) -> list[Claim]:
         """Those of the claims that do not hold any more: cancelled, or taken to be dead and given away."""
-        held: set[tuple[int, int]] = set()
         with self._database.connect() as connection:
-            for start in range(0, len(claims), IDS_PER_STATEMENT):
-                ids = [claim.job_id for claim in claims[start : start + IDS_PER_STATEMENT]]
-                statement = select(Job.id, Job.attempts).where(
-                    Job.id.in_(ids), Job.state == JobState.RUNNING, Job.worker == self._worker
-                )
-                held.update((job_id, attempt) for job_id, attempt in connection.execute(statement))
-        return [claim for claim in claims if (claim.job_id, claim.attempt) not in held]
+            held = held_claims(connection, self._worker, claims)
+        return [claim for claim in claims if claim not in held]
 
     def commit(self, finished: Sequence[FinishedJob]) -> int:
         """Stores results, traces and final states together; returns how many jobs were still this worker's."""
         with self._database.begin() as connection:
             moment = datetime.now(UTC)
-            # In the order in which everybody locks jobs.
-            ordered = sorted(finished, key=lambda job: job.claim.job_id)
-            owned = [job for job in ordered if self._finish(connection, job)]
-            results = [(job, done) for job in owned for done in job.output.completions]
-            if results:
-                self._insert_results(connection, results, moment)
+            held = held_claims(connection, self._worker, [job.claim for job in finished], lock=True)
+            owned = [job for job in finished if job.claim in held]
+            self._succeed(connection, [job.claim.job_id for job in owned if job.output.error is None])
+            for job in owned:
+                if (error := job.output.error) is not None:
+                    self._change(connection, job.claim, _ending(JobState.FAILED, str(error), type(error).__name__))
+            self._insert_results(connection, [(job, done) for job in owned for done in job.output.completions], moment)
             _count(connection, owned)
             close_runs(connection, {job.claim.run_id for job in owned}, moment)
         return len(owned)
@@ -126,14 +121,15 @@ class Store:
     def _give_back(self, claims: Iterable[Claim], values: dict[str, Any]) -> list[int]:
         values |= {"state": JobState.QUEUED, "lease_expires_at": None, "sent_at": None}
         with self._database.begin() as connection:
-            ordered = sorted(claims, key=lambda claim: claim.job_id)
-            return [claim.job_id for claim in ordered if self._change(connection, claim, values)]
+            held = held_claims(connection, self._worker, list(claims), lock=True)
+            job_ids = sorted(claim.job_id for claim in held)
+            for ids in in_statements(job_ids):
+                connection.execute(update(Job).where(Job.id.in_(ids)).values(values))
+        return job_ids
 
-    def _finish(self, connection: Connection, job: FinishedJob) -> bool:
-        error = job.output.error
-        if error is None:
-            return self._change(connection, job.claim, _ending(JobState.SUCCEEDED))
-        return self._change(connection, job.claim, _ending(JobState.FAILED, str(error), type(error).__name__))
+    def _succeed(self, connection: Connection, job_ids: Sequence[int]) -> None:
+        if job_ids:
+            connection.execute(update(Job).where(Job.id.in_(job_ids)).values(_ending(JobState.SUCCEEDED)))
 
     def _change(self, connection: Connection, claim: Claim, values: dict[str, Any]) -> bool:
         """Changes a job only while it runs in this worker's attempt."""
@@ -152,9 +148,12 @@ class Store:
     def _insert_results(
         self, connection: Connection, results: list[tuple[FinishedJob, Completion]], moment: datetime
     ) -> None:
-        rows = [self._result_row(job, completion, moment) for job, completion in results]
-        statement = insert(Result).returning(Result.id, sort_by_parameter_order=True)
-        ids = connection.execute(statement, rows).scalars().all()
+        ids = reserve_result_ids(connection, len(results))
+        rows = [
+            (result_id, *self._result_row(job, completion, moment))
+            for result_id, (job, completion) in zip(ids, results, strict=True)
+        ]
+        insert_results(connection, rows)
         insert_traces(
             connection,
             [
@@ -164,27 +163,52 @@ class Store:
             ],
         )
 
-    def _result_row(self, job: FinishedJob, completion: Completion, moment: datetime) -> dict[str, Any]:
+    def _result_row(self, job: FinishedJob, completion: Completion, moment: datetime) -> tuple[Any, ...]:
+        """The values of `RESULT_COLUMNS`, but for the id."""
         output = job.output
-        is_first = completion.sample_index == 0
-        hypotheses = [vars(hypothesis) for hypothesis in output.hypotheses] if is_first else []
+        hypotheses = [vars(each) for each in output.hypotheses] if completion.sample_index == 0 else []
         in_engine = output.waiting_seconds + output.prefill_seconds + output.decode_seconds
         age = (moment - job.claim.created_at).total_seconds()
-        return {
-            "job_id": job.claim.job_id,
-            "sample_index": completion.sample_index,
-            "text": completion.text.replace("\0", "\ufffd"),  # PostgreSQL's text cannot hold NUL
-            "finish_reason": completion.finish_reason,
-            "prompt_tokens": output.num_prompt_tokens,
-            "completion_tokens": len(completion.token_ids),
-            "cumulative_logprob": completion.cumulative_logprob,
-            "score": completion.score,
-            "hypotheses": hypotheses or None,
-            "queued_seconds": max(0.0, age - in_engine) + output.waiting_seconds,
-            "prefill_seconds": output.prefill_seconds,
-            "decode_seconds": output.decode_seconds,
-            "environment_id": self.environment_id,
-        }
+        return (
+            job.claim.job_id,
+            completion.sample_index,
+            without_nul(completion.text),
+            str(completion.finish_reason),
+            output.num_prompt_tokens,
+            len(completion.token_ids),
+            completion.cumulative_logprob,
+            completion.score,
+            to_json(hypotheses) if hypotheses else None,
+            max(0.0, age - in_engine) + output.waiting_seconds,
+            output.prefill_seconds,
+            output.decode_seconds,
+            self.environment_id,
+        )
+
+
+def held_claims(
+    connection: Connection, worker: str, claims: Sequence[Claim], *, lock: bool = False, skip_locked: bool = False
+) -> set[Claim]:
+    """Those of the claims that this worker still has: nobody cancelled the job or gave it away.
+
+    With `lock` they stay so until the transaction ends; locked in the order in which everybody locks jobs.
+    """
+    held: set[tuple[int, int]] = set()
+    for ids in in_statements([claim.job_id for claim in claims]):
+        # By id alone, so that PostgreSQL takes the primary key: other indexes hold all that was ever running.
+        statement = select(Job.id, Job.attempts, Job.state, Job.worker).where(Job.id.in_(ids)).order_by(Job.id)
+        if lock:
+            statement = statement.with_for_update(skip_locked=skip_locked)
+        for job_id, attempt, state, holder in connection.execute(statement):
+            if state == JobState.RUNNING and holder == worker:
+                held.add((job_id, attempt))
+    return {claim for claim in claims if (claim.job_id, claim.attempt) in held}
+
+
+def in_statements(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Ids a statement's worth at a time."""
+    for start in range(0, len(ids), IDS_PER_STATEMENT):
+        yield ids[start : start + IDS_PER_STATEMENT]
 
 
 def count_rows(result: Any) -> int:

@@ -48,7 +48,7 @@ def test_wrong_values_are_refused(given: dict[str, Any], word: str) -> None:
 @pytest.mark.parametrize("strategy", Strategy)
 def test_stored_parameters_are_read_back_the_same(strategy: Strategy) -> None:
     params = GenerationParams(strategy=strategy, seed=7, stop=("a", "b"), logit_bias={3: 1.5}, top_logprobs=2)
-    assert GenerationParams.model_validate(params.stored()) == params
+    assert GenerationParams.model_validate(params.stored) == params
 
 
 def test_a_single_stop_string_and_a_trace_level_are_understood() -> None:

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_num_seqs: int = Field(default=64, ge=1)  # sequences that decode side by side
     kv_memory: float | None = Field(default=None, gt=0)  # GiB for the KV cache; None: a share of what is free
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # share of a GPU for weights, step and KV cache
+    deterministic: bool = False  # on a GPU too, no answer depends on its batch; a CPU's never do
     prefill_tokens: int = Field(default=2048, ge=16)  # most prompt tokens in one step
     num_threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; None: torch's choice
     worker_name: str | None = None  # None: host name and device

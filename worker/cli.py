@@ -26,13 +26,22 @@ def _callback() -> None:
 
 @app.command()
 def start(
-    devices: Annotated[str, typer.Option(help="auto, cpu, or a list such as cuda:0,cuda:1: one worker each")] = "auto",
+    devices: Annotated[
+        str,
+        typer.Option(help="auto, cpu, or a list: cuda:0,cuda:1 is one worker each, cuda:0+cuda:1 one on both"),
+    ] = "auto",
     model: Annotated[str | None, typer.Option(help="hub id or folder of the model to serve")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default: <home>/nocturne.db")] = None,
     broker: Annotated[str | None, typer.Option(help="Redis URL")] = None,
     home: Annotated[Path | None, typer.Option(help="where the embedded database lies")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(min=1, help="sequences that decode side by side")] = None,
     kv_memory: Annotated[float | None, typer.Option(help="GiB for the KV cache; default: a share of the free")] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(min=0.05, max=1.0, help="share of a GPU's memory to take; default: 0.9")
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="no answer depends on its batch, on a GPU too; slower there")
+    ] = False,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16, float32; default: what the device has")] = None,
     num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each engine")] = None,
     engine_timeout: Annotated[
@@ -48,7 +57,8 @@ def start(
     """
     options = {
         "model": model, "database": database, "broker": broker, "home": home, "max_num_seqs": max_num_seqs,
-        "kv_memory": kv_memory, "dtype": dtype, "num_threads": num_threads, "worker_name": name,
+        "kv_memory": kv_memory, "gpu_memory_utilization": gpu_memory_utilization,
+        "deterministic": deterministic or None, "dtype": dtype, "num_threads": num_threads, "worker_name": name,
         "engine_timeout": engine_timeout, "grace_seconds": grace,
     }  # fmt: skip
     environment = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,10 @@ def device_names(devices: str, environment: Mapping[str, str] = os.environ) -> l
 
 
 def plan_places(names: list[str], num_cpus: int, environment: Mapping[str, str] = os.environ) -> list[Place]:
-    """A place for each name. Several workers on the CPU divide its threads; a GPU's worker sees that GPU alone."""
+    """A place for each name. Several workers on the CPU divide its threads; a GPU's worker sees that GPU alone.
+
+    A name with a plus, `cuda:0+cuda:1`, is one worker on several GPUs.
+    """
     num_on_cpu = sum(name == "cpu" for name in names)
     return [_place(name, max(1, num_cpus // max(num_on_cpu, 1)), environment) for name in names]
 
@@ -36,12 +40,14 @@ def _place(name: str, num_threads: int, environment: Mapping[str, str]) -> Place
     if name == "cpu":
         given = environment.get("NOCTURNE_NUM_THREADS")
         return Place(name, name, {} if given is not None else {"NOCTURNE_NUM_THREADS": str(num_threads)})
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or not index.isdigit():
+    parts = name.split("+")
+    if not all(re.fullmatch(r"cuda:\d+", part) for part in parts):
         return Place(name, name, {})
     visible = _visible(environment)
-    own = visible[int(index)] if int(index) < len(visible) else index
-    return Place(name, "cuda:0", {"CUDA_VISIBLE_DEVICES": own})
+    indices = [part.removeprefix("cuda:") for part in parts]
+    own = [visible[int(index)] if int(index) < len(visible) else index for index in indices]
+    renamed = "+".join(f"cuda:{place}" for place in range(len(own)))
+    return Place(name, renamed, {"CUDA_VISIBLE_DEVICES": ",".join(own)})
 
 
 def _visible(environment: Mapping[str, str]) -> list[str]:

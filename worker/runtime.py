@@ -311,6 +311,8 @@ def _engine_options(settings: Settings) -> EngineOptions:
             max_num_seqs=settings.max_num_seqs,
             kv_memory=settings.kv_memory,
             prefill_tokens=settings.prefill_tokens,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
         ),
         num_threads=settings.num_threads,
+        deterministic=settings.deterministic,
     )

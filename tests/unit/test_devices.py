@@ -36,3 +36,9 @@ def test_a_gpus_worker_sees_only_its_own() -> None:
         ("cpu", "cpu", {"NOCTURNE_NUM_THREADS": "8"}),
     ]
     assert plan_places(["cuda:4"], 8, {})[0].environment == {"CUDA_VISIBLE_DEVICES": "4"}
+
+
+def test_one_worker_may_have_several_gpus() -> None:
+    pair, single = plan_places(["cuda:2+cuda:0", "cuda:1"], 8, {"CUDA_VISIBLE_DEVICES": "4,5,6"})
+    assert pair == Place("cuda:2+cuda:0", "cuda:0+cuda:1", {"CUDA_VISIBLE_DEVICES": "6,4"})
+    assert single.environment == {"CUDA_VISIBLE_DEVICES": "5"}

@@ -73,7 +73,7 @@ def attention_forward(
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise ModelUnavailable("this model's attention has sinks or a position bias, which is not supported")
     if isinstance(nocturne_step, ShapeProbe):
-        nocturne_step.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        nocturne_step.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.device)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     assert nocturne_step is not None, "the model did not pass its keyword arguments on to its attention"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -92,7 +92,7 @@ def attend(layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, ste
 
     Takes query [rows, heads, dim], key and value [rows, kv_heads, dim]; returns [rows, heads, value_dim].
     """
-    batch, cache = step.batch, step.cache
+    batch, cache = step.batch.on(query.device), step.cache
     cache.write(layer.index, batch.slots, key, value)
     paged = None
     if batch.paged is not None:

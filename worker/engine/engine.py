@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -24,10 +23,11 @@ from worker.engine.beam_group import advance_beams, fork_sequences, start_beams
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.kv_blocks import KVBlocks
-from worker.engine.kv_cache import KVCache, num_blocks_for
+from worker.engine.kv_cache import KVCache
+from worker.engine.kv_memory import choose_num_blocks
 from worker.engine.memory import is_out_of_memory
 from worker.engine.model_loader import LoadedModel, load_model
-from worker.engine.model_runner import ModelRunner
+from worker.engine.model_runner import FixedSizes, ModelRunner
 from worker.engine.output import failed_output, finished_output
 from worker.engine.request import (
     DoesNotFit,
@@ -43,12 +43,6 @@ from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, SequenceGroup
 from worker.engine.stopping import check_stop, eos_ids_of
 from worker.engine.uniform import uniforms
-
-GIB = 2**30
-
-#: Share of the free memory that the KV cache takes where no size is given.
-CPU_KV_SHARE = 0.25
-CUDA_KV_SHARE = 0.85
 
 
 @dataclass
@@ -69,21 +63,35 @@ class Engine:
         self.config = config
         self.stats = EngineStats()
         self.detokenizer = None if loaded.tokenizer is None else Detokenizer(loaded.tokenizer)
-        num_blocks = _choose_num_blocks(loaded, config)
-        self.blocks = KVBlocks(num_blocks, config.block_size, share_prefixes=config.share_prefixes)
-        cache = KVCache(loaded.layers, num_blocks, config.block_size, loaded.dtype, loaded.device)
-        self._runner = ModelRunner(loaded, cache)
-        self._scheduler = Scheduler(self.blocks, config.max_num_seqs, config.prefill_tokens, config.block_size)
+        self.block_size = config.block_size or loaded.block_size
+        num_blocks = choose_num_blocks(loaded, config, self.block_size)
+        self.blocks = KVBlocks(num_blocks, self.block_size, share_prefixes=config.share_prefixes)
+        cache = KVCache(loaded.layers, num_blocks, self.block_size, loaded.dtype, loaded.device)
+        fixed = None
+        if loaded.needs_fixed_sizes:
+            fixed = FixedSizes(config.max_num_seqs, config.prefill_tokens, config.max_num_seqs)
+        use_graphs = config.use_graphs and loaded.device.type == "cuda" and not loaded.is_spread
+        self._runner = ModelRunner(loaded, cache, config.max_num_seqs, fixed=fixed, use_graphs=use_graphs)
+        self._scheduler = Scheduler(
+            self.blocks,
+            config.max_num_seqs,
+            config.prefill_tokens,
+            self.block_size,
+            keep_phases_apart=loaded.needs_fixed_sizes,
+        )
         self._groups: dict[int, SequenceGroup] = {}
         self._refused: list[RequestOutput] = []
 
     @classmethod
-    def load(cls, model: str, *, device: str = "auto", dtype: str = "auto", **config: Any) -> Self:
+    def load(
+        cls, model: str, *, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **config: Any
+    ) -> Self:
         """An engine on a model folder or hub id; `config` are the fields of `EngineConfig`.
 
+        With `deterministic` answers do not depend on the batch on a GPU either; on a CPU they never do.
         Raises `ModelUnavailable`.
         """
-        return cls(load_model(model, device, dtype), EngineConfig(**config))
+        return cls(load_model(model, device, dtype, deterministic=deterministic), EngineConfig(**config))
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt; special tokens written in it are honoured."""
@@ -195,7 +203,7 @@ class Engine:
         copies = []
         for sequence in decodes:
             self.blocks.extend(sequence.table, sequence.num_tokens)
-            index = (sequence.num_tokens - 1) // self.config.block_size
+            index = (sequence.num_tokens - 1) // self.block_size
             if (copy := self.blocks.make_writable(sequence.table, index)) is not None:
                 copies.append(copy)
         return copies
@@ -295,7 +303,7 @@ class Engine:
             )
         needed, usable = self._scheduler.blocks_needed(group), self.blocks.num_usable
         if needed > usable:
-            size = self.config.block_size
+            size = self.block_size
             return DoesNotFit(
                 f"the job needs room for {needed * size} tokens in the KV cache, which holds {usable * size}; "
                 "lower max_new_tokens, or start the worker with more --kv-memory"
@@ -319,18 +327,3 @@ def _append(sequence: Sequence, choice: Choice) -> None:
 def _unknown_token(params: GenerationParams, vocab_size: int) -> int | None:
     named = (*params.stop_token_ids, *(params.eos_token_ids or ()), *(params.logit_bias or ()))
     return next((token_id for token_id in named if token_id >= vocab_size), None)
-
-
-def _choose_num_blocks(loaded: LoadedModel, config: EngineConfig) -> int:
-    """Blocks that the given memory holds; never more than all sequences could fill."""
-    if config.kv_memory is not None:
-        memory = int(config.kv_memory * GIB)
-    elif loaded.device.type == "cuda":
-        memory = int(torch.cuda.mem_get_info(loaded.device)[0] * CUDA_KV_SHARE)
-    else:
-        memory = int(psutil.virtual_memory().available * CPU_KV_SHARE)
-    num_blocks = num_blocks_for(memory, loaded.layers, config.block_size, loaded.dtype)
-    most = config.max_num_seqs * -(-loaded.context_window // config.block_size) + 1
-    if num_blocks < 2:
-        raise DoesNotFit(f"{memory / GIB:.3f} GiB of KV memory holds no block; raise --kv-memory")
-    return min(num_blocks, most)

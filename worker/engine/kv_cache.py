@@ -15,6 +15,7 @@ class LayerShape:
     num_kv_heads: int
     key_dim: int
     value_dim: int
+    device: torch.device | None = None  # where the layer is; None: where the cache is told to be
 
     @property
     def num_elements(self) -> int:
@@ -37,13 +38,17 @@ class KVCache:
         slots = num_blocks * block_size
         # Zeroed, because a masked key still meets a weight of zero and NaN * 0 is NaN.
         self._keys = {
-            index: torch.zeros(slots, shape.num_kv_heads, shape.key_dim, dtype=dtype, device=device)
+            index: torch.zeros(slots, shape.num_kv_heads, shape.key_dim, dtype=dtype, device=shape.device or device)
             for index, shape in layers.items()
         }
         self._values = {
-            index: torch.zeros(slots, shape.num_kv_heads, shape.value_dim, dtype=dtype, device=device)
+            index: torch.zeros(slots, shape.num_kv_heads, shape.value_dim, dtype=dtype, device=shape.device or device)
             for index, shape in layers.items()
         }
+
+    @property
+    def _devices(self) -> set[torch.device]:
+        return {pool.device for pool in self._keys.values()}
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Stores keys and values, [rows, num_kv_heads, dim], at the rows' slots."""
@@ -62,9 +67,9 @@ class KVCache:
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to) each, in every layer."""
-        device = next(iter(self._keys.values())).device
-        sources, targets = torch.tensor(pairs, device=device).t()
+        places = {device: torch.tensor(pairs, device=device).t() for device in self._devices}
         for pool in (*self._keys.values(), *self._values.values()):
+            sources, targets = places[pool.device]
             blocks = pool.view(self.num_blocks, -1)
             blocks.index_copy_(0, targets, blocks.index_select(0, sources))
 

@@ -6,6 +6,7 @@ Only safetensors and no code from the model's repository. Raises `ModelUnavailab
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,14 @@ from worker.engine.memory import keep_freed_memory
 from worker.engine.packed_linear import PackedLinear, can_pack, pack_linears
 from worker.engine.request import ModelUnavailable
 from worker.engine.transformers_decoder import TransformersDecoder
+from worker.engine.varlen_attention import PAGE_SIZE, varlen_attention
 
 #: Rope variants whose angles depend on the longest sequence of the batch.
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 CHAT_END_TOKEN = "<|im_end|>"
+
+CPU_BLOCK_SIZE = 64
 
 #: A step's rows to the logits [num_logits, vocab] that the step asks for.
 Decoder = Callable[[AttentionStep], Tensor]
@@ -43,7 +47,7 @@ class LoadedModel:
     name: str
     config: Any  # PreTrainedConfig
     decoder: Decoder
-    paged_attention: PagedAttention | None
+    paged_attention: PagedAttention | None  # None: attention goes through SDPA's tiles
     tokenizer: Any  # PreTrainedTokenizerBase, or None where the folder has none
     device: torch.device
     dtype: torch.dtype
@@ -52,12 +56,21 @@ class LoadedModel:
     vocab_size: int
     context_window: int
     products: str  # how the decoder multiplies, for the provenance of results
+    block_size: int  # tokens in a KV block, where nothing else is asked for
+    needs_fixed_sizes: bool = False  # answers are to be independent of the batch, and products depend on their size
+    is_spread: bool = False  # over several devices
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """The model in inference mode on its device; `name` is a folder or a hub id."""
-    target = choose_device(device)
+def load_model(name: str, device: str = "auto", dtype: str = "auto", *, deterministic: bool = False) -> LoadedModel:
+    """The model in inference mode on its device; `name` is a folder or a hub id.
+
+    `device` may be several, `cuda:0+cuda:1`: Transformers' device map then spreads the layers over all visible ones.
+    """
+    is_spread = "+" in device
+    target = choose_device(device.split("+")[0])
     chosen = choose_dtype(dtype, target)
+    if is_spread and importlib.util.find_spec("accelerate") is None:
+        raise ModelUnavailable("a model over several devices needs the accelerate package; pip install accelerate")
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         check_config(name, config)
@@ -68,35 +81,50 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
             attn_implementation=ATTENTION_NAME,
             use_safetensors=True,
             trust_remote_code=False,
+            **({"device_map": "balanced"} if is_spread else {}),
         )
     except (OSError, ValueError) as error:
         raise ModelUnavailable(f"cannot load the model {name!r}: {_first_line(error)}") from error
-    return prepare_model(name, model, load_tokenizer(name), target)
+    return prepare_model(name, model, load_tokenizer(name), target, deterministic=deterministic, is_spread=is_spread)
 
 
 def prepare_model(
-    name: str, model: Any, tokenizer: Any, device: torch.device, *, fuse: bool = True, use_kernels: bool = True
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    device: torch.device,
+    *,
+    fuse: bool = True,
+    use_kernels: bool = True,
+    deterministic: bool = False,
+    is_spread: bool = False,
 ) -> LoadedModel:
     """Moves, probes and packs a model that is already in memory; its own layers are of no use afterwards.
 
-    Without `fuse` the model runs through Transformers' own layers, as one does that has no fused decoder; without
-    `use_kernels` on torch's operations alone, as where there is no C compiler.
+    Without `fuse` the model runs through Transformers' own layers, as one does that has no fused decoder or is spread
+    over several devices; without `use_kernels` on torch's operations alone, as where there is no C compiler.
     """
     check_config(name, model.config)
     if device.type == "cpu":
         keep_freed_memory()
     model.set_attn_implementation(ATTENTION_NAME)
-    model = model.to(device).eval().requires_grad_(False)
+    model = (model if is_spread else model.to(device)).eval().requires_grad_(False)
     config = model.config.get_text_config()
     layers = probe_layers(name, model, device)
     kernels = cpu_kernels(model.dtype) if use_kernels and device.type == "cpu" else None
-    decoder, products = _make_decoder(model, device, kernels, fuse=fuse and can_fuse(model))
-    has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
+    decoder, products = _make_decoder(model, device, kernels, fuse=fuse and not is_spread and can_fuse(model))
+    paged_attention: PagedAttention | None = kernels
+    if device.type == "cuda" and use_kernels:
+        paged_attention = varlen_attention(
+            device, model.dtype, layers[0], config.num_attention_heads, is_deterministic=deterministic
+        )
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        paged_attention = None
     return LoadedModel(
         name=name,
         config=model.config,
         decoder=decoder,
-        paged_attention=None if has_softcap else kernels,
+        paged_attention=paged_attention,
         tokenizer=tokenizer,
         device=device,
         dtype=model.dtype,
@@ -105,6 +133,9 @@ def prepare_model(
         vocab_size=config.vocab_size,
         context_window=config.max_position_embeddings,
         products=products,
+        block_size=PAGE_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE,
+        needs_fixed_sizes=deterministic and device.type != "cpu",
+        is_spread=is_spread,
     )
 
 

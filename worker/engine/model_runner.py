@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from worker.engine.attention import AttentionStep, PagedAttention
+from worker.engine.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
 from worker.engine.kv_cache import KVCache
 from worker.engine.model_loader import LoadedModel
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
-from worker.engine.step_batch import Paging, build_step_batch
+from worker.engine.step_batch import MIN_ROWS, Paging, build_step_batch
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class FixedSizes:
+    """What every step is padded to where a product's bits depend on its number of rows, as on a GPU."""
+
+    decode_rows: int
+    prefill_rows: int
+    num_logits: int
 
 
 class ModelRunner:
-    def __init__(self, loaded: LoadedModel, cache: KVCache) -> None:
+    """With `fixed` every step has the same shape; with `use_graphs` decode steps are recorded and replayed."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        cache: KVCache,
+        max_num_seqs: int,
+        *,
+        fixed: FixedSizes | None = None,
+        use_graphs: bool = False,
+        record: Record | None = None,
+    ) -> None:
         self._decoder = loaded.decoder
-        self._paged_attention = loaded.paged_attention
-        self._paging = _paging_of(loaded.paged_attention)
         self._device = loaded.device
         self._cache = cache
+        self._fixed = fixed
+        self._paged_attention = loaded.paged_attention
+        self._paging = _paging_of(loaded.paged_attention)
+        self._graphs = None
+        if use_graphs and loaded.paged_attention is not None:
+            buckets = graph_buckets(max_num_seqs) if fixed is None else [fixed.decode_rows]
+            self._graphs = DecodeGraphs(
+                loaded.decoder, cache, loaded.paged_attention, buckets, loaded.context_window, loaded.device, record
+            )
 
     def run(self, plan: StepPlan, copies: list[tuple[int, int]]) -> tuple[Tensor | None, SequenceOf[Sequence]]:
         """Computes the plan after copying blocks; returns logits [num_logits, vocab] and whose they are.
@@ -29,11 +61,31 @@ class ModelRunner:
         """
         if copies:
             self._cache.copy_blocks(copies)
+        num_rows, num_logits = self._least_sizes(plan)
+        graphs = self._graphs
+        if graphs is not None and (plan.prefills or bucket_for(len(plan.decodes), graphs.buckets) is None):
+            graphs = None
         batch, sequences = build_step_batch(
-            plan.decodes, plan.prefills, self._cache.block_size, self._device, self._paging
+            plan.decodes,
+            plan.prefills,
+            self._cache.block_size,
+            self._device if graphs is None else CPU,  # a graph's own tensors are filled from there
+            self._paging,
+            num_rows=num_rows,
+            num_logits=num_logits,
         )
-        logits = self._decoder(AttentionStep(batch, self._cache, self._paged_attention))
+        if graphs is not None:
+            logits = graphs.run(batch)
+        else:
+            logits = self._decoder(AttentionStep(batch, self._cache, self._paged_attention))
         return (logits[: len(sequences)], sequences) if sequences else (None, [])
+
+    def _least_sizes(self, plan: StepPlan) -> tuple[int, int]:
+        """Rows and logits that the step is padded to."""
+        if self._fixed is None:
+            return MIN_ROWS, MIN_ROWS
+        rows = self._fixed.prefill_rows if plan.prefills else self._fixed.decode_rows
+        return rows, self._fixed.num_logits
 
 
 def _paging_of(paged_attention: PagedAttention | None) -> Paging:

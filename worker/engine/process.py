@@ -28,12 +28,12 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     try:
-        loaded = load_model(options.model, options.device, options.dtype)
+        loaded = load_model(options.model, options.device, options.dtype, deterministic=options.deterministic)
         engine = Engine(loaded, options.config)
     except EngineError as error:
         connection.send(Failed(str(error)))
         return
-    kv_tokens = engine.blocks.num_usable * options.config.block_size
+    kv_tokens = engine.blocks.num_usable * engine.block_size
     connection.send(Ready(describe_environment(loaded), str(loaded.device), kv_tokens))
     try:
         _serve(connection, engine)

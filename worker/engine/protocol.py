@@ -23,6 +23,7 @@ class EngineOptions:
     dtype: str
     config: EngineConfig
     num_threads: int | None = None
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

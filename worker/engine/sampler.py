@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from models.states import Strategy
+from worker.engine.batched_sampler import Choices, choose_batch
 from worker.engine.draw import Draw, draw_from_all, draw_nucleus
 from worker.engine.logits_processors import apply_history_processors, apply_sampling_filters, has_history_processors
 from worker.engine.step_batch import MIN_ROWS
@@ -49,6 +50,39 @@ class Choice:
 
 def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
     """One choice per row of logits [rows, vocab], of any dtype; computed in fp32."""
+    if logits.device.type != "cpu":
+        return choose_on_device(logits, rows)
+    return _choose_by_chunks(logits, rows)
+
+
+def choose_on_device(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
+    """The same with every row at once, but for those that need their history or a filter."""
+    together = [index for index, row in enumerate(rows) if not _is_special(row.params)]
+    special = [index for index, row in enumerate(rows) if _is_special(row.params)]
+    choices: dict[int, Choice] = {}
+    if together:
+        picked = logits if not special else logits[together]
+        found = choose_batch(picked, [rows[index].params for index in together], [rows[i].uniform for i in together])
+        for place, index in enumerate(together):
+            choices[index] = _choice_of(found, place, rows[index].params.top_logprobs)
+    if special:
+        singled_out = _choose_by_chunks(logits[special], [rows[index] for index in special])
+        choices.update(zip(special, singled_out, strict=True))
+    return [choices[index] for index in range(len(rows))]
+
+
+def _is_special(params: GenerationParams) -> bool:
+    return has_history_processors(params) or params.top_k is not None or bool(params.min_p)
+
+
+def _choice_of(found: Choices, place: int, num_alternatives: int) -> Choice:
+    token_id, logprob, sampling_logprob, entropy, rank, kept = found.columns[place]
+    alternatives = zip(found.alternative_ids[place], found.alternative_logprobs[place], strict=True)
+    ordered = sorted(alternatives, key=lambda pair: (-pair[1], pair[0]))[:num_alternatives]
+    return Choice(int(token_id), logprob, sampling_logprob, entropy, int(rank), int(kept), ordered)
+
+
+def _choose_by_chunks(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
     choices: list[Choice] = []
     size = max(MIN_ROWS, CHUNK_ELEMENTS // logits.shape[1])
     for start in range(0, len(rows), size):

@@ -41,11 +41,20 @@ class StepPlan:
 class Scheduler:
     """Holds the waiting and the running groups. `prefill_tile` keeps chunk borders where attention tiles end."""
 
-    def __init__(self, blocks: KVBlocks, max_num_seqs: int, max_prefill_tokens: int, prefill_tile: int) -> None:
+    def __init__(
+        self,
+        blocks: KVBlocks,
+        max_num_seqs: int,
+        max_prefill_tokens: int,
+        prefill_tile: int,
+        *,
+        keep_phases_apart: bool = False,
+    ) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
         self._max_prefill_tokens = max(max_prefill_tokens // prefill_tile, 1) * prefill_tile
         self._prefill_tile = prefill_tile
+        self._keep_phases_apart = keep_phases_apart
         # What is in force: less than the above for a while after memory ran out.
         self._row_limit, self._prefill_limit = max_num_seqs, self._max_prefill_tokens
         self._steps_since_halved = 0
@@ -98,6 +107,8 @@ class Scheduler:
                 chunk = self._chunk(group.sequences[0], budget)
                 plan.prefills.append(chunk)
                 budget -= self._round_up(chunk.end - chunk.start)
+        if plan.prefills and self._keep_phases_apart:
+            plan.decodes = []
         return plan
 
     def retire(self, group: SequenceGroup) -> None:

@@ -9,9 +9,10 @@ the result does not depend on what else is in the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum, auto
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,27 @@ class StepBatch:
     paged: PagedRows | None
     num_paged_rows: int  # they are the first
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_copies", {self.input_ids.device: self})
+
+    def on(self, device: torch.device) -> StepBatch:
+        """The same on another device, for a model that is spread over several; copied once."""
+        copies: dict[torch.device, StepBatch] = self._copies  # type: ignore[attr-defined]
+        if device not in copies:
+            copies[device] = _moved(self, device)
+        return copies[device]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A dataclass with all tensors inside it on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, list):
+        return [_moved(each, device) for each in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: _moved(getattr(value, each.name), device) for each in fields(value)})
+    return value
+
 
 @dataclass
 class _Rows:
@@ -125,8 +147,14 @@ def build_step_batch(
     block_size: int,
     device: torch.device,
     paging: Paging = Paging.NONE,
+    *,
+    num_rows: int = MIN_ROWS,
+    num_logits: int = MIN_ROWS,
 ) -> tuple[StepBatch, list[Sequence]]:
-    """The step's tensors, and the sequences whose logits come out, in that order."""
+    """The step's tensors, and the sequences whose logits come out, in that order.
+
+    Padded to at least `num_rows` rows and `num_logits` logits.
+    """
     rows, tiles, runs, logit_rows, sequences = _Rows(), [], [], [], []
     # Decoding rows with the same number of blocks stand together, so that their queries need no gathering.
     for sequence in sorted(decodes, key=lambda s: len(s.table.block_ids)):
@@ -147,13 +175,13 @@ def build_step_batch(
         if chunk.is_last:
             logit_rows.append(len(rows.ids) - 1)
             sequences.append(chunk.sequence)
-    while len(rows.ids) < MIN_ROWS:
+    while len(rows.ids) < num_rows:
         rows.ids.append(rows.ids[0])
         rows.positions.append(rows.positions[0])
         rows.slots.append(SCRATCH_BLOCK)
         runs += [_Run(1, 1, [SCRATCH_BLOCK])] * bool(runs)
-    # The model's last product needs MIN_ROWS rows too, as every other.
-    logit_rows += range(MIN_ROWS - len(logit_rows))
+    # The model's last product needs several rows too, as every other.
+    logit_rows += [0] * (num_logits - len(logit_rows))
     batch = StepBatch(
         input_ids=torch.tensor([rows.ids], device=device),
         positions=torch.tensor([rows.positions], device=device),

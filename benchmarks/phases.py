@@ -60,6 +60,7 @@ class Bound:
             self._seconds[shape] = min(self._timed(step) for _ in range(3))
         return self._seconds[shape]
 
+    @torch.inference_mode()
     def multiply(self, step: Step) -> None:
         """The products of one step."""
         rows, num_logits = max(MIN_ROWS, step.rows), max(MIN_ROWS, step.num_tokens)

@@ -24,61 +24,45 @@ from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion
 from worker.engine.request import Request
 
 
-class Contenders:
-    """Each method decodes all requests and returns nothing; models are made once."""
+class Transformers:
+    """The peers that Transformers itself has, on a plain model. Each method decodes all `requests`."""
 
-    def __init__(self, dtype: torch.dtype, requests: Sequence[Request], slots: int, static_batch: int) -> None:
-        self.requests = requests
+    def __init__(self, model: Any, static_batch: int) -> None:
+        self.model = model
         self.static_batch = static_batch
-        self.engine = engine_for(dtype, max_num_seqs=slots)
-        self.steps: list[Step] = []
-        self._bound = Bound(dtype)
-        self._dtype = dtype
-        self._plain: Any = None
-
-    def ours(self) -> None:
-        self.steps = decode(self.engine, self.requests)
-
-    def bound(self) -> None:
-        """The products of every layer for the rows of our steps. Needs a run of `ours` before."""
-        for step in self.steps:
-            self._bound.multiply(step)
+        self.requests: Sequence[Request] = []
 
     def static(self) -> None:
+        """`generate` in batches; each waits for its longest sequence."""
         for start in range(0, len(self.requests), self.static_batch):
             self._generate(self.requests[start : start + self.static_batch])
 
     def one(self) -> None:
+        """`generate`, one at a time."""
         for request in self.requests:
             self._generate([request])
 
     def continuous(self) -> None:
+        """Continuous batching."""
         from transformers import GenerationConfig
 
-        inputs = [list(request.prompt_ids) for request in self.requests]
         longest = max(request.params.max_new_tokens for request in self.requests)
         config = GenerationConfig(max_new_tokens=longest, eos_token_id=-1, pad_token_id=0, do_sample=False)
-        with self.plain.continuous_batching_context_manager(generation_config=config) as manager:
-            for index, request in enumerate(self.requests):
-                manager.add_request(inputs[index], str(index), max_new_tokens=request.params.max_new_tokens)
-            num_left = len(inputs)
+        with self.model.continuous_batching_context_manager(generation_config=config) as manager:
+            for number, request in enumerate(self.requests):
+                manager.add_request(list(request.prompt_ids), str(number), max_new_tokens=request.params.max_new_tokens)
+            num_left = len(self.requests)
             while num_left:
                 result = manager.get_result(timeout=600)
                 num_left -= bool(result is not None and result.is_finished())
-
-    @property
-    def plain(self) -> Any:
-        if self._plain is None:
-            self._plain = qwen2_half_billion(self._dtype)
-        return self._plain
 
     def _generate(self, requests: Sequence[Request]) -> None:
         longest_prompt = max(len(request.prompt_ids) for request in requests)
         padded = [[0] * (longest_prompt - len(r.prompt_ids)) + list(r.prompt_ids) for r in requests]
         mask = [[0] * (longest_prompt - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in requests]
-        self.plain.generate(
-            torch.tensor(padded),
-            attention_mask=torch.tensor(mask),
+        self.model.generate(
+            torch.tensor(padded, device=self.model.device),
+            attention_mask=torch.tensor(mask, device=self.model.device),
             max_new_tokens=max(request.params.max_new_tokens for request in requests),
             do_sample=False,
             eos_token_id=None,
@@ -86,10 +70,38 @@ class Contenders:
         )
 
 
+class Contenders:
+    """Each name in turn decodes all requests; models are made once, when they are first needed."""
+
+    def __init__(self, dtype: torch.dtype, requests: Sequence[Request], slots: int, static_batch: int) -> None:
+        self.requests = requests
+        self.engine = engine_for(dtype, max_num_seqs=slots)
+        self.steps: list[Step] = []
+        self._bound = Bound(dtype)
+        self._dtype = dtype
+        self._static_batch = static_batch
+        self._peer: Transformers | None = None
+
+    def run(self, name: str) -> None:
+        if name == "ours":
+            self.steps = decode(self.engine, self.requests)
+        elif name == "bound":
+            for step in self.steps:  # of the last run of ours
+                self._bound.multiply(step)
+        else:
+            getattr(self.peer, name)()
+
+    @property
+    def peer(self) -> Transformers:
+        if self._peer is None:
+            self._peer = Transformers(qwen2_half_billion(self._dtype), self._static_batch)
+            self._peer.requests = self.requests
+        return self._peer
+
+
 def timed(decode: Callable[[], None]) -> float:
     started = time.perf_counter()
-    with torch.inference_mode():
-        decode()
+    decode()
     return time.perf_counter() - started
 
 
@@ -109,7 +121,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(given.rounds):
         for name in names:
-            seconds[name].append(timed(getattr(contenders, name)))
+            seconds[name].append(timed(lambda name=name: contenders.run(name)))
             print(f"round {number + 1}: {name:10} {num_tokens / seconds[name][-1]:8.1f} tokens/s", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, {given.slots} slots")

@@ -17,13 +17,13 @@ from worker.engine.request import Request
 VOCAB = 151_936
 
 
-def qwen2_half_billion_config() -> Qwen2Config:
+def qwen2_half_billion_config(num_layers: int = 24) -> Qwen2Config:
     """24 layers of 896, 14 heads over 2 KV heads, tied embeddings."""
     return Qwen2Config(
         vocab_size=VOCAB,
         hidden_size=896,
         intermediate_size=4864,
-        num_hidden_layers=24,
+        num_hidden_layers=num_layers,
         num_attention_heads=14,
         num_key_value_heads=2,
         head_dim=64,
@@ -34,10 +34,10 @@ def qwen2_half_billion_config() -> Qwen2Config:
     )
 
 
-def qwen2_half_billion(dtype: torch.dtype) -> Any:
+def qwen2_half_billion(dtype: torch.dtype, num_layers: int = 24) -> Any:
     """The model with random weights."""
     torch.manual_seed(0)
-    config = qwen2_half_billion_config()
+    config = qwen2_half_billion_config(num_layers)
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config)
     model = model.to(dtype).to_empty(device="cpu")

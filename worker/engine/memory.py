@@ -10,6 +10,10 @@ import torch
 #: glibc's names for what `mallopt` sets (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
+#: Larger blocks are returned all the same: among small ones they would leave holes that nothing fits into.
+KEPT_BLOCK_BYTES = 2**25
+KEPT_BYTES = 2**30
+
 #: What torch's CPU allocator and its libraries write; they raise a plain RuntimeError.
 CPU_COMPLAINTS = ("not enough memory", "can't allocate memory", "could not create a memory object", "bad_alloc")
 
@@ -27,5 +31,5 @@ def keep_freed_memory() -> None:
     Handing them back and getting them anew costs a page fault for every 4 KiB, in every step.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

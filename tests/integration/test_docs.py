@@ -112,9 +112,19 @@ def test_the_readmes_prompt_lines_are_valid(tmp_path: Path) -> None:
         GenerationParams.model_validate(line.params)
 
 
+def test_the_compose_file_follows_its_schema() -> None:
+    checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*checker, "docker-compose.yml"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_compose_file_names_settings_that_exist() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     assert {"redis", "postgres", "migrate", "producer", "worker-cpu", "worker-gpu"} <= set(compose["services"])
+    profiles = {profile for service in compose["services"].values() for profile in service.get("profiles", [])}
+    assert profiles == {"cpu", "gpu", "tools", "monitoring"}
+    for name in ("redis", "postgres"):
+        assert "healthcheck" in compose["services"][name] and compose["services"][name]["volumes"]
     for name, service in compose["services"].items():
         for variable in service.get("environment", {}):
             if variable.startswith("NOCTURNE_"):

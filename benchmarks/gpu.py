@@ -1,0 +1,192 @@
+"""One command for a GPU: everything that is claimed of it, printed. Needs torch, transformers and this repository only.
+
+    python -m benchmarks.gpu --requests 256 1024
+
+Qwen2-0.5B's shape with random weights in bf16; prompts of 100 to 1,024 ids, as many forced output ids. Prints useful
+tokens/s of ours, of `generate` in static batches, of Transformers' continuous batching, and the roofline bound: for
+each of our steps the larger of its bytes at the measured bandwidth and its products at the measured rate. Then
+decode steps recorded against eager, nucleus against greedy, and whether the toy model's greedy answers in fp32
+are those of the CPU. `--device cpu --tiny` tries the script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.throughput import Transformers
+from benchmarks.workload import qwen2_half_billion
+from models.params import GenerationParams
+from worker.engine.config import EngineConfig
+from worker.engine.engine import Engine
+from worker.engine.model_loader import LoadedModel, load_model, prepare_model
+from worker.engine.request import Request
+
+TOY_MODEL = Path(__file__).parent.parent / "examples" / "tiny" / "model"
+VOCAB = 150_000
+
+
+@dataclass(frozen=True)
+class Step:
+    rows: int
+    keys: int  # read from the cache by all rows
+
+
+def long_requests(count: int, longest: int, **params: Any) -> list[Request]:
+    rng = random.Random(0)
+    shortest = max(2, longest // 10)
+    return [
+        Request(
+            number,
+            tuple(rng.choices(range(10, VOCAB), k=rng.randint(shortest, longest))),
+            GenerationParams(
+                max_new_tokens=rng.randint(shortest, longest), ignore_eos=True, trace="none", seed=number, **params
+            ),
+        )
+        for number in range(count)
+    ]
+
+
+class Roofline:
+    """What a device can do at best, measured: bytes/s of a copy, multiply-adds/s of a square bf16 product."""
+
+    def __init__(self, loaded: LoadedModel, num_parameters: int) -> None:
+        self.device = loaded.device
+        self._bytes_per_key = sum(shape.num_elements for shape in loaded.layers.values()) * loaded.dtype.itemsize
+        self._num_parameters = num_parameters
+        self._weight_bytes = num_parameters * loaded.dtype.itemsize
+        size = 8192 if self.device.type == "cuda" else 1024
+        source = torch.empty(size * size * 8, dtype=torch.uint8, device=self.device)
+        self.bandwidth = 2 * source.numel() / self._best(source.clone)
+        square = torch.randn(size, size, device=self.device).to(loaded.dtype)
+        self.rate = size**3 / self._best(lambda: square @ square)
+
+    def seconds(self, step: Step) -> float:
+        moved = self._weight_bytes + step.keys * self._bytes_per_key
+        return max(moved / self.bandwidth, step.rows * self._num_parameters / self.rate)
+
+    def _best(self, action: Callable[[], Any]) -> float:
+        return min(timed(action, self.device) for _ in range(5))
+
+
+def timed(action: Callable[[], Any], device: torch.device) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    action()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def decode(loaded: LoadedModel, requests: Sequence[Request], **config: Any) -> list[Step]:
+    """Decodes all with a fresh engine; its steps."""
+    engine = Engine(loaded, EngineConfig(**config))
+    steps = []
+    for request in requests:
+        engine.submit(request)
+    while engine.has_work:
+        stats = engine.stats
+        rows = stats.num_prefill_tokens + stats.num_decode_rows
+        keys = engine.blocks.num_in_use * engine.block_size
+        engine.step()
+        steps.append(Step(stats.num_prefill_tokens + stats.num_decode_rows - rows, keys))
+    return steps
+
+
+def compare(loaded: LoadedModel, peer: Transformers, roofline: Roofline, requests: list[Request], slots: int) -> None:
+    num_tokens = sum(request.params.max_new_tokens for request in requests)
+    peer.requests = requests
+    steps: list[Step] = []
+
+    def ours() -> None:
+        steps[:] = decode(loaded, requests, max_num_seqs=slots)
+
+    seconds: dict[str, list[float]] = {"ours": [], "continuous": [], "static": []}
+    for _ in range(3):
+        seconds["ours"].append(timed(ours, loaded.device))
+        seconds["continuous"].append(timed(peer.continuous, loaded.device))
+    seconds["static"].append(timed(peer.static, loaded.device))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    bound = sum(roofline.seconds(step) for step in steps)
+    print(f"\n{len(requests)} requests, {num_tokens} tokens, {slots} slots")
+    for name, value in (*medians.items(), ("bound", bound)):
+        print(f"{name:12} {num_tokens / value:10,.0f} tokens/s   ours is {value / medians['ours']:.2f} x as fast")
+    print(json.dumps({"requests": len(requests), "tokens": num_tokens, "seconds": seconds, "bound": bound}))
+
+
+def compare_ways(loaded: LoadedModel, count: int, longest: int, slots: int) -> None:
+    """Recorded against eager decode steps, nucleus against greedy: alternately, on the same lengths."""
+    greedy = long_requests(count, longest)
+    nucleus = long_requests(count, longest, strategy="nucleus", top_p=0.9)
+    ways: dict[str, Callable[[], Any]] = {
+        "greedy": lambda: decode(loaded, greedy, max_num_seqs=slots),
+        "greedy, eager": lambda: decode(loaded, greedy, max_num_seqs=slots, use_graphs=False),
+        "nucleus 0.9": lambda: decode(loaded, nucleus, max_num_seqs=slots),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(3):
+        for name, way in ways.items():
+            seconds[name].append(timed(way, loaded.device))
+    fastest = statistics.median(seconds["greedy"])
+    print()
+    for name, values in seconds.items():
+        print(f"{name:14} {statistics.median(values) / fastest:6.3f} x the time of greedy")
+
+
+def compare_with_cpu(device: torch.device) -> None:
+    """Greedy answers of the toy model in fp32, there and here."""
+    found = []
+    for place in (str(device), "cpu"):
+        engine = Engine(load_model(str(TOY_MODEL), place, "float32"), EngineConfig(max_num_seqs=16, kv_memory=0.2))
+        prompts = [f"Once upon a time, number {number}" for number in range(100)]
+        requests = [
+            Request(n, engine.encode(text), GenerationParams(max_new_tokens=60)) for n, text in enumerate(prompts)
+        ]
+        found.append({done.request_id: done.completions[0].token_ids for done in engine.generate(requests)})
+    differing = sum(found[0][number] != found[1][number] for number in found[0])
+    print(f"\ntoy model, greedy, fp32: {differing} of {len(found[0])} answers differ from the CPU's")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--longest", type=int, default=1024)
+    parser.add_argument("--static-batch", type=int, default=64)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--tiny", action="store_true", help="two layers and short requests")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    if given.tiny:
+        given.requests, given.slots, given.longest = [6], 4, 20
+    model = qwen2_half_billion(torch.bfloat16, num_layers=2 if given.tiny else 24).to(device)
+    plain = qwen2_half_billion(torch.bfloat16, num_layers=2 if given.tiny else 24).to(device)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    loaded = prepare_model("qwen2-0.5b-random", model, None, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    attention = "SDPA tiles" if loaded.paged_attention is None else type(loaded.paged_attention).__name__
+    roofline = Roofline(loaded, num_parameters)
+    print(f"{name}, torch {torch.__version__}, attention: {attention}")
+    print(f"measured: {roofline.bandwidth / 1e9:,.0f} GB/s, {roofline.rate / 1e12:,.1f} T multiply-adds/s")
+    for count in given.requests:
+        peer = Transformers(plain, given.static_batch)
+        compare(loaded, peer, roofline, long_requests(count, given.longest), given.slots)
+    compare_ways(loaded, min(given.requests), given.longest, given.slots)
+    compare_with_cpu(device)
+
+
+if __name__ == "__main__":
+    main()

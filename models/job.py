@@ -21,6 +21,7 @@ class Job(Base):
         CheckConstraint(f"state IN ({_STATES})", name="state"),
         CheckConstraint("(prompt IS NULL) <> (messages IS NULL)", name="prompt_or_messages"),
         Index("ix_jobs_run_id_state", "run_id", "state"),
+        Index("ix_jobs_run_id_id", "run_id", "id"),  # a run's results in the order of its input, without a sort
         # The reaper looks at running jobs only, the outbox at unsent ones in its order: small parts of a large table.
         Index(
             "ix_jobs_lease",

@@ -28,15 +28,20 @@ COLOURS = ((0.9, "green"), (0.5, "cyan"), (0.1, "yellow"), (0.01, "magenta"), (0
 def show_job(settings: Settings, reference: str, custom_id: str, *, with_alternatives: bool) -> None:
     """Prints the job. Raises `UsageError`."""
     database = open_database(settings.database_url, read_only=True)
-    run_id = find_run(database, reference)
+    job = find_job(database, find_run(database, reference), custom_id)
+    _show_head(job)
+    for result, tokens in results_of(database, job["id"]):
+        _show_result(result, tokens, with_alternatives=with_alternatives)
+
+
+def find_job(database: Engine, run_id: str, custom_id: str) -> dict[str, Any]:
+    """A job's row. Raises `UsageError`."""
     with database.connect() as connection:
         statement = select(Job.__table__).where(Job.run_id == run_id, Job.custom_id == custom_id)
         job = connection.execute(statement).mappings().first()
     if job is None:
         raise UsageError(f"run {run_id} has no job {custom_id!r}; `producer results {run_id}` lists them")
-    _show_head(dict(job))
-    for result, tokens in _results(database, job["id"]):
-        _show_result(result, tokens, with_alternatives=with_alternatives)
+    return dict(job)
 
 
 def colour_of(logprob: float) -> str:
@@ -58,7 +63,7 @@ def _show_head(job: dict[str, Any]) -> None:
     stdout.print(legend)
 
 
-def _results(database: Engine, job_id: int) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def results_of(database: Engine, job_id: int) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     with database.connect() as connection:
         results = connection.execute(
             select(Result.__table__).where(Result.job_id == job_id).order_by(Result.sample_index)

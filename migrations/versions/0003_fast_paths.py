@@ -73,6 +73,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_unsent", "jobs", ["priority", "run_id", "id"], sqlite_where=UNSENT, postgresql_where=UNSENT
     )
+    op.create_index("ix_jobs_run_id_id", "jobs", ["run_id", "id"])
     if op.get_bind().dialect.name == "postgresql":
         for statement in BY_STATEMENT:
             op.execute(statement)
@@ -82,5 +83,6 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         for statement in BY_ROW:
             op.execute(statement)
+    op.drop_index("ix_jobs_run_id_id", "jobs")
     op.drop_index("ix_jobs_unsent", "jobs")
     op.create_index("ix_jobs_unsent", "jobs", ["run_id"], sqlite_where=UNSENT, postgresql_where=UNSENT)

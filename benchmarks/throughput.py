@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.phases import Bound, Step, decode
 from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion
+from worker.engine.model_loader import Quantization
 from worker.engine.request import Request
 
 
@@ -73,11 +74,18 @@ class Transformers:
 class Contenders:
     """Each name in turn decodes all requests; models are made once, when they are first needed."""
 
-    def __init__(self, dtype: torch.dtype, requests: Sequence[Request], slots: int, static_batch: int) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        requests: Sequence[Request],
+        slots: int,
+        static_batch: int,
+        quantize: Quantization = "none",
+    ) -> None:
         self.requests = requests
-        self.engine = engine_for(dtype, max_num_seqs=slots)
+        self.engine = engine_for(dtype, quantize=quantize, max_num_seqs=slots)
         self.steps: list[Step] = []
-        self._bound = Bound(dtype)
+        self._bound: Bound | None = None
         self._dtype = dtype
         self._static_batch = static_batch
         self._peer: Transformers | None = None
@@ -86,6 +94,7 @@ class Contenders:
         if name == "ours":
             self.steps = decode(self.engine, self.requests)
         elif name == "bound":
+            self._bound = self._bound or Bound(self._dtype)
             for step in self.steps:  # of the last run of ours
                 self._bound.multiply(step)
         else:

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from models.params import GenerationParams
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
-from worker.engine.model_loader import prepare_model
+from worker.engine.model_loader import Quantization, prepare_model
 from worker.engine.request import Request
 
 VOCAB = 151_936
@@ -53,8 +53,9 @@ def qwen2_half_billion(dtype: torch.dtype, num_layers: int = 24) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def engine_for(dtype: torch.dtype, *, fuse: bool = True, **config: Any) -> Engine:
-    loaded = prepare_model("qwen2-0.5b-random", qwen2_half_billion(dtype), None, torch.device("cpu"), fuse=fuse)
+def engine_for(dtype: torch.dtype, *, quantize: Quantization = "none", **config: Any) -> Engine:
+    model = qwen2_half_billion(dtype)
+    loaded = prepare_model("qwen2-0.5b-random", model, None, torch.device("cpu"), quantize=quantize)
     return Engine(loaded, EngineConfig(**{"kv_memory": 2.0, **config}))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -28,6 +30,7 @@ class Settings(BaseSettings):
 
     device: str = "auto"  # auto, cpu, cuda:0 …
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    quantize: Literal["none", "int8"] = "none"  # weights and products, on a CPU
     max_num_seqs: int = Field(default=64, ge=1)  # sequences that decode side by side
     kv_memory: float | None = Field(default=None, gt=0)  # GiB for the KV cache; None: a share of what is free
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # share of a GPU for weights, step and KV cache
@@ -60,3 +63,36 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{(self.home / 'nocturne.db').absolute()}"
+
+
+class InvalidSettings(Exception):
+    """A setting has a value that it cannot have; says which, and where it comes from."""
+
+
+def read_settings(**flags: Any) -> Settings:
+    """Settings with the given flags on top of the environment and the file. Raises `InvalidSettings`."""
+    _check_config_file()
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise InvalidSettings(
+            f"NOCTURNE_{name.upper()} (or {name} in {CONFIG_FILE}): {first['msg'].lower()}, got {first['input']!r}"
+        ) from error
+
+
+def _check_config_file() -> None:
+    """Raises `InvalidSettings` for a file that is no TOML or has a name that is no setting."""
+    path = Path(CONFIG_FILE)
+    if not path.is_file():
+        return
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{path} is not TOML: {error}") from error
+    for name in given:
+        if name not in Settings.model_fields:
+            near = get_close_matches(name, Settings.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(Settings.model_fields)}"
+            raise InvalidSettings(f"{path}: {name} is no setting; {hint}")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from models.settings import CONFIG_FILE, Settings
+from models.settings import InvalidSettings, Settings, read_settings
 from producer.duration import parse_duration
 from producer.errors import UsageError
 from producer.grid import RULES, Grid, parse_option
@@ -151,28 +148,7 @@ class Reading:
 
 def settings_from(**flags: Any) -> Settings:
     """Settings with the given flags on top of the environment. Raises `UsageError`."""
-    _check_config_file()
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        raise UsageError(
-            f"NOCTURNE_{name.upper()} (or {name} in {CONFIG_FILE}): {first['msg'].lower()}, got {first['input']!r}"
-        ) from error
-
-
-def _check_config_file() -> None:
-    """Raises `UsageError` for a file that is no TOML or has a name that is no setting."""
-    path = Path(CONFIG_FILE)
-    if not path.is_file():
-        return
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
-    for name in given:
-        if name not in Settings.model_fields:
-            near = get_close_matches(name, Settings.model_fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(Settings.model_fields)}"
-            raise UsageError(f"{path}: {name} is no setting; {hint}")
+        return read_settings(**flags)
+    except InvalidSettings as error:
+        raise UsageError(str(error)) from error

@@ -6,14 +6,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from models.settings import Settings
+from models.settings import InvalidSettings, Settings, read_settings
 from worker.children import RESTART_SECONDS, Child, Children, start_command
 from worker.devices import Place, device_names, plan_places
 
+Quantization = Literal["none", "int8"]
+
+EX_USAGE = 2
 EX_FAILURE = 1  # Celery met an error that it did not expect
 
 app = typer.Typer(no_args_is_help=True, help="Decodes the jobs that `producer submit` queued.", add_completion=False)
@@ -43,6 +46,9 @@ def start(
         bool, typer.Option("--deterministic", help="no answer depends on its batch, on a GPU too; slower there")
     ] = False,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16, float32; default: what the device has")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8: faster on a CPU, and other answers; default: none")
+    ] = None,
     num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each engine")] = None,
     engine_timeout: Annotated[
         float | None, typer.Option(help="an engine without a step for so many seconds is killed")
@@ -58,9 +64,14 @@ def start(
     options = {
         "model": model, "database": database, "broker": broker, "home": home, "max_num_seqs": max_num_seqs,
         "kv_memory": kv_memory, "gpu_memory_utilization": gpu_memory_utilization,
-        "deterministic": deterministic or None, "dtype": dtype, "num_threads": num_threads, "worker_name": name,
-        "engine_timeout": engine_timeout, "grace_seconds": grace,
+        "deterministic": deterministic or None, "dtype": dtype, "quantize": quantize,
+        "num_threads": num_threads, "worker_name": name, "engine_timeout": engine_timeout, "grace_seconds": grace,
     }  # fmt: skip
+    try:
+        read_settings(**options)
+    except InvalidSettings as error:
+        _say(str(error))
+        raise SystemExit(EX_USAGE) from error
     environment = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
     places = plan_places(device_names(devices), os.cpu_count() or 1, {**os.environ, **environment})
     if len(places) > 1:

@@ -315,4 +315,5 @@ def _engine_options(settings: Settings) -> EngineOptions:
         ),
         num_threads=settings.num_threads,
         deterministic=settings.deterministic,
+        quantize=settings.quantize,
     )

@@ -1,4 +1,5 @@
-/* What torch has no CPU operation for: attention of decoding rows over paged keys, and RMS norm in one pass.
+/* What torch has no CPU operation for: attention of decoding rows over paged keys, RMS norm in one pass, and what
+ * stands before and after an int8 product.
  *
  * Every row is computed by one thread in one order, so its bits do not depend on its neighbours. All sums are fp32.
  */
@@ -151,4 +152,61 @@ void rms_norm_bf16(void *output, const void *rows, const void *weight, int64_t n
 
 void rms_norm_f32(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size, float eps) {
     normalise(output, rows, weight, num_rows, size, eps, 0);
+}
+
+/* Each row as unsigned bytes around 128, and what a byte of it is worth: rows ~ (bytes - 128) * scale. */
+INLINE void quantise(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size, int is_bf16) {
+#pragma omp parallel for schedule(static) if (num_rows * size > 16384)
+    for (int64_t row = 0; row < num_rows; row++) {
+        float x[size], largest = 1e-30f;
+        load(x, at(rows, row * size, is_bf16), size, is_bf16);
+        for (int64_t i = 0; i < size; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+        float inverse = 127.0f / largest;
+        for (int64_t i = 0; i < size; i++) bytes[row * size + i] = (uint8_t)(int32_t)(rintf(x[i] * inverse) + 128.0f);
+        scales[row] = largest / 127.0f;
+    }
+}
+
+void quantise_bf16(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size) {
+    quantise(bytes, scales, rows, num_rows, size, 1);
+}
+
+void quantise_f32(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size) {
+    quantise(bytes, scales, rows, num_rows, size, 0);
+}
+
+enum { NOTHING, SWISH, TIMES, PLUS };
+
+/* y = products * scale of the row + bias, then what follows: y, y * sigmoid(y), y * other or y + other. */
+INLINE void finish(void *output, const float *products, const float *scales, const float *bias, const void *other,
+                   int64_t num_rows, int64_t size, int64_t what, int is_bf16) {
+#pragma omp parallel for schedule(static) if (num_rows * size > 16384)
+    for (int64_t row = 0; row < num_rows; row++) {
+        const float *from = products + row * size;
+        float y[512], z[512];
+        for (int64_t start = 0; start < size; start += 512) {
+            int64_t count = size - start < 512 ? size - start : 512;
+            for (int64_t i = 0; i < count; i++) y[i] = from[start + i] * scales[row];
+            if (bias) for (int64_t i = 0; i < count; i++) y[i] += bias[start + i];
+            if (what == SWISH) {
+                for (int64_t i = 0; i < count; i++) z[i] = exp_of_negative(-fabsf(y[i]));
+                for (int64_t i = 0; i < count; i++) y[i] *= (y[i] < 0 ? z[i] : 1.0f) / (1.0f + z[i]);
+            } else if (what != NOTHING) {
+                load(z, at(other, row * size + start, is_bf16), count, is_bf16);
+                if (what == TIMES) for (int64_t i = 0; i < count; i++) y[i] *= z[i];
+                else for (int64_t i = 0; i < count; i++) y[i] += z[i];
+            }
+            store((void *)at(output, row * size + start, is_bf16), y, count, is_bf16);
+        }
+    }
+}
+
+void finish_bf16(void *output, const float *products, const float *scales, const float *bias, const void *other,
+                 int64_t num_rows, int64_t size, int64_t what) {
+    finish(output, products, scales, bias, other, num_rows, size, what, 1);
+}
+
+void finish_f32(void *output, const float *products, const float *scales, const float *bias, const void *other,
+                int64_t num_rows, int64_t size, int64_t what) {
+    finish(output, products, scales, bias, other, num_rows, size, what, 0);
 }

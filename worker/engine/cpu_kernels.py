@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from enum import Enum
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,15 @@ BUILD_SECONDS = 60.0
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
+class After(Enum):
+    """What follows a product; the enum of cpu_kernels.c."""
+
+    NOTHING = 0
+    SWISH = 1
+    TIMES = 2
+    PLUS = 3
+
+
 class _Shape(ctypes.Structure):
     """The `Shape` of cpu_kernels.c."""
 
@@ -53,8 +63,11 @@ class CpuKernels:
     covers_prefill = False
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._attend = getattr(library, f"paged_attention_{_SUFFIXES[dtype]}")
         self._normalise = getattr(library, f"rms_norm_{_SUFFIXES[dtype]}")
+        self._quantise = getattr(library, f"quantise_{_SUFFIXES[dtype]}")
+        self._finish = getattr(library, f"finish_{_SUFFIXES[dtype]}")
 
     def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
         """Attention of rows [rows, heads, dim] over their own keys; returns [rows, heads, value_dim]."""
@@ -80,6 +93,33 @@ class CpuKernels:
         self._normalise(
             _pointer(output), _pointer(rows), _pointer(weight),
             ctypes.c_int64(rows.numel() // size), ctypes.c_int64(size), ctypes.c_float(eps),
+        )  # fmt: skip
+        return output
+
+    def quantise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [rows, size] as bytes around 128, and each row's scale [rows]: rows ~ (bytes - 128) * scale."""
+        rows = rows.contiguous()
+        num_rows, size = rows.shape
+        quantised = rows.new_empty(num_rows, size, dtype=torch.uint8)
+        scales = rows.new_empty(num_rows, dtype=torch.float32)
+        self._quantise(
+            _pointer(quantised), _pointer(scales), _pointer(rows), ctypes.c_int64(num_rows), ctypes.c_int64(size)
+        )
+        return quantised, scales
+
+    def finish(
+        self, products: Tensor, scales: Tensor, bias: Tensor | None, after: After, other: Tensor | None = None
+    ) -> Tensor:
+        """fp32 products [rows, size] times each row's scale, plus bias [size], and what follows.
+
+        Returns [rows, size] in the model's dtype.
+        """
+        output = products.new_empty(products.shape, dtype=self._dtype)
+        nothing = ctypes.c_void_p(None)
+        self._finish(
+            _pointer(output), _pointer(products), _pointer(scales), nothing if bias is None else _pointer(bias),
+            nothing if other is None else _pointer(other.contiguous()),
+            ctypes.c_int64(products.shape[0]), ctypes.c_int64(products.shape[1]), ctypes.c_int64(after.value),
         )  # fmt: skip
         return output
 

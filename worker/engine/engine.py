@@ -26,7 +26,7 @@ from worker.engine.kv_blocks import KVBlocks
 from worker.engine.kv_cache import KVCache
 from worker.engine.kv_memory import choose_num_blocks
 from worker.engine.memory import is_out_of_memory
-from worker.engine.model_loader import LoadedModel, load_model
+from worker.engine.model_loader import LoadedModel, Quantization, load_model
 from worker.engine.model_runner import FixedSizes, ModelRunner
 from worker.engine.output import failed_output, finished_output
 from worker.engine.request import (
@@ -84,14 +84,22 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: str, *, device: str = "auto", dtype: str = "auto", deterministic: bool = False, **config: Any
+        cls,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        deterministic: bool = False,
+        quantize: Quantization = "none",
+        **config: Any,
     ) -> Self:
         """An engine on a model folder or hub id; `config` are the fields of `EngineConfig`.
 
         With `deterministic` answers do not depend on the batch on a GPU either; on a CPU they never do.
         Raises `ModelUnavailable`.
         """
-        return cls(load_model(model, device, dtype, deterministic=deterministic), EngineConfig(**config))
+        loaded = load_model(model, device, dtype, deterministic=deterministic, quantize=quantize)
+        return cls(loaded, EngineConfig(**config))
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt; special tokens written in it are honoured."""

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -21,6 +21,7 @@ from worker.engine.aligned_activation import align_activations
 from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
 from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
 from worker.engine.fused_decoder import FusedDecoder, can_fuse, plain_rms_norm
+from worker.engine.int8_linear import Int8Linear
 from worker.engine.kv_cache import LayerShape
 from worker.engine.linear import MakeLinear, PlainLinear
 from worker.engine.memory import keep_freed_memory
@@ -35,6 +36,8 @@ BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 CHAT_END_TOKEN = "<|im_end|>"
 
 CPU_BLOCK_SIZE = 64
+
+Quantization = Literal["none", "int8"]
 
 #: A step's rows to the logits [num_logits, vocab] that the step asks for.
 Decoder = Callable[[AttentionStep], Tensor]
@@ -61,7 +64,14 @@ class LoadedModel:
     is_spread: bool = False  # over several devices
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto", *, deterministic: bool = False) -> LoadedModel:
+def load_model(
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    deterministic: bool = False,
+    quantize: Quantization = "none",
+) -> LoadedModel:
     """The model in inference mode on its device; `name` is a folder or a hub id.
 
     `device` may be several, `cuda:0+cuda:1`: Transformers' device map then spreads the layers over all visible ones.
@@ -85,7 +95,15 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", *, determin
         )
     except (OSError, ValueError) as error:
         raise ModelUnavailable(f"cannot load the model {name!r}: {_first_line(error)}") from error
-    return prepare_model(name, model, load_tokenizer(name), target, deterministic=deterministic, is_spread=is_spread)
+    return prepare_model(
+        name,
+        model,
+        load_tokenizer(name),
+        target,
+        deterministic=deterministic,
+        is_spread=is_spread,
+        quantize=quantize,
+    )
 
 
 def prepare_model(
@@ -98,6 +116,7 @@ def prepare_model(
     use_kernels: bool = True,
     deterministic: bool = False,
     is_spread: bool = False,
+    quantize: Quantization = "none",
 ) -> LoadedModel:
     """Moves, probes and packs a model that is already in memory; its own layers are of no use afterwards.
 
@@ -112,7 +131,15 @@ def prepare_model(
     config = model.config.get_text_config()
     layers = probe_layers(name, model, device)
     kernels = cpu_kernels(model.dtype) if use_kernels and device.type == "cpu" else None
-    decoder, products = _make_decoder(model, device, kernels, fuse=fuse and not is_spread and can_fuse(model))
+    is_fused = fuse and not is_spread and can_fuse(model)
+    if quantize == "int8":
+        if kernels is None or not is_fused:
+            raise ModelUnavailable(
+                f"{name!r} cannot be quantised here: int8 needs a CPU, a C compiler and Llama's layers"
+            )
+        decoder, products = _int8_decoder(model, kernels), "fused decoder, int8 products"
+    else:
+        decoder, products = _make_decoder(model, device, kernels, fuse=is_fused)
     paged_attention: PagedAttention | None = kernels
     if device.type == "cuda" and use_kernels:
         paged_attention = varlen_attention(
@@ -152,6 +179,10 @@ def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, 
     if is_packed:
         pack_linears(model)
     return TransformersDecoder(model), products
+
+
+def _int8_decoder(model: Any, kernels: CpuKernels) -> Decoder:
+    return FusedDecoder(model, lambda linears: Int8Linear(linears, kernels), kernels.rms_norm)
 
 
 def choose_device(device: str) -> torch.device:

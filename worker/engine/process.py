@@ -28,7 +28,13 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     try:
-        loaded = load_model(options.model, options.device, options.dtype, deterministic=options.deterministic)
+        loaded = load_model(
+            options.model,
+            options.device,
+            options.dtype,
+            deterministic=options.deterministic,
+            quantize=options.quantize,
+        )
         engine = Engine(loaded, options.config)
     except EngineError as error:
         connection.send(Failed(str(error)))

@@ -7,7 +7,7 @@ The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from models.message import JobMessage
 from worker.engine.config import EngineConfig
@@ -24,6 +24,7 @@ class EngineOptions:
     config: EngineConfig
     num_threads: int | None = None
     deterministic: bool = False
+    quantize: Literal["none", "int8"] = "none"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""Products in int8 against the exact ones, with everything that may follow them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
+from worker.engine.int8_linear import Int8Linear, quantise_weight
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def kernels_of(dtype: torch.dtype) -> CpuKernels:
+    kernels = cpu_kernels(dtype)
+    assert kernels is not None, "this machine has no C compiler"
+    return kernels
+
+
+def layer(dtype: torch.dtype, inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
+
+
+def rounded(rows: Tensor, linear: nn.Linear) -> Tensor:
+    """The product of what int8 makes of rows and weight, in float64."""
+    weight, scales = quantise_weight(linear.weight.detach())
+    row_scales = rows.double().abs().amax(1, keepdim=True) / 127
+    exact = (rows.double() / row_scales).round() @ weight.double().t() * row_scales * scales.double()
+    return exact if linear.bias is None else exact + linear.bias.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [2, 33])
+def test_products_are_those_of_the_rounded_numbers(dtype: torch.dtype, num_rows: int) -> None:
+    linear = layer(dtype, 192, 1000, bias=True)
+    rows = torch.randn(num_rows, 192).to(dtype) * 3
+    other = torch.randn(num_rows, 1000).to(dtype)
+    int8, exact = Int8Linear([linear], kernels_of(dtype)), rounded(rows, linear)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(int8(rows).double(), exact, **tolerance)
+    torch.testing.assert_close(int8.swish(rows).double(), F.silu(exact), **tolerance)
+    torch.testing.assert_close(int8.times(rows, other).double(), exact * other.double(), **tolerance)
+    torch.testing.assert_close(int8.plus(rows, other).double(), exact + other.double(), **tolerance)
+
+
+def test_rounding_costs_about_a_percent() -> None:
+    linear = layer(torch.float32, 896, 512, bias=False)
+    rows = torch.randn(16, 896)
+    error = (Int8Linear([linear], kernels_of(torch.float32))(rows) - linear(rows)).abs().max()
+    assert 0 < float(error) < 0.03 * float(linear(rows).abs().max())
+
+
+def test_several_layers_stand_side_by_side() -> None:
+    first, second = layer(torch.float32, 64, 48, bias=True), layer(torch.float32, 64, 80, bias=False)
+    rows = torch.randn(5, 64)
+    both = Int8Linear([first, second], kernels_of(torch.float32))(rows)
+    apart = [Int8Linear([each], kernels_of(torch.float32))(rows) for each in (first, second)]
+    assert torch.equal(both, torch.cat(apart, dim=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
+    int8 = Int8Linear([layer(dtype, 160, 4864, bias=False)], kernels_of(dtype))
+    rows = torch.randn(70, 160).to(dtype)
+    together = int8.swish(rows)
+    for start, end in ((0, 2), (5, 21), (3, 67)):
+        assert torch.equal(int8.swish(rows[start:end]), together[start:end])
+
+
+def test_zeros_stay_zeros() -> None:
+    int8 = Int8Linear([layer(torch.float32, 64, 32, bias=False)], kernels_of(torch.float32))
+    assert torch.equal(int8(torch.zeros(2, 64)), torch.zeros(2, 32))

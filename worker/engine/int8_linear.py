@@ -1,0 +1,56 @@
+"""Linear layers in int8: weights by output channel, activations by row, products by oneDNN.
+
+Every row has a scale of its own and the sums are of whole numbers, so a row's bits do not depend on its
+neighbours. What int8 costs in accuracy is in `docs/performance.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from worker.engine.cpu_kernels import After, CpuKernels
+from worker.engine.linear import merged_weights
+
+#: The byte that stands for zero in an activation.
+ZERO = 128
+
+
+class Int8Linear:
+    """Stands in for one or several `nn.Linear` on the CPU in inference."""
+
+    def __init__(self, linears: Sequence[nn.Linear], kernels: CpuKernels) -> None:
+        weight, bias = merged_weights(linears)
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else bias.float()
+        quantised, self.scales = quantise_weight(weight)
+        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        self.packed: Tensor = torch.ops.onednn.qlinear_prepack(quantised, None)
+        self._kernels = kernels
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self._multiply(rows, After.NOTHING)
+
+    def swish(self, rows: Tensor) -> Tensor:
+        return self._multiply(rows, After.SWISH)
+
+    def times(self, rows: Tensor, factors: Tensor) -> Tensor:
+        return self._multiply(rows, After.TIMES, factors)
+
+    def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
+        return self._multiply(rows, After.PLUS, residual)
+
+    def _multiply(self, rows: Tensor, after: After, other: Tensor | None = None) -> Tensor:
+        quantised, scales = self._kernels.quantise(rows)
+        products: Tensor = torch.ops.onednn.qlinear_pointwise(
+            quantised, 1.0, ZERO, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return self._kernels.finish(products, scales, self.bias, after, other)
+
+
+def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [out_features, in_features], and the scale of each output channel [out_features]."""
+    scales = weight.float().abs().amax(1).clamp_min(1e-12) / 127
+    return (weight.float() / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales

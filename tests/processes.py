@@ -177,7 +177,15 @@ class WorkerProcess(CommandProcess):
 
     def children(self) -> list[psutil.Process]:
         """Its engine processes: one, or none while it is being started."""
-        return [c for c in psutil.Process(self.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+        return [child for child in psutil.Process(self.pid).children() if "spawn_main" in _command_line(child)]
+
+
+def _command_line(process: psutil.Process) -> str:
+    """Empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -44,7 +44,7 @@ def run_through(folder: Path, database: Engine, num_jobs: int, num_tokens: int) 
         ):  # fmt: skip
             wait_until(lambda: _is_finished(database, run_id), seconds=600)
         total = perf_counter() - started
-    seconds = _seconds_of_work(database) or total
+    seconds = seconds_of_work(database) or total
     return num_jobs / seconds
 
 
@@ -53,7 +53,7 @@ def _is_finished(database: Engine, run_id: str) -> bool:
         return connection.execute(select(Run.state).where(Run.id == run_id)).scalar_one() == RunState.FINISHED
 
 
-def _seconds_of_work(database: Engine) -> float:
+def seconds_of_work(database: Engine) -> float:
     """From the first claim to the last commit, by the database's clock."""
     span = {
         "sqlite": "(julianday(max(finished_at)) - julianday(min(started_at))) * 86400.0",

@@ -3,8 +3,8 @@
     python -m benchmarks.ways --parts sampling prefix beams samples memory
 
 `sampling`: strategies and traces against greedy without a trace, 64 running. `prefix`: jobs that share a 512-token
-prompt, with sharing on and off. `beams`: 16 prompts of 4 beams against `generate(num_beams=4)`. `samples`: eight samples
-of a 256-token prompt against eight one-token prompts. `memory`: what the process holds over many jobs of the toy model.
+prompt, with sharing on and off. `beams`: 16 prompts of 4 beams against `generate(num_beams=4)`. `samples`: eight
+samples of a 256-token prompt against eight one-token prompts. `memory`: what the process holds over many jobs.
 """
 
 from __future__ import annotations

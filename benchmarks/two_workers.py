@@ -1,0 +1,99 @@
+"""Two workers of one thread each against one, on a run that they share; and a second one that comes in the middle.
+
+    python -m benchmarks.two_workers --jobs 400
+
+The toy model, SQLite, forced lengths. Prints the ratio of throughputs, how far apart the two finished, and how long a
+worker that is added at half of the run waits for its first job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sqlalchemy import func, select
+
+from benchmarks.pipeline import seconds_of_work
+from models.job import Job
+from tests.faults.topology import Topology
+from tests.processes import wait_until
+
+
+def jobs_of(count: int) -> list[dict[str, Any]]:
+    rng = random.Random(0)
+    return [
+        {
+            "custom_id": f"{n}",
+            "prompt": f"Story {n}",
+            "max_new_tokens": rng.randint(100, 300),
+            "ignore_eos": True,
+            "seed": n,
+        }
+        for n in range(count)
+    ]
+
+
+def last_finish(topology: Topology) -> dict[str, float]:
+    """Seconds from the first claim to each worker's last commit."""
+    with topology.database.connect() as connection:
+        began = connection.execute(select(func.min(Job.started_at))).scalar_one()
+        rows = connection.execute(select(Job.worker, func.max(Job.finished_at)).group_by(Job.worker))
+        return {worker: (ended - began).total_seconds() for worker, ended in rows}
+
+
+def share(jobs: list[dict[str, Any]], *names: str) -> tuple[float, dict[str, float]]:
+    """Seconds of the run, and each worker's."""
+    with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
+        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db") as topology:
+            topology.need_workers(*names)
+            topology.wait(topology.submit(jobs), seconds=600)
+            return seconds_of_work(topology.database), last_finish(topology)
+
+
+def joins(jobs: list[dict[str, Any]]) -> float:
+    """Seconds from a second worker's being ready to its first claim."""
+    with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
+        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db") as topology:
+            topology.need_workers("first")
+            run_id = topology.submit(jobs)
+            topology.wait_for_some(run_id, len(jobs) // 2)
+            topology.need_workers("first", "second")
+            ready = time.monotonic()
+
+            def has_a_job() -> bool:
+                with topology.database.connect() as connection:
+                    statement = select(func.count()).select_from(Job).where(Job.worker == "second")
+                    return bool(connection.execute(statement).scalar_one())
+
+            wait_until(has_a_job)
+            waited = time.monotonic() - ready
+            topology.wait(run_id, seconds=600)
+            return waited
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    jobs = jobs_of(given.jobs)
+    ratios, imbalances = [], []
+    for _ in range(given.rounds):
+        alone, _ = share(jobs, "first")
+        together, ends = share(jobs, "first", "second")
+        ratios.append(alone / together)
+        imbalances.append((max(ends.values()) - min(ends.values())) / together)
+        print(
+            f"one {alone:.1f} s, two {together:.1f} s: {ratios[-1]:.2f} x, ends {imbalances[-1]:.1%} apart", flush=True
+        )
+    print(f"median {median(ratios):.2f} x, ends {median(imbalances):.1%} of the run apart")
+    print(f"a worker that is added has its first job after {joins(jobs):.1f} s")
+
+
+if __name__ == "__main__":
+    main()

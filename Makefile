@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench faults soak docs clean
+.PHONY: help demo test lint format bench gpu faults soak docs clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -42,9 +42,13 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## the engine beside generate and the bare matrix products, ratios and medians
+bench: $(INSTALLED)  ## the engine beside generate, the bare matrix products and its own ways, ratios and medians
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.phases
+	$(BIN)/python -m benchmarks.ways
+
+gpu: $(INSTALLED)  ## everything that is claimed of a GPU, on one
+	$(BIN)/python -m benchmarks.gpu
 
 soak: $(INSTALLED)  ## ten minutes of accidents on each database
 	$(BIN)/python -m tests.faults.soak --database sqlite

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from rich.console import Console
+
+#: Columns of a table that goes into a file or another program; Rich would cut it at 80.
+PIPED_WIDTH = 200
 
 #: Talk. `soft_wrap` keeps a message in one line when it is piped.
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
-stdout = Console(highlight=False, soft_wrap=True)
+_has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+stdout = Console(highlight=False, soft_wrap=True, width=None if _has_width else PIPED_WIDTH)
 
 
 def say(message: str) -> None:

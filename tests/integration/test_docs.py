@@ -151,6 +151,15 @@ def test_versions_are_pinned_and_torch_is_the_one_that_is_installed_first() -> N
     assert not [name for name in wanted if name not in lowered]
 
 
+def test_every_benchmark_can_be_imported_and_is_named_where_its_numbers_are() -> None:
+    names = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.stem != "__init__"]
+    program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(f'benchmarks.{name}')"
+    subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, env=clean_environment(), check=True)
+    told = "".join(path.read_text(encoding="utf-8") for path in DOCS)
+    helpers = {"null_worker", "places", "workload"}
+    assert not [name for name in names if name not in helpers and f"benchmarks.{name}" not in told]
+
+
 def test_the_study_file_holds_the_two_prompts() -> None:
     lines = [json.loads(line) for line in (ROOT / "examples" / "study.jsonl").read_text().splitlines()]
     assert [line["custom_id"] for line in lines] == ["hedgehog", "transfer"]

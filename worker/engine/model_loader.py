@@ -135,7 +135,7 @@ def prepare_model(
     if quantize == "int8":
         if kernels is None or not is_fused:
             raise ModelUnavailable(
-                f"{name!r} cannot be quantised here: int8 needs a CPU, a C compiler and Llama's layers"
+                f"{name!r} cannot be quantised here: int8 needs a CPU, a C compiler and a model of Llama's family"
             )
         decoder, products = _int8_decoder(model, kernels), "fused decoder, int8 products"
     else:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.faults.soak import Soak
 from tests.faults.topology import Answer, Topology
-
-#: They take minutes: `make faults` runs them, `make test` does not.
-pytestmark = pytest.mark.long
 
 SECONDS = 15.0
 

@@ -73,7 +73,8 @@ class Soak:
             self.counts[name] += 1
             self._replace_the_dead()
         for run_id in self.run_ids:
-            wait_until(lambda run_id=run_id: self._is_finished(run_id), seconds=240)
+            wait_until(lambda run_id=run_id: self._with_workers(lambda: self.topology.is_finished(run_id)), seconds=240)
+        wait_until(lambda: self._with_workers(self.topology.is_drained), seconds=240)
         self.topology.check_nothing_left()
         return self._sum_up(jobs, expected)
 
@@ -102,9 +103,9 @@ class Soak:
     def _worker(self) -> WorkerProcess:
         return self.topology.workers[self.rng.choice(list(self.topology.workers))]
 
-    def _is_finished(self, run_id: str) -> bool:
-        self._replace_the_dead()  # one may still be dying of the last accident
-        return self.topology.is_finished(run_id)
+    def _with_workers(self, condition: Callable[[], bool]) -> bool:
+        self._replace_the_dead()  # one may still be dying of the last accident, or could not start because of it
+        return condition()
 
     def _replace_the_dead(self) -> None:
         """Starts others for those that ended, without waiting for them."""

@@ -233,11 +233,15 @@ class Topology:
             assert all(before[1] == after[0] for before, after in zip(chain, chain[1:], strict=False))
             assert [to for _, to in chain].count(JobState.SUCCEEDED) <= 1
 
+    def is_drained(self) -> bool:
+        """Whether the queue and the unacknowledged messages are gone; needs workers that take what comes again."""
+        app = create_app(Settings(broker=self.redis.url))
+        is_empty = queue_length(app, canonical_model(str(TOY_MODEL))) == 0
+        return is_empty and self.redis.client().hlen("unacked") == 0
+
     def check_nothing_left(self) -> None:
         """Queue, unacknowledged messages and leases; a killed worker's messages come back once more first."""
-        app = create_app(Settings(broker=self.redis.url))
-        model = canonical_model(str(TOY_MODEL))
-        wait_until(lambda: queue_length(app, model) == 0 and self.redis.client().hlen("unacked") == 0)
+        wait_until(self.is_drained)
         with self.database.connect() as connection:
             running = select(func.count()).select_from(Job).where(Job.state == JobState.RUNNING)
             assert connection.execute(running).scalar_one() == 0

@@ -1,0 +1,59 @@
+"""A decode step with so many sequences running, alternately with the bare packed products of the same rows.
+
+    python -m benchmarks.decode_steps --running 2 8 16 32 64
+
+Prints the median of both and what share of the step the products are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from benchmarks.phases import Bound, Step
+from benchmarks.workload import engine_for
+from models.params import GenerationParams
+from worker.engine.engine import Engine
+from worker.engine.request import Request
+
+
+def running(base: Engine, count: int, num_steps: int) -> Engine:
+    """An engine whose prompts are prefilled."""
+    engine = Engine(base.loaded, base.config)
+    rng = random.Random(0)
+    params = GenerationParams(max_new_tokens=num_steps + 10, ignore_eos=True, trace="none")
+    for number in range(count):
+        engine.submit(Request(number, tuple(rng.choices(range(10, 150_000), k=rng.randint(16, 64))), params))
+    for _ in range(2):
+        engine.step()
+    return engine
+
+
+def milliseconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return 1000 * (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--running", type=int, nargs="+", default=[2, 8, 16, 32, 64])
+    parser.add_argument("--steps", type=int, default=25)
+    given = parser.parse_args()
+    base, bound = engine_for(torch.bfloat16), Bound(torch.bfloat16)
+    for count in given.running:
+        engine, products = running(base, count, given.steps), Step(count, count, 0.0)
+        pairs = [
+            (milliseconds(engine.step), milliseconds(lambda: bound.multiply(products))) for _ in range(given.steps)
+        ]  # noqa: B023
+        ours, least = (median(column) for column in zip(*pairs, strict=True))
+        print(f"{count:3} running: step {ours:6.1f} ms, products {least:6.1f} ms: {least / ours:.0%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -141,6 +141,7 @@ def show(
     run: Annotated[str, typer.Argument(help="id, its beginning, or name")],
     custom_id: Annotated[str, typer.Argument(help="the job")],
     alternatives: Annotated[bool, typer.Option("--alternatives", help="each token with what else was likely")] = False,
+    as_json: given.AsJson = False,
 ) -> None:
     """Shows one job with its tokens coloured by their probability, and its beams as a tree.
 
@@ -148,7 +149,7 @@ def show(
     """
     from producer.show import show_job
 
-    show_job(places.settings(), run, custom_id, with_alternatives=alternatives)
+    show_job(places.settings(), run, custom_id, with_alternatives=alternatives, as_json=as_json)
 
 
 @app.command()

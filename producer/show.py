@@ -19,18 +19,22 @@ from models.trace import TokenTrace
 from producer.console import stdout
 from producer.errors import UsageError
 from producer.queries import decode_row, find_run
-from producer.render import table, visible
+from producer.render import table, to_json, visible
 
 #: Least probability of each colour, the most probable first.
 COLOURS = ((0.9, "green"), (0.5, "cyan"), (0.1, "yellow"), (0.01, "magenta"), (0.0, "red"))
 
 
-def show_job(settings: Settings, reference: str, custom_id: str, *, with_alternatives: bool) -> None:
+def show_job(settings: Settings, reference: str, custom_id: str, *, with_alternatives: bool, as_json: bool) -> None:
     """Prints the job. Raises `UsageError`."""
     database = open_database(settings.database_url, read_only=True)
     job = find_job(database, find_run(database, reference), custom_id)
+    results = results_of(database, job["id"])
+    if as_json:
+        print(to_json({**job, "results": [{**result, "tokens": tokens} for result, tokens in results]}))  # noqa: T201
+        return
     _show_head(job)
-    for result, tokens in results_of(database, job["id"]):
+    for result, tokens in results:
         _show_result(result, tokens, with_alternatives=with_alternatives)
 
 

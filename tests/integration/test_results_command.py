@@ -101,6 +101,9 @@ def test_one_job_in_colour(producer: Producer, at: list[str]) -> None:
     shown = producer("show", RUN_ID, "job-0", "--alternatives", *at).stdout
     assert "job-0: succeeded, attempt 1" in shown and "sample 1: 3 tokens, eos" in shown
     assert "0.606531" in shown  # exp(-0.5)
+    told = json.loads(producer("show", RUN_ID, "job-0", "--json", *at).stdout)
+    assert (told["custom_id"], told["state"]) == ("job-0", "succeeded")
+    assert [token["position"] for token in told["results"][0]["tokens"]] == [0, 1, 2]
     tree = producer("show", RUN_ID, "job-1", *at).stdout
     assert "3 finished hypotheses" in tree and "one two three" in tree
     assert "\x1b" not in tree and "[bold]" in tree

@@ -64,9 +64,11 @@ class Peer:
         self._process.wait()
 
 
-def save_model(folder: Path) -> Path:
+def saved_model(folder: Path) -> Path:
     """Weights in safetensors, and a tokenizer that names every id, which converters ask for."""
     target = folder / "qwen2-0.5b-random"
+    if target.exists():
+        return target
     qwen2_half_billion(torch.bfloat16).save_pretrained(target)
     tokenizer = Tokenizer(models.WordLevel({f"t{number}": number for number in range(VOCAB)}, unk_token="t0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="t0", eos_token="t1", unk_token="t0").save_pretrained(
@@ -97,9 +99,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        model = folder / "qwen2-0.5b-random"
-        if not model.exists():
-            save_model(folder)
+        model = saved_model(folder)
         path = save_requests(folder, requests)
         contenders = Contenders(torch.bfloat16, requests, given.slots, static_batch=64, quantize=given.quantize)
         for peer_name in given.peers:

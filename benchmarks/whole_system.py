@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.against_peers import save_model
+from benchmarks.against_peers import saved_model
 from benchmarks.pipeline import seconds_of_work
 from benchmarks.workload import long_tailed
 from models.database import open_database
@@ -60,9 +60,7 @@ def main() -> None:
     num_tokens = sum(request.params.max_new_tokens for request in requests)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        model = folder / "qwen2-0.5b-random"
-        if not model.exists():
-            save_model(folder)
+        model = saved_model(folder)
         ours = bare(model, requests)
         theirs = system(model, requests, Path(temporary))
     print(f"{len(requests)} requests, {num_tokens} tokens, a trace row each")

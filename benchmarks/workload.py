@@ -9,9 +9,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from models.params import GenerationParams
+from models.settings import Quantization
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
-from worker.engine.model_loader import Quantization, prepare_model
+from worker.engine.model_loader import prepare_model
 from worker.engine.request import Request
 
 VOCAB = 151_936

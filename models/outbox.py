@@ -15,14 +15,13 @@ from models.job import Job, rows_to_change
 from models.message import ChunkMessage, JobMessage
 from models.params import GenerationParams
 from models.run import Run
+from models.settings import NUM_PRIORITIES
 from models.states import JobState
 
 MAX_CHUNK_JOBS = 32
 
 #: Chunks that each worker should still get after the next one, so that the last ones even out.
 CHUNKS_AHEAD = 2
-
-NUM_PRIORITIES = 10
 
 #: Jobs read from the database at once.
 PAGE_JOBS = 2_000

@@ -17,7 +17,11 @@ from pydantic_settings import (
 
 DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
 DEFAULT_PRIORITY = 5
+NUM_PRIORITIES = 10  # 0 … 9, 9 goes first
 CONFIG_FILE = "nocturne.toml"  # in the working directory
+
+
+Quantization = Literal["none", "int8"]
 
 
 class Settings(BaseSettings):
@@ -30,7 +34,7 @@ class Settings(BaseSettings):
 
     device: str = "auto"  # auto, cpu, cuda:0 …
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    quantize: Literal["none", "int8"] = "none"  # weights and products, on a CPU
+    quantize: Quantization = "none"  # weights and products, on a CPU
     max_num_seqs: int = Field(default=64, ge=1)  # sequences that decode side by side
     kv_memory: float | None = Field(default=None, gt=0)  # GiB for the KV cache; None: a share of what is free
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # share of a GPU for weights, step and KV cache

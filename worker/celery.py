@@ -11,10 +11,9 @@ from redis.exceptions import RedisError
 
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name
 from models.model_name import canonical_model
-from models.settings import Settings
+from models.settings import NUM_PRIORITIES, Settings
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
-NUM_PRIORITIES = 10
 
 #: The remote-control command of `nudge_workers`.
 LOOK_NOW = "nocturne_look_now"

@@ -6,15 +6,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from models.settings import InvalidSettings, Settings, read_settings
 from worker.children import RESTART_SECONDS, Child, Children, start_command
 from worker.devices import Place, device_names, plan_places
-
-Quantization = Literal["none", "int8"]
 
 EX_USAGE = 2
 EX_FAILURE = 1  # Celery met an error that it did not expect

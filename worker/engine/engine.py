@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.params import GenerationParams
+from models.settings import Quantization
 from worker.engine.beam_group import advance_beams, fork_sequences, start_beams
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
@@ -26,7 +27,7 @@ from worker.engine.kv_blocks import KVBlocks
 from worker.engine.kv_cache import KVCache
 from worker.engine.kv_memory import choose_num_blocks
 from worker.engine.memory import is_out_of_memory
-from worker.engine.model_loader import LoadedModel, Quantization, load_model
+from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.model_runner import FixedSizes, ModelRunner
 from worker.engine.output import failed_output, finished_output
 from worker.engine.request import (

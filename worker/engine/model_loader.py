@@ -10,13 +10,14 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from models.settings import Quantization
 from worker.engine.aligned_activation import align_activations
 from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
 from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
@@ -36,8 +37,6 @@ BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 CHAT_END_TOKEN = "<|im_end|>"
 
 CPU_BLOCK_SIZE = 64
-
-Quantization = Literal["none", "int8"]
 
 #: A step's rows to the logits [num_logits, vocab] that the step asks for.
 Decoder = Callable[[AttentionStep], Tensor]

@@ -7,9 +7,10 @@ The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from models.message import JobMessage
+from models.settings import Quantization
 from worker.engine.config import EngineConfig
 from worker.engine.request import RequestOutput
 
@@ -24,7 +25,7 @@ class EngineOptions:
     config: EngineConfig
     num_threads: int | None = None
     deterministic: bool = False
-    quantize: Literal["none", "int8"] = "none"
+    quantize: Quantization = "none"
 
 
 @dataclass(frozen=True)

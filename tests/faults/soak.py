@@ -60,11 +60,15 @@ class Soak:
             "database away": self._lock_sqlite if topology.is_sqlite else self._cut_connections,
         }
 
-    def run(self, jobs: list[dict[str, Any]], expected: dict[str, Answer], seconds: float) -> dict[str, int]:
-        """Breaks something every few seconds for so long, then lets everything come to its end; the counts."""
-        deadline = time.monotonic() + seconds
+    def run(
+        self, jobs: list[dict[str, Any]], expected: dict[str, Answer], is_over: Callable[[int], bool]
+    ) -> dict[str, int]:
+        """Breaks something every few seconds until so many accidents are enough, then lets everything come to its end.
+
+        Returns how often what was done, and what came of the jobs.
+        """
         self.topology.need_workers(*WORKERS)
-        while time.monotonic() < deadline:
+        while not is_over(self.counts.total()):
             if not self.run_ids or self.topology.num_final(self.run_ids[-1]) == len(jobs):
                 self.run_ids.append(self.topology.submit(jobs))
             time.sleep(self.rng.uniform(*PAUSE_SECONDS))
@@ -185,7 +189,10 @@ def main() -> None:
             server_url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
             url = stack.enter_context(new_postgres_database(server_url))
         topology = stack.enter_context(Topology(folder, url))
-        print(json.dumps(Soak(topology, given.seed).run(jobs, undisturbed(jobs), given.seconds), indent=1))  # noqa: T201
+        expected = undisturbed(jobs)
+        deadline = time.monotonic() + given.seconds
+        counts = Soak(topology, given.seed).run(jobs, expected, lambda _: time.monotonic() > deadline)
+        print(json.dumps(counts, indent=1))  # noqa: T201
 
 
 if __name__ == "__main__":

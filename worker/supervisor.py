@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from time import monotonic
 
@@ -62,9 +63,10 @@ class EngineSupervisor:
         self._last_sign = monotonic()
         self._crash = ""  # why the process ends or is ended, where that is known
         self._context = multiprocessing.get_context("spawn")
-        self._lock = Lock()  # guards the four below
+        self._lock = Lock()  # guards the five below
         self._inside: set[int] = set()
         self._running: set[int] = set()  # of those, the ones in the batch
+        self._outbox: SimpleQueue[object] = SimpleQueue()  # for the process that runs, or is being started
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
         self._is_stopping = Event()
@@ -96,7 +98,7 @@ class EngineSupervisor:
             if not self._inside:
                 self._last_sign = monotonic()
             self._inside.update(job.id for job in jobs)
-            self._send(Submit(tuple(jobs), priority))
+            self._outbox.put(Submit(tuple(jobs), priority))
 
     def cancel(self, job_ids: Sequence[int]) -> None:
         """Drops jobs; no output follows for those that were still inside."""
@@ -105,22 +107,15 @@ class EngineSupervisor:
         with self._lock:
             self._inside.difference_update(job_ids)
             self._running.difference_update(job_ids)
-            self._send(Cancel(tuple(job_ids)))
+            self._outbox.put(Cancel(tuple(job_ids)))
 
     def stop(self) -> None:
         """Ends the process after what it has; returns when it is gone."""
         self._is_stopping.set()
         with self._lock:
-            self._send(Stop())
+            self._outbox.put(Stop())
         if self._reader is not None:
             self._reader.join()
-
-    def _send(self, message: object) -> None:
-        try:
-            if self._connection is not None:
-                self._connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the reader sees the same end of the pipe and reports what was inside
 
     def _spawn(self) -> Ready:
         ours, theirs = self._context.Pipe()
@@ -140,6 +135,7 @@ class EngineSupervisor:
         assert isinstance(message, Ready)
         with self._lock:
             self._connection, self._process, self.ready = ours, process, message
+            Thread(target=_deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
         return message
 
     def _read(self) -> None:
@@ -191,6 +187,8 @@ class EngineSupervisor:
             self._inside.clear()
             self._running.clear()
             self._connection = None
+            self._outbox.put(None)
+            self._outbox = SimpleQueue()  # what comes from now on is for the next process
         reason = self._crash or f"the engine process ended with exit code {self._process.exitcode}"
         self._crash = ""
         death = EngineDeath(reason, running, waiting)
@@ -207,3 +205,12 @@ class EngineSupervisor:
         self._last_sign = monotonic()
         self._on_death(death)
         return True
+
+
+def _deliver(outbox: SimpleQueue[object], connection: Connection) -> None:
+    """Sends what is in the outbox up to a None; holds no lock, because a process that is busy lets it wait."""
+    while (message := outbox.get()) is not None:
+        try:
+            connection.send(message)
+        except OSError:
+            return  # the reader sees the same end of the pipe and reports what was inside

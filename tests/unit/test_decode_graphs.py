@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from models.params import GenerationParams
-from worker.engine.batched_sampler import keep_nucleus
+from worker.engine.batched_sampler import choose_batch, keep_nucleus
 from worker.engine.decode_graphs import bucket_for, graph_buckets
 from worker.engine.kv_memory import left_for_cache
 from worker.engine.nucleus import nucleus
-from worker.engine.sampler import SamplingRow, choose_on_device, choose_tokens
+from worker.engine.sampler import SamplingRow, choose_tokens
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 16, 17, 64, 100, 128, 129, 1000])
@@ -62,7 +62,7 @@ def test_all_rows_at_once_are_chosen_as_they_are_one_by_one() -> None:
         SamplingRow(GenerationParams.model_validate(kinds[row % len(kinds)]), (1, 2), (3,), (), rng.random())
         for row in range(40)
     ]
-    for one, other in zip(choose_tokens(logits, rows), choose_on_device(logits, rows), strict=True):
+    for one, other in zip(choose_tokens(logits, rows), choose_tokens(logits, rows, choose_batch), strict=True):
         assert (one.token_id, one.rank, one.kept) == (other.token_id, other.rank, other.kept)
         for name in ("logprob", "sampling_logprob", "entropy"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-5)

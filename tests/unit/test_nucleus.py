@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from worker.engine.cpu_library import cpu_library, pointer
 from worker.engine.draw import draw_nucleus
 from worker.engine.nucleus import MAX_SORTED, TOP_P_SLACK, Weights, nucleus
 
@@ -37,6 +39,19 @@ def kept_by_sampler(weights: Weights, top_p: float) -> tuple[list[int], list[flo
     assert num_kept == len(ids)
     order = np.argsort(-kept_weights, kind="stable")
     return ids[order].tolist(), kept_weights[order].tolist()
+
+
+def kept_in_c(weights: Weights, top_p: float) -> list[int]:
+    """Ids of what `sampling.c` keeps, ascending."""
+    library = cpu_library()
+    assert library is not None, "this machine has no C compiler"
+    library.keep_nucleus.restype = ctypes.c_int64
+    kept = torch.from_numpy(weights.copy())
+    num_kept = library.keep_nucleus(pointer(kept), ctypes.c_int64(len(kept)), ctypes.c_double(top_p))
+    ids: list[int] = kept.nonzero()[:, 0].tolist()
+    assert num_kept == len(ids)
+    assert kept[ids].tolist() == weights[ids].tolist()
+    return ids
 
 
 def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
@@ -72,6 +87,7 @@ def test_the_kept_set_is_that_of_the_rule(logits: list[float], temperature: floa
     assume(nearest > 1e-12)  # there the order of float64 additions decides
     token_ids, kept_weights = kept_by_sampler(weights, top_p)
     assert token_ids == expected
+    assert kept_in_c(weights, top_p) == sorted(expected)
     assert kept_weights == [float(weights[token_id]) for token_id in expected]
 
 
@@ -90,6 +106,7 @@ def test_a_large_vocabulary_keeps_the_same_set(seed: int, temperature: float, pe
     expected, nearest = brute_force_sorted(weights, top_p)
     assume(nearest > 1e-11)
     assert kept_by_sampler(weights, top_p)[0] == expected
+    assert kept_in_c(weights, top_p) == sorted(expected)
 
 
 def brute_force_sorted(weights: Weights, top_p: float) -> tuple[list[int], float]:

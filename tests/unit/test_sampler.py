@@ -19,6 +19,8 @@ from transformers.generation.logits_process import (
 
 from models.params import GenerationParams
 from models.states import Strategy
+from worker.engine.batched_sampler import ChooseBatch, choose_batch
+from worker.engine.cpu_kernels import cpu_kernels
 from worker.engine.draw import draw_from_all
 from worker.engine.logits_processors import apply_history_processors, apply_sampling_filters
 from worker.engine.sampler import Choice, SamplingRow, argmax, choose_tokens
@@ -35,9 +37,26 @@ def some_logits(seed: int = 0, rows: int = 1, vocab: int = VOCAB) -> Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def choose(logits: Tensor, params: GenerationParams, numbers: list[float] | None = None) -> list[Choice]:
-    numbers = [0.5] * len(logits) if numbers is None else numbers
-    return choose_tokens(logits, [SamplingRow(params, (), (), (), number) for number in numbers])
+class Choose:
+    """Choices by one of the samplers."""
+
+    def __init__(self, choose_batch: ChooseBatch | None) -> None:
+        self._choose_batch = choose_batch
+
+    def __call__(self, logits: Tensor, params: GenerationParams, numbers: list[float] | None = None) -> list[Choice]:
+        numbers = [0.5] * len(logits) if numbers is None else numbers
+        rows = [SamplingRow(params, (), (), (), number) for number in numbers]
+        return choose_tokens(logits, rows, self._choose_batch)
+
+
+@pytest.fixture(params=["rows", "batched", "kernels"])
+def choose(request: pytest.FixtureRequest) -> Choose:
+    """Each test is for all samplers: a few rows at a time, all on the device, and in C."""
+    if request.param == "kernels":
+        kernels = cpu_kernels(torch.float32)
+        assert kernels is not None, "this machine has no C compiler"
+        return Choose(kernels.choose)
+    return Choose(choose_batch if request.param == "batched" else None)
 
 
 def p_value(token_ids: list[int], probabilities: np.ndarray) -> float:
@@ -63,7 +82,7 @@ def softmax(logits: Tensor, temperature: float = 1.0) -> np.ndarray:
     return np.asarray(torch.softmax(logits.double() / temperature, -1).numpy())
 
 
-def chosen_ids(logits: Tensor, params: GenerationParams) -> list[int]:
+def chosen_ids(choose: Choose, logits: Tensor, params: GenerationParams) -> list[int]:
     """Draws through the whole sampler, many rows of the same logits at a time."""
     numbers = uniforms([11] * NUM_DRAWS, [0] * NUM_DRAWS, range(NUM_DRAWS)).tolist()
     size = 1000
@@ -74,18 +93,18 @@ def chosen_ids(logits: Tensor, params: GenerationParams) -> list[int]:
     return token_ids
 
 
-def test_sampling_follows_the_softmax() -> None:
+def test_sampling_follows_the_softmax(choose: Choose) -> None:
     logits = some_logits()[0]
     params = GenerationParams(strategy=Strategy.SAMPLE, temperature=0.7, trace="none")
-    token_ids = chosen_ids(logits[None], params)
+    token_ids = chosen_ids(choose, logits[None], params)
     assert p_value(token_ids, softmax(logits, 0.7)) > LEVEL
     # The check would notice a temperature that is off by three percent.
     assert p_value(token_ids, softmax(logits, 0.7 * 1.03)) < LEVEL
 
 
-def test_nucleus_sampling_follows_the_renormalised_nucleus() -> None:
+def test_nucleus_sampling_follows_the_renormalised_nucleus(choose: Choose) -> None:
     logits = some_logits(1)[0]
-    token_ids = chosen_ids(logits[None], GenerationParams(strategy=Strategy.NUCLEUS, top_p=0.8, trace="none"))
+    token_ids = chosen_ids(choose, logits[None], GenerationParams(strategy=Strategy.NUCLEUS, top_p=0.8, trace="none"))
     probabilities = softmax(logits)
     order = np.argsort(-probabilities)
     kept = order[np.cumsum(probabilities[order]) <= 0.8]
@@ -132,7 +151,7 @@ def test_a_token_without_probability_is_never_drawn() -> None:
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("strategy", [Strategy.SAMPLE, Strategy.NUCLEUS])
-def test_no_temperature_gives_nan(strategy: Strategy, temperature: float) -> None:
+def test_no_temperature_gives_nan(choose: Choose, strategy: Strategy, temperature: float) -> None:
     logits = some_logits(4, rows=4) * 20
     logits[0, 5] = -math.inf
     for dtype in (torch.float32, torch.bfloat16):
@@ -140,7 +159,7 @@ def test_no_temperature_gives_nan(strategy: Strategy, temperature: float) -> Non
             assert all(map(math.isfinite, (choice.logprob, choice.sampling_logprob, choice.entropy)))
 
 
-def test_a_cold_draw_is_greedy_and_a_hot_one_nearly_uniform() -> None:
+def test_a_cold_draw_is_greedy_and_a_hot_one_nearly_uniform(choose: Choose) -> None:
     logits = some_logits(5)
     cold = choose(logits, GenerationParams(strategy=Strategy.SAMPLE, temperature=0.001))[0]
     assert cold.token_id == int(logits.argmax())
@@ -148,7 +167,7 @@ def test_a_cold_draw_is_greedy_and_a_hot_one_nearly_uniform() -> None:
     assert hot.sampling_logprob == pytest.approx(-math.log(VOCAB), abs=1e-4)
 
 
-def test_greedy_takes_the_lowest_id_among_ties() -> None:
+def test_greedy_takes_the_lowest_id_among_ties(choose: Choose) -> None:
     logits = torch.zeros(3, VOCAB)
     logits[:, [7, 30]] = 2.0
     assert [choice.token_id for choice in choose(logits, GenerationParams())] == [7, 7, 7]
@@ -164,7 +183,7 @@ def test_the_argmax_of_bf16_is_that_of_the_numbers(shift: float) -> None:
     assert argmax(logits) == expected
 
 
-def test_the_trace_columns_are_what_they_say() -> None:
+def test_the_trace_columns_are_what_they_say(choose: Choose) -> None:
     logits = some_logits(6, rows=5)
     params = GenerationParams(strategy=Strategy.SAMPLE, temperature=2.0, top_logprobs=4)
     for row, choice in enumerate(choose(logits, params, [0.05, 0.3, 0.5, 0.7, 0.95])):
@@ -180,7 +199,7 @@ def test_the_trace_columns_are_what_they_say() -> None:
         assert [logprob for _, logprob in choice.alternatives] == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-def test_kept_counts_what_could_have_been_drawn() -> None:
+def test_kept_counts_what_could_have_been_drawn(choose: Choose) -> None:
     logits = some_logits(7, rows=2)
     (choice, _) = choose(logits, GenerationParams(strategy=Strategy.SAMPLE, top_k=5))
     assert choice.kept == 5
@@ -188,7 +207,7 @@ def test_kept_counts_what_could_have_been_drawn() -> None:
     assert (choice.kept, choice.sampling_logprob) == (1, 0.0)
 
 
-def test_a_row_gives_the_same_bits_whatever_stands_beside_it() -> None:
+def test_a_row_gives_the_same_bits_whatever_stands_beside_it(choose: Choose) -> None:
     logits = some_logits(8, rows=70, vocab=20_000)
     params = GenerationParams(strategy=Strategy.NUCLEUS, top_p=0.9, top_logprobs=3)
     numbers = np.linspace(0, 1, 70, endpoint=False).tolist()

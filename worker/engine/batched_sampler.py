@@ -5,7 +5,7 @@ Makes the same choices as `sampler`, up to rounding; rows whose scores depend on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,10 @@ class Choices:
     columns: list[list[float]]  # [rows][len(COLUMNS)]
     alternative_ids: list[list[int]]  # [rows][k]
     alternative_logprobs: list[list[float]]
+
+
+#: Chooses for logits [rows, vocab], given each row's parameters and number; knows no history and no filters.
+ChooseBatch = Callable[[Tensor, Sequence[GenerationParams], Sequence[float]], Choices]
 
 
 def choose_batch(logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> Choices:

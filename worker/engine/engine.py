@@ -268,7 +268,8 @@ class Engine:
             for s, number in zip(sequences, numbers, strict=True)
         ]
         picked = logits if rows == list(range(logits.shape[0])) else logits[rows]
-        for sequence, choice in zip(sequences, choose_tokens(picked, sampling_rows), strict=True):
+        choices = choose_tokens(picked, sampling_rows, self.loaded.choose_batch)
+        for sequence, choice in zip(sequences, choices, strict=True):
             _append(sequence, choice)
             check_stop(sequence, self._eos_ids(sequence.request), self.detokenizer)
             if sequence.finish_reason is not None:

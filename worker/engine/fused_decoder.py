@@ -8,9 +8,8 @@ sequences run (`docs/performance.md`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +22,33 @@ from worker.engine.linear import Linear, MakeLinear
 FUSABLE_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 
 
-#: rows / sqrt(mean of squares + eps) * weight over the last dimension, from (rows, weight, eps).
-Normalise = Callable[[Tensor, Tensor, float], Tensor]
+class RowOperations(Protocol):
+    """What a layer does to its rows beside products and attention."""
+
+    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """rows / sqrt(mean of squares + eps) * weight over the last dimension."""
+
+    def rotate(self, heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        """Rotates heads [rows, heads, dim], in place or not, by angles as `Rotation` has them."""
 
 
-def plain_rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(rows, (rows.shape[-1],), weight, eps)
+class PlainRowOperations:
+    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(rows, (rows.shape[-1],), weight, eps)
+
+    def rotate(self, heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        swapped = heads.roll(heads.shape[-1] // 2, -1)
+        return torch.addcmul(heads * cos, swapped, signed_sin)
 
 
 @dataclass(frozen=True)
 class RMSNorm:
     weight: Tensor
     eps: float
-    normalise: Normalise
+    operations: RowOperations
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return self.normalise(rows, self.weight, self.eps)
+        return self.operations.rms_norm(rows, self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,11 @@ class Rotation:
 
     cos: Tensor
     signed_sin: Tensor
+    operations: RowOperations
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """Rotates heads [rows, heads, dim]."""
-        swapped = heads.roll(heads.shape[-1] // 2, -1)
-        return torch.addcmul(heads * self.cos, swapped, self.signed_sin)
+        """Rotates heads [rows, heads, dim], which are not to be used afterwards."""
+        return self.operations.rotate(heads, self.cos, self.signed_sin)
 
 
 @dataclass(frozen=True)
@@ -91,11 +101,12 @@ class FusedLayer:
 class FusedDecoder:
     """Rows of a step to logits, as `TransformersDecoder` does, for models that `can_fuse` accepts."""
 
-    def __init__(self, model: Any, make_linear: MakeLinear, normalise: Normalise = plain_rms_norm) -> None:
+    def __init__(self, model: Any, make_linear: MakeLinear, operations: RowOperations = PlainRowOperations()) -> None:
+        self._operations = operations
         self._embedding: Tensor = model.model.embed_tokens.weight.detach()
         self._rotary: Any = model.model.rotary_emb
-        self.layers = [_fused_layer(layer, make_linear, normalise) for layer in model.model.layers]
-        self._norm = _norm(model.model.norm, normalise)
+        self.layers = [_fused_layer(layer, make_linear, operations) for layer in model.model.layers]
+        self._norm = _norm(model.model.norm, operations)
         self.head = make_linear([model.lm_head])
 
     def __call__(self, step: AttentionStep) -> Tensor:
@@ -111,7 +122,7 @@ class FusedDecoder:
         cos, sin = self._rotary(hidden, positions)  # [1, rows, dim]
         half = sin.shape[-1] // 2
         signed_sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        return Rotation(cos[0, :, None], signed_sin[0, :, None])
+        return Rotation(cos[0, :, None], signed_sin[0, :, None], self._operations)
 
 
 def can_fuse(model: Any) -> bool:
@@ -126,7 +137,7 @@ def can_fuse(model: Any) -> bool:
     )
 
 
-def _fused_layer(layer: Any, make_linear: MakeLinear, normalise: Normalise) -> FusedLayer:
+def _fused_layer(layer: Any, make_linear: MakeLinear, operations: RowOperations) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     dim = attention.head_dim
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
@@ -134,12 +145,12 @@ def _fused_layer(layer: Any, make_linear: MakeLinear, normalise: Normalise) -> F
         attention=AttentionLayer(attention.layer_idx, attention.scaling, _window(attention)),
         num_heads=attention.q_proj.out_features // dim,
         num_kv_heads=attention.k_proj.out_features // dim,
-        input_norm=_norm(layer.input_layernorm, normalise),
+        input_norm=_norm(layer.input_layernorm, operations),
         qkv=make_linear([attention.q_proj, attention.k_proj, attention.v_proj]),
-        query_norm=None if query_norm is None else _norm(query_norm, normalise),
-        key_norm=None if key_norm is None else _norm(key_norm, normalise),
+        query_norm=None if query_norm is None else _norm(query_norm, operations),
+        key_norm=None if key_norm is None else _norm(key_norm, operations),
         output=make_linear([attention.o_proj]),
-        mlp_norm=_norm(layer.post_attention_layernorm, normalise),
+        mlp_norm=_norm(layer.post_attention_layernorm, operations),
         gate=make_linear([mlp.gate_proj]),
         up=make_linear([mlp.up_proj]),
         down=make_linear([mlp.down_proj]),
@@ -154,5 +165,5 @@ def _window(attention: Any) -> int | None:
     return getattr(attention.config, "sliding_window", None)
 
 
-def _norm(norm: Any, normalise: Normalise) -> RMSNorm:
-    return RMSNorm(norm.weight.detach(), norm.variance_epsilon, normalise)
+def _norm(norm: Any, operations: RowOperations) -> RMSNorm:
+    return RMSNorm(norm.weight.detach(), norm.variance_epsilon, operations)

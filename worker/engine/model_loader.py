@@ -20,14 +20,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from models.settings import Quantization
 from worker.engine.aligned_activation import align_activations
 from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
+from worker.engine.batched_sampler import ChooseBatch, choose_batch
 from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
-from worker.engine.fused_decoder import FusedDecoder, can_fuse, plain_rms_norm
+from worker.engine.fused_decoder import FusedDecoder, PlainRowOperations, can_fuse
 from worker.engine.int8_linear import Int8Linear
 from worker.engine.kv_cache import LayerShape
 from worker.engine.linear import MakeLinear, PlainLinear
 from worker.engine.memory import keep_freed_memory
 from worker.engine.packed_linear import PackedLinear, can_pack, pack_linears
 from worker.engine.request import ModelUnavailable
+from worker.engine.tiled_linear import TiledLinear, can_tile
 from worker.engine.transformers_decoder import TransformersDecoder
 from worker.engine.varlen_attention import PAGE_SIZE, varlen_attention
 
@@ -50,6 +52,7 @@ class LoadedModel:
     config: Any  # PreTrainedConfig
     decoder: Decoder
     paged_attention: PagedAttention | None  # None: attention goes through SDPA's tiles
+    choose_batch: ChooseBatch | None  # None: tokens are chosen a few rows at a time
     tokenizer: Any  # PreTrainedTokenizerBase, or None where the folder has none
     device: torch.device
     dtype: torch.dtype
@@ -144,6 +147,9 @@ def prepare_model(
         paged_attention = varlen_attention(
             device, model.dtype, layers[0], config.num_attention_heads, is_deterministic=deterministic
         )
+    choose = None if kernels is None else kernels.choose
+    if device.type == "cuda":
+        choose = choose_batch
     if getattr(config, "attn_logit_softcapping", None) is not None:
         paged_attention = None
     return LoadedModel(
@@ -151,6 +157,7 @@ def prepare_model(
         config=model.config,
         decoder=decoder,
         paged_attention=paged_attention,
+        choose_batch=choose,
         tokenizer=tokenizer,
         device=device,
         dtype=model.dtype,
@@ -167,12 +174,15 @@ def prepare_model(
 
 def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, *, fuse: bool) -> tuple[Decoder, str]:
     """The decoder, and how it multiplies."""
+    if fuse and kernels is not None and can_tile(model, kernels):
+        return FusedDecoder(
+            model, lambda linears: TiledLinear(linears, kernels), kernels
+        ), "fused decoder, own products"
     is_packed = device.type == "cpu" and can_pack(model.dtype)
     products = "packed products" if is_packed else "plain products"
     if fuse:
         make_linear: MakeLinear = PackedLinear if is_packed else PlainLinear
-        normalise = plain_rms_norm if kernels is None else kernels.rms_norm
-        return FusedDecoder(model, make_linear, normalise), f"fused decoder, {products}"
+        return FusedDecoder(model, make_linear, kernels or PlainRowOperations()), f"fused decoder, {products}"
     if device.type == "cpu":
         align_activations(model)
     if is_packed:
@@ -181,7 +191,7 @@ def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, 
 
 
 def _int8_decoder(model: Any, kernels: CpuKernels) -> Decoder:
-    return FusedDecoder(model, lambda linears: Int8Linear(linears, kernels), kernels.rms_norm)
+    return FusedDecoder(model, lambda linears: Int8Linear(linears, kernels), kernels)
 
 
 def choose_device(device: str) -> torch.device:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from models.states import Strategy
-from worker.engine.batched_sampler import Choices, choose_batch
+from worker.engine.batched_sampler import Choices, ChooseBatch
 from worker.engine.draw import Draw, draw_from_all, draw_nucleus
 from worker.engine.logits_processors import apply_history_processors, apply_sampling_filters, has_history_processors
 from worker.engine.step_batch import MIN_ROWS
@@ -48,15 +48,13 @@ class Choice:
     alternatives: list[tuple[int, float]]  # (token id, raw logprob), best first
 
 
-def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
-    """One choice per row of logits [rows, vocab], of any dtype; computed in fp32."""
-    if logits.device.type != "cpu":
-        return choose_on_device(logits, rows)
-    return _choose_by_chunks(logits, rows)
+def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow], choose_batch: ChooseBatch | None = None) -> list[Choice]:
+    """One choice per row of logits [rows, vocab], of any dtype; computed in fp32.
 
-
-def choose_on_device(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
-    """The same with every row at once, but for those that need their history or a filter."""
+    `choose_batch` does all rows at once but for those that need their history or a filter.
+    """
+    if choose_batch is None:
+        return _choose_by_chunks(logits, rows)
     together = [index for index, row in enumerate(rows) if not _is_special(row.params)]
     special = [index for index, row in enumerate(rows) if _is_special(row.params)]
     choices: dict[int, Choice] = {}

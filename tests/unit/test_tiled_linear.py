@@ -1,0 +1,80 @@
+"""Our own products in bf16 against exact ones, with everything that may follow them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
+from worker.engine.tiled_linear import PANEL, TiledLinear, can_tile, pack_panels
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    found = cpu_kernels(torch.bfloat16)
+    if found is None or not found.has_products:
+        pytest.skip("this processor does not multiply pairs of bf16")
+    return found
+
+
+def layer(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(inputs, outputs, bias=bias).bfloat16().requires_grad_(False)
+
+
+def rows_of(count: int, width: int) -> Tensor:
+    return (torch.randn(count, width, generator=torch.Generator().manual_seed(1)) * 3).bfloat16()
+
+
+def assert_rounded(found: Tensor, exact: Tensor) -> None:
+    """Equal up to one rounding to bf16, and what fp32 sums lose where terms cancel."""
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 6, 7, 13, 64, 97, 200])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (96, 64), (130, 199), (2100, 65)])
+def test_products_and_what_follows(kernels: CpuKernels, num_rows: int, inputs: int, outputs: int) -> None:
+    """Rows and outputs that fill no tile, and more inputs than a block holds."""
+    linear = layer(inputs, outputs)
+    tiled, rows, other = TiledLinear([linear], kernels), rows_of(num_rows, inputs), rows_of(num_rows, outputs)
+    exact = F.linear(rows.double(), linear.weight.double(), linear.bias.double())
+    assert_rounded(tiled(rows), exact)
+    assert_rounded(tiled.swish(rows), F.silu(exact))
+    assert_rounded(tiled.times(rows, other), exact * other.double())
+    assert_rounded(tiled.plus(rows, other), exact + other.double())
+
+
+def test_several_layers_stand_side_by_side(kernels: CpuKernels) -> None:
+    first, second, rows = layer(64, 48), layer(64, 80, bias=False), rows_of(5, 64)
+    both = TiledLinear([first, second], kernels)(rows)
+    assert torch.equal(both, torch.cat([TiledLinear([each], kernels)(rows) for each in (first, second)], dim=1))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 199), (896, 128), (4864, 896)])
+def test_a_row_has_the_same_bits_in_any_batch(kernels: CpuKernels, inputs: int, outputs: int) -> None:
+    linear, rows = TiledLinear([layer(inputs, outputs)], kernels), rows_of(300, inputs)
+    together = linear.swish(rows)
+    for size in (1, 2, 5, 6, 7, 31, 64, 95, 96, 97, 193):
+        assert torch.equal(linear.swish(rows[:size]), together[:size]), size
+        assert torch.equal(linear.swish(rows[-size:]), together[-size:]), size
+
+
+def test_rows_that_lie_apart_are_put_together_first(kernels: CpuKernels) -> None:
+    linear, rows = TiledLinear([layer(64, 70)], kernels), rows_of(8, 128)[:, ::2]
+    assert torch.equal(linear(rows), linear(rows.contiguous()))
+
+
+def test_panels_hold_pairs_of_inputs() -> None:
+    weight = torch.arange(70 * 4).view(70, 4).bfloat16()
+    packed = pack_panels(weight)
+    assert packed.shape == (2, 2, PANEL, 2)
+    assert torch.equal(packed[1, 1, 5], weight[69, 2:])
+    assert not packed[1, :, 6:].any()
+
+
+def test_an_odd_number_of_inputs_is_left_to_others(kernels: CpuKernels) -> None:
+    assert not can_tile(nn.Sequential(layer(64, 3), layer(3, 64)), kernels)

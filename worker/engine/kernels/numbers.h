@@ -1,0 +1,77 @@
+/* Numbers in memory, bf16 or fp32, and numbers to compute with, always fp32. */
+#ifndef NOCTURNE_NUMBERS_H
+#define NOCTURNE_NUMBERS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float from_bf16(uint16_t bits) {
+    union { uint32_t bits; float value; } both = {(uint32_t)bits << 16};
+    return both.value;
+}
+
+INLINE uint16_t to_bf16(float value) { /* to nearest, ties to even */
+    union { float value; uint32_t bits; } both = {value};
+    return (uint16_t)((both.bits + 0x7fff + ((both.bits >> 16) & 1)) >> 16);
+}
+
+INLINE void load(float *to, const void *from, int64_t count, int is_bf16) {
+    if (is_bf16)
+        for (int64_t i = 0; i < count; i++) to[i] = from_bf16(((const uint16_t *)from)[i]);
+    else
+        for (int64_t i = 0; i < count; i++) to[i] = ((const float *)from)[i];
+}
+
+INLINE void store(void *to, const float *from, int64_t count, int is_bf16) {
+    if (is_bf16)
+        for (int64_t i = 0; i < count; i++) ((uint16_t *)to)[i] = to_bf16(from[i]);
+    else
+        for (int64_t i = 0; i < count; i++) ((float *)to)[i] = from[i];
+}
+
+INLINE const void *at(const void *base, int64_t index, int is_bf16) {
+    return (const char *)base + index * (is_bf16 ? 2 : 4);
+}
+
+INLINE int32_t bits_of(float value) {
+    union { float value; int32_t bits; } both = {value};
+    return both.bits;
+}
+
+INLINE float with_bits(int32_t bits) {
+    union { int32_t bits; float value; } both = {bits};
+    return both.value;
+}
+
+/* Compared as whole numbers, because compilers do not look for the largest of floats side by side. */
+INLINE float largest_of(const float *x, int64_t count) {
+    int32_t largest = INT32_MIN;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t bits = bits_of(x[i]), ordered = bits ^ ((bits >> 31) & INT32_MAX);
+        largest = ordered > largest ? ordered : largest;
+    }
+    return with_bits(largest ^ ((largest >> 31) & INT32_MAX));
+}
+
+#define SMALLEST_EXPONENT -87.0f
+
+/* exp(x) for x <= 0 with a relative error of about 2e-7: 2^n times a polynomial of the rest (Cephes). Not below
+ * exp(-87), the smallest that is no denormal number. */
+INLINE float exp_of_negative(float x) {
+    x = x < SMALLEST_EXPONENT ? SMALLEST_EXPONENT : x;
+    float n = rintf(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * with_bits(((int32_t)n + 127) << 23);
+}
+
+#endif

@@ -1,0 +1,246 @@
+/* The choice of a token in each row of logits, with its trace. Every row is computed by one thread in one order.
+ *
+ * The rules are those of nucleus.py and draw.py, which are the reference: tokens lie on a line in the order of their
+ * ids, each as long as its weight, and a number in [0, 1) points at a place on it.
+ */
+#include <string.h>
+
+#include "numbers.h"
+
+/* Numbers that are added up in fp32; the sums of blocks are added up in double. */
+enum { BLOCK = 256 };
+
+/* A cumulative probability this little above top_p is rounding, not excess. */
+#define TOP_P_SLACK 1e-6
+
+INLINE int64_t block_size(int64_t start, int64_t count) { return count - start < BLOCK ? count - start : BLOCK; }
+
+static double sum_of(const float *x, int64_t count) {
+    double total = 0;
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int64_t size = block_size(start, count);
+        float sum = 0;
+        for (int64_t i = 0; i < size; i++) sum += x[start + i];
+        total += sum;
+    }
+    return total;
+}
+
+static int64_t count_above(const float *x, int64_t count, float limit) {
+    int64_t found = 0;
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int64_t size = block_size(start, count);
+        int32_t here = 0;
+        for (int64_t i = 0; i < size; i++) here += x[start + i] > limit;
+        found += here;
+    }
+    return found;
+}
+
+/* Weights exp((x - largest) / temperature) of logits x; -inf and what is too small to count weigh nothing. */
+static void weigh(float *weights, const float *x, int64_t count, float largest, float temperature) {
+    for (int64_t i = 0; i < count; i++) {
+        float exponent = (x[i] - largest) / temperature;
+        float weight = exp_of_negative(exponent);
+        weights[i] = exponent < SMALLEST_EXPONENT ? 0.0f : weight;
+    }
+}
+
+/* Zeroes all weights below `value`, and of those equal to it all but the first `num_equal`. */
+static void cut_below(float *weights, int64_t count, float value, int64_t num_equal) {
+    for (int64_t i = 0; i < count; i++) weights[i] = weights[i] < value ? 0.0f : weights[i];
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int64_t size = block_size(start, count);
+        int32_t here = 0;
+        for (int64_t i = start; i < start + size; i++) here += weights[i] == value;
+        if (here > num_equal)
+            for (int64_t i = start, left = num_equal; i < start + size; i++)
+                if (weights[i] == value && left-- <= 0) weights[i] = 0;
+        num_equal = here > num_equal ? 0 : num_equal - here;
+    }
+}
+
+/* Weights are positive, and the bits of positive floats are ordered as the floats are: what a look at an edge tells. */
+typedef struct {
+    double sum;          /* of the weights at the edge or above */
+    int32_t at_or_above; /* the smallest of their bits */
+    int32_t below;       /* the largest bits of the others, or -1 */
+} Look;
+
+INLINE Look look_at(const float *weights, int64_t count, int32_t edge, int is_exact) {
+    double sum = 0;
+    int32_t at_or_above = INT32_MAX, below = -1;
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int64_t size = block_size(start, count);
+        float here = 0;
+        for (int64_t i = start; i < start + size; i++) {
+            int32_t bits = bits_of(weights[i]);
+            int32_t is_above = -(bits >= edge); /* all bits or none */
+            if (is_exact) sum += with_bits(bits & is_above);
+            else here += with_bits(bits & is_above);
+            int32_t high = bits | (~is_above & INT32_MAX), low = bits | is_above;
+            at_or_above = high < at_or_above ? high : at_or_above;
+            below = low > below ? low : below;
+        }
+        sum += here;
+    }
+    return (Look){sum, at_or_above, below};
+}
+
+/* The bits of the largest weight that does not fit below the limit any more with all that is as heavy and heavier. */
+INLINE int32_t find_cut(const float *weights, int64_t count, double total, double limit, int is_exact) {
+    /* All that is lighter than this weighs less than total - limit together. */
+    int32_t low = bits_of((float)((total - limit) / count / 2)), high = bits_of(1.0f) + 1;
+    while (high - low > 1) {
+        int32_t middle = low + (high - low) / 2;
+        Look found = look_at(weights, count, middle, is_exact);
+        if (found.sum > limit) low = found.at_or_above;
+        else high = found.below > low ? found.below + 1 : low + 1;
+    }
+    return low;
+}
+
+static double exact_sum_above(const float *weights, int64_t count, float edge) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += weights[i] > edge ? weights[i] : 0.0f;
+    return sum;
+}
+
+/* Zeroes the weights [count] in [0, 1] outside of the nucleus; returns how many are kept. */
+int64_t keep_nucleus(float *weights, int64_t count, double top_p) {
+    double total = exact_sum_above(weights, count, 0), limit = (top_p + TOP_P_SLACK) * total;
+    if (limit >= total) return count_above(weights, count, 0);
+    for (int is_exact = 0;; is_exact++) { /* sums in fp32 first; where they were not good enough, once more */
+        float value = with_bits(is_exact ? find_cut(weights, count, total, limit, 1)
+                                         : find_cut(weights, count, total, limit, 0));
+        int64_t num_above = count_above(weights, count, value), num_within = 0;
+        int64_t num_equal = count_above(weights, count, nextafterf(value, 0)) - num_above;
+        double above = exact_sum_above(weights, count, value);
+        int is_right = num_above == 0 || above <= limit;
+        for (; num_within < num_equal && above + value <= limit; num_within++) above += value;
+        if ((!is_right || num_within == num_equal) && !is_exact) continue;
+        if (num_above + num_within == 0) num_within = 1; /* the first exceeds top_p alone */
+        cut_below(weights, count, num_within ? value : nextafterf(value, INFINITY), num_within ? num_within : count);
+        return num_above + num_within;
+    }
+}
+
+/* The token that the number points at among weights [count] with this total. */
+static int64_t draw(const float *weights, int64_t count, double total, double uniform) {
+    double target = uniform * total, before = 0, after = 0;
+    int64_t block = 0;
+    /* Not beyond the last block, or token, that weighs anything: rounding may point there. */
+    for (int64_t start = 0; start < count && after <= target; start += BLOCK) {
+        int64_t size = block_size(start, count);
+        float sum = 0;
+        for (int64_t i = start; i < start + size; i++) sum += weights[i];
+        if (sum == 0) continue;
+        block = start;
+        before = after;
+        after += sum;
+    }
+    int64_t chosen = block, end = block + block_size(block, count);
+    for (int64_t i = block; i < end && before <= target; i++) {
+        if (weights[i] == 0) continue;
+        chosen = i;
+        before += weights[i];
+    }
+    return chosen;
+}
+
+/* The k largest of x, equal ones by id, the largest first. */
+static void take_best(int32_t *ids, float *values, int64_t k, const float *x, int64_t count) {
+    int64_t found = 0;
+    for (int64_t start = 0; start < count && k > 0; start += BLOCK) {
+        int64_t size = block_size(start, count);
+        if (found == k && !(largest_of(x + start, size) > values[k - 1])) continue;
+        for (int64_t i = start; i < start + size; i++) {
+            if (found == k && !(x[i] > values[k - 1])) continue;
+            int64_t place = found < k ? found++ : k - 1;
+            for (; place > 0 && values[place - 1] < x[i]; place--) {
+                values[place] = values[place - 1];
+                ids[place] = ids[place - 1];
+            }
+            values[place] = x[i];
+            ids[place] = (int32_t)i;
+        }
+    }
+}
+
+/* What a row asks for; a temperature of 0 is greedy, and a top_p of 1 or more keeps everything. */
+typedef struct { double temperature, top_p, uniform; } Asked;
+
+/* What is said of its choice; COLUMNS of batched_sampler.py. */
+typedef struct { double token_id, logprob, sampling_logprob, entropy, rank, kept; } Chosen;
+
+INLINE Chosen choose(const void *logits, int64_t vocab, Asked asked, int64_t k, int32_t *best_ids, float *best,
+                     float *x, float *weights, int is_bf16) {
+    load(x, logits, vocab, is_bf16);
+    float largest = largest_of(x, vocab);
+    double total = 0, weighted = 0; /* of exp(x - largest), and of that times x - largest */
+    for (int64_t start = 0; start < vocab; start += BLOCK) {
+        int64_t size = block_size(start, vocab);
+        float sum = 0, product = 0;
+        for (int64_t i = start; i < start + size; i++) {
+            float exponent = x[i] - largest;
+            float weight = exp_of_negative(exponent);
+            exponent = exponent < SMALLEST_EXPONENT ? 0.0f : exponent;
+            sum += weight;
+            product += weight * exponent;
+        }
+        total += sum;
+        weighted += product;
+    }
+    int64_t token_id = 0, kept = 1;
+    double sampling_logprob = 0;
+    if (asked.temperature == 0) {
+        while (x[token_id] != largest) token_id++;
+    } else {
+        weigh(weights, x, vocab, largest, (float)asked.temperature);
+        kept = asked.top_p < 1 ? keep_nucleus(weights, vocab, asked.top_p)
+                               : count_above(weights, vocab, 0);
+        double drawable = sum_of(weights, vocab);
+        token_id = draw(weights, vocab, drawable, asked.uniform);
+        sampling_logprob = log(weights[token_id]) - log(drawable);
+    }
+    take_best(best_ids, best, k, x, vocab);
+    double log_total = log(total);
+    for (int64_t i = 0; i < k; i++) best[i] = (float)((double)best[i] - largest - log_total);
+    return (Chosen){
+        .token_id = token_id,
+        .logprob = (double)x[token_id] - largest - log_total,
+        .sampling_logprob = sampling_logprob,
+        .entropy = log_total - weighted / total,
+        .rank = 1 + count_above(x, vocab, x[token_id]),
+        .kept = kept,
+    };
+}
+
+/* Logits [rows, vocab] and what each row asks for; writes what was chosen [rows] and the k best of each row [rows, k]
+ * with their logprobs. Returns 0, or 1 where memory ran out. */
+INLINE int choose_all(Chosen *chosen, int32_t *best_ids, float *best, const void *logits, const Asked *asked,
+                      int64_t num_rows, int64_t vocab, int64_t k, int is_bf16) {
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *x = malloc(sizeof(float) * vocab), *weights = malloc(sizeof(float) * vocab);
+        failed = !x || !weights;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t row = 0; row < num_rows; row++)
+            if (!failed)
+                chosen[row] = choose(at(logits, row * vocab, is_bf16), vocab, asked[row], k, best_ids + row * k,
+                                     best + row * k, x, weights, is_bf16);
+        free(x), free(weights);
+    }
+    return failed;
+}
+
+int choose_bf16(Chosen *chosen, int32_t *best_ids, float *best, const void *logits, const Asked *asked, int64_t num_rows,
+                int64_t vocab, int64_t k) {
+    return choose_all(chosen, best_ids, best, logits, asked, num_rows, vocab, k, 1);
+}
+
+int choose_f32(Chosen *chosen, int32_t *best_ids, float *best, const void *logits, const Asked *asked, int64_t num_rows,
+               int64_t vocab, int64_t k) {
+    return choose_all(chosen, best_ids, best, logits, asked, num_rows, vocab, k, 0);
+}

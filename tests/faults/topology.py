@@ -63,7 +63,7 @@ def mixed_jobs(count: int, num_tokens: int = 16) -> list[dict[str, Any]]:
 
 
 def undisturbed(jobs: list[dict[str, Any]]) -> dict[str, Answer]:
-    """What the jobs come to when nothing happens: decoded here by an engine of its own."""
+    """What is stored of the jobs when nothing happens: decoded here by an engine of its own."""
     engine = DecodingEngine.load(str(TOY_MODEL), max_num_seqs=64)
     parameters = [
         GenerationParams.model_validate({k: v for k, v in job.items() if k not in ("custom_id", "prompt")})
@@ -73,7 +73,8 @@ def undisturbed(jobs: list[dict[str, Any]]) -> dict[str, Answer]:
     return {
         jobs[output.request_id]["custom_id"]: (
             jobs[output.request_id]["seed"],
-            tuple((done.text, done.token_ids) for done in output.completions),
+            # The databases keep no NUL.
+            tuple((done.text.replace("\0", "\ufffd"), done.token_ids) for done in output.completions),
         )
         for output in engine.generate(requests)
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
 from worker.engine.int8_linear import Int8Linear, quantise_weight
+from worker.engine.kernel_linear import KernelLinear
+from worker.engine.tiled_linear import TiledInt8Linear
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -17,6 +21,18 @@ def kernels_of(dtype: torch.dtype) -> CpuKernels:
     kernels = cpu_kernels(dtype)
     assert kernels is not None, "this machine has no C compiler"
     return kernels
+
+
+Make = Callable[[list[nn.Linear], CpuKernels], KernelLinear]
+
+
+@pytest.fixture(params=[Int8Linear, TiledInt8Linear])
+def make(request: pytest.FixtureRequest) -> Make:
+    """oneDNN's products, and ours where the processor has what they need."""
+    if request.param is TiledInt8Linear and not kernels_of(torch.float32).has_int8_products:
+        pytest.skip("this processor does not multiply fours of bytes")
+    made: Make = request.param
+    return made
 
 
 def layer(dtype: torch.dtype, inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
@@ -34,11 +50,11 @@ def rounded(rows: Tensor, linear: nn.Linear) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [2, 33])
-def test_products_are_those_of_the_rounded_numbers(dtype: torch.dtype, num_rows: int) -> None:
+def test_products_are_those_of_the_rounded_numbers(make: Make, dtype: torch.dtype, num_rows: int) -> None:
     linear = layer(dtype, 192, 1000, bias=True)
     rows = torch.randn(num_rows, 192).to(dtype) * 3
     other = torch.randn(num_rows, 1000).to(dtype)
-    int8, exact = Int8Linear([linear], kernels_of(dtype)), rounded(rows, linear)
+    int8, exact = make([linear], kernels_of(dtype)), rounded(rows, linear)
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(int8(rows).double(), exact, **tolerance)
     torch.testing.assert_close(int8.swish(rows).double(), F.silu(exact), **tolerance)
@@ -46,30 +62,30 @@ def test_products_are_those_of_the_rounded_numbers(dtype: torch.dtype, num_rows:
     torch.testing.assert_close(int8.plus(rows, other).double(), exact + other.double(), **tolerance)
 
 
-def test_rounding_costs_about_a_percent() -> None:
+def test_rounding_costs_about_a_percent(make: Make) -> None:
     linear = layer(torch.float32, 896, 512, bias=False)
     rows = torch.randn(16, 896)
-    error = (Int8Linear([linear], kernels_of(torch.float32))(rows) - linear(rows)).abs().max()
+    error = (make([linear], kernels_of(torch.float32))(rows) - linear(rows)).abs().max()
     assert 0 < float(error) < 0.03 * float(linear(rows).abs().max())
 
 
-def test_several_layers_stand_side_by_side() -> None:
+def test_several_layers_stand_side_by_side(make: Make) -> None:
     first, second = layer(torch.float32, 64, 48, bias=True), layer(torch.float32, 64, 80, bias=False)
     rows = torch.randn(5, 64)
-    both = Int8Linear([first, second], kernels_of(torch.float32))(rows)
-    apart = [Int8Linear([each], kernels_of(torch.float32))(rows) for each in (first, second)]
+    both = make([first, second], kernels_of(torch.float32))(rows)
+    apart = [make([each], kernels_of(torch.float32))(rows) for each in (first, second)]
     assert torch.equal(both, torch.cat(apart, dim=1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
-    int8 = Int8Linear([layer(dtype, 160, 4864, bias=False)], kernels_of(dtype))
+def test_a_row_has_the_same_bits_in_any_batch(make: Make, dtype: torch.dtype) -> None:
+    int8 = make([layer(dtype, 160, 4864, bias=False)], kernels_of(dtype))
     rows = torch.randn(70, 160).to(dtype)
     together = int8.swish(rows)
     for start, end in ((0, 2), (5, 21), (3, 67)):
         assert torch.equal(int8.swish(rows[start:end]), together[start:end])
 
 
-def test_zeros_stay_zeros() -> None:
-    int8 = Int8Linear([layer(torch.float32, 64, 32, bias=False)], kernels_of(torch.float32))
+def test_zeros_stay_zeros(make: Make) -> None:
+    int8 = make([layer(torch.float32, 64, 32, bias=False)], kernels_of(torch.float32))
     assert torch.equal(int8(torch.zeros(2, 64)), torch.zeros(2, 32))

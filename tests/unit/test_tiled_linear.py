@@ -76,5 +76,12 @@ def test_panels_hold_pairs_of_inputs() -> None:
     assert not packed[1, :, 6:].any()
 
 
+def test_panels_of_bytes_hold_fours() -> None:
+    weight = torch.arange(3 * 8, dtype=torch.int8).view(3, 8)
+    packed = pack_panels(weight)
+    assert packed.shape == (1, 2, PANEL, 4)
+    assert torch.equal(packed[0, 1, 2], weight[2, 4:])
+
+
 def test_an_odd_number_of_inputs_is_left_to_others(kernels: CpuKernels) -> None:
-    assert not can_tile(nn.Sequential(layer(64, 3), layer(3, 64)), kernels)
+    assert not can_tile(nn.Sequential(layer(64, 3), layer(3, 64)), kernels, itemsize=2)

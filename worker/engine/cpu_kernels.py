@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -17,6 +18,9 @@ from worker.engine.cpu_library import cpu_library, pointer
 from worker.engine.kv_cache import KVCache
 from worker.engine.step_batch import PagedRows
 
+#: Inputs that products.c multiplies at a time.
+WORD_BYTES = 4
+
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
@@ -27,6 +31,27 @@ class After(Enum):
     SWISH = 1
     TIMES = 2
     PLUS = 3
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Weights of a product as products.c wants them; made by `pack_panels`."""
+
+    packed: Tensor  # [panels, words of inputs, PANEL, inputs in a word]
+    outputs: int
+    bias: Tensor | None  # [outputs], fp32
+
+
+@dataclass(frozen=True)
+class Int8Panels(Panels):
+    scales: Tensor  # [outputs], fp32
+    zeros: Tensor  # [outputs], int32: the products of zeros, which are bytes of 128
+
+
+class _Worth(ctypes.Structure):
+    """The `Worth` of products.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("row_scales", "weight_scales", "zeros")]
 
 
 class _Shape(ctypes.Structure):
@@ -52,8 +77,9 @@ class CpuKernels:
         self._choose = {each: getattr(library, f"choose_{suffix}") for each, suffix in _SUFFIXES.items()}
         self._normalise = getattr(library, f"rms_norm_{_SUFFIXES[dtype]}")
         self._quantise = getattr(library, f"quantise_{_SUFFIXES[dtype]}")
-        # Only where the processor multiplies pairs of bf16.
+        # Only where the processor multiplies pairs of bf16, or fours of bytes.
         self._multiply = getattr(library, f"multiply_{_SUFFIXES[dtype]}", None)
+        self._multiply_int8 = getattr(library, f"multiply_int8_{_SUFFIXES[dtype]}", None)
         self._finish = getattr(library, f"finish_{_SUFFIXES[dtype]}")
 
     def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
@@ -107,20 +133,36 @@ class CpuKernels:
 
     @property
     def has_products(self) -> bool:
+        """Products of the dtype itself."""
         return self._multiply is not None
 
-    def multiply(
-        self, rows: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, after: After, other: Tensor | None
-    ) -> Tensor:
-        """Rows [rows, inputs] times weights as `pack_panels` packs them, plus fp32 bias [outputs], and what follows."""
+    @property
+    def has_int8_products(self) -> bool:
+        return self._multiply_int8 is not None
+
+    def multiply(self, rows: Tensor, weights: Panels, after: After, other: Tensor | None) -> Tensor:
+        """Rows [rows, inputs] times the weights, plus their bias, and what follows; [rows, outputs]."""
         assert self._multiply is not None
-        rows = rows.contiguous()
-        num_rows, inputs = rows.shape
-        other = None if other is None else other.contiguous()
-        output = rows.new_empty(num_rows, outputs)
-        pointers = map(pointer, (output, rows, packed, bias, other))
-        self._multiply(*pointers, *map(ctypes.c_int64, (num_rows, inputs, outputs, after.value)))
+        rows, other = rows.contiguous(), None if other is None else other.contiguous()
+        output = rows.new_empty(len(rows), weights.outputs)
+        pointers = map(pointer, (output, rows, weights.packed, weights.bias, other))
+        self._multiply(*pointers, *self._sizes(rows, weights, after))
         return output
+
+    def multiply_int8(self, rows: Tensor, weights: Int8Panels, after: After, other: Tensor | None) -> Tensor:
+        """The same in bytes: rows are quantised one by one."""
+        assert self._multiply_int8 is not None
+        quantised, scales = self.quantise(rows)
+        other = None if other is None else other.contiguous()
+        output = rows.new_empty(len(rows), weights.outputs)
+        worth = _Worth(*map(pointer, (scales, weights.scales, weights.zeros)))
+        pointers = map(pointer, (output, quantised, weights.packed, weights.bias, other))
+        self._multiply_int8(*pointers, ctypes.byref(worth), *self._sizes(quantised, weights, after))
+        return output
+
+    def _sizes(self, rows: Tensor, weights: Panels, after: After) -> Iterable[ctypes.c_int64]:
+        num_words = rows.shape[1] * rows.itemsize // WORD_BYTES
+        return map(ctypes.c_int64, (len(rows), num_words, weights.outputs, after.value))
 
     def quantise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [rows, size] as bytes around 128, and each row's scale [rows]: rows ~ (bytes - 128) * scale."""

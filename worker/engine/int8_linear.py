@@ -12,35 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine.cpu_kernels import After, CpuKernels
+from worker.engine.kernel_linear import KernelLinear
 from worker.engine.linear import merged_weights
 
 #: The byte that stands for zero in an activation.
 ZERO = 128
 
 
-class Int8Linear:
+class Int8Linear(KernelLinear):
     """Stands in for one or several `nn.Linear` on the CPU in inference."""
 
     def __init__(self, linears: Sequence[nn.Linear], kernels: CpuKernels) -> None:
         weight, bias = merged_weights(linears)
-        self.out_features, self.in_features = weight.shape
+        super().__init__(weight, kernels)
         self.bias = None if bias is None else bias.float()
         quantised, self.scales = quantise_weight(weight)
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
         self.packed: Tensor = torch.ops.onednn.qlinear_prepack(quantised, None)
-        self._kernels = kernels
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return self._multiply(rows, After.NOTHING)
-
-    def swish(self, rows: Tensor) -> Tensor:
-        return self._multiply(rows, After.SWISH)
-
-    def times(self, rows: Tensor, factors: Tensor) -> Tensor:
-        return self._multiply(rows, After.TIMES, factors)
-
-    def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
-        return self._multiply(rows, After.PLUS, residual)
 
     def _multiply(self, rows: Tensor, after: After, other: Tensor | None = None) -> Tensor:
         quantised, scales = self._kernels.quantise(rows)

@@ -29,7 +29,7 @@ from worker.engine.linear import MakeLinear, PlainLinear
 from worker.engine.memory import keep_freed_memory
 from worker.engine.packed_linear import PackedLinear, can_pack, pack_linears
 from worker.engine.request import ModelUnavailable
-from worker.engine.tiled_linear import TiledLinear, can_tile
+from worker.engine.tiled_linear import TiledInt8Linear, TiledLinear, can_tile
 from worker.engine.transformers_decoder import TransformersDecoder
 from worker.engine.varlen_attention import PAGE_SIZE, varlen_attention
 
@@ -139,7 +139,7 @@ def prepare_model(
             raise ModelUnavailable(
                 f"{name!r} cannot be quantised here: int8 needs a CPU, a C compiler and a model of Llama's family"
             )
-        decoder, products = _int8_decoder(model, kernels), "fused decoder, int8 products"
+        decoder, products = _int8_decoder(model, kernels)
     else:
         decoder, products = _make_decoder(model, device, kernels, fuse=is_fused)
     paged_attention: PagedAttention | None = kernels
@@ -174,7 +174,7 @@ def prepare_model(
 
 def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, *, fuse: bool) -> tuple[Decoder, str]:
     """The decoder, and how it multiplies."""
-    if fuse and kernels is not None and can_tile(model, kernels):
+    if fuse and kernels is not None and can_tile(model, kernels, model.dtype.itemsize):
         return FusedDecoder(
             model, lambda linears: TiledLinear(linears, kernels), kernels
         ), "fused decoder, own products"
@@ -190,8 +190,12 @@ def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, 
     return TransformersDecoder(model), products
 
 
-def _int8_decoder(model: Any, kernels: CpuKernels) -> Decoder:
-    return FusedDecoder(model, lambda linears: Int8Linear(linears, kernels), kernels)
+def _int8_decoder(model: Any, kernels: CpuKernels) -> tuple[Decoder, str]:
+    """The decoder, and how it multiplies."""
+    is_tiled = can_tile(model, kernels, itemsize=1)
+    linear = TiledInt8Linear if is_tiled else Int8Linear
+    how = f"fused decoder, {'own' if is_tiled else 'packed'} int8 products"
+    return FusedDecoder(model, lambda linears: linear(linears, kernels), kernels), how
 
 
 def choose_device(device: str) -> torch.device:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+CACHE_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,12 @@ class KVCache:
         self.block_size = block_size
         self.num_blocks = num_blocks
         slots = num_blocks * block_size
-        # Zeroed, because a masked key still meets a weight of zero and NaN * 0 is NaN.
         self._keys = {
-            index: torch.zeros(slots, shape.num_kv_heads, shape.key_dim, dtype=dtype, device=shape.device or device)
+            index: _zeros((slots, shape.num_kv_heads, shape.key_dim), dtype, shape.device or device)
             for index, shape in layers.items()
         }
         self._values = {
-            index: torch.zeros(slots, shape.num_kv_heads, shape.value_dim, dtype=dtype, device=shape.device or device)
+            index: _zeros((slots, shape.num_kv_heads, shape.value_dim), dtype, shape.device or device)
             for index, shape in layers.items()
         }
 
@@ -76,6 +79,20 @@ class KVCache:
     def _gather(self, pool: Tensor, block_ids: Tensor, num_keys: int) -> Tensor:
         blocks = pool.view(self.num_blocks, -1).index_select(0, block_ids)
         return blocks.view(-1, num_keys, *pool.shape[1:]).transpose(1, 2)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, because a masked key still meets a weight of zero and NaN * 0 is NaN.
+
+    On a CPU they are not written: the system gives zeroed pages when they are first touched, so that a worker does
+    not spend its first seconds, and memory, on blocks that nobody uses.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    pages = np.zeros(size + CACHE_LINE, dtype=np.uint8)
+    start = -pages.ctypes.data % CACHE_LINE
+    return torch.from_numpy(pages[start : start + size]).view(dtype).view(shape)
 
 
 def num_blocks_for(memory_bytes: int, layers: dict[int, LayerShape], block_size: int, dtype: torch.dtype) -> int:

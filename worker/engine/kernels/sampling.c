@@ -60,6 +60,9 @@ static void cut_below(float *weights, int64_t count, float value, int64_t num_eq
     }
 }
 
+/* The cut is guessed from every 16th block, up to 1/32 of its size. */
+enum { SAMPLED = 16, GUESSED_BITS = 1 << 18 };
+
 /* Weights are positive, and the bits of positive floats are ordered as the floats are: what a look at an edge tells. */
 typedef struct {
     double sum;          /* of the weights at the edge or above */
@@ -67,10 +70,11 @@ typedef struct {
     int32_t below;       /* the largest bits of the others, or -1 */
 } Look;
 
-INLINE Look look_at(const float *weights, int64_t count, int32_t edge, int is_exact) {
+/* Looks at every `step`th block. */
+INLINE Look look_at(const float *weights, int64_t count, int32_t edge, int64_t step, int is_exact) {
     double sum = 0;
     int32_t at_or_above = INT32_MAX, below = -1;
-    for (int64_t start = 0; start < count; start += BLOCK) {
+    for (int64_t start = 0; start < count; start += BLOCK * step) {
         int64_t size = block_size(start, count);
         float here = 0;
         for (int64_t i = start; i < start + size; i++) {
@@ -87,41 +91,72 @@ INLINE Look look_at(const float *weights, int64_t count, int32_t edge, int is_ex
     return (Look){sum, at_or_above, below};
 }
 
+typedef struct { int32_t low, high; } Bracket;
+
+/* Looks at an edge within the bracket, which always holds the cut, and makes it smaller. */
+INLINE void narrow(Bracket *cut, const float *weights, int64_t count, int32_t edge, double limit, int64_t step,
+                   int is_exact) {
+    Look found = look_at(weights, count, edge, step, is_exact);
+    if (found.sum > limit) cut->low = found.at_or_above;
+    else cut->high = found.below > cut->low ? found.below + 1 : cut->low + 1;
+}
+
+/* Where the cut is likely to be: the bits of the cut of a part of the weights. */
+static int32_t guess_cut(const float *weights, int64_t count, Bracket cut, double share) {
+    double limit = share * look_at(weights, count, 0, SAMPLED, 0).sum;
+    while (cut.high - cut.low > GUESSED_BITS)
+        narrow(&cut, weights, count, cut.low + (cut.high - cut.low) / 2, limit, SAMPLED, 0);
+    return cut.low;
+}
+
 /* The bits of the largest weight that does not fit below the limit any more with all that is as heavy and heavier. */
 INLINE int32_t find_cut(const float *weights, int64_t count, double total, double limit, int is_exact) {
     /* All that is lighter than this weighs less than total - limit together. */
-    int32_t low = bits_of((float)((total - limit) / count / 2)), high = bits_of(1.0f) + 1;
-    while (high - low > 1) {
-        int32_t middle = low + (high - low) / 2;
-        Look found = look_at(weights, count, middle, is_exact);
-        if (found.sum > limit) low = found.at_or_above;
-        else high = found.below > low ? found.below + 1 : low + 1;
-    }
-    return low;
+    Bracket cut = {bits_of((float)((total - limit) / count / 2)), bits_of(1.0f) + 1};
+    int32_t guess = guess_cut(weights, count, cut, limit / total);
+    int32_t edges[] = {guess - GUESSED_BITS, guess + 2 * GUESSED_BITS};
+    for (int i = 0; i < 2; i++)
+        if (edges[i] > cut.low && edges[i] < cut.high) narrow(&cut, weights, count, edges[i], limit, 1, is_exact);
+    while (cut.high - cut.low > 1)
+        narrow(&cut, weights, count, cut.low + (cut.high - cut.low) / 2, limit, 1, is_exact);
+    return cut.low;
 }
 
-static double exact_sum_above(const float *weights, int64_t count, float edge) {
-    double sum = 0;
-    for (int64_t i = 0; i < count; i++) sum += weights[i] > edge ? weights[i] : 0.0f;
-    return sum;
+typedef struct { double sum; int64_t num_above, num_equal; } Tally;
+
+/* What weighs more than `value`, exactly, and how many do, or weigh the same. */
+static Tally tally(const float *weights, int64_t count, float value) {
+    Tally all = {0, 0, 0};
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int64_t size = block_size(start, count);
+        int32_t num_above = 0, num_equal = 0;
+        double sum = 0;
+        for (int64_t i = start; i < start + size; i++) {
+            num_above += weights[i] > value;
+            num_equal += weights[i] == value;
+            sum += weights[i] > value ? weights[i] : 0.0f;
+        }
+        all = (Tally){all.sum + sum, all.num_above + num_above, all.num_equal + num_equal};
+    }
+    return all;
 }
 
 /* Zeroes the weights [count] in [0, 1] outside of the nucleus; returns how many are kept. */
 int64_t keep_nucleus(float *weights, int64_t count, double top_p) {
-    double total = exact_sum_above(weights, count, 0), limit = (top_p + TOP_P_SLACK) * total;
-    if (limit >= total) return count_above(weights, count, 0);
+    Tally all = tally(weights, count, 0);
+    double limit = (top_p + TOP_P_SLACK) * all.sum;
+    if (limit >= all.sum) return all.num_above;
     for (int is_exact = 0;; is_exact++) { /* sums in fp32 first; where they were not good enough, once more */
-        float value = with_bits(is_exact ? find_cut(weights, count, total, limit, 1)
-                                         : find_cut(weights, count, total, limit, 0));
-        int64_t num_above = count_above(weights, count, value), num_within = 0;
-        int64_t num_equal = count_above(weights, count, nextafterf(value, 0)) - num_above;
-        double above = exact_sum_above(weights, count, value);
-        int is_right = num_above == 0 || above <= limit;
-        for (; num_within < num_equal && above + value <= limit; num_within++) above += value;
-        if ((!is_right || num_within == num_equal) && !is_exact) continue;
-        if (num_above + num_within == 0) num_within = 1; /* the first exceeds top_p alone */
+        float value = with_bits(is_exact ? find_cut(weights, count, all.sum, limit, 1)
+                                         : find_cut(weights, count, all.sum, limit, 0));
+        Tally heavier = tally(weights, count, value);
+        int is_right = heavier.num_above == 0 || heavier.sum <= limit;
+        int64_t num_within = 0;
+        for (double sum = heavier.sum + value; num_within < heavier.num_equal && sum <= limit; sum += value) num_within++;
+        if ((!is_right || num_within == heavier.num_equal) && !is_exact) continue;
+        if (heavier.num_above + num_within == 0) num_within = 1; /* the first exceeds top_p alone */
         cut_below(weights, count, num_within ? value : nextafterf(value, INFINITY), num_within ? num_within : count);
-        return num_above + num_within;
+        return heavier.num_above + num_within;
     }
 }
 

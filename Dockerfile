@@ -15,6 +15,8 @@ COPY producer producer
 RUN pip install --no-cache-dir --constraint constraints.txt .
 
 FROM python:3.11-slim
+# A CPU worker compiles its kernels for the processor it runs on, when it starts there for the first time.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 nocturne && mkdir /models /data && chown nocturne /models /data
 COPY --from=build /opt/nocturne /opt/nocturne
 ENV PATH=/opt/nocturne/bin:$PATH HF_HOME=/models PYTHONUNBUFFERED=1

@@ -9,18 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
+from tests.kernels import kernels_of
+from worker.engine.cpu_kernels import CpuKernels
 from worker.engine.int8_linear import Int8Linear, quantise_weight
 from worker.engine.kernel_linear import KernelLinear
 from worker.engine.tiled_linear import TiledInt8Linear
 
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-def kernels_of(dtype: torch.dtype) -> CpuKernels:
-    kernels = cpu_kernels(dtype)
-    assert kernels is not None, "this machine has no C compiler"
-    return kernels
 
 
 Make = Callable[[list[nn.Linear], CpuKernels], KernelLinear]

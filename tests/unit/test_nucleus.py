@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from worker.engine.cpu_library import cpu_library, pointer
+from tests.kernels import NEEDS_COMPILER, the_library
+from worker.engine.cpu_library import pointer
 from worker.engine.draw import draw_nucleus
 from worker.engine.nucleus import MAX_SORTED, TOP_P_SLACK, Weights, nucleus
 
@@ -41,17 +43,20 @@ def kept_by_sampler(weights: Weights, top_p: float) -> tuple[list[int], list[flo
     return ids[order].tolist(), kept_weights[order].tolist()
 
 
-def kept_in_c(weights: Weights, top_p: float) -> list[int]:
-    """Ids of what `sampling.c` keeps, ascending."""
-    library = cpu_library()
-    assert library is not None, "this machine has no C compiler"
+def kept_in_c(weights: Weights, top_p: float) -> tuple[list[int], list[float]]:
+    """The same of what `sampling.c` keeps."""
+    library = the_library()
     library.keep_nucleus.restype = ctypes.c_int64
     kept = torch.from_numpy(weights.copy())
     num_kept = library.keep_nucleus(pointer(kept), ctypes.c_int64(len(kept)), ctypes.c_double(top_p))
     ids: list[int] = kept.nonzero()[:, 0].tolist()
     assert num_kept == len(ids)
     assert kept[ids].tolist() == weights[ids].tolist()
-    return ids
+    return (ordered := sorted(ids, key=lambda token_id: -weights[token_id])), weights[ordered].tolist()
+
+
+Keep = Callable[[Weights, float], tuple[list[int], list[float]]]
+KEEPS = pytest.mark.parametrize("keep", [kept_by_sampler, pytest.param(kept_in_c, marks=NEEDS_COMPILER)])
 
 
 def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
@@ -71,6 +76,7 @@ def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
     return kept or order[:1], nearest
 
 
+@KEEPS
 @settings(max_examples=1000, deadline=None)
 @given(
     logits=st.lists(logit, min_size=1, max_size=60),
@@ -80,17 +86,17 @@ def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
 @example(logits=[0.0] * 10, temperature=1.0, percent=30)  # 0.1 + 0.1 + 0.1 does not exceed 0.3
 @example(logits=[5.0, 0.0], temperature=1.0, percent=50)  # one token that exceeds it alone
 @example(logits=[0.0, -math.inf, 0.0], temperature=0.001, percent=50)
-def test_the_kept_set_is_that_of_the_rule(logits: list[float], temperature: float, percent: int) -> None:
+def test_the_kept_set_is_that_of_the_rule(keep: Keep, logits: list[float], temperature: float, percent: int) -> None:
     assume(any(value > -math.inf for value in logits))
     weights, top_p = weights_of(logits, temperature), percent / 100
     expected, nearest = brute_force(weights, top_p)
     assume(nearest > 1e-12)  # there the order of float64 additions decides
-    token_ids, kept_weights = kept_by_sampler(weights, top_p)
+    token_ids, kept_weights = keep(weights, top_p)
     assert token_ids == expected
-    assert kept_in_c(weights, top_p) == sorted(expected)
     assert kept_weights == [float(weights[token_id]) for token_id in expected]
 
 
+@KEEPS
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
@@ -98,15 +104,16 @@ def test_the_kept_set_is_that_of_the_rule(logits: list[float], temperature: floa
     percent=st.integers(1, 99),
     num_levels=st.sampled_from([2, 7, 50, 100_000]),
 )
-def test_a_large_vocabulary_keeps_the_same_set(seed: int, temperature: float, percent: int, num_levels: int) -> None:
+def test_a_large_vocabulary_keeps_the_same_set(
+    keep: Keep, seed: int, temperature: float, percent: int, num_levels: int
+) -> None:
     """More tokens than are sorted first, with few distinct values, so that ties run through every border."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randint(0, num_levels, (2 * MAX_SORTED + 3,), generator=generator) * (12.0 / num_levels)
     weights, top_p = weights_of(logits.tolist(), temperature), percent / 100
     expected, nearest = brute_force_sorted(weights, top_p)
     assume(nearest > 1e-11)
-    assert kept_by_sampler(weights, top_p)[0] == expected
-    assert kept_in_c(weights, top_p) == sorted(expected)
+    assert keep(weights, top_p)[0] == expected
 
 
 def brute_force_sorted(weights: Weights, top_p: float) -> tuple[list[int], float]:

@@ -19,8 +19,8 @@ from transformers.generation.logits_process import (
 
 from models.params import GenerationParams
 from models.states import Strategy
+from tests.kernels import kernels_of
 from worker.engine.batched_sampler import ChooseBatch, choose_batch
-from worker.engine.cpu_kernels import cpu_kernels
 from worker.engine.draw import draw_from_all
 from worker.engine.logits_processors import apply_history_processors, apply_sampling_filters
 from worker.engine.sampler import Choice, SamplingRow, argmax, choose_tokens
@@ -53,9 +53,7 @@ class Choose:
 def choose(request: pytest.FixtureRequest) -> Choose:
     """Each test is for all samplers: a few rows at a time, all on the device, and in C."""
     if request.param == "kernels":
-        kernels = cpu_kernels(torch.float32)
-        assert kernels is not None, "this machine has no C compiler"
-        return Choose(kernels.choose)
+        return Choose(kernels_of(torch.float32).choose)
     return Choose(choose_batch if request.param == "batched" else None)
 
 

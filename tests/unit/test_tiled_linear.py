@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
+from tests.kernels import kernels_of
+from worker.engine.cpu_kernels import CpuKernels
 from worker.engine.tiled_linear import PANEL, TiledLinear, can_tile, pack_panels
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -15,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    found = cpu_kernels(torch.bfloat16)
-    if found is None or not found.has_products:
+    found = kernels_of(torch.bfloat16)
+    if not found.has_products:
         pytest.skip("this processor does not multiply pairs of bf16")
     return found
 
@@ -61,6 +62,14 @@ def test_a_row_has_the_same_bits_in_any_batch(kernels: CpuKernels, inputs: int, 
     for size in (1, 2, 5, 6, 7, 31, 64, 95, 96, 97, 193):
         assert torch.equal(linear.swish(rows[:size]), together[:size]), size
         assert torch.equal(linear.swish(rows[-size:]), together[-size:]), size
+
+
+def test_more_threads_than_panels_give_the_same_bits(kernels: CpuKernels) -> None:
+    linear, rows = TiledLinear([layer(640, 100)], kernels), rows_of(40, 640)
+    with_two = linear.swish(rows)
+    torch.set_num_threads(7)  # the fixture sets it back
+    assert torch.equal(linear.swish(rows), with_two)
+    assert torch.equal(linear.swish(rows[:3]), with_two[:3])
 
 
 def test_rows_that_lie_apart_are_put_together_first(kernels: CpuKernels) -> None:

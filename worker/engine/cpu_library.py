@@ -35,7 +35,7 @@ def cpu_library() -> ctypes.CDLL | None:
     """The built library, or None where it cannot be built."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if sys.platform != "linux" or compiler is None:
-        logger.info("no C compiler: decoding goes through torch's own operations")
+        logger.warning("no C compiler (cc): decoding on this CPU goes through torch's own operations and is slower")
         return None
     try:
         return ctypes.CDLL(str(_build(compiler)))

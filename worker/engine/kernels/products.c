@@ -5,6 +5,7 @@
  */
 #if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 #include <immintrin.h>
+#include <omp.h>
 #include <string.h>
 
 #include "epilogue.h"
@@ -104,6 +105,10 @@ INLINE void multiply(void *output, const char *rows, const char *packed, const f
                      const Worth *worth, int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what,
                      const Tile *tiles, int is_bf16) {
     int64_t num_panels = (outputs + PANEL - 1) / PANEL, num_blocks = (num_rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    /* Where there are more threads than panels, several share one. */
+    int64_t num_sharing = (omp_get_max_threads() + num_panels - 1) / num_panels;
+    int64_t most_blocks = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+    if (num_sharing > num_blocks) num_blocks = num_sharing < most_blocks ? num_sharing : most_blocks;
 #pragma omp parallel for schedule(static) collapse(2)
     for (int64_t panel = 0; panel < num_panels; panel++)
         for (int64_t block = 0; block < num_blocks; block++) {

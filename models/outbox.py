@@ -20,9 +20,6 @@ from models.states import JobState
 
 MAX_CHUNK_JOBS = 32
 
-#: Chunks that each worker should still get after the next one, so that the last ones even out.
-CHUNKS_AHEAD = 2
-
 #: Jobs read from the database at once.
 PAGE_JOBS = 2_000
 
@@ -60,8 +57,12 @@ def send_outbox(
 
 
 def chunk_size(num_left: int, num_slots: int) -> int:
-    """Guided self-scheduling: a share of what is left, within bounds."""
-    return max(1, min(MAX_CHUNK_JOBS, num_left // (num_slots * CHUNKS_AHEAD)))
+    """Guided self-scheduling: an even share of what is left, within bounds, so that the last ones even out.
+
+    Not less than that: a chunk is in hand until its longest job has ended, and too few jobs in hand leave the engine's
+    slots empty.
+    """
+    return max(1, min(MAX_CHUNK_JOBS, num_left // num_slots))
 
 
 def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any]]:

@@ -85,5 +85,5 @@ def test_a_reaper_leaves_fresh_jobs_to_their_submitter(database: Engine) -> None
 
 def test_small_runs_are_spread_and_large_ones_travel_together() -> None:
     assert chunk_size(3, num_slots=16) == 1
-    assert chunk_size(100, num_slots=16) == 3
+    assert chunk_size(100, num_slots=16) == 6
     assert chunk_size(100_000, num_slots=16) == MAX_CHUNK_JOBS

@@ -6,14 +6,11 @@ neighbours. What int8 costs in accuracy is in `docs/performance.md`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from worker.engine.cpu_kernels import After, CpuKernels
+from worker.engine.cpu_kernels import After
 from worker.engine.kernel_linear import KernelLinear
-from worker.engine.linear import merged_weights
 
 #: The byte that stands for zero in an activation.
 ZERO = 128
@@ -22,10 +19,8 @@ ZERO = 128
 class Int8Linear(KernelLinear):
     """Stands in for one or several `nn.Linear` on the CPU in inference."""
 
-    def __init__(self, linears: Sequence[nn.Linear], kernels: CpuKernels) -> None:
-        weight, bias = merged_weights(linears)
-        super().__init__(weight, kernels)
-        self.bias = None if bias is None else bias.float()
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.bias = bias
         quantised, self.scales = quantise_weight(weight)
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
         self.packed: Tensor = torch.ops.onednn.qlinear_prepack(quantised, None)

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +175,12 @@ def prepare_model(
 
 def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, *, fuse: bool) -> tuple[Decoder, str]:
     """The decoder, and how it multiplies."""
-    if fuse and kernels is not None and can_tile(model, kernels, model.dtype.itemsize):
-        return FusedDecoder(
-            model, lambda linears: TiledLinear(linears, kernels), kernels
-        ), "fused decoder, own products"
     is_packed = device.type == "cpu" and can_pack(model.dtype)
     products = "packed products" if is_packed else "plain products"
     if fuse:
         make_linear: MakeLinear = PackedLinear if is_packed else PlainLinear
+        if kernels is not None and can_tile(model, kernels, model.dtype.itemsize):
+            make_linear, products = partial(TiledLinear, kernels=kernels), "own products"
         return FusedDecoder(model, make_linear, kernels or PlainRowOperations()), f"fused decoder, {products}"
     if device.type == "cpu":
         align_activations(model)
@@ -195,7 +194,7 @@ def _int8_decoder(model: Any, kernels: CpuKernels) -> tuple[Decoder, str]:
     is_tiled = can_tile(model, kernels, itemsize=1)
     linear = TiledInt8Linear if is_tiled else Int8Linear
     how = f"fused decoder, {'own' if is_tiled else 'packed'} int8 products"
-    return FusedDecoder(model, lambda linears: linear(linears, kernels), kernels), how
+    return FusedDecoder(model, partial(linear, kernels=kernels), kernels), how
 
 
 def choose_device(device: str) -> torch.device:

@@ -6,8 +6,6 @@ As exact as oneDNN's, and faster where few rows run: those then wait for weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from worker.engine.cpu_kernels import WORD_BYTES, After, CpuKernels, Int8Panels, Panels
 from worker.engine.int8_linear import ZERO, quantise_weight
 from worker.engine.kernel_linear import KernelLinear
-from worker.engine.linear import merged_weights
 
 #: Outputs whose weights stand together; PANEL of products.c.
 PANEL = 64
@@ -24,10 +21,8 @@ PANEL = 64
 class TiledLinear(KernelLinear):
     """Stands in for one or several `nn.Linear` in bf16."""
 
-    def __init__(self, linears: Sequence[nn.Linear], kernels: CpuKernels) -> None:
-        weight, bias = merged_weights(linears)
-        super().__init__(weight, kernels)
-        self._weights = Panels(pack_panels(weight), self.out_features, None if bias is None else bias.float())
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weights = Panels(pack_panels(weight), self.out_features, bias)
 
     def _multiply(self, rows: Tensor, after: After, other: Tensor | None = None) -> Tensor:
         return self._kernels.multiply(rows, self._weights, after, other)
@@ -36,17 +31,10 @@ class TiledLinear(KernelLinear):
 class TiledInt8Linear(KernelLinear):
     """The same in int8, as `Int8Linear` rounds."""
 
-    def __init__(self, linears: Sequence[nn.Linear], kernels: CpuKernels) -> None:
-        weight, bias = merged_weights(linears)
-        super().__init__(weight, kernels)
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
         quantised, scales = quantise_weight(weight)
-        self._weights = Int8Panels(
-            pack_panels(quantised),
-            self.out_features,
-            None if bias is None else bias.float(),
-            scales,
-            ZERO * quantised.sum(1, dtype=torch.int32),
-        )
+        zeros = ZERO * quantised.sum(1, dtype=torch.int32)
+        self._weights = Int8Panels(pack_panels(quantised), self.out_features, bias, scales, zeros)
 
     def _multiply(self, rows: Tensor, after: After, other: Tensor | None = None) -> Tensor:
         return self._kernels.multiply_int8(rows, self._weights, after, other)

@@ -32,7 +32,7 @@ INLINE void finish(void *output, const float *products, const float *scales, con
             int64_t count = size - start < 512 ? size - start : 512, place = row * size + start;
             for (int64_t i = 0; i < count; i++) y[i] = products[place + i] * scales[row];
             finish_columns((void *)at(output, place, is_bf16), y, bias ? bias + start : NULL,
-                           at(other, place, is_bf16), count, what, is_bf16);
+                           other ? at(other, place, is_bf16) : NULL, count, what, is_bf16);
         }
     }
 }

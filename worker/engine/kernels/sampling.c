@@ -166,9 +166,7 @@ static int64_t draw(const float *weights, int64_t count, double total, double un
     int64_t block = 0;
     /* Not beyond the last block, or token, that weighs anything: rounding may point there. */
     for (int64_t start = 0; start < count && after <= target; start += BLOCK) {
-        int64_t size = block_size(start, count);
-        float sum = 0;
-        for (int64_t i = start; i < start + size; i++) sum += weights[i];
+        double sum = sum_of(weights + start, block_size(start, count));
         if (sum == 0) continue;
         block = start;
         before = after;

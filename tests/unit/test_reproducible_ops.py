@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from worker.engine.aligned_activation import AlignedActivation, align_activations
+from worker.engine.aligned_activation import AlignedActivation, align_activations, settle_vector_math
 from worker.engine.packed_linear import PackedLinear, can_pack
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -15,6 +15,12 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 DTYPES = [torch.float32, torch.bfloat16]
 #: Batch sizes around the places where the kernels change their ways.
 SIZES = [2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 340, 341, 342, 683]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vector_math_is_settled() -> None:
+    """As `prepare_model` does."""
+    settle_vector_math()
 
 
 def rows_of(width: int, dtype: torch.dtype) -> Tensor:

@@ -53,6 +53,14 @@ def align_activations(model: nn.Module) -> int:
     return replace_children(model, is_wanted, AlignedActivation)
 
 
+def settle_vector_math() -> None:
+    """Makes the first call of MKL's vector functions, which `torch.tanh` is made of, on one thread.
+
+    When two threads make it at once, one of them computes that call with less accuracy (docs/decisions/0012).
+    """
+    torch.tanh(torch.zeros(1))
+
+
 def _alignment(size: int) -> int:
     """What the size must be a multiple of, so that each thread's share is a multiple of the vectors'."""
     num_threads = torch.get_num_threads()

@@ -69,16 +69,18 @@ class CpuKernels:
 
     covers_prefill = False
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, products: str | None = None) -> None:
+        """`products` is a function of products.c, the fastest one unless a test names another."""
+        self.dtype = dtype
+        self.products = products or fastest_products(library, dtype)
         self._attend = getattr(library, f"paged_attention_{_SUFFIXES[dtype]}")
         self._rotate = getattr(library, f"rotate_{_SUFFIXES[dtype]}")
         # Logits may be of another dtype than the model: some architectures compute them in fp32.
         self._choose = {each: getattr(library, f"choose_{suffix}") for each, suffix in _SUFFIXES.items()}
         self._normalise = getattr(library, f"rms_norm_{_SUFFIXES[dtype]}")
         self._quantise = getattr(library, f"quantise_{_SUFFIXES[dtype]}")
-        # Only where the processor multiplies pairs of bf16, or fours of bytes.
-        self._multiply = getattr(library, f"multiply_{_SUFFIXES[dtype]}", None)
+        # Only where the processor has AVX-512, and for int8 instructions that multiply four bytes.
+        self._multiply = getattr(library, self.products, None)
         self._multiply_int8 = getattr(library, f"multiply_int8_{_SUFFIXES[dtype]}", None)
         self._finish = getattr(library, f"finish_{_SUFFIXES[dtype]}")
 
@@ -182,13 +184,20 @@ class CpuKernels:
 
         Returns [rows, size] in the model's dtype.
         """
-        output = products.new_empty(products.shape, dtype=self._dtype)
+        output = products.new_empty(products.shape, dtype=self.dtype)
         self._finish(
             pointer(output), pointer(products), pointer(scales), pointer(bias),
             pointer(None if other is None else other.contiguous()),
             ctypes.c_int64(products.shape[0]), ctypes.c_int64(products.shape[1]), ctypes.c_int64(after.value),
         )  # fmt: skip
         return output
+
+
+def fastest_products(library: ctypes.CDLL, dtype: torch.dtype) -> str:
+    """Which products are fastest here; a processor's are always the same ones, so its answers are too."""
+    if dtype is torch.float32:
+        return "multiply_f32"
+    return "multiply_bf16_pairs" if library.pairs_are_fast() else "multiply_bf16_widened"
 
 
 def _as_asked(params: GenerationParams) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models.settings import Quantization
-from worker.engine.aligned_activation import align_activations
+from worker.engine.aligned_activation import align_activations, settle_vector_math
 from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
 from worker.engine.batched_sampler import ChooseBatch, choose_batch
 from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
@@ -129,6 +129,7 @@ def prepare_model(
     check_config(name, model.config)
     if device.type == "cpu":
         keep_freed_memory()
+        settle_vector_math()
     model.set_attn_implementation(ATTENTION_NAME)
     model = (model if is_spread else model.to(device)).eval().requires_grad_(False)
     config = model.config.get_text_config()
@@ -180,7 +181,7 @@ def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, 
     if fuse:
         make_linear: MakeLinear = PackedLinear if is_packed else PlainLinear
         if kernels is not None and can_tile(model, kernels, model.dtype.itemsize):
-            make_linear, products = partial(TiledLinear, kernels=kernels), "own products"
+            make_linear, products = partial(TiledLinear, kernels=kernels), f"own products, {kernels.products}"
         return FusedDecoder(model, make_linear, kernels or PlainRowOperations()), f"fused decoder, {products}"
     if device.type == "cpu":
         align_activations(model)

@@ -1,4 +1,4 @@
-"""Linear layers through the products of `kernels/products.c`, in bf16 and int8.
+"""Linear layers through the products of `kernels/products.c`, in bf16, fp32 and int8.
 
 As exact as oneDNN's, and faster where few rows run: those then wait for weights, and these fetch them ahead
 (`docs/decisions/0011`). A row's bits do not depend on its neighbours.
@@ -19,7 +19,7 @@ PANEL = 64
 
 
 class TiledLinear(KernelLinear):
-    """Stands in for one or several `nn.Linear` in bf16."""
+    """Stands in for one or several `nn.Linear` in bf16 or fp32."""
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weights = Panels(pack_panels(weight), self.out_features, bias)
@@ -55,6 +55,7 @@ def can_tile(model: nn.Module, kernels: CpuKernels, itemsize: int) -> bool:
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return (
         (kernels.has_int8_products if itemsize == 1 else kernels.has_products)
-        and not torch.cpu._is_amx_tile_supported()  # oneDNN has kernels for it
+        # oneDNN has kernels for it, and none of them is for fp32.
+        and (itemsize == torch.float32.itemsize or not torch.cpu._is_amx_tile_supported())
         and all(linear.in_features * itemsize % WORD_BYTES == 0 for linear in linears)
     )

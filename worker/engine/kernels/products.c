@@ -1,79 +1,32 @@
-/* Products of rows with packed weights, and what follows them: pairs of bf16, or four bytes, at a time.
+/* Products of rows with packed weights, and what follows them: pairs of bf16, four bytes, or one fp32 at a time.
  *
  * A result is a sum in one order whatever the other rows are, so a row's bits do not depend on them. Weights are packed
  * in panels of 64 outputs, [panels][words of inputs][64 outputs], zeros where a panel is not full; a word is 4 bytes.
  */
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
-#include <immintrin.h>
+/* Whether two bf16 at once are faster than one after the other. On Intel's processors an instruction with pairs takes four
+ * times as long as one with fp32. */
+int pairs_are_fast(void) {
+#ifdef __AVX512BF16__
+    return !__builtin_cpu_is("intel");
+#else
+    return 0;
+#endif
+}
+
+#ifdef __AVX512F__
 #include <omp.h>
-#include <string.h>
 
 #include "epilogue.h"
-
-/* Six rows by four vectors are 24 sums; with four vectors of weights and one of inputs they fill the 32 registers. */
-enum { LANES = 16, VECTORS = 4, PANEL = LANES * VECTORS, MAX_ROWS = 6 };
+#include "tiles.h"
 
 /* Rows that share a panel while it is in the cache, and words of inputs that are in it at a time. */
 enum { ROW_BLOCK = 96, WORD_BLOCK = 512 };
 
-enum { WORD = 4, LINE = 64 }; /* bytes */
+/* Pairs of bf16 that are widened at a time: 16 KB of fp32 weights stay in the first cache for all rows. */
+enum { WIDE_BLOCK = 32 };
 
-/* Sums of 4 bytes each, floats of bf16 products or whole numbers of int8 products. */
-INLINE __m512i add_products(__m512i sums, __m512i weights, __m512i inputs, int is_int8) {
-#ifdef __AVX512VNNI__
-    if (is_int8) return _mm512_dpbusd_epi32(sums, inputs, weights);
-#endif
-#ifdef __AVX512BF16__
-    if (!is_int8) return (__m512i)_mm512_dpbf16_ps((__m512)sums, (__m512bh)weights, (__m512bh)inputs);
-#endif
-    return sums;
-}
-
-/* Adds to sums [num_rows, PANEL] the products of rows, `stride` bytes apart, with a part of a panel; meanwhile `lines`
- * cache lines for each word are fetched from `next` on. */
-INLINE void multiply_tile(int32_t *sums, const char *rows, int64_t stride, const char *weights, int64_t num_words,
-                          int num_rows, int is_first, const char *next, int lines, int is_int8) {
-    __m512i mine[MAX_ROWS][VECTORS];
-#pragma GCC unroll 6
-    for (int row = 0; row < num_rows; row++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++)
-            mine[row][v] = is_first ? _mm512_setzero_si512() : _mm512_load_si512(sums + row * PANEL + v * LANES);
-    for (int64_t word = 0; word < num_words; word++) {
-        __m512i panel[VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) {
-            panel[v] = _mm512_loadu_si512(weights + (word * PANEL + v * LANES) * WORD);
-            if (v < lines) _mm_prefetch(next + (word * lines + v) * LINE, _MM_HINT_T1);
-        }
-#pragma GCC unroll 6
-        for (int row = 0; row < num_rows; row++) {
-            int32_t bits;
-            memcpy(&bits, rows + row * stride + word * WORD, WORD);
-            __m512i inputs = _mm512_set1_epi32(bits);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) mine[row][v] = add_products(mine[row][v], panel[v], inputs, is_int8);
-        }
-    }
-#pragma GCC unroll 6
-    for (int row = 0; row < num_rows; row++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) _mm512_store_si512(sums + row * PANEL + v * LANES, mine[row][v]);
-}
-
-/* A known number of rows keeps their sums in registers. */
-typedef void (*Tile)(int32_t *, const char *, int64_t, const char *, int64_t, int, const char *, int);
-#define TILE_OF(n, kind, is_int8)                                                                                      \
-    static __attribute__((noinline)) void multiply_##n##_##kind(int32_t *sums, const char *rows, int64_t stride,       \
-                                                                const char *weights, int64_t num_words, int is_first,  \
-                                                                const char *next, int lines) {                         \
-        multiply_tile(sums, rows, stride, weights, num_words, n, is_first, next, lines, is_int8);                      \
-    }
-#define TILES_OF(kind, is_int8)                                                                                        \
-    TILE_OF(1, kind, is_int8) TILE_OF(2, kind, is_int8) TILE_OF(3, kind, is_int8)                                      \
-    TILE_OF(4, kind, is_int8) TILE_OF(5, kind, is_int8) TILE_OF(6, kind, is_int8)                                      \
-    static const Tile TILES_##kind[] = {NULL,              multiply_1_##kind, multiply_2_##kind, multiply_3_##kind,    \
-                                        multiply_4_##kind, multiply_5_##kind, multiply_6_##kind};
+/* So many tiles of rows make it worth while to widen weights once for all of them. */
+enum { WIDENING_PAYS = 6 };
 
 /* Sums [num_rows, PANEL] of rows of `num_words` words with one panel. */
 INLINE void multiply_panel(int32_t *sums, const char *rows, const char *panel, int64_t num_rows, int64_t num_words,
@@ -94,13 +47,50 @@ INLINE void multiply_panel(int32_t *sums, const char *rows, const char *panel, i
     }
 }
 
+/* Words as fp32 numbers, [num_words][2][PANEL]. */
+INLINE void widen(float *to, const char *pairs, int64_t num_words) {
+    for (int64_t line = 0; line < num_words * VECTORS; line++) {
+        __m512i words = _mm512_loadu_si512(pairs + line * LINE);
+        float *place = to + line / VECTORS * 2 * PANEL + line % VECTORS * LANES;
+        _mm512_store_si512(place, widened(words, 0));
+        _mm512_store_si512(place + PANEL, widened(words, 1));
+    }
+}
+
+/* The same of bf16 that is widened, once for all rows where there are many; the sums are the same either way. */
+static void multiply_widened_panel(int32_t *sums, const char *rows, const char *panel, int64_t num_rows,
+                                   int64_t num_words) {
+    float wide[WIDE_BLOCK * 2 * PANEL] __attribute__((aligned(LINE))), inputs[MAX_ROWS * WIDE_BLOCK * 2];
+    int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+    int widens_first = num_tiles >= WIDENING_PAYS;
+    int lines = num_tiles >= 4 ? 1 : num_tiles >= 2 ? 2 : VECTORS;
+    for (int64_t word = 0; word < num_words; word += WIDE_BLOCK) {
+        int64_t count = num_words - word < WIDE_BLOCK ? num_words - word : WIDE_BLOCK;
+        const char *weights = panel + word * PANEL * WORD, *next = weights + count * PANEL * WORD;
+        if (widens_first) widen(wide, weights, count);
+        for (int64_t tile = 0; tile < num_tiles; tile++) {
+            int64_t first = num_rows * tile / num_tiles, size = num_rows * (tile + 1) / num_tiles - first;
+            for (int64_t row = 0; row < size; row++)
+                load(inputs + row * WIDE_BLOCK * 2, rows + ((first + row) * num_words + word) * WORD, count * 2, 1);
+            const char *mine = (const char *)inputs, *fetched = next + tile * lines * count * LINE;
+            if (widens_first) /* twice as many words, each with a line */
+                TILES_f32[size](sums + first * PANEL, mine, WIDE_BLOCK * 2 * WORD, (const char *)wide, count * 2,
+                                word == 0, next + tile * 2 * count * LINE, tile < VECTORS / 2);
+            else
+                TILES_widened[size](sums + first * PANEL, mine, WIDE_BLOCK * 2 * WORD, weights, count, word == 0,
+                                    fetched, tile * lines < VECTORS ? lines : 0);
+        }
+    }
+}
+
 /* What int8 rows and weights are worth; zeros are bytes of 128. */
 typedef struct {
     const float *row_scales, *weight_scales; /* [num_rows], [outputs] */
     const int32_t *zeros;                    /* [outputs] the products of zeros with the weights */
 } Worth;
 
-/* Rows [num_rows, num_words] times packed weights, plus bias [outputs], and what follows, into [num_rows, outputs]. */
+/* Rows [num_rows, num_words] times packed weights, plus bias [outputs], and what follows, into [num_rows, outputs];
+ * bf16 is widened where there are no tiles for it. */
 INLINE void multiply(void *output, const char *rows, const char *packed, const float *bias, const void *other,
                      const Worth *worth, int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what,
                      const Tile *tiles, int is_bf16) {
@@ -115,8 +105,11 @@ INLINE void multiply(void *output, const char *rows, const char *packed, const f
             int32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(LINE)));
             int64_t first = num_rows * block / num_blocks, count = num_rows * (block + 1) / num_blocks - first;
             int64_t column = panel * PANEL, width = outputs - column < PANEL ? outputs - column : PANEL;
-            multiply_panel(sums, rows + first * num_words * WORD, packed + column * num_words * WORD, count, num_words,
-                           tiles);
+            const char *mine_rows = rows + first * num_words * WORD, *weights = packed + column * num_words * WORD;
+            if (tiles)
+                multiply_panel(sums, mine_rows, weights, count, num_words, tiles);
+            else
+                multiply_widened_panel(sums, mine_rows, weights, count, num_words);
             for (int64_t row = 0; row < count; row++) {
                 int64_t place = (first + row) * outputs + column;
                 const int32_t *mine = sums + row * PANEL;
@@ -133,19 +126,27 @@ INLINE void multiply(void *output, const char *rows, const char *packed, const f
         }
 }
 
-#ifdef __AVX512BF16__
-TILES_OF(bf16, 0)
+/* One input a word. */
+void multiply_f32(void *output, const char *rows, const char *packed, const float *bias, const void *other,
+                  int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
+    multiply(output, rows, packed, bias, other, NULL, num_rows, num_words, outputs, what, TILES_f32, 0);
+}
 
-/* `num_words` pairs of inputs. */
-void multiply_bf16(void *output, const char *rows, const char *packed, const float *bias, const void *other,
-                   int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
-    multiply(output, rows, packed, bias, other, NULL, num_rows, num_words, outputs, what, TILES_bf16, 1);
+/* Two inputs a word, one at a time. */
+void multiply_bf16_widened(void *output, const char *rows, const char *packed, const float *bias, const void *other,
+                           int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
+    multiply(output, rows, packed, bias, other, NULL, num_rows, num_words, outputs, what, NULL, 1);
+}
+
+#ifdef __AVX512BF16__
+/* Two inputs a word, both at once. */
+void multiply_bf16_pairs(void *output, const char *rows, const char *packed, const float *bias, const void *other,
+                         int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
+    multiply(output, rows, packed, bias, other, NULL, num_rows, num_words, outputs, what, TILES_pairs, 1);
 }
 #endif
 
 #ifdef __AVX512VNNI__
-TILES_OF(int8, 1)
-
 /* `num_words` fours of inputs; output and other in bf16 or fp32. */
 void multiply_int8_bf16(void *output, const char *rows, const char *packed, const float *bias, const void *other,
                         const Worth *worth, int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {

@@ -1,6 +1,6 @@
 """A decode step with so many sequences running, alternately with the bare packed products of the same rows.
 
-    python -m benchmarks.decode_steps --running 2 8 16 32 64
+    python -m benchmarks.decode_steps --running 2 8 16 32 64 --picture docs/pictures/decode.svg
 
 Prints the median of both and what share of the step the products are.
 """
@@ -8,15 +8,19 @@ Prints the median of both and what share of the step the products are.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
 
 from benchmarks.phases import Bound, Step
+from benchmarks.pictures import DecodeStep, draw_decode
 from benchmarks.workload import engine_for
 from models.params import GenerationParams
 from worker.engine.engine import Engine
@@ -45,14 +49,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--running", type=int, nargs="+", default=[2, 8, 16, 32, 64])
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
+    measured = []
     base, bound = engine_for(torch.bfloat16), Bound(torch.bfloat16)
     for count in given.running:
         engine, products = running(base, count, given.steps), Step(count, count, 0.0)
         multiply = partial(bound.multiply, products)
         pairs = [(milliseconds(engine.step), milliseconds(multiply)) for _ in range(given.steps)]
         ours, least = (median(column) for column in zip(*pairs, strict=True))
+        measured.append(DecodeStep(count, ours, least))
         print(f"{count:3} running: step {ours:6.1f} ms, products {least:6.1f} ms: {least / ours:.0%}", flush=True)
+    print(json.dumps([asdict(step) for step in measured]))
+    if given.picture is not None:
+        draw_decode(measured, given.picture)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Two workers of one thread each against one, on a run that they share; and a second one that comes in the middle.
 
-    python -m benchmarks.two_workers --jobs 400
+    python -m benchmarks.two_workers --jobs 400 --model qwen2-0.5b
 
-The toy model, SQLite, forced lengths. Prints the ratio of throughputs, how far apart the two finished, and how long a
-worker that is added at half of the run waits for its first job.
+SQLite, forced lengths; the toy model, whose workers have as much to do beside decoding, or Qwen2-0.5B's shape with
+random weights. Prints the ratio of throughputs, how far apart the two finished, and how long a worker that is added at
+half of the run waits for its first job.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from benchmarks.against_peers import saved_model
 from benchmarks.pipeline import seconds_of_work
 from models.job import Job
+from tests.conftest import TOY_MODEL
 from tests.faults.topology import Topology
 from tests.processes import wait_until
 
+#: Lengths of the answers, such that a run takes a minute or a few.
+LENGTHS = {"toy": (100, 300), "qwen2-0.5b": (20, 60)}
 
-def jobs_of(count: int) -> list[dict[str, Any]]:
+
+def jobs_of(count: int, lengths: tuple[int, int]) -> list[dict[str, Any]]:
     rng = random.Random(0)
     return [
         {
             "custom_id": f"{n}",
-            "prompt": f"Story {n}",
-            "max_new_tokens": rng.randint(100, 300),
+            "prompt": f"t{n} t{n + 1} t{n + 2}",
+            "max_new_tokens": rng.randint(*lengths),
             "ignore_eos": True,
             "seed": n,
         }
@@ -46,19 +52,19 @@ def last_finish(topology: Topology) -> dict[str, float]:
         return {worker: (ended - began).total_seconds() for worker, ended in rows}
 
 
-def share(jobs: list[dict[str, Any]], *names: str) -> tuple[float, dict[str, float]]:
+def share(model: Path, jobs: list[dict[str, Any]], *names: str) -> tuple[float, dict[str, float]]:
     """Seconds of the run, and each worker's."""
     with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
-        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db") as topology:
+        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model) as topology:
             topology.need_workers(*names)
-            topology.wait(topology.submit(jobs), seconds=600)
+            topology.wait(topology.submit(jobs), seconds=1200)
             return seconds_of_work(topology.database), last_finish(topology)
 
 
-def joins(jobs: list[dict[str, Any]]) -> float:
+def joins(model: Path, jobs: list[dict[str, Any]]) -> float:
     """Seconds from a second worker's being ready to its first claim."""
     with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
-        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db") as topology:
+        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model) as topology:
             topology.need_workers("first")
             run_id = topology.submit(jobs)
             topology.wait_for_some(run_id, len(jobs) // 2)
@@ -72,7 +78,7 @@ def joins(jobs: list[dict[str, Any]]) -> float:
 
             wait_until(has_a_job)
             waited = time.monotonic() - ready
-            topology.wait(run_id, seconds=600)
+            topology.wait(run_id, seconds=1200)
             return waited
 
 
@@ -80,19 +86,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", choices=list(LENGTHS), default="toy")
+    parser.add_argument("--folder", type=Path, help="where the model is kept; default: a temporary one")
     given = parser.parse_args()
-    jobs = jobs_of(given.jobs)
+    jobs = jobs_of(given.jobs, LENGTHS[given.model])
+    with tempfile.TemporaryDirectory() as temporary:
+        model = TOY_MODEL if given.model == "toy" else saved_model(given.folder or Path(temporary))
+        measure(model, jobs, given.rounds)
+
+
+def measure(model: Path, jobs: list[dict[str, Any]], rounds: int) -> None:
     ratios, imbalances = [], []
-    for _ in range(given.rounds):
-        alone, _ = share(jobs, "first")
-        together, ends = share(jobs, "first", "second")
+    for _ in range(rounds):
+        alone, _ = share(model, jobs, "first")
+        together, ends = share(model, jobs, "first", "second")
         ratios.append(alone / together)
         imbalances.append((max(ends.values()) - min(ends.values())) / together)
         print(
             f"one {alone:.1f} s, two {together:.1f} s: {ratios[-1]:.2f} x, ends {imbalances[-1]:.1%} apart", flush=True
         )
     print(f"median {median(ratios):.2f} x, ends {median(imbalances):.1%} of the run apart")
-    print(f"a worker that is added has its first job after {joins(jobs):.1f} s")
+    print(f"a worker that is added has its first job after {joins(model, jobs):.1f} s")
 
 
 if __name__ == "__main__":

@@ -88,8 +88,9 @@ ON_POSTGRESQL = pytest.mark.parametrize("topology", ["postgresql"], indirect=Tru
 class Topology:
     """Redis and workers around a database. Tests that share one leave it as they found it."""
 
-    def __init__(self, folder: Path, database_url: str) -> None:
+    def __init__(self, folder: Path, database_url: str, model: Path = TOY_MODEL) -> None:
         self.folder = folder
+        self.model = model
         self.database_url = database_url
         self.database: Engine = open_database(database_url)
         redis_folder = folder / "redis"
@@ -122,7 +123,7 @@ class Topology:
         self, name: str, *, module: str = "worker", is_awaited: bool = True, **settings: str
     ) -> WorkerProcess:
         self.workers[name] = WorkerProcess(
-            "--model", TOY_MODEL, "--name", name, *self.places,
+            "--model", self.model, "--name", name, *self.places,
             cwd=self.folder, module=module, is_awaited=is_awaited, **{**SETTINGS, **settings},
         )  # fmt: skip
         return self.workers[name]
@@ -155,7 +156,7 @@ class Topology:
 
     def submit(self, jobs: list[dict[str, Any]], *options: Any) -> str:
         """Submits the jobs as a run; its id."""
-        arguments = ["submit", self.write(jobs), "--model", TOY_MODEL, *self.places, *options]
+        arguments = ["submit", self.write(jobs), "--model", self.model, *self.places, *options]
         return self.producer(*arguments).stdout.strip()
 
     def num_final(self, run_id: str) -> int:
@@ -237,7 +238,7 @@ class Topology:
     def is_drained(self) -> bool:
         """Whether the queue and the unacknowledged messages are gone; needs workers that take what comes again."""
         app = create_app(Settings(broker=self.redis.url))
-        is_empty = queue_length(app, canonical_model(str(TOY_MODEL))) == 0
+        is_empty = queue_length(app, canonical_model(str(self.model))) == 0
         return is_empty and self.redis.client().hlen("unacked") == 0
 
     def check_nothing_left(self) -> None:
@@ -249,4 +250,4 @@ class Topology:
 
     @property
     def queue(self) -> str:
-        return queue_name(canonical_model(str(TOY_MODEL)))
+        return queue_name(canonical_model(str(self.model)))

@@ -23,11 +23,11 @@ def poisoned_engine_main(connection: Connection, options: EngineOptions) -> None
     """The engine's main function, with a model runner that minds the seeds."""
     healthy = ModelRunner.run
 
-    def run(self: ModelRunner, plan: Any, copies: Any) -> Any:
+    def run(self: ModelRunner, plan: Any, *arguments: Any) -> Any:
         sequences = plan.decodes + [chunk.sequence for chunk in plan.prefills]
         for seed in {sequence.request.params.seed for sequence in sequences}:
             _act(seed)
-        return healthy(self, plan, copies)
+        return healthy(self, plan, *arguments)
 
     ModelRunner.run = run  # type: ignore[method-assign]
     run_engine(connection, options)

@@ -42,12 +42,12 @@ def limit_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     def limit(most: int) -> list[int]:
         healthy, seen = ModelRunner.run, []
 
-        def run(self: ModelRunner, plan: StepPlan, copies: Any) -> Any:
+        def run(self: ModelRunner, plan: StepPlan, *arguments: Any) -> Any:
             rows = len(plan.decodes) + len(plan.prefills)
             if rows > most:
                 raise torch.OutOfMemoryError("no room for so many")
             seen.append(rows)
-            return healthy(self, plan, copies)
+            return healthy(self, plan, *arguments)
 
         monkeypatch.setattr(ModelRunner, "run", run)
         return seen
@@ -88,7 +88,7 @@ def test_a_job_that_is_too_large_fails_alone(limit_rows: Callable[[int], list[in
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: ModelRunner, plan: StepPlan, copies: Any) -> Any:  # noqa: ARG001
+    def run(self: ModelRunner, plan: StepPlan, *arguments: Any) -> Any:  # noqa: ARG001
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(ModelRunner, "run", run)

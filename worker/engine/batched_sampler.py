@@ -1,4 +1,4 @@
-"""The sampler for a GPU: every row at once, and one small transfer at the end.
+"""The sampler for a GPU: every row at once, and one small transfer at the end that need not be waited for.
 
 Makes the same choices as `sampler`, up to rounding; rows whose scores depend on their history are done by it.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from models.params import GenerationParams
 from models.states import Strategy
 from worker.engine.nucleus import TOP_P_SLACK
+from worker.engine.transfer import fetch, to_device
 
 #: Sorted this many first; a nucleus that is larger is found by sorting the whole row.
 NUM_LARGEST = 1024
@@ -35,11 +36,39 @@ class Choices:
 ChooseBatch = Callable[[Tensor, Sequence[GenerationParams], Sequence[float]], Choices]
 
 
+@dataclass(frozen=True)
+class LaunchedChoices:
+    """Choices on their way to the host."""
+
+    token_ids: Tensor  # [rows] on the device
+    _columns: Callable[[], Tensor]  # [rows, len(COLUMNS) + 2 * k], when they have arrived
+    _num_alternatives: int
+
+    def read(self) -> Choices:
+        """Waits for them."""
+        together = self._columns().tolist()
+        width, k = len(COLUMNS), self._num_alternatives
+        return Choices(
+            columns=[row[:width] for row in together],
+            alternative_ids=[[int(token_id) for token_id in row[width : width + k]] for row in together],
+            alternative_logprobs=[row[width + k :] for row in together],
+        )
+
+
+#: Begins what `ChooseBatch` does.
+LaunchBatch = Callable[[Tensor, Sequence[GenerationParams], Sequence[float]], LaunchedChoices]
+
+
 def choose_batch(logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> Choices:
     """Chooses for logits [rows, vocab]; `uniforms` are the draws' numbers.
 
     Knows no penalties, biases, `top_k` and `min_p`.
     """
+    return launch_batch(logits, params, uniforms).read()
+
+
+def launch_batch(logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> LaunchedChoices:
+    """Begins `choose_batch`. Waits for the device only where a nucleus may be larger than what is sorted first."""
     scores = logits.float()
     logprobs = torch.log_softmax(scores, dim=-1)
     greedy_ids = scores.argmax(-1)  # the first of equal ones
@@ -47,7 +76,7 @@ def choose_batch(logits: Tensor, params: Sequence[GenerationParams], uniforms: S
     sampling = torch.zeros_like(greedy_ids, dtype=torch.float64)
     drawing = [row for row, each in enumerate(params) if each.strategy is not Strategy.GREEDY]
     if drawing:
-        rows = torch.tensor(drawing, device=logits.device)
+        rows = to_device(drawing, None, logits.device)
         drawn = _draw(scores[rows], [params[row] for row in drawing], [uniforms[row] for row in drawing])
         token_ids = token_ids.index_copy(0, rows, drawn[0])
         sampling = sampling.index_copy(0, rows, drawn[1])
@@ -60,13 +89,8 @@ def choose_batch(logits: Tensor, params: Sequence[GenerationParams], uniforms: S
     )
     num_alternatives = max(each.top_logprobs for each in params)
     best = logprobs.topk(min(num_alternatives, logprobs.shape[1]), dim=-1)
-    together = torch.cat([columns, best.indices.double(), best.values.double()], dim=1).tolist()  # the one transfer
-    width, k = len(COLUMNS), best.indices.shape[1]
-    return Choices(
-        columns=[row[:width] for row in together],
-        alternative_ids=[[int(token_id) for token_id in row[width : width + k]] for row in together],
-        alternative_logprobs=[row[width + k :] for row in together],
-    )
+    together = torch.cat([columns, best.indices.double(), best.values.double()], dim=1)
+    return LaunchedChoices(token_ids, fetch(together), best.indices.shape[1])
 
 
 def _draw(
@@ -74,16 +98,16 @@ def _draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, their logprobs in the distribution drawn from, and how many tokens that holds; [rows] each."""
     device = scores.device
-    temperatures = torch.tensor([[each.temperature] for each in params], device=device)
+    temperatures = to_device([[each.temperature] for each in params], None, device)
     weights = ((scores - scores.amax(-1, keepdim=True)) / temperatures).exp_()
     nuclear = [row for row, each in enumerate(params) if each.strategy is Strategy.NUCLEUS and each.top_p < 1.0]
     if nuclear:
-        rows = torch.tensor(nuclear, device=device)
-        top_p = torch.tensor([[params[row].top_p] for row in nuclear], dtype=torch.float64, device=device)
+        rows = to_device(nuclear, None, device)
+        top_p = to_device([[params[row].top_p] for row in nuclear], torch.float64, device)
         weights = weights.index_copy(0, rows, keep_nucleus(weights[rows], top_p))
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    target = torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None] * total
+    target = to_device(list(uniforms), torch.float64, device)[:, None] * total
     token_ids = torch.searchsorted(cumulative, target, right=True)
     # Rounding may point beyond the last token that weighs anything.
     last = weights.shape[1] - 1 - (weights > 0).flip(-1).int().argmax(-1, keepdim=True)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from worker.engine.attention import AttentionStep, PagedAttention
 from worker.engine.kv_cache import KVCache
-from worker.engine.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, StepBatch
+from worker.engine.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, StepBatch, insert_ids
+from worker.engine.transfer import send
 
 #: Runs a function once to record it; calling the result repeats it on whatever its inputs hold then.
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
@@ -63,8 +64,10 @@ class DecodeGraphs:
         self._record = record or CudaRecorder()
         self._recorded: dict[int, _Recorded] = {}
 
-    def run(self, batch: StepBatch) -> Tensor:
+    def run(self, batch: StepBatch, chosen_ids: Tensor | None = None) -> Tensor:
         """Logits [bucket, vocab] of a batch of decoding rows alone, as `build_step_batch` made it on the CPU.
+
+        `chosen_ids` [choices] are those on the device that the batch's pending rows name.
 
         They hold until the next call.
         """
@@ -75,6 +78,7 @@ class DecodeGraphs:
         if recorded is None:
             recorded = self._recorded[bucket] = self._make(bucket)
         fill(recorded.batch, batch)
+        insert_ids(recorded.batch.input_ids, batch.pending, chosen_ids)
         return recorded.replay()
 
     def _make(self, bucket: int) -> _Recorded:
@@ -111,14 +115,15 @@ def fill(static: StepBatch, batch: StepBatch) -> None:
     """Writes a batch of decoding rows into a larger one; the rows after it become padding."""
     assert static.paged is not None and batch.paged is not None
     num_rows, width = batch.input_ids.shape[1], batch.paged.block_table.shape[1]
-    static.input_ids[:, :num_rows].copy_(batch.input_ids)
-    static.positions[:, :num_rows].copy_(batch.positions)
+    device = static.input_ids.device
+    static.input_ids[:, :num_rows] = send(batch.input_ids, device)
+    static.positions[:, :num_rows] = send(batch.positions, device)
     static.slots.fill_(SCRATCH_BLOCK)
-    static.slots[:num_rows].copy_(batch.slots)
+    static.slots[:num_rows] = send(batch.slots, device)
     static.paged.num_keys.fill_(1)
-    static.paged.num_keys[:num_rows].copy_(batch.paged.num_keys)
+    static.paged.num_keys[:num_rows] = send(batch.paged.num_keys, device)
     static.paged.block_table[num_rows:, :1].fill_(SCRATCH_BLOCK)
-    static.paged.block_table[:num_rows, :width].copy_(batch.paged.block_table)
+    static.paged.block_table[:num_rows, :width] = send(batch.paged.block_table, device)
 
 
 class CudaRecorder:

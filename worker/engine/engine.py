@@ -4,7 +4,9 @@
     for output in engine.generate([Request(0, engine.encode("Hello"), GenerationParams())]):
         print(output.completions[0].text)
 
-A step is: admit, prefill and decode in one forward pass, choose tokens, stop, retire. Not thread-safe.
+A step is: admit, prefill and decode in one forward pass, choose tokens, stop, retire. Where the device chooses by
+itself, a step's tokens are read while the next step already computes with them, and a sequence that has ended is
+computed once too often. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from models.params import GenerationParams
 from models.settings import Quantization
+from worker.engine.batched_sampler import LaunchedChoices
 from worker.engine.beam_group import advance_beams, fork_sequences, start_beams
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
@@ -30,19 +32,13 @@ from worker.engine.memory import is_out_of_memory
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.model_runner import FixedSizes, ModelRunner
 from worker.engine.output import failed_output, finished_output
-from worker.engine.request import (
-    DoesNotFit,
-    EngineError,
-    InvalidRequest,
-    OutOfMemory,
-    PromptTooLong,
-    Request,
-    RequestOutput,
-)
-from worker.engine.sampler import Choice, SamplingRow, choose_tokens
+from worker.engine.refusal import refusal_by_model, refusal_by_room
+from worker.engine.request import EngineError, InvalidRequest, OutOfMemory, Request, RequestOutput
+from worker.engine.sampler import Choice, SamplingRow, choice_of, choose_tokens, is_special
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, SequenceGroup
 from worker.engine.stopping import check_stop, eos_ids_of
+from worker.engine.transfer import to_device
 from worker.engine.uniform import uniforms
 
 
@@ -56,6 +52,14 @@ class EngineStats:
     num_decode_rows: int = 0  # rows that decoded, summed over the steps
     num_sequence_steps: int = 0  # sequences worked on, prefilling ones too, summed over the steps
     num_out_of_memory: int = 0  # steps that did not go through
+
+
+@dataclass(frozen=True)
+class PendingChoices:
+    """A step's choices that the host has not read yet, and whose they are."""
+
+    rows: list[tuple[Sequence, SequenceGroup]]
+    launched: LaunchedChoices
 
 
 class Engine:
@@ -81,7 +85,8 @@ class Engine:
             keep_phases_apart=loaded.needs_fixed_sizes,
         )
         self._groups: dict[int, SequenceGroup] = {}
-        self._refused: list[RequestOutput] = []
+        self._ready: list[RequestOutput] = []  # what the next step returns
+        self._pending: PendingChoices | None = None
 
     @classmethod
     def load(
@@ -115,7 +120,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._refused) or self._scheduler.has_work
+        return bool(self._ready) or self._scheduler.has_work
 
     @property
     def num_waiting(self) -> int:
@@ -128,7 +133,7 @@ class Engine:
         if request.id in self._groups:
             raise ValueError(f"request {request.id} is already in the engine")
         if (error := self._refusal(group)) is not None:
-            self._refused.append(failed_output(request, error))
+            self._ready.append(failed_output(request, error))
             return
         group.prefix = self.blocks.prefix_of(request.prompt_ids)
         self._groups[request.id] = group
@@ -158,40 +163,49 @@ class Engine:
         Where memory runs out, everything that runs starts over in a batch half as large; a request that
         needs too much even alone comes back with `OutOfMemory`.
         """
-        refused = self._refused
+        reason = None
         try:
-            return self._step()
+            self._step()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
-        # Outside of the handler: the error's frames held the tensors that took the memory.
-        self._refused = refused
-        return self._shrink(reason)
+        if reason is not None:  # outside of the handler: the error's frames held the tensors that took the memory
+            self._shrink(reason)
+        ready, self._ready = self._ready, []
+        return ready
 
-    def _shrink(self, reason: str) -> list[RequestOutput]:
+    def _shrink(self, reason: str) -> None:
         self.stats.num_out_of_memory += 1
+        self._drop_pending()
         if self.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(self._scheduler.running) > 1:
             self._scheduler.halve()
-            return []
+            return
         (group,) = self._scheduler.running
         self._scheduler.retire(group)
         del self._groups[group.request.id]
         error = OutOfMemory(f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n")
-        return [failed_output(group.request, error)]
+        self._ready.append(failed_output(group.request, error))
+
+    def _drop_pending(self) -> None:
+        """Forgets the tokens on the device; draws are keyed by position, so the same ones come again."""
+        if self._pending is not None:
+            for sequence, _ in self._pending.rows:
+                sequence.pending_row = None
+        self._pending = None
 
     @torch.inference_mode()
-    def _step(self) -> list[RequestOutput]:
-        outputs, self._refused = self._refused, []
+    def _step(self) -> None:
         plan = self._scheduler.plan()
         if not plan.decodes and not plan.prefills:
-            return outputs
+            self._settle()
+            return
         copies = self._make_room(plan.decodes)
         for chunk in plan.prefills:
             self.blocks.extend(chunk.sequence.table, chunk.end)
-        logits, sequences = self._runner.run(plan, copies)
+        logits, sequences = self._runner.run(plan, copies, self._chosen_ids)
         self.stats.num_steps += 1
         self.stats.num_prefill_tokens += sum(chunk.end - chunk.start for chunk in plan.prefills)
         self.stats.num_decode_rows += len(plan.decodes)
@@ -202,10 +216,28 @@ class Engine:
             chunk.sequence.num_computed = chunk.end
             prefix = self._groups[chunk.sequence.request.id].prefix
             self.blocks.remember_prefix(prefix, chunk.sequence.table, chunk.end)
-        if logits is None:
-            return outputs
-        touched = self._choose(logits, sequences)
-        return outputs + [self._retire(group) for group in touched if self._is_finished(group)]
+        self._settle()
+        if logits is not None:
+            self._retire_finished(self._choose(logits, sequences))
+
+    @property
+    def _chosen_ids(self) -> Tensor | None:
+        """The last step's tokens [choices], where they are still on the device."""
+        return None if self._pending is None else self._pending.launched.token_ids
+
+    def _settle(self) -> None:
+        """Takes the tokens of the step before, if they are still on the device."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        found = pending.launched.read()
+        touched: dict[int, SequenceGroup] = {}
+        for place, (sequence, group) in enumerate(pending.rows):
+            sequence.pending_row = None
+            if self._groups.get(group.request.id) is group:  # not cancelled meanwhile
+                self._take(sequence, choice_of(found, place, sequence.request.params.top_logprobs))
+                touched[group.request.id] = group
+        self._retire_finished(touched.values())
 
     def _make_room(self, decodes: SequenceOf[Sequence]) -> list[tuple[int, int]]:
         """Gives every decoding sequence a block of its own to write to; returns the copies that this needs."""
@@ -222,7 +254,8 @@ class Engine:
         rows_of_group: dict[int, list[int]] = {}
         for row, sequence in enumerate(sequences):
             rows_of_group.setdefault(sequence.request.id, []).append(row)
-        touched = [self._groups[request_id] for request_id in rows_of_group]
+        # Those that have ended meanwhile were computed once too often.
+        touched = [self._groups[request_id] for request_id in rows_of_group if request_id in self._groups]
         plain: list[tuple[int, Sequence]] = []
         for group in touched:
             rows = rows_of_group[group.request.id]
@@ -267,58 +300,51 @@ class Engine:
             SamplingRow(s.request.params, s.request.prompt_ids, s.token_ids, self._eos_ids(s.request), float(number))
             for s, number in zip(sequences, numbers, strict=True)
         ]
-        picked = logits if rows == list(range(logits.shape[0])) else logits[rows]
-        choices = choose_tokens(picked, sampling_rows, self.loaded.choose_batch)
-        for sequence, choice in zip(sequences, choices, strict=True):
-            _append(sequence, choice)
-            check_stop(sequence, self._eos_ids(sequence.request), self.detokenizer)
-            if sequence.finish_reason is not None:
-                self.blocks.free(sequence.table)
+        is_all = rows == list(range(logits.shape[0]))
+        picked = logits if is_all else logits[to_device(rows, None, logits.device)]
+        params = [s.request.params for s in sequences]
+        if self.loaded.launch_batch is not None and not any(map(is_special, params)):
+            launched = self.loaded.launch_batch(picked, params, [row.uniform for row in sampling_rows])
+            self._pending = PendingChoices([(s, self._groups[s.request.id]) for s in sequences], launched)
+            for place, sequence in enumerate(sequences):
+                sequence.pending_row = place
+            return
+        for sequence, choice in zip(
+            sequences, choose_tokens(picked, sampling_rows, self.loaded.choose_batch), strict=True
+        ):
+            self._take(sequence, choice)
+
+    def _take(self, sequence: Sequence, choice: Choice) -> None:
+        _append(sequence, choice)
+        check_stop(sequence, self._eos_ids(sequence.request), self.detokenizer)
+        if sequence.finish_reason is not None:
+            self.blocks.free(sequence.table)
 
     def _is_finished(self, group: SequenceGroup) -> bool:
         if group.is_beam:
             return bool(group.beam_search.is_done)
         return all(sequence.finish_reason is not None for sequence in group.sequences)
 
-    def _retire(self, group: SequenceGroup) -> RequestOutput:
-        self._scheduler.retire(group)
-        del self._groups[group.request.id]
-        return finished_output(group, self._eos_ids(group.request), self.detokenizer)
+    def _retire_finished(self, groups: Iterable[SequenceGroup]) -> None:
+        for group in groups:
+            if self._is_finished(group):
+                self._scheduler.retire(group)
+                del self._groups[group.request.id]
+                self._ready.append(finished_output(group, self._eos_ids(group.request), self.detokenizer))
 
     def _eos_ids(self, request: Request) -> tuple[int, ...]:
         return eos_ids_of(request.params, self.loaded.eos_token_ids)
 
-    def _effective_max_new_tokens(self, request: Request) -> int:
-        return min(request.params.max_new_tokens, self.loaded.context_window - len(request.prompt_ids))
-
     def _refusal(self, group: SequenceGroup) -> EngineError | None:
         """Why the request can never run, or None."""
-        request, window = group.request, self.loaded.context_window
-        num_prompt = len(request.prompt_ids)
-        if not num_prompt:
-            return InvalidRequest("the prompt has no tokens; give at least one")
-        if num_prompt >= window:
-            return PromptTooLong(
-                f"the prompt has {num_prompt} tokens, and the context window of {self.loaded.name} is {window}; "
-                "at least one token must be left for the answer"
-            )
-        if (bad := _unknown_token(request.params, self.loaded.vocab_size)) is not None:
-            return InvalidRequest(f"token id {bad} is not in the vocabulary of {self.loaded.vocab_size}")
-        if request.params.stop and self.detokenizer is None:
+        if self.detokenizer is None and group.request.params.stop:
             return InvalidRequest("stop strings need a tokenizer, and this model was loaded without one")
-        if group.num_rows > self.config.max_num_seqs:
-            return DoesNotFit(
-                f"the job needs {group.num_rows} sequences side by side, and the worker runs "
-                f"{self.config.max_num_seqs}; ask for fewer, or start the worker with a larger --max-num-seqs"
-            )
-        needed, usable = self._scheduler.blocks_needed(group), self.blocks.num_usable
-        if needed > usable:
-            size = self.block_size
-            return DoesNotFit(
-                f"the job needs room for {needed * size} tokens in the KV cache, which holds {usable * size}; "
-                "lower max_new_tokens, or start the worker with more --kv-memory"
-            )
-        return None
+        return refusal_by_model(group, self.loaded) or refusal_by_room(
+            group, self.config.max_num_seqs, self._scheduler.blocks_needed(group), self.blocks
+        )
+
+    def _effective_max_new_tokens(self, request: Request) -> int:
+        return min(request.params.max_new_tokens, self.loaded.context_window - len(request.prompt_ids))
 
 
 def _append(sequence: Sequence, choice: Choice) -> None:
@@ -332,8 +358,3 @@ def _append(sequence: Sequence, choice: Choice) -> None:
         trace.ranks.append(choice.rank)
         trace.kept.append(choice.kept)
         trace.alternatives.append(choice.alternatives)
-
-
-def _unknown_token(params: GenerationParams, vocab_size: int) -> int | None:
-    named = (*params.stop_token_ids, *(params.eos_token_ids or ()), *(params.logit_bias or ()))
-    return next((token_id for token_id in named if token_id >= vocab_size), None)

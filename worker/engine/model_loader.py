@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from models.settings import Quantization
 from worker.engine.aligned_activation import align_activations, settle_vector_math
 from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
-from worker.engine.batched_sampler import ChooseBatch, choose_batch
+from worker.engine.batched_sampler import ChooseBatch, LaunchBatch, choose_batch, launch_batch
 from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
 from worker.engine.fused_decoder import FusedDecoder, PlainRowOperations, can_fuse
 from worker.engine.int8_linear import Int8Linear
@@ -54,6 +54,7 @@ class LoadedModel:
     decoder: Decoder
     paged_attention: PagedAttention | None  # None: attention goes through SDPA's tiles
     choose_batch: ChooseBatch | None  # None: tokens are chosen a few rows at a time
+    launch_batch: LaunchBatch | None  # where the next step may begin before the last one's tokens are known
     tokenizer: Any  # PreTrainedTokenizerBase, or None where the folder has none
     device: torch.device
     dtype: torch.dtype
@@ -160,6 +161,7 @@ def prepare_model(
         decoder=decoder,
         paged_attention=paged_attention,
         choose_batch=choose,
+        launch_batch=launch_batch if device.type == "cuda" else None,
         tokenizer=tokenizer,
         device=device,
         dtype=model.dtype,

@@ -14,7 +14,7 @@ from worker.engine.kv_cache import KVCache
 from worker.engine.model_loader import LoadedModel
 from worker.engine.scheduler import StepPlan
 from worker.engine.sequence import Sequence
-from worker.engine.step_batch import MIN_ROWS, Paging, build_step_batch
+from worker.engine.step_batch import MIN_ROWS, Paging, build_step_batch, insert_ids
 
 CPU = torch.device("cpu")
 
@@ -54,9 +54,12 @@ class ModelRunner:
                 loaded.decoder, cache, loaded.paged_attention, buckets, loaded.context_window, loaded.device, record
             )
 
-    def run(self, plan: StepPlan, copies: list[tuple[int, int]]) -> tuple[Tensor | None, SequenceOf[Sequence]]:
+    def run(
+        self, plan: StepPlan, copies: list[tuple[int, int]], chosen_ids: Tensor | None = None
+    ) -> tuple[Tensor | None, SequenceOf[Sequence]]:
         """Computes the plan after copying blocks; returns logits [num_logits, vocab] and whose they are.
 
+        `chosen_ids` [choices] are the last step's where the host does not know them yet.
         The logits are None where no prompt was completed and nothing decodes.
         """
         if copies:
@@ -75,8 +78,9 @@ class ModelRunner:
             num_logits=num_logits,
         )
         if graphs is not None:
-            logits = graphs.run(batch)
+            logits = graphs.run(batch, chosen_ids)
         else:
+            insert_ids(batch.input_ids, batch.pending, chosen_ids)
             logits = self._decoder(AttentionStep(batch, self._cache, self._paged_attention))
         return (logits[: len(sequences)], sequences) if sequences else (None, [])
 

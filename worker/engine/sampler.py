@@ -55,25 +55,27 @@ def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow], choose_batch: Cho
     """
     if choose_batch is None:
         return _choose_by_chunks(logits, rows)
-    together = [index for index, row in enumerate(rows) if not _is_special(row.params)]
-    special = [index for index, row in enumerate(rows) if _is_special(row.params)]
+    together = [index for index, row in enumerate(rows) if not is_special(row.params)]
+    special = [index for index, row in enumerate(rows) if is_special(row.params)]
     choices: dict[int, Choice] = {}
     if together:
         picked = logits if not special else logits[together]
         found = choose_batch(picked, [rows[index].params for index in together], [rows[i].uniform for i in together])
         for place, index in enumerate(together):
-            choices[index] = _choice_of(found, place, rows[index].params.top_logprobs)
+            choices[index] = choice_of(found, place, rows[index].params.top_logprobs)
     if special:
         singled_out = _choose_by_chunks(logits[special], [rows[index] for index in special])
         choices.update(zip(special, singled_out, strict=True))
     return [choices[index] for index in range(len(rows))]
 
 
-def _is_special(params: GenerationParams) -> bool:
+def is_special(params: GenerationParams) -> bool:
+    """Whether a row needs its history or a filter, which `ChooseBatch` does not know."""
     return has_history_processors(params) or params.top_k is not None or bool(params.min_p)
 
 
-def _choice_of(found: Choices, place: int, num_alternatives: int) -> Choice:
+def choice_of(found: Choices, place: int, num_alternatives: int) -> Choice:
+    """One row of a batch's choices."""
     token_id, logprob, sampling_logprob, entropy, rank, kept = found.columns[place]
     alternatives = zip(found.alternative_ids[place], found.alternative_logprobs[place], strict=True)
     ordered = sorted(alternatives, key=lambda pair: (-pair[1], pair[0]))[:num_alternatives]

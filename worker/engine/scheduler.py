@@ -102,7 +102,7 @@ class Scheduler:
         budget = self._prefill_limit
         for group in self.running:
             if group.sequences[0].is_prefilled:
-                plan.decodes += [s for s in group.sequences if s.finish_reason is None]
+                plan.decodes += [s for s in group.sequences if s.finish_reason is None and not s.ends_with_pending]
             elif budget > 0:
                 chunk = self._chunk(group.sequences[0], budget)
                 plan.prefills.append(chunk)

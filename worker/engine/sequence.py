@@ -42,6 +42,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     text_end: int | None = None  # where a stop string cuts the text
     detokenizer: Any = None  # only where stop strings must be looked for
+    pending_row: int | None = None  # its place among choices that are still on the device
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -49,16 +50,24 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.request.prompt_ids) + len(self.token_ids)
+        """Prompt and generated tokens, one that is still on the device included."""
+        return len(self.request.prompt_ids) + len(self.token_ids) + (self.pending_row is not None)
+
+    @property
+    def ends_with_pending(self) -> bool:
+        """Whether its token on the device is its last one, whatever it is."""
+        return self.pending_row is not None and len(self.token_ids) + 1 >= self.max_new_tokens
 
     @property
     def is_prefilled(self) -> bool:
         return self.num_computed >= self.num_prompt_tokens
 
     def tokens_between(self, start: int, end: int) -> SequenceOf[int]:
-        """Prompt and generated ids from `start` to `end`; a chunk never straddles both."""
+        """Prompt and generated ids from `start` to `end`; a chunk never straddles both. An id on the device is a 0."""
         if end <= self.num_prompt_tokens:
             return self.request.prompt_ids[start:end]
+        if self.pending_row is not None and end == self.num_tokens:
+            return [*self.token_ids[start - self.num_prompt_tokens :], 0]
         return self.token_ids[start - self.num_prompt_tokens : end - self.num_prompt_tokens]
 
 

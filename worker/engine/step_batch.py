@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worker.engine.scheduler import PrefillChunk
 from worker.engine.sequence import Sequence
+from worker.engine.transfer import send, to_device
 
 #: KV block that belongs to no sequence; padding rows write there.
 SCRATCH_BLOCK = 0
@@ -57,6 +58,14 @@ class AttentionTiles:
 
 
 @dataclass(frozen=True)
+class PendingIds:
+    """Rows whose input ids are choices that are still on the device."""
+
+    rows: Tensor  # [pending]
+    places: Tensor  # [pending] among the choices
+
+
+@dataclass(frozen=True)
 class PagedRows:
     """The first rows of a step, whose keys a kernel finds by itself; int32, one entry for each run of rows."""
 
@@ -86,6 +95,7 @@ class StepBatch:
     tiles: list[AttentionTiles]
     paged: PagedRows | None
     num_paged_rows: int  # they are the first
+    pending: PendingIds | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_copies", {self.input_ids.device: self})
@@ -96,6 +106,15 @@ class StepBatch:
         if device not in copies:
             copies[device] = _moved(self, device)
         return copies[device]
+
+
+def insert_ids(input_ids: Tensor, pending: PendingIds | None, chosen_ids: Tensor | None) -> None:
+    """Writes choices [choices] that the host does not know yet into input ids [1, rows]."""
+    if pending is None:
+        return
+    assert chosen_ids is not None, "a row waits for a choice, and there is none"
+    places, rows = send(pending.places, input_ids.device), send(pending.rows, input_ids.device)
+    input_ids[0].index_copy_(0, rows, chosen_ids[places])
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -114,10 +133,13 @@ class _Rows:
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
+    pending: list[tuple[int, int]] = field(default_factory=list)  # row, place among the pending choices
 
     def add(self, sequence: Sequence, start: int, end: int, block_size: int) -> int:
         """Appends the tokens `start` … `end` of a sequence; returns the first row."""
         first = len(self.ids)
+        if sequence.pending_row is not None:
+            self.pending.append((first, sequence.pending_row))
         self.ids += sequence.tokens_between(start, end)
         self.positions += range(start, end)
         blocks = sequence.table.block_ids
@@ -183,15 +205,20 @@ def build_step_batch(
     # The model's last product needs several rows too, as every other.
     logit_rows += [0] * (num_logits - len(logit_rows))
     batch = StepBatch(
-        input_ids=torch.tensor([rows.ids], device=device),
-        positions=torch.tensor([rows.positions], device=device),
-        slots=torch.tensor(rows.slots, device=device),
-        logit_rows=torch.tensor(logit_rows, dtype=torch.long, device=device),
+        input_ids=to_device([rows.ids], None, device),
+        positions=to_device([rows.positions], None, device),
+        slots=to_device(rows.slots, None, device),
+        logit_rows=to_device(logit_rows, torch.long, device),
         tiles=_group_tiles(tiles, block_size, device),
         paged=_paged_rows(runs, device) if runs else None,
         num_paged_rows=sum(run.num_rows for run in runs),
+        pending=_pending_ids(rows.pending, device) if rows.pending else None,
     )
     return batch, sequences
+
+
+def _pending_ids(pending: list[tuple[int, int]], device: torch.device) -> PendingIds:
+    return PendingIds(*(to_device(list(column), None, device) for column in zip(*pending, strict=True)))
 
 
 def _paged_rows(runs: list[_Run], device: torch.device) -> PagedRows:
@@ -200,9 +227,9 @@ def _paged_rows(runs: list[_Run], device: torch.device) -> PagedRows:
     first_rows = [0, *accumulate(run.num_rows for run in runs)]
     num_keys = [run.num_keys for run in runs]
     return PagedRows(
-        block_table=torch.tensor(table, dtype=torch.int32, device=device),
-        num_keys=torch.tensor(num_keys, dtype=torch.int32, device=device),
-        first_rows=torch.tensor(first_rows, dtype=torch.int32, device=device),
+        block_table=to_device(table, torch.int32, device),
+        num_keys=to_device(num_keys, torch.int32, device),
+        first_rows=to_device(first_rows, torch.int32, device),
         max_queries=max(run.num_rows for run in runs),
         max_keys=max(num_keys),
     )
@@ -230,17 +257,17 @@ def _group_tiles(tiles: list[_Tile], block_size: int, device: torch.device) -> l
     tiles = sorted(tiles, key=lambda tile: (len(tile.rows), len(tile.block_ids)))
     for (queries, num_blocks), members_iterator in groupby(tiles, key=lambda t: (len(t.rows), len(t.block_ids))):
         members = list(members_iterator)
-        rows = torch.tensor([tile.rows for tile in members], device=device)
+        rows = to_device([tile.rows for tile in members], None, device)
         flat = [row for tile in members for row in tile.rows]
         kept = [place for place, row in enumerate(flat) if place == 0 or row != flat[place - 1]]
         grouped.append(
             AttentionTiles(
                 rows=rows,
-                kept=torch.tensor(kept, device=device) if len(kept) < len(flat) else None,
-                kept_rows=torch.tensor([flat[place] for place in kept], device=device),
-                block_ids=torch.tensor([block for tile in members for block in tile.block_ids], device=device),
+                kept=to_device(kept, None, device) if len(kept) < len(flat) else None,
+                kept_rows=to_device([flat[place] for place in kept], None, device),
+                block_ids=to_device([block for tile in members for block in tile.block_ids], None, device),
                 num_keys=num_blocks * block_size,
-                last_keys=torch.tensor([tile.last_keys for tile in members], device=device),
+                last_keys=to_device([tile.last_keys for tile in members], None, device),
                 is_contiguous=queries == 1 and flat == list(range(flat[0], flat[0] + len(flat))),
                 first_row=flat[0],
             )

@@ -43,9 +43,13 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)  ## the engine beside generate, the bare matrix products and its own ways, ratios and medians
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.throughput --contenders ours,bound,static,continuous,one
+	$(BIN)/python -m benchmarks.throughput --requests 256
 	$(BIN)/python -m benchmarks.phases
+	$(BIN)/python -m benchmarks.decode_steps --picture docs/pictures/decode.svg
+	$(BIN)/python -m benchmarks.levers
 	$(BIN)/python -m benchmarks.ways
+	$(BIN)/python -m benchmarks.growth --picture docs/pictures/growth.svg
 
 gpu: $(INSTALLED)  ## everything that is claimed of a GPU, on one
 	$(BIN)/python -m benchmarks.gpu

@@ -5,8 +5,9 @@
 Qwen2-0.5B's shape with random weights in bf16; prompts of 100 to 1,024 ids, as many forced output ids. Prints useful
 tokens/s of ours, of `generate` in static batches, of Transformers' continuous batching, and the roofline bound: for
 each of our steps the larger of its bytes at the measured bandwidth and its products at the measured rate. Then
-decode steps recorded against eager, nucleus against greedy, and whether the toy model's greedy answers in fp32
-are those of the CPU. `--device cpu --tiny` tries the script itself.
+decode steps recorded against eager, steps that wait for their tokens, nucleus against greedy, whether the toy model's
+greedy answers in fp32 are those of the CPU, and whether `--deterministic` keeps its promise. `--device cpu --tiny`
+tries the script itself.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import reproducibility
 from benchmarks.throughput import Transformers
 from benchmarks.workload import qwen2_half_billion
 from models.params import GenerationParams
@@ -128,12 +130,13 @@ def compare(loaded: LoadedModel, peer: Transformers, roofline: Roofline, request
 
 
 def compare_ways(loaded: LoadedModel, count: int, longest: int, slots: int) -> None:
-    """Recorded against eager decode steps, nucleus against greedy: alternately, on the same lengths."""
+    """Greedy against eager steps, steps that wait for their tokens, and nucleus: alternately, on the same lengths."""
     greedy = long_requests(count, longest)
     nucleus = long_requests(count, longest, strategy="nucleus", top_p=0.9)
     ways: dict[str, Callable[[], Any]] = {
         "greedy": lambda: decode(loaded, greedy, max_num_seqs=slots),
         "greedy, eager": lambda: decode(loaded, greedy, max_num_seqs=slots, use_graphs=False),
+        "greedy, waiting": lambda: decode(replace(loaded, launch_batch=None), greedy, max_num_seqs=slots),
         "nucleus 0.9": lambda: decode(loaded, nucleus, max_num_seqs=slots),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -160,6 +163,22 @@ def compare_with_cpu(device: torch.device) -> None:
     print(f"\ntoy model, greedy, fp32: {differing} of {len(found[0])} answers differ from the CPU's")
 
 
+def check_reproducibility(make_model: Callable[[], Any], device: torch.device, count: int, num_tokens: int) -> None:
+    """With `--deterministic`: sequences and logprobs that differ from those of the first way, and what it costs."""
+    promising, other = (
+        prepare_model("qwen2-0.5b-random", make_model(), None, device, deterministic=is_asked)
+        for is_asked in (True, False)
+    )
+    requests = reproducibility.requests_of(count, num_tokens)
+    reference, with_promise = reproducibility.decode(promising, reproducibility.REFERENCE, requests)
+    _, without = reproducibility.decode(other, reproducibility.REFERENCE, requests)
+    print(f"\n--deterministic, {len(requests)} sequences: {with_promise / without:.2f} x the time without it")
+    for way in reproducibility.WAYS:
+        answers, _ = reproducibility.decode(promising, way, requests)
+        sequences, numbers = reproducibility.compare(answers, reference)
+        print(f"{way.name:38} differing: {sequences} sequences, {numbers} logprobs", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, nargs="+", default=[256, 1024])
@@ -172,8 +191,11 @@ def main() -> None:
     device = torch.device(given.device)
     if given.tiny:
         given.requests, given.slots, given.longest = [6], 4, 20
-    model = qwen2_half_billion(torch.bfloat16, num_layers=2 if given.tiny else 24).to(device)
-    plain = qwen2_half_billion(torch.bfloat16, num_layers=2 if given.tiny else 24).to(device)
+
+    def make_model() -> Any:
+        return qwen2_half_billion(torch.bfloat16, num_layers=2 if given.tiny else 24).to(device)
+
+    model, plain = make_model(), make_model()
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     loaded = prepare_model("qwen2-0.5b-random", model, None, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -186,6 +208,7 @@ def main() -> None:
         compare(loaded, peer, roofline, long_requests(count, given.longest), given.slots)
     compare_ways(loaded, min(given.requests), given.longest, given.slots)
     compare_with_cpu(device)
+    check_reproducibility(make_model, device, *((2, 4) if given.tiny else (32, 64)))
 
 
 if __name__ == "__main__":

@@ -23,15 +23,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 4, 16, 64, 256])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--contenders", default="ours,static")
+    parser.add_argument("--peer", default="static", help="of benchmarks.throughput")
+    parser.add_argument("--peer-most", type=int, default=256, help="most jobs that the peer is given; it takes long")
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
-    names = given.contenders.split(",")
     requests = long_tailed(max(given.jobs))
     contenders = Contenders(torch.bfloat16, requests, slots=64, static_batch=64)
-    seconds: dict[str, dict[int, float]] = {name: {} for name in names}
+    seconds: dict[str, dict[int, float]] = {"ours": {}, given.peer: {}}
+    contenders.requests = requests[:1]
+    for name in seconds:  # to warm up
+        contenders.run(name)
     for count in given.jobs:
         contenders.requests = requests[:count]
+        names = ["ours", given.peer] if count <= given.peer_most else ["ours"]
         taken: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(given.rounds):
             for name in names:

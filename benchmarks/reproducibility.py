@@ -25,6 +25,7 @@ from models.params import GenerationParams
 from models.states import Strategy
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
+from worker.engine.model_loader import LoadedModel
 from worker.engine.request import Request
 
 Answers = dict[int, tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]]
@@ -64,12 +65,12 @@ def requests_of(count: int, num_tokens: int) -> list[Request]:
     return requests
 
 
-def decode(engine: Engine, way: Way, requests: list[Request]) -> tuple[Answers, float]:
+def decode(loaded: LoadedModel, way: Way, requests: list[Request]) -> tuple[Answers, float]:
     chosen = list(requests)
     if way.is_shuffled:
         random.Random(2).shuffle(chosen)
     config = EngineConfig(max_num_seqs=way.slots, share_prefixes=way.share_prefixes, kv_memory=2.0)
-    fresh = Engine(engine.loaded, config)
+    fresh = Engine(loaded, config)
     answers: Answers = {}
     started = time.perf_counter()
     for output in fresh.generate(chosen):
@@ -101,13 +102,13 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=512, help="most sequences that are decoded with one slot")
     parser.add_argument("--slots", type=int, nargs="+", choices=[1, 8, 64], default=[1, 8, 64])
     given = parser.parse_args()
-    engine = engine_for(getattr(torch, given.dtype), max_num_seqs=1)
+    loaded = engine_for(getattr(torch, given.dtype), max_num_seqs=1).loaded
     requests = requests_of(given.sequences, given.tokens)
     reference: Answers = {}
     rows = []
     for way in (REFERENCE, *(way for way in WAYS if way.slots in given.slots)):
         chosen = requests[: given.alone] if way.slots == 1 else requests
-        answers, seconds = decode(engine, way, chosen)
+        answers, seconds = decode(loaded, way, chosen)
         reference = reference or answers
         sequences, numbers = compare(answers, reference)
         rate = len(chosen) * given.tokens / seconds

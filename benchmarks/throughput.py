@@ -104,7 +104,7 @@ class Contenders:
     def peer(self) -> Transformers:
         if self._peer is None:
             self._peer = Transformers(qwen2_half_billion(self._dtype), self._static_batch)
-            self._peer.requests = self.requests
+        self._peer.requests = self.requests
         return self._peer
 
 

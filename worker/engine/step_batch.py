@@ -113,8 +113,9 @@ def insert_ids(input_ids: Tensor, pending: PendingIds | None, chosen_ids: Tensor
     if pending is None:
         return
     assert chosen_ids is not None, "a row waits for a choice, and there is none"
-    places, rows = send(pending.places, input_ids.device), send(pending.rows, input_ids.device)
-    input_ids[0].index_copy_(0, rows, chosen_ids[places])
+    # Of a model on several devices the choices are on the last one, the ids on the first.
+    found = chosen_ids[send(pending.places, chosen_ids.device)].to(input_ids.device)
+    input_ids[0].index_copy_(0, send(pending.rows, input_ids.device), found)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.throughput import Contenders, timed
@@ -27,6 +28,7 @@ from benchmarks.workload import VOCAB, long_tailed, qwen2_half_billion
 from worker.engine.request import Request
 
 PEERS = Path(__file__).parent / "peers"
+TOY_MODEL = Path(__file__).parent.parent / "examples" / "tiny" / "model"
 
 
 class Peer:
@@ -70,10 +72,25 @@ def saved_model(folder: Path) -> Path:
     if target.exists():
         return target
     qwen2_half_billion(torch.bfloat16).save_pretrained(target)
-    tokenizer = Tokenizer(models.WordLevel({f"t{number}": number for number in range(VOCAB)}, unk_token="t0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="t0", eos_token="t1", unk_token="t0").save_pretrained(
-        target
-    )
+    names = ["<bos>", "<eos>", *(f"t{number}" for number in range(2, VOCAB))]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<bos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<bos>"
+    ).save_pretrained(target)
+    return target
+
+
+def speaking_model(folder: Path) -> Path:
+    """The same weights with the toy model's tokenizer, for what begins with text: only BPE fits the architecture."""
+    model, target = saved_model(folder), folder / "qwen2-0.5b-random-words"
+    if not target.exists():
+        target.mkdir()
+        for path in model.glob("*"):
+            if not path.name.startswith("tokenizer"):
+                (target / path.name).symlink_to(path.resolve())
+        for path in TOY_MODEL.glob("tokenizer*"):
+            shutil.copy(path, target)
     return target
 
 

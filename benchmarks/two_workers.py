@@ -19,9 +19,10 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from benchmarks.against_peers import saved_model
+from benchmarks.against_peers import speaking_model
 from benchmarks.pipeline import seconds_of_work
 from models.job import Job
+from models.run import Run
 from tests.conftest import TOY_MODEL
 from tests.faults.topology import Topology
 from tests.processes import wait_until
@@ -35,7 +36,7 @@ def jobs_of(count: int, lengths: tuple[int, int]) -> list[dict[str, Any]]:
     return [
         {
             "custom_id": f"{n}",
-            "prompt": f"t{n} t{n + 1} t{n + 2}",
+            "prompt": f"Story {n}: a hedgehog named {rng.randint(10, 9999)}",
             "max_new_tokens": rng.randint(*lengths),
             "ignore_eos": True,
             "seed": n,
@@ -57,7 +58,12 @@ def share(model: Path, jobs: list[dict[str, Any]], *names: str) -> tuple[float, 
     with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
         with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model) as topology:
             topology.need_workers(*names)
-            topology.wait(topology.submit(jobs), seconds=1200)
+            run_id = topology.submit(jobs)
+            topology.wait(run_id, seconds=1200)
+            with topology.database.connect() as connection:
+                num_succeeded = connection.execute(select(Run.num_succeeded).where(Run.id == run_id)).scalar_one()
+            if num_succeeded < len(jobs):
+                raise SystemExit(f"only {num_succeeded} of {len(jobs)} jobs succeeded")
             return seconds_of_work(topology.database), last_finish(topology)
 
 
@@ -91,7 +97,7 @@ def main() -> None:
     given = parser.parse_args()
     jobs = jobs_of(given.jobs, LENGTHS[given.model])
     with tempfile.TemporaryDirectory() as temporary:
-        model = TOY_MODEL if given.model == "toy" else saved_model(given.folder or Path(temporary))
+        model = TOY_MODEL if given.model == "toy" else speaking_model(given.folder or Path(temporary))
         measure(model, jobs, given.rounds)
 
 

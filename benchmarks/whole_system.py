@@ -10,42 +10,72 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from sqlalchemy import func, select
 
-from benchmarks.against_peers import saved_model
+from benchmarks.against_peers import speaking_model
 from benchmarks.pipeline import seconds_of_work
 from benchmarks.workload import long_tailed
 from models.database import open_database
+from models.params import GenerationParams
+from models.result import Result
 from worker.engine.engine import Engine
 from worker.engine.request import Request
 
 
-def bare(model: Path, requests: list[Request]) -> float:
+@dataclass(frozen=True)
+class Line:
+    """A line of the file, and of the engine's requests."""
+
+    prompt: str
+    max_new_tokens: int
+
+    @property
+    def params(self) -> GenerationParams:
+        return GenerationParams(max_new_tokens=self.max_new_tokens, ignore_eos=True, trace="tokens")
+
+
+def lines_of(count: int) -> list[Line]:
+    """The long-tailed requests with prompts of words: about as many tokens, and as many new ones."""
+    rng = random.Random(0)
+    lines = []
+    for request in long_tailed(count):
+        words = rng.choices(
+            ("a", "hedgehog", "named", "Sonic", "sat", "under", "the", "tree"), k=len(request.prompt_ids)
+        )
+        lines.append(Line(" ".join(words), request.params.max_new_tokens))
+    return lines
+
+
+def bare(model: Path, lines: list[Line]) -> tuple[float, int]:
+    """Seconds, and the prompts' tokens."""
     engine = Engine.load(str(model), device="cpu", dtype="bfloat16")
+    requests = [Request(number, engine.encode(line.prompt), line.params) for number, line in enumerate(lines)]
     started = time.perf_counter()
     for _ in engine.generate(requests):
         pass
-    return time.perf_counter() - started
+    return time.perf_counter() - started, sum(len(request.prompt_ids) for request in requests)
 
 
-def system(model: Path, requests: list[Request], folder: Path) -> float:
+def system(model: Path, lines: list[Line], folder: Path) -> tuple[float, int]:
+    """The same of `producer run`."""
     path = folder / "prompts.jsonl"
-    with path.open("w") as file:
-        for request in requests:
-            prompt = " ".join(f"t{token_id}" for token_id in request.prompt_ids)
-            line = {"prompt": prompt, "max_new_tokens": request.params.max_new_tokens, "ignore_eos": True}
-            file.write(json.dumps(line) + "\n")
+    given = [{"prompt": line.prompt, "max_new_tokens": line.max_new_tokens, "ignore_eos": True} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in given))
     command = [sys.executable, "-m", "producer", "run", str(path), "--model", str(model)]
     subprocess.run([*command, "--home", str(folder / "home"), "--quiet"], check=True)
     database = open_database(f"sqlite:///{folder / 'home' / 'nocturne.db'}")
-    return seconds_of_work(database)
+    with database.connect() as connection:
+        num_prompt_tokens = connection.execute(select(func.sum(Result.prompt_tokens))).scalar_one()
+    return seconds_of_work(database), num_prompt_tokens
 
 
 def main() -> None:
@@ -54,16 +84,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the model is kept; default: a temporary one")
     given = parser.parse_args()
     torch.set_grad_enabled(False)
-    requests = [
-        replace(each, params=each.params.model_copy(update={"trace": "tokens"})) for each in long_tailed(given.requests)
-    ]
-    num_tokens = sum(request.params.max_new_tokens for request in requests)
+    lines = lines_of(given.requests)
+    num_tokens = sum(line.max_new_tokens for line in lines)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        model = saved_model(folder)
-        ours = bare(model, requests)
-        theirs = system(model, requests, Path(temporary))
-    print(f"{len(requests)} requests, {num_tokens} tokens, a trace row each")
+        model = speaking_model(folder)
+        ours, num_prompt_tokens = bare(model, lines)
+        theirs, num_theirs = system(model, lines, Path(temporary))
+    assert num_theirs == num_prompt_tokens, "the two did not decode the same prompts"
+    print(f"{len(lines)} requests, {num_prompt_tokens} + {num_tokens} tokens, a trace row for each of the latter")
     print(f"bare engine  {num_tokens / ours:8.1f} tokens/s")
     print(f"producer run {num_tokens / theirs:8.1f} tokens/s   {ours / theirs:.1%} of the engine")
 

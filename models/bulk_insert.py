@@ -1,6 +1,6 @@
 """Writing many rows at once, past SQLAlchemy, whose work for each row would cost more than the database's.
 
-COPY in its binary format on PostgreSQL, `executemany` on SQLite; inside the connection's transaction.
+COPY on PostgreSQL, `executemany` on SQLite; inside the connection's transaction.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from models.base import Base
-
 
 def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Inserts rows of plain values; JSON as text, times by `moment`. Raises what SQLAlchemy would, `DBAPIError`."""
@@ -22,7 +20,9 @@ def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows
     driver_error: Any = connection.dialect.loaded_dbapi.Error
     try:
         if connection.dialect.name == "postgresql":
-            _copy(cursor, table, columns, _type_names(connection, table, columns), rows)
+            with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(row)
         else:
             marks = ", ".join("?" * len(columns))
             cursor.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
@@ -32,32 +32,6 @@ def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows
         ) from error
     finally:
         cursor.close()
-
-
-def _copy(
-    cursor: Any, table: str, columns: Sequence[str], type_names: Sequence[str], rows: Iterable[Sequence[Any]]
-) -> None:
-    from psycopg.types.string import StrBinaryDumper
-
-    class JsonText(StrBinaryDumper):
-        """JSON that is text already; what is sent of it begins with the format's version."""
-
-        oid = cursor.adapters.types["jsonb"].oid
-
-        def dump(self, obj: str) -> bytes:
-            return b"\1" + obj.encode()
-
-    cursor.adapters.register_dumper(None, JsonText)
-    with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)") as copy:
-        copy.set_types(type_names)
-        for row in rows:
-            copy.write_row(row)
-
-
-def _type_names(connection: Connection, table: str, columns: Sequence[str]) -> list[str]:
-    """PostgreSQL's names of the columns' types."""
-    found = Base.metadata.tables[table].c
-    return [found[name].type.compile(dialect=connection.dialect).lower() for name in columns]
 
 
 def moment(connection: Connection, value: datetime | None) -> datetime | str | None:

@@ -156,7 +156,7 @@ def test_every_benchmark_can_be_imported_and_is_named_where_its_numbers_are() ->
     program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(f'benchmarks.{name}')"
     subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, env=clean_environment(), check=True)
     told = "".join(path.read_text(encoding="utf-8") for path in DOCS)
-    helpers = {"null_worker", "places", "workload"}
+    helpers = {"null_worker", "pictures", "places", "workload"}
     assert not [name for name in names if name not in helpers and f"benchmarks.{name}" not in told]
 
 

@@ -49,7 +49,7 @@ bench: $(INSTALLED)  ## the engine beside generate, the bare matrix products and
 	$(BIN)/python -m benchmarks.decode_steps --picture docs/pictures/decode.svg
 	$(BIN)/python -m benchmarks.levers
 	$(BIN)/python -m benchmarks.ways
-	$(BIN)/python -m benchmarks.growth --picture docs/pictures/growth.svg
+	$(BIN)/python -m benchmarks.growth --peer-most 64 --picture docs/pictures/growth.svg
 
 gpu: $(INSTALLED)  ## everything that is claimed of a GPU, on one
 	$(BIN)/python -m benchmarks.gpu

@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.throughput import Contenders, timed
-from benchmarks.workload import VOCAB, long_tailed, qwen2_half_billion
+from benchmarks.workload import TOY_MODEL, VOCAB, long_tailed, qwen2_half_billion
 from worker.engine.request import Request
 
 PEERS = Path(__file__).parent / "peers"
-TOY_MODEL = Path(__file__).parent.parent / "examples" / "tiny" / "model"
 
 
 class Peer:
@@ -72,12 +71,10 @@ def saved_model(folder: Path) -> Path:
     if target.exists():
         return target
     qwen2_half_billion(torch.bfloat16).save_pretrained(target)
-    names = ["<bos>", "<eos>", *(f"t{number}" for number in range(2, VOCAB))]
-    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<bos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<bos>"
-    ).save_pretrained(target)
+    tokenizer = Tokenizer(models.WordLevel({f"t{number}": number for number in range(VOCAB)}, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="t0", eos_token="t1", unk_token="t0").save_pretrained(
+        target
+    )
     return target
 
 

@@ -19,21 +19,19 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import reproducibility
 from benchmarks.throughput import Transformers
-from benchmarks.workload import qwen2_half_billion
+from benchmarks.workload import TOY_MODEL, qwen2_half_billion
 from models.params import GenerationParams
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel, load_model, prepare_model
 from worker.engine.request import Request
 
-TOY_MODEL = Path(__file__).parent.parent / "examples" / "tiny" / "model"
 VOCAB = 150_000
 
 

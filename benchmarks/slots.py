@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import random
-from pathlib import Path
 
+from benchmarks.workload import TOY_MODEL
 from models.params import GenerationParams
 from worker.engine.engine import Engine
 from worker.engine.request import Request
-
-TOY_MODEL = Path(__file__).parent.parent / "examples" / "tiny" / "model"
 
 
 def requests_of(engine: Engine, count: int) -> list[Request]:

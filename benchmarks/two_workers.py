@@ -21,9 +21,9 @@ from sqlalchemy import func, select
 
 from benchmarks.against_peers import speaking_model
 from benchmarks.pipeline import seconds_of_work
+from benchmarks.workload import TOY_MODEL
 from models.job import Job
 from models.run import Run
-from tests.conftest import TOY_MODEL
 from tests.faults.topology import Topology
 from tests.processes import wait_until
 

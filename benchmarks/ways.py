@@ -13,20 +13,17 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
 import torch
 
-from benchmarks.workload import engine_for, qwen2_half_billion
+from benchmarks.workload import TOY_MODEL, engine_for, qwen2_half_billion
 from models.params import GenerationParams
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.request import Request
-
-TOY_MODEL = Path(__file__).parent.parent / "examples" / "tiny" / "model"
 
 
 def request(number: int, prompt_ids: Sequence[int], **params: Any) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from worker.engine.model_loader import prepare_model
 from worker.engine.request import Request
 
 VOCAB = 151_936
+TOY_MODEL = Path(__file__).parent.parent / "examples" / "tiny" / "model"
 
 
 def qwen2_half_billion_config(num_layers: int = 24) -> Qwen2Config:

@@ -177,7 +177,8 @@ class Engine:
 
     def _shrink(self, reason: str) -> None:
         self.stats.num_out_of_memory += 1
-        self._drop_pending()
+        # Whose tokens they were starts over; draws are keyed by position, so the same ones come again.
+        self._pending = None
         if self.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(self._scheduler.running) > 1:
@@ -188,13 +189,6 @@ class Engine:
         del self._groups[group.request.id]
         error = OutOfMemory(f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n")
         self._ready.append(failed_output(group.request, error))
-
-    def _drop_pending(self) -> None:
-        """Forgets the tokens on the device; draws are keyed by position, so the same ones come again."""
-        if self._pending is not None:
-            for sequence, _ in self._pending.rows:
-                sequence.pending_row = None
-        self._pending = None
 
     @torch.inference_mode()
     def _step(self) -> None:
@@ -291,27 +285,26 @@ class Engine:
     def _sample(self, logits: Tensor, plain: list[tuple[int, Sequence]]) -> None:
         rows = [row for row, _ in plain]
         sequences = [sequence for _, sequence in plain]
+        params = [s.request.params for s in sequences]
         numbers = uniforms(
-            [s.request.params.seed or 0 for s in sequences],
+            [each.seed or 0 for each in params],
             [s.index for s in sequences],
             [len(s.token_ids) for s in sequences],
-        )
-        sampling_rows = [
-            SamplingRow(s.request.params, s.request.prompt_ids, s.token_ids, self._eos_ids(s.request), float(number))
-            for s, number in zip(sequences, numbers, strict=True)
-        ]
+        ).tolist()
         is_all = rows == list(range(logits.shape[0]))
         picked = logits if is_all else logits[to_device(rows, None, logits.device)]
-        params = [s.request.params for s in sequences]
         if self.loaded.launch_batch is not None and not any(map(is_special, params)):
-            launched = self.loaded.launch_batch(picked, params, [row.uniform for row in sampling_rows])
+            launched = self.loaded.launch_batch(picked, params, numbers)
             self._pending = PendingChoices([(s, self._groups[s.request.id]) for s in sequences], launched)
             for place, sequence in enumerate(sequences):
                 sequence.pending_row = place
             return
-        for sequence, choice in zip(
-            sequences, choose_tokens(picked, sampling_rows, self.loaded.choose_batch), strict=True
-        ):
+        sampling_rows = [
+            SamplingRow(s.request.params, s.request.prompt_ids, s.token_ids, self._eos_ids(s.request), number)
+            for s, number in zip(sequences, numbers, strict=True)
+        ]
+        choices = choose_tokens(picked, sampling_rows, self.loaded.choose_batch)
+        for sequence, choice in zip(sequences, choices, strict=True):
             self._take(sequence, choice)
 
     def _take(self, sequence: Sequence, choice: Choice) -> None:
@@ -337,8 +330,6 @@ class Engine:
 
     def _refusal(self, group: SequenceGroup) -> EngineError | None:
         """Why the request can never run, or None."""
-        if self.detokenizer is None and group.request.params.stop:
-            return InvalidRequest("stop strings need a tokenizer, and this model was loaded without one")
         return refusal_by_model(group, self.loaded) or refusal_by_room(
             group, self.config.max_num_seqs, self._scheduler.blocks_needed(group), self.blocks
         )

@@ -22,6 +22,8 @@ def refusal_by_model(group: SequenceGroup, loaded: LoadedModel) -> EngineError |
         )
     if (bad := _unknown_token(request.params, loaded.vocab_size)) is not None:
         return InvalidRequest(f"token id {bad} is not in the vocabulary of {loaded.vocab_size}")
+    if request.params.stop and loaded.tokenizer is None:
+        return InvalidRequest("stop strings need a tokenizer, and this model was loaded without one")
     return None
 
 

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 
 from sqlalchemy import Engine
 
@@ -32,6 +32,7 @@ from worker.reaper import expire_overdue, forget_lost_messages, release_expired_
 from worker.registry import Registry
 from worker.store import Claim, FinishedJob, Store
 from worker.supervisor import EngineDeath, EngineSupervisor
+from worker.vital_thread import VitalThread
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Runtime:
         self._is_hurried = Event()
         self._is_closed = Event()
         self._look_now = Event()  # wakes the heartbeat
-        self._threads: list[Thread] = []
+        self._threads: list[VitalThread] = []
 
     @property
     def is_stopping(self) -> bool:
@@ -106,8 +107,9 @@ class Runtime:
             model=canonical_model(self.settings.model),
             max_num_seqs=self.settings.max_num_seqs,
         )
-        for target in (self._committer.run, self._heartbeat_loop, self._reap_loop):
-            thread = Thread(target=target, name=target.__name__.strip("_"), daemon=True)
+        loops = {"committer": self._committer.run, "heartbeat": self._heartbeat_loop, "reaper": self._reap_loop}
+        for name, loop in loops.items():
+            thread = VitalThread(target=loop, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
         self.device = ready.device

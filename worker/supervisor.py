@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from time import monotonic
 
 from models.message import JobMessage
@@ -29,6 +29,7 @@ from worker.engine.protocol import (
     Submit,
 )
 from worker.engine.request import ModelUnavailable, RequestOutput
+from worker.vital_thread import VitalThread
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class EngineSupervisor:
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
         self._is_stopping = Event()
-        self._reader: Thread | None = None
+        self._reader: VitalThread | None = None
         self.ready: Ready | None = None
         self.stats = Stats(0, 0, 0)
 
@@ -87,9 +88,9 @@ class EngineSupervisor:
     def start(self) -> Ready:
         """Starts the process and waits until its model is loaded. Raises `ModelUnavailable`."""
         ready = self._spawn()
-        self._reader = Thread(target=self._read, name="engine-reader", daemon=True)
+        self._reader = VitalThread(target=self._read, name="engine-reader", daemon=True)
         self._reader.start()
-        Thread(target=self._watch, name="engine-watch", daemon=True).start()
+        VitalThread(target=self._watch, name="engine-watch", daemon=True).start()
         return ready
 
     def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:
@@ -135,7 +136,7 @@ class EngineSupervisor:
         assert isinstance(message, Ready)
         with self._lock:
             self._connection, self._process, self.ready = ours, process, message
-            Thread(target=_deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
+            VitalThread(target=_deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
         return message
 
     def _read(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from functools import partial
-from threading import Thread
 from typing import Any
 
 from celery import signals
@@ -22,6 +21,7 @@ from worker.celery import LOOK_NOW, app, queue_length, send_chunk
 from worker.engine.request import ModelUnavailable
 from worker.patience import GaveUp
 from worker.runtime import Runtime
+from worker.vital_thread import VitalThread
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _shut_down(**kwargs: Any) -> None:  # noqa: ARG001
     else:
         _runtime.stop_claiming()
         # In a thread: the signal arrives in the loop that must go on acknowledging messages.
-        Thread(target=_runtime.shut_down, name="shut-down", daemon=True).start()
+        VitalThread(target=_runtime.shut_down, name="shut-down", daemon=True).start()
 
 
 @signals.worker_shutdown.connect

@@ -1,10 +1,10 @@
-"""`worker start` with something wrong on purpose: the variable ALTERED is `poison` or `clock`."""
+"""`worker start` with something wrong on purpose: the variable ALTERED is `poison`, `clock` or `storage`."""
 
 from __future__ import annotations
 
 import os
 from datetime import datetime, timedelta, tzinfo
-from typing import Self
+from typing import Any, NoReturn, Self
 
 import worker.reaper
 import worker.store
@@ -21,9 +21,15 @@ class FastClock(datetime):
         return super().now(tz) + timedelta(hours=1)
 
 
+def broken_commit(*arguments: Any) -> NoReturn:  # noqa: ARG001
+    raise TypeError("a fault of the worker's own")
+
+
 if __name__ == "__main__":
     if os.environ["ALTERED"] == "poison":
         worker.supervisor.engine_main = poisoned_engine_main
+    elif os.environ["ALTERED"] == "storage":
+        worker.store.Store.commit = broken_commit  # type: ignore[method-assign]
     else:
         worker.store.datetime = worker.reaper.datetime = FastClock  # type: ignore[misc]
     main()

@@ -92,6 +92,20 @@ def test_a_worker_that_was_taken_for_dead(topology: Topology, jobs: Jobs, expect
 
 
 @ON_SQLITE
+def test_a_thread_that_ends_by_a_fault_of_ours(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    """Its process ends at once, instead of renewing leases of jobs that it would never store."""
+    topology.need_workers()
+    broken = topology.start_worker("broken", module="tests.faults.altered_worker", ALTERED="storage")
+    run_id = topology.submit(jobs)
+    assert broken.finish() == 1
+    assert any("a fault in the worker's committer" in line for line in broken.lines)
+    assert any("TypeError: a fault of the worker's own" in line for line in broken.lines)
+    topology.need_workers("first")
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@ON_SQLITE
 def test_two_workers_of_one_name(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     topology.need_workers("first")
     twin = topology.start_worker("second", NOCTURNE_WORKER_NAME="first")

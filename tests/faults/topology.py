@@ -172,7 +172,20 @@ class Topology:
             return connection.execute(select(Run.state).where(Run.id == run_id)).scalar_one() == RunState.FINISHED
 
     def wait(self, run_id: str, seconds: float = 120.0) -> None:
-        wait_until(lambda: self.is_finished(run_id), seconds)
+        try:
+            wait_until(lambda: self.is_finished(run_id), seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.describe(run_id)}") from None
+
+    def describe(self, run_id: str) -> str:
+        """Where a run stands and what the workers said last."""
+        with self.database.connect() as connection:
+            statement = select(Job.state, Job.state_reason, Job.worker, func.count()).where(Job.run_id == run_id)
+            grouped = statement.group_by(Job.state, Job.state_reason, Job.worker)
+            lines = [str(tuple(row)) for row in connection.execute(grouped)]
+        for name, worker in self.workers.items():
+            lines += [f"{name} ({worker.process.poll()}):", *(line.rstrip() for line in worker.lines[-20:])]
+        return "\n".join(lines)
 
     def answers(self, run_id: str) -> dict[str, Answer]:
         """The stored answers of a run, read as anybody would, with SQL."""

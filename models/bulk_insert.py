@@ -49,7 +49,7 @@ def _copy(cursor: Any, table: str, columns: Sequence[str], rows: Iterable[Sequen
     """COPY in its binary format, which takes each value as its column's type and spares both sides the text."""
     names = ", ".join(columns)
     column_types = [column.type_code for column in cursor.execute(f"SELECT {names} FROM {table} LIMIT 0").description]
-    cursor.adapters.register_dumper(str, JsonTextDumper)
+    cursor.adapters.register_dumper(None, JsonTextDumper)  # for columns of its type, not for every text
     with cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
         copy.set_types(column_types)
         for row in rows:

@@ -9,26 +9,32 @@ from torch import Tensor, nn
 
 from tests.kernels import the_library
 from worker.engine.cpu_kernels import CpuKernels
-from worker.engine.tiled_linear import PANEL, TiledLinear, can_tile, pack_panels
+from worker.engine.tiled_linear import TiledLinear, can_tile
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
-DTYPES = {"bf16 in pairs": torch.bfloat16, "bf16 widened": torch.bfloat16, "fp32": torch.float32}
-NAMES = {"bf16 in pairs": "multiply_bf16_pairs", "bf16 widened": "multiply_bf16_widened", "fp32": "multiply_f32"}
+NAMES = ["multiply_bf16_amx", "multiply_bf16_pairs", "multiply_bf16_widened", "multiply_f32"]
 
 
-@pytest.fixture(scope="module", params=["bf16 in pairs", "bf16 widened", "fp32"])
+@pytest.fixture(scope="module", params=NAMES)
 def kernels(request: pytest.FixtureRequest) -> CpuKernels:
     """Every kind of products that this processor has, also those that are not the fastest."""
-    found = CpuKernels(the_library(), DTYPES[request.param], products=NAMES[request.param])
+    dtype = torch.float32 if request.param.endswith("f32") else torch.bfloat16
+    found = CpuKernels(the_library(), dtype, products=request.param)
     if not found.has_products:
-        pytest.skip("this processor has no AVX-512, or does not multiply pairs of bf16")
+        pytest.skip("this processor has no AVX-512, no AMX, or does not multiply pairs of bf16")
     return found
 
 
 def layer(kernels: CpuKernels, inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(inputs, outputs, bias=bias).to(kernels.dtype).requires_grad_(False)
+
+
+def filled(kernels: CpuKernels, inputs: int) -> int:
+    """As many inputs as these products can multiply, or a few more."""
+    least = kernels.input_bytes(kernels.dtype) // kernels.dtype.itemsize
+    return -(-inputs // least) * least
 
 
 def rows_of(kernels: CpuKernels, count: int, width: int) -> Tensor:
@@ -41,10 +47,11 @@ def assert_rounded(found: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 6, 7, 13, 64, 97, 200])
+@pytest.mark.parametrize("num_rows", [1, 2, 6, 7, 13, 16, 31, 40, 64, 97, 200])
 @pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (96, 64), (130, 199), (2100, 65)])
 def test_products_and_what_follows(kernels: CpuKernels, num_rows: int, inputs: int, outputs: int) -> None:
     """Rows and outputs that fill no tile, and more inputs than a block holds."""
+    inputs = filled(kernels, inputs)
     linear = layer(kernels, inputs, outputs)
     tiled, rows, other = (
         TiledLinear([linear], kernels),
@@ -68,7 +75,7 @@ def test_several_layers_stand_side_by_side(kernels: CpuKernels) -> None:
 def test_a_row_has_the_same_bits_in_any_batch(kernels: CpuKernels, inputs: int, outputs: int) -> None:
     linear, rows = TiledLinear([layer(kernels, inputs, outputs)], kernels), rows_of(kernels, 300, inputs)
     together = linear.swish(rows)
-    for size in (1, 2, 5, 6, 7, 31, 64, 95, 96, 97, 193):
+    for size in (1, 2, 5, 6, 7, 16, 17, 31, 33, 49, 64, 65, 95, 96, 97, 193):
         assert torch.equal(linear.swish(rows[:size]), together[:size]), size
         assert torch.equal(linear.swish(rows[-size:]), together[-size:]), size
 
@@ -86,28 +93,15 @@ def test_rows_that_lie_apart_are_put_together_first(kernels: CpuKernels) -> None
     assert torch.equal(linear(rows), linear(rows.contiguous()))
 
 
-def test_panels_hold_pairs_of_inputs() -> None:
-    weight = torch.arange(70 * 4).view(70, 4).bfloat16()
-    packed = pack_panels(weight)
-    assert packed.shape == (2, 2, PANEL, 2)
-    assert torch.equal(packed[1, 1, 5], weight[69, 2:])
-    assert not packed[1, :, 6:].any()
-
-
-def test_panels_of_bytes_hold_fours() -> None:
-    weight = torch.arange(3 * 8, dtype=torch.int8).view(3, 8)
-    packed = pack_panels(weight)
-    assert packed.shape == (1, 2, PANEL, 4)
-    assert torch.equal(packed[0, 1, 2], weight[2, 4:])
-
-
-def test_an_odd_number_of_inputs_is_left_to_others_in_bf16(kernels: CpuKernels) -> None:
-    model = nn.Sequential(layer(kernels, 64, 3), layer(kernels, 3, 64))
-    assert not can_tile(model, kernels, itemsize=2)
-    assert can_tile(model, kernels, itemsize=4)
+def test_inputs_that_fill_no_word_or_tile_are_left_to_others(kernels: CpuKernels) -> None:
+    assert can_tile(nn.Sequential(layer(kernels, 64, 4), layer(kernels, 128, 64)), kernels, kernels.dtype)
+    odd = nn.Sequential(layer(kernels, 64, 3), layer(kernels, 3, 64))
+    assert can_tile(odd, kernels, kernels.dtype) == (kernels.dtype is torch.float32)
+    half_a_tile = layer(kernels, 16, 64)
+    assert can_tile(half_a_tile, kernels, kernels.dtype) == (kernels.products != "multiply_bf16_amx")
 
 
 def test_a_processor_always_multiplies_in_one_way() -> None:
     """Two ways round differently; a worker that is started again must give the same answers."""
     found = {CpuKernels(the_library(), torch.bfloat16).products for _ in range(3)}
-    assert len(found) == 1 and found <= set(NAMES.values())
+    assert len(found) == 1 and found <= set(NAMES)

@@ -16,10 +16,12 @@ from worker.engine.attention import AttentionLayer
 from worker.engine.batched_sampler import COLUMNS, Choices
 from worker.engine.cpu_library import cpu_library, pointer
 from worker.engine.kv_cache import KVCache
+from worker.engine.large_pages import LargePages
+from worker.engine.panels import SIDE, WORD_BYTES, pack_panels, pack_tiles
 from worker.engine.step_batch import PagedRows
 
-#: Inputs that products.c multiplies at a time.
-WORD_BYTES = 4
+#: A row of a tile of AMX.
+TILE_ROW_BYTES = SIDE * WORD_BYTES
 
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
@@ -35,9 +37,9 @@ class After(Enum):
 
 @dataclass(frozen=True)
 class Panels:
-    """Weights of a product as products.c wants them; made by `pack_panels`."""
+    """Weights of a product as products.c wants them; made by `CpuKernels.pack`."""
 
-    packed: Tensor  # [panels, words of inputs, PANEL, inputs in a word]
+    packed: Tensor
     outputs: int
     bias: Tensor | None  # [outputs], fp32
 
@@ -73,6 +75,9 @@ class CpuKernels:
         """`products` is a function of products.c, the fastest one unless a test names another."""
         self.dtype = dtype
         self.products = products or fastest_products(library, dtype)
+        self._may_use_amx = bool(library.may_use_amx())
+        self.int8_products = f"multiply_int8_{'amx_' * self._may_use_amx}{_SUFFIXES[dtype]}"
+        self.memory = LargePages()
         self._attend = getattr(library, f"paged_attention_{_SUFFIXES[dtype]}")
         self._rotate = getattr(library, f"rotate_{_SUFFIXES[dtype]}")
         # Logits may be of another dtype than the model: some architectures compute them in fp32.
@@ -81,7 +86,7 @@ class CpuKernels:
         self._quantise = getattr(library, f"quantise_{_SUFFIXES[dtype]}")
         # Only where the processor has AVX-512, and for int8 instructions that multiply four bytes.
         self._multiply = getattr(library, self.products, None)
-        self._multiply_int8 = getattr(library, f"multiply_int8_{_SUFFIXES[dtype]}", None)
+        self._multiply_int8 = getattr(library, self.int8_products, None)
         self._finish = getattr(library, f"finish_{_SUFFIXES[dtype]}")
 
     def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
@@ -136,11 +141,22 @@ class CpuKernels:
     @property
     def has_products(self) -> bool:
         """Products of the dtype itself."""
-        return self._multiply is not None
+        return self._multiply is not None and (self._may_use_amx or not self._is_amx(self.dtype))
 
     @property
     def has_int8_products(self) -> bool:
         return self._multiply_int8 is not None
+
+    def input_bytes(self, dtype: torch.dtype) -> int:
+        """What products of this dtype multiply at a time; the inputs fill whole ones."""
+        return TILE_ROW_BYTES if self._is_amx(dtype) else WORD_BYTES
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Weight [out_features, in_features], of the dtype or int8, in the order of the products, in large pages."""
+        return self.memory.keep(pack_tiles(weight) if self._is_amx(weight.dtype) else pack_panels(weight))
+
+    def _is_amx(self, dtype: torch.dtype) -> bool:
+        return "amx" in (self.int8_products if dtype is torch.int8 else self.products)
 
     def multiply(self, rows: Tensor, weights: Panels, after: After, other: Tensor | None) -> Tensor:
         """Rows [rows, inputs] times the weights, plus their bias, and what follows; [rows, outputs]."""
@@ -197,6 +213,8 @@ def fastest_products(library: ctypes.CDLL, dtype: torch.dtype) -> str:
     """Which products are fastest here; a processor's are always the same ones, so its answers are too."""
     if dtype is torch.float32:
         return "multiply_f32"
+    if library.may_use_amx():
+        return "multiply_bf16_amx"
     return "multiply_bf16_pairs" if library.pairs_are_fast() else "multiply_bf16_widened"
 
 

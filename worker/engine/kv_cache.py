@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-CACHE_LINE = 64
+from worker.engine.large_pages import large_pages
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    pages = np.zeros(size + CACHE_LINE, dtype=np.uint8)
-    start = -pages.ctypes.data % CACHE_LINE
-    return torch.from_numpy(pages[start : start + size]).view(dtype).view(shape)
+    return large_pages(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 def num_blocks_for(memory_bytes: int, layers: dict[int, LayerShape], block_size: int, dtype: torch.dtype) -> int:

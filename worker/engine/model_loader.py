@@ -182,7 +182,7 @@ def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, 
     products = "packed products" if is_packed else "plain products"
     if fuse:
         make_linear: MakeLinear = PackedLinear if is_packed else PlainLinear
-        if kernels is not None and can_tile(model, kernels, model.dtype.itemsize):
+        if kernels is not None and can_tile(model, kernels, model.dtype):
             make_linear, products = partial(TiledLinear, kernels=kernels), f"own products, {kernels.products}"
         return FusedDecoder(model, make_linear, kernels or PlainRowOperations()), f"fused decoder, {products}"
     if device.type == "cpu":
@@ -194,9 +194,9 @@ def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, 
 
 def _int8_decoder(model: Any, kernels: CpuKernels) -> tuple[Decoder, str]:
     """The decoder, and how it multiplies."""
-    is_tiled = can_tile(model, kernels, itemsize=1)
+    is_tiled = can_tile(model, kernels, torch.int8)
     linear = TiledInt8Linear if is_tiled else Int8Linear
-    how = f"fused decoder, {'own' if is_tiled else 'packed'} int8 products"
+    how = f"fused decoder, {f'own products, {kernels.int8_products}' if is_tiled else 'packed int8 products'}"
     return FusedDecoder(model, partial(linear, kernels=kernels), kernels), how
 
 

@@ -1,8 +1,11 @@
 /* Products of rows with packed weights, and what follows them: pairs of bf16, four bytes, or one fp32 at a time.
  *
  * A result is a sum in one order whatever the other rows are, so a row's bits do not depend on them. Weights are packed
- * in panels of 64 outputs, [panels][words of inputs][64 outputs], zeros where a panel is not full; a word is 4 bytes.
+ * in panels of 64 outputs, [panels][words of inputs][64 outputs], zeros where a panel is not full; a word is 4 bytes. For
+ * AMX a panel has another order (amx.h).
  */
+#define _GNU_SOURCE
+
 /* Whether two bf16 at once are faster than one after the other. On Intel's processors an instruction with pairs takes four
  * times as long as one with fp32. */
 int pairs_are_fast(void) {
@@ -16,8 +19,18 @@ int pairs_are_fast(void) {
 #ifdef __AVX512F__
 #include <omp.h>
 
+#include "amx.h"
 #include "epilogue.h"
 #include "tiles.h"
+
+/* Whether this process may multiply with AMX; it must have asked before it does. */
+int may_use_amx(void) {
+#ifdef HAS_AMX
+    return ask_for_amx();
+#else
+    return 0;
+#endif
+}
 
 /* Rows that share a panel while it is in the cache, and words of inputs that are in it at a time. */
 enum { ROW_BLOCK = 96, WORD_BLOCK = 512 };
@@ -83,79 +96,126 @@ static void multiply_widened_panel(int32_t *sums, const char *rows, const char *
     }
 }
 
+/* Sums [num_rows, PANEL] of rows of `num_words` words with one panel, of one kind. */
+typedef void (*MultiplyPanel)(int32_t *sums, const char *rows, const char *panel, int64_t num_rows, int64_t num_words);
+#define PANEL_OF(name, multiply, kind)                                                                                 \
+    static void multiply_panel_##name(int32_t *sums, const char *rows, const char *panel, int64_t num_rows,            \
+                                      int64_t num_words) {                                                             \
+        multiply(sums, rows, panel, num_rows, num_words, kind);                                                        \
+    }
+
+PANEL_OF(f32, multiply_panel, TILES_f32)
+#ifdef __AVX512BF16__
+PANEL_OF(bf16_pairs, multiply_panel, TILES_pairs)
+#endif
+#ifdef __AVX512VNNI__
+PANEL_OF(int8, multiply_panel, TILES_int8)
+#endif
+#ifdef HAS_AMX
+PANEL_OF(bf16_amx, multiply_panel_amx, BF16_PAIRS)
+PANEL_OF(int8_amx, multiply_panel_amx, INT8)
+#endif
+
 /* What int8 rows and weights are worth; zeros are bytes of 128. */
 typedef struct {
     const float *row_scales, *weight_scales; /* [num_rows], [outputs] */
     const int32_t *zeros;                    /* [outputs] the products of zeros with the weights */
 } Worth;
 
-/* Rows [num_rows, num_words] times packed weights, plus bias [outputs], and what follows, into [num_rows, outputs];
- * bf16 is widened where there are no tiles for it. */
-INLINE void multiply(void *output, const char *rows, const char *packed, const float *bias, const void *other,
-                     const Worth *worth, int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what,
-                     const Tile *tiles, int is_bf16) {
-    int64_t num_panels = (outputs + PANEL - 1) / PANEL, num_blocks = (num_rows + ROW_BLOCK - 1) / ROW_BLOCK;
-    /* Where there are more threads than panels, several share one. */
-    int64_t num_sharing = (omp_get_max_threads() + num_panels - 1) / num_panels;
-    int64_t most_blocks = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
-    if (num_sharing > num_blocks) num_blocks = num_sharing < most_blocks ? num_sharing : most_blocks;
-#pragma omp parallel for schedule(static) collapse(2)
-    for (int64_t panel = 0; panel < num_panels; panel++)
-        for (int64_t block = 0; block < num_blocks; block++) {
-            int32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(LINE)));
-            int64_t first = num_rows * block / num_blocks, count = num_rows * (block + 1) / num_blocks - first;
-            int64_t column = panel * PANEL, width = outputs - column < PANEL ? outputs - column : PANEL;
-            const char *mine_rows = rows + first * num_words * WORD, *weights = packed + column * num_words * WORD;
-            if (tiles)
-                multiply_panel(sums, mine_rows, weights, count, num_words, tiles);
-            else
-                multiply_widened_panel(sums, mine_rows, weights, count, num_words);
-            for (int64_t row = 0; row < count; row++) {
-                int64_t place = (first + row) * outputs + column;
-                const int32_t *mine = sums + row * PANEL;
-                float y[PANEL];
-                if (worth)
-                    for (int64_t i = 0; i < width; i++)
-                        y[i] = (float)(mine[i] - worth->zeros[column + i]) * worth->row_scales[first + row] *
-                               worth->weight_scales[column + i];
-                else
-                    memcpy(y, mine, sizeof y);
-                finish_columns((void *)at(output, place, is_bf16), y, bias ? bias + column : NULL,
-                               other ? at(other, place, is_bf16) : NULL, width, what, is_bf16);
-            }
-        }
+INLINE void weigh_sums(float *y, const int32_t *sums, const Worth *worth, int64_t row, int64_t column, int64_t width) {
+    for (int64_t i = 0; i < width; i++)
+        y[i] = (float)(sums[i] - worth->zeros[column + i]) * worth->row_scales[row] * worth->weight_scales[column + i];
 }
+
+/* A product: rows [num_rows, num_words] times packed weights, plus bias [outputs], and what follows, into [num_rows,
+ * outputs]. */
+typedef struct {
+    void *output;
+    const char *rows, *packed;
+    const float *bias;
+    const void *other;
+    const Worth *worth; /* of int8 */
+    int64_t num_rows, num_words, outputs, what;
+} Product;
+
+/* Up to ROW_BLOCK rows from `first` on with one panel. */
+INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel, MultiplyPanel multiply_panel,
+                           int is_bf16) {
+    int32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(LINE)));
+    int64_t column = panel * PANEL, width = p.outputs - column < PANEL ? p.outputs - column : PANEL;
+    /* Where the results go, and what follows with, is fetched meanwhile. */
+    for (int64_t row = first; row < end; row++)
+        for (int64_t i = 0; i < width; i += LINE / (is_bf16 ? 2 : 4)) {
+            __builtin_prefetch(at(p.output, row * p.outputs + column + i, is_bf16), 1, 2);
+            if (p.other) __builtin_prefetch(at(p.other, row * p.outputs + column + i, is_bf16), 0, 2);
+        }
+    multiply_panel(sums, p.rows + first * p.num_words * WORD, p.packed + column * p.num_words * WORD, end - first,
+                   p.num_words);
+    for (int64_t row = first; row < end; row++) {
+        const int32_t *mine = sums + (row - first) * PANEL;
+        const float *bias = p.bias ? p.bias + column : NULL;
+        const void *other = p.other ? at(p.other, row * p.outputs + column, is_bf16) : NULL;
+        void *output = (void *)at(p.output, row * p.outputs + column, is_bf16);
+        float y[PANEL];
+        if (p.worth) weigh_sums(y, mine, p.worth, row, column, width);
+        else memcpy(y, mine, sizeof y);
+        if (width == PANEL) /* a known number of columns needs no loops */
+            finish_columns(output, y, bias, other, PANEL, p.what, is_bf16);
+        else
+            finish_columns(output, y, bias, other, width, p.what, is_bf16);
+    }
+}
+
+/* Rows that pass all panels together: the pages that they and their results lie in, and where each is, stay known to the
+ * processor. */
+enum { ROWS_AT_ONCE = 4 * ROW_BLOCK };
+
+INLINE void multiply(Product p, MultiplyPanel multiply_panel, int is_bf16) {
+    int64_t num_panels = (p.outputs + PANEL - 1) / PANEL;
+    int64_t num_parts = (p.num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    for (int64_t part = 0; part < num_parts; part++) {
+        int64_t start = p.num_rows * part / num_parts, num_rows = p.num_rows * (part + 1) / num_parts - start;
+        int64_t num_blocks = (num_rows + ROW_BLOCK - 1) / ROW_BLOCK;
+        /* Where there are more threads than panels, several share one. */
+        int64_t num_sharing = (omp_get_max_threads() + num_panels - 1) / num_panels;
+        int64_t most_blocks = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+        if (num_sharing > num_blocks) num_blocks = num_sharing < most_blocks ? num_sharing : most_blocks;
+#pragma omp parallel for schedule(static) collapse(2)
+        for (int64_t panel = 0; panel < num_panels; panel++)
+            for (int64_t block = 0; block < num_blocks; block++)
+                multiply_block(p, start + num_rows * block / num_blocks, start + num_rows * (block + 1) / num_blocks,
+                               panel, multiply_panel, is_bf16);
+    }
+}
+
+#define PRODUCT_OF(name, panel, is_bf16)                                                                               \
+    void multiply_##name(void *output, const char *rows, const char *packed, const float *bias, const void *other,     \
+                         int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {                         \
+        Product p = {output, rows, packed, bias, other, NULL, num_rows, num_words, outputs, what};                     \
+        multiply(p, panel, is_bf16);                                                                                   \
+    }
+#define INT8_PRODUCT_OF(name, panel, is_bf16)                                                                          \
+    void multiply_##name(void *output, const char *rows, const char *packed, const float *bias, const void *other,     \
+                         const Worth *worth, int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {     \
+        Product p = {output, rows, packed, bias, other, worth, num_rows, num_words, outputs, what};                    \
+        multiply(p, panel, is_bf16);                                                                                   \
+    }
 
 /* One input a word. */
-void multiply_f32(void *output, const char *rows, const char *packed, const float *bias, const void *other,
-                  int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
-    multiply(output, rows, packed, bias, other, NULL, num_rows, num_words, outputs, what, TILES_f32, 0);
-}
-
-/* Two inputs a word, one at a time. */
-void multiply_bf16_widened(void *output, const char *rows, const char *packed, const float *bias, const void *other,
-                           int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
-    multiply(output, rows, packed, bias, other, NULL, num_rows, num_words, outputs, what, NULL, 1);
-}
-
+PRODUCT_OF(f32, multiply_panel_f32, 0)
+/* Two inputs a word, one at a time, or both at once. */
+PRODUCT_OF(bf16_widened, multiply_widened_panel, 1)
 #ifdef __AVX512BF16__
-/* Two inputs a word, both at once. */
-void multiply_bf16_pairs(void *output, const char *rows, const char *packed, const float *bias, const void *other,
-                         int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
-    multiply(output, rows, packed, bias, other, NULL, num_rows, num_words, outputs, what, TILES_pairs, 1);
-}
+PRODUCT_OF(bf16_pairs, multiply_panel_bf16_pairs, 1)
 #endif
-
+/* Four inputs a word; output and other in bf16 or fp32. */
 #ifdef __AVX512VNNI__
-/* `num_words` fours of inputs; output and other in bf16 or fp32. */
-void multiply_int8_bf16(void *output, const char *rows, const char *packed, const float *bias, const void *other,
-                        const Worth *worth, int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
-    multiply(output, rows, packed, bias, other, worth, num_rows, num_words, outputs, what, TILES_int8, 1);
-}
-
-void multiply_int8_f32(void *output, const char *rows, const char *packed, const float *bias, const void *other,
-                       const Worth *worth, int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {
-    multiply(output, rows, packed, bias, other, worth, num_rows, num_words, outputs, what, TILES_int8, 0);
-}
+INT8_PRODUCT_OF(int8_bf16, multiply_panel_int8, 1)
+INT8_PRODUCT_OF(int8_f32, multiply_panel_int8, 0)
+#endif
+#ifdef HAS_AMX
+PRODUCT_OF(bf16_amx, multiply_panel_bf16_amx, 1)
+INT8_PRODUCT_OF(int8_amx_bf16, multiply_panel_int8_amx, 1)
+INT8_PRODUCT_OF(int8_amx_f32, multiply_panel_int8_amx, 0)
 #endif
 #endif

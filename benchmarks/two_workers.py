@@ -27,8 +27,15 @@ from models.run import Run
 from tests.faults.topology import Topology
 from tests.processes import wait_until
 
+#: Signs of life as often as by default, which the tests want more often. With 64 slots and 400 jobs each worker would
+#: be filling and emptying its slots for most of the run.
+SETTINGS = {"NOCTURNE_HEARTBEAT_SECONDS": "2", "NOCTURNE_MAX_NUM_SEQS": "16"}
+
+#: Seconds between two looks at a run, which take part of a processor that the workers need.
+INTERVAL = 1.0
+
 #: Lengths of the answers, such that a run takes a minute or a few.
-LENGTHS = {"toy": (100, 300), "qwen2-0.5b": (20, 60)}
+LENGTHS = {"toy": (100, 300), "qwen2-0.5b": (40, 120)}
 
 
 def jobs_of(count: int, lengths: tuple[int, int]) -> list[dict[str, Any]]:
@@ -56,10 +63,10 @@ def last_finish(topology: Topology) -> dict[str, float]:
 def share(model: Path, jobs: list[dict[str, Any]], *names: str) -> tuple[float, dict[str, float]]:
     """Seconds of the run, and each worker's."""
     with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
-        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model) as topology:
+        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model, SETTINGS) as topology:
             topology.need_workers(*names)
             run_id = topology.submit(jobs)
-            topology.wait(run_id, seconds=1200)
+            topology.wait(run_id, seconds=1200, interval=INTERVAL)
             with topology.database.connect() as connection:
                 num_succeeded = connection.execute(select(Run.num_succeeded).where(Run.id == run_id)).scalar_one()
             if num_succeeded < len(jobs):
@@ -70,7 +77,7 @@ def share(model: Path, jobs: list[dict[str, Any]], *names: str) -> tuple[float, 
 def joins(model: Path, jobs: list[dict[str, Any]]) -> float:
     """Seconds from a second worker's being ready to its first claim."""
     with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
-        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model) as topology:
+        with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model, SETTINGS) as topology:
             topology.need_workers("first")
             run_id = topology.submit(jobs)
             topology.wait_for_some(run_id, len(jobs) // 2)
@@ -84,7 +91,7 @@ def joins(model: Path, jobs: list[dict[str, Any]]) -> float:
 
             wait_until(has_a_job)
             waited = time.monotonic() - ready
-            topology.wait(run_id, seconds=1200)
+            topology.wait(run_id, seconds=1200, interval=INTERVAL)
             return waited
 
 

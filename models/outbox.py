@@ -47,6 +47,8 @@ def send_outbox(
         is_old = Job.created_at < database_moment(min_age_seconds)
         condition = and_(condition, or_(is_old, Job.attempts > 0))
     num_sent, num_left = 0, _count(database, condition)
+    if not num_left:  # every sweep of every worker asks
+        return 0
     for priority in reversed(range(NUM_PRIORITIES)):
         while page := _read_page(database, and_(condition, Job.priority == priority)):
             for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_slots):

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     prefill_tokens: int = Field(default=2048, ge=16)  # most prompt tokens in one step
     num_threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; None: torch's choice
     worker_name: str | None = None  # None: host name and device
-    concurrency: int = Field(default=16, ge=1)  # chunks in hand at once
+    concurrency: int = Field(default=32, ge=1)  # chunks in hand at once
 
     max_attempts: int = Field(default=3, ge=1)  # processes that a job may take down before it is failed
     engine_timeout: float = Field(default=300.0, gt=0)  # an engine that makes no step for so long is killed

@@ -88,7 +88,10 @@ ON_POSTGRESQL = pytest.mark.parametrize("topology", ["postgresql"], indirect=Tru
 class Topology:
     """Redis and workers around a database. Tests that share one leave it as they found it."""
 
-    def __init__(self, folder: Path, database_url: str, model: Path = TOY_MODEL) -> None:
+    def __init__(
+        self, folder: Path, database_url: str, model: Path = TOY_MODEL, settings: dict[str, str] | None = None
+    ) -> None:
+        self.settings = SETTINGS if settings is None else settings
         self.folder = folder
         self.model = model
         self.database_url = database_url
@@ -124,7 +127,7 @@ class Topology:
     ) -> WorkerProcess:
         self.workers[name] = WorkerProcess(
             "--model", self.model, "--name", name, *self.places,
-            cwd=self.folder, module=module, is_awaited=is_awaited, **{**SETTINGS, **settings},
+            cwd=self.folder, module=module, is_awaited=is_awaited, **{**self.settings, **settings},
         )  # fmt: skip
         return self.workers[name]
 
@@ -171,9 +174,9 @@ class Topology:
         with self.database.connect() as connection:
             return connection.execute(select(Run.state).where(Run.id == run_id)).scalar_one() == RunState.FINISHED
 
-    def wait(self, run_id: str, seconds: float = 120.0) -> None:
+    def wait(self, run_id: str, seconds: float = 120.0, interval: float = 0.02) -> None:
         try:
-            wait_until(lambda: self.is_finished(run_id), seconds)
+            wait_until(lambda: self.is_finished(run_id), seconds, interval)
         except AssertionError as error:
             raise AssertionError(f"{error}: {self.describe(run_id)}") from None
 

@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,8 +26,6 @@ FLAGS = (
     "-O3", "-march=native", "-std=c11", "-fopenmp", "-shared", "-fPIC",
     # What lets sums be vectorised; not -ffast-math, whose start-up code changes the whole process.
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
-    # GCC takes half of a vector for Intel's processors unless it is asked.
-    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 BUILD_SECONDS = 60.0
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.kernels import the_library
 from worker.engine.cpu_kernels import CpuKernels
-from worker.engine.tiled_linear import TiledLinear, can_tile
+from worker.engine.tiled_linear import TiledLinear, TiledModule
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -31,12 +31,6 @@ def layer(kernels: CpuKernels, inputs: int, outputs: int, *, bias: bool = True) 
     return nn.Linear(inputs, outputs, bias=bias).to(kernels.dtype).requires_grad_(False)
 
 
-def filled(kernels: CpuKernels, inputs: int) -> int:
-    """As many inputs as these products can multiply, or a few more."""
-    least = kernels.input_bytes(kernels.dtype) // kernels.dtype.itemsize
-    return -(-inputs // least) * least
-
-
 def rows_of(kernels: CpuKernels, count: int, width: int) -> Tensor:
     return (torch.randn(count, width, generator=torch.Generator().manual_seed(1)) * 3).to(kernels.dtype)
 
@@ -48,10 +42,9 @@ def assert_rounded(found: Tensor, exact: Tensor) -> None:
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 6, 7, 13, 16, 31, 40, 64, 97, 200])
-@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (96, 64), (130, 199), (2100, 65)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (3, 7), (96, 64), (130, 199), (2100, 65)])
 def test_products_and_what_follows(kernels: CpuKernels, num_rows: int, inputs: int, outputs: int) -> None:
     """Rows and outputs that fill no tile, and more inputs than a block holds."""
-    inputs = filled(kernels, inputs)
     linear = layer(kernels, inputs, outputs)
     tiled, rows, other = (
         TiledLinear([linear], kernels),
@@ -93,12 +86,11 @@ def test_rows_that_lie_apart_are_put_together_first(kernels: CpuKernels) -> None
     assert torch.equal(linear(rows), linear(rows.contiguous()))
 
 
-def test_inputs_that_fill_no_word_or_tile_are_left_to_others(kernels: CpuKernels) -> None:
-    assert can_tile(nn.Sequential(layer(kernels, 64, 4), layer(kernels, 128, 64)), kernels, kernels.dtype)
-    odd = nn.Sequential(layer(kernels, 64, 3), layer(kernels, 3, 64))
-    assert can_tile(odd, kernels, kernels.dtype) == (kernels.dtype is torch.float32)
-    half_a_tile = layer(kernels, 16, 64)
-    assert can_tile(half_a_tile, kernels, kernels.dtype) == (kernels.products != "multiply_bf16_amx")
+def test_a_module_takes_rows_with_leading_dimensions(kernels: CpuKernels) -> None:
+    linear, rows = layer(kernels, 64, 70), rows_of(kernels, 6, 64)
+    found = TiledModule(linear, kernels)(rows.view(1, 3, 2, 64))
+    assert found.shape == (1, 3, 2, 70)
+    assert torch.equal(found.view(6, 70), TiledLinear([linear], kernels)(rows))
 
 
 def test_a_processor_always_multiplies_in_one_way() -> None:

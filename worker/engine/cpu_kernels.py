@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.params import GenerationParams
@@ -40,6 +41,7 @@ class Panels:
     """Weights of a product as products.c wants them; made by `CpuKernels.pack`."""
 
     packed: Tensor
+    inputs: int  # whole words or rows of tiles
     outputs: int
     bias: Tensor | None  # [outputs], fp32
 
@@ -147,12 +149,13 @@ class CpuKernels:
     def has_int8_products(self) -> bool:
         return self._multiply_int8 is not None
 
-    def input_bytes(self, dtype: torch.dtype) -> int:
-        """What products of this dtype multiply at a time; the inputs fill whole ones."""
-        return TILE_ROW_BYTES if self._is_amx(dtype) else WORD_BYTES
+    def filled(self, weight: Tensor) -> Tensor:
+        """Weight [out_features, in_features] with zeros up to what products of its dtype multiply at a time."""
+        least = (TILE_ROW_BYTES if self._is_amx(weight.dtype) else WORD_BYTES) // weight.itemsize
+        return F.pad(weight, (0, -weight.shape[1] % least))
 
     def pack(self, weight: Tensor) -> Tensor:
-        """Weight [out_features, in_features], of the dtype or int8, in the order of the products, in large pages."""
+        """A filled weight, of the dtype or int8, in the order of the products, in large pages."""
         return self.memory.keep(pack_tiles(weight) if self._is_amx(weight.dtype) else pack_panels(weight))
 
     def _is_amx(self, dtype: torch.dtype) -> bool:
@@ -161,7 +164,7 @@ class CpuKernels:
     def multiply(self, rows: Tensor, weights: Panels, after: After, other: Tensor | None) -> Tensor:
         """Rows [rows, inputs] times the weights, plus their bias, and what follows; [rows, outputs]."""
         assert self._multiply is not None
-        rows, other = rows.contiguous(), None if other is None else other.contiguous()
+        rows, other = _filled(rows, weights).contiguous(), None if other is None else other.contiguous()
         output = rows.new_empty(len(rows), weights.outputs)
         pointers = map(pointer, (output, rows, weights.packed, weights.bias, other))
         self._multiply(*pointers, *self._sizes(rows, weights, after))
@@ -170,7 +173,7 @@ class CpuKernels:
     def multiply_int8(self, rows: Tensor, weights: Int8Panels, after: After, other: Tensor | None) -> Tensor:
         """The same in bytes: rows are quantised one by one."""
         assert self._multiply_int8 is not None
-        quantised, scales = self.quantise(rows)
+        quantised, scales = self.quantise(_filled(rows, weights))
         other = None if other is None else other.contiguous()
         output = rows.new_empty(len(rows), weights.outputs)
         worth = _Worth(*map(pointer, (scales, weights.scales, weights.zeros)))
@@ -207,6 +210,12 @@ class CpuKernels:
             ctypes.c_int64(products.shape[0]), ctypes.c_int64(products.shape[1]), ctypes.c_int64(after.value),
         )  # fmt: skip
         return output
+
+
+def _filled(rows: Tensor, weights: Panels) -> Tensor:
+    """Rows [rows, in_features] with as many zeros as the weights have."""
+    missing = weights.inputs - rows.shape[1]
+    return F.pad(rows, (0, missing)) if missing else rows
 
 
 def fastest_products(library: ctypes.CDLL, dtype: torch.dtype) -> str:

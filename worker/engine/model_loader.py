@@ -28,9 +28,10 @@ from worker.engine.int8_linear import Int8Linear
 from worker.engine.kv_cache import LayerShape
 from worker.engine.linear import MakeLinear, PlainLinear
 from worker.engine.memory import keep_freed_memory
-from worker.engine.packed_linear import PackedLinear, can_pack, pack_linears
+from worker.engine.packed_linear import PackedLinear, can_pack, keep_from_amx
+from worker.engine.replace_modules import replace_linears
 from worker.engine.request import ModelUnavailable
-from worker.engine.tiled_linear import TiledInt8Linear, TiledLinear, can_tile
+from worker.engine.tiled_linear import TiledInt8Linear, TiledLinear, TiledModule
 from worker.engine.transformers_decoder import TransformersDecoder
 from worker.engine.varlen_attention import PAGE_SIZE, varlen_attention
 
@@ -128,14 +129,16 @@ def prepare_model(
     over several devices; without `use_kernels` on torch's operations alone, as where there is no C compiler.
     """
     check_config(name, model.config)
+    kernels = cpu_kernels(model.dtype) if use_kernels and device.type == "cpu" else None
     if device.type == "cpu":
         keep_freed_memory()
         settle_vector_math()
+        if kernels is None or not kernels.has_products:
+            keep_from_amx()
     model.set_attn_implementation(ATTENTION_NAME)
     model = (model if is_spread else model.to(device)).eval().requires_grad_(False)
     config = model.config.get_text_config()
     layers = probe_layers(name, model, device)
-    kernels = cpu_kernels(model.dtype) if use_kernels and device.type == "cpu" else None
     is_fused = fuse and not is_spread and can_fuse(model)
     if quantize == "int8":
         if kernels is None or not is_fused:
@@ -178,26 +181,28 @@ def prepare_model(
 
 def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, *, fuse: bool) -> tuple[Decoder, str]:
     """The decoder, and how it multiplies."""
+    own = kernels if kernels is not None and kernels.has_products else None
     is_packed = device.type == "cpu" and can_pack(model.dtype)
-    products = "packed products" if is_packed else "plain products"
+    products = f"own products, {own.products}" if own else "packed products" if is_packed else "plain products"
     if fuse:
         make_linear: MakeLinear = PackedLinear if is_packed else PlainLinear
-        if kernels is not None and can_tile(model, kernels, model.dtype):
-            make_linear, products = partial(TiledLinear, kernels=kernels), f"own products, {kernels.products}"
+        if own is not None:
+            make_linear = partial(TiledLinear, kernels=own)
         return FusedDecoder(model, make_linear, kernels or PlainRowOperations()), f"fused decoder, {products}"
     if device.type == "cpu":
         align_activations(model)
-    if is_packed:
-        pack_linears(model)
+    if own is not None:
+        replace_linears(model, partial(TiledModule, kernels=own))
+    elif is_packed:
+        replace_linears(model, lambda linear: PackedLinear([linear]))
     return TransformersDecoder(model), products
 
 
 def _int8_decoder(model: Any, kernels: CpuKernels) -> tuple[Decoder, str]:
     """The decoder, and how it multiplies."""
-    is_tiled = can_tile(model, kernels, torch.int8)
-    linear = TiledInt8Linear if is_tiled else Int8Linear
-    how = f"fused decoder, {f'own products, {kernels.int8_products}' if is_tiled else 'packed int8 products'}"
-    return FusedDecoder(model, partial(linear, kernels=kernels), kernels), how
+    linear = TiledInt8Linear if kernels.has_int8_products else Int8Linear
+    products = f"own products, {kernels.int8_products}" if kernels.has_int8_products else "packed int8 products"
+    return FusedDecoder(model, partial(linear, kernels=kernels), kernels), f"fused decoder, {products}"
 
 
 def choose_device(device: str) -> torch.device:

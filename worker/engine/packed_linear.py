@@ -6,13 +6,13 @@ products give each row the same bits whatever the other rows are, which plain fp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from worker.engine.linear import merged_weights
-from worker.engine.replace_modules import replace_children
 
 
 class PackedLinear(nn.Module):
@@ -53,11 +53,10 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype is torch.float32
 
 
-def pack_linears(model: nn.Module) -> int:
-    """Replaces every `nn.Linear` of the model; returns how many."""
+def keep_from_amx() -> None:
+    """Makes oneDNN do without AMX, before it multiplies for the first time in this process.
 
-    def pack(linear: nn.Module) -> nn.Module:
-        assert isinstance(linear, nn.Linear)
-        return PackedLinear([linear])
-
-    return replace_children(model, lambda _, child: type(child) is nn.Linear, pack)
+    Its kernels for AMX divide the sums of a small layer among the threads by the number of rows, so that a row's
+    bits depend on its neighbours (docs/decisions/0014).
+    """
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")

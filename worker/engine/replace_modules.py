@@ -18,3 +18,13 @@ def replace_children(
                 setattr(parent, name, make(child))
                 replaced += 1
     return replaced
+
+
+def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> int:
+    """Replaces every `nn.Linear` of the model; returns how many."""
+
+    def make_of(child: nn.Module) -> nn.Module:
+        assert isinstance(child, nn.Linear)
+        return make(child)
+
+    return replace_children(model, lambda _, child: type(child) is nn.Linear, make_of)

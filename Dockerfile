@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # One image for producer, worker and migration; the command says which.
 FROM python:3.11-slim AS build
-# The CPU build is small; for GPUs build with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
+# The CPU build is small; docker-compose.yml names another one for GPUs.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 RUN python -m venv /opt/nocturne

@@ -1,4 +1,4 @@
-"""One command for a GPU: everything that is claimed of it, printed. Needs torch, transformers and this repository only.
+"""One command for a GPU: all that is claimed of it, printed. Needs torch, transformers, pydantic and this repository.
 
     python -m benchmarks.gpu --requests 256 1024
 

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.phases import Bound, Step, decode
 from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion
-from models.settings import Quantization
+from models.states import Quantization
 from worker.engine.request import Request
 
 

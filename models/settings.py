@@ -15,13 +15,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from models.states import Quantization
+
 DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
 DEFAULT_PRIORITY = 5
 NUM_PRIORITIES = 10  # 0 … 9, 9 goes first
 CONFIG_FILE = "nocturne.toml"  # in the working directory
-
-
-Quantization = Literal["none", "int8"]
 
 
 class Settings(BaseSettings):

@@ -1,8 +1,12 @@
-"""The closed sets: job states with their legal transitions, finish reasons and strategies."""
+"""The closed sets: job states with their legal transitions, finish reasons, strategies and kinds of weights."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
+
+#: How a worker rounds a model's weights.
+Quantization = Literal["none", "int8"]
 
 
 class JobState(StrEnum):

@@ -123,6 +123,8 @@ def test_the_compose_file_names_settings_that_exist() -> None:
     assert {"redis", "postgres", "migrate", "producer", "worker-cpu", "worker-gpu"} <= set(compose["services"])
     profiles = {profile for service in compose["services"].values() for profile in service.get("profiles", [])}
     assert profiles == {"cpu", "gpu", "tools", "monitoring"}
+    worker, gpu_worker = compose["services"]["worker-cpu"], compose["services"]["worker-gpu"]
+    assert "/cu" in gpu_worker["build"]["args"]["TORCH_INDEX"] and gpu_worker["image"] != worker["image"]
     for name in ("redis", "postgres"):
         assert "healthcheck" in compose["services"][name] and compose["services"][name]["volumes"]
     for name, service in compose["services"].items():

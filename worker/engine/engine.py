@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from models.settings import Quantization
+from models.states import Quantization
 from worker.engine.batched_sampler import LaunchedChoices
 from worker.engine.beam_group import advance_beams, fork_sequences, start_beams
 from worker.engine.config import EngineConfig

@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from models.settings import Quantization
+from models.states import Quantization
 from worker.engine.aligned_activation import align_activations, settle_vector_math
 from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
 from worker.engine.batched_sampler import ChooseBatch, LaunchBatch, choose_batch, launch_batch

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.message import JobMessage
-from models.settings import Quantization
+from models.states import Quantization
 from worker.engine.config import EngineConfig
 from worker.engine.request import RequestOutput
 

@@ -23,15 +23,6 @@ int pairs_are_fast(void) {
 #include "epilogue.h"
 #include "tiles.h"
 
-/* Whether this process may multiply with AMX; it must have asked before it does. */
-int may_use_amx(void) {
-#ifdef HAS_AMX
-    return ask_for_amx();
-#else
-    return 0;
-#endif
-}
-
 /* Rows that share a panel while it is in the cache, and words of inputs that are in it at a time. */
 enum { ROW_BLOCK = 96, WORD_BLOCK = 512 };
 
@@ -71,7 +62,7 @@ INLINE void widen(float *to, const char *pairs, int64_t num_words) {
 }
 
 /* The same of bf16 that is widened, once for all rows where there are many; the sums are the same either way. */
-static void multiply_widened_panel(int32_t *sums, const char *rows, const char *panel, int64_t num_rows,
+static void multiply_panel_widened(int32_t *sums, const char *rows, const char *panel, int64_t num_rows,
                                    int64_t num_words) {
     float wide[WIDE_BLOCK * 2 * PANEL] __attribute__((aligned(LINE))), inputs[MAX_ROWS * WIDE_BLOCK * 2];
     int64_t num_tiles = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
@@ -97,7 +88,7 @@ static void multiply_widened_panel(int32_t *sums, const char *rows, const char *
 }
 
 /* Sums [num_rows, PANEL] of rows of `num_words` words with one panel, of one kind. */
-typedef void (*MultiplyPanel)(int32_t *sums, const char *rows, const char *panel, int64_t num_rows, int64_t num_words);
+typedef void (*PanelProduct)(int32_t *sums, const char *rows, const char *panel, int64_t num_rows, int64_t num_words);
 #define PANEL_OF(name, multiply, kind)                                                                                 \
     static void multiply_panel_##name(int32_t *sums, const char *rows, const char *panel, int64_t num_rows,            \
                                       int64_t num_words) {                                                             \
@@ -139,7 +130,7 @@ typedef struct {
 } Product;
 
 /* Up to ROW_BLOCK rows from `first` on with one panel. */
-INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel, MultiplyPanel multiply_panel,
+INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel, PanelProduct multiply_one,
                            int is_bf16) {
     int32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(LINE)));
     int64_t column = panel * PANEL, width = p.outputs - column < PANEL ? p.outputs - column : PANEL;
@@ -149,7 +140,7 @@ INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel,
             __builtin_prefetch(at(p.output, row * p.outputs + column + i, is_bf16), 1, 2);
             if (p.other) __builtin_prefetch(at(p.other, row * p.outputs + column + i, is_bf16), 0, 2);
         }
-    multiply_panel(sums, p.rows + first * p.num_words * WORD, p.packed + column * p.num_words * WORD, end - first,
+    multiply_one(sums, p.rows + first * p.num_words * WORD, p.packed + column * p.num_words * WORD, end - first,
                    p.num_words);
     for (int64_t row = first; row < end; row++) {
         const int32_t *mine = sums + (row - first) * PANEL;
@@ -170,7 +161,7 @@ INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel,
  * processor. */
 enum { ROWS_AT_ONCE = 4 * ROW_BLOCK };
 
-INLINE void multiply(Product p, MultiplyPanel multiply_panel, int is_bf16) {
+INLINE void multiply(Product p, PanelProduct multiply_one, int is_bf16) {
     int64_t num_panels = (p.outputs + PANEL - 1) / PANEL;
     int64_t num_parts = (p.num_rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
     for (int64_t part = 0; part < num_parts; part++) {
@@ -184,7 +175,7 @@ INLINE void multiply(Product p, MultiplyPanel multiply_panel, int is_bf16) {
         for (int64_t panel = 0; panel < num_panels; panel++)
             for (int64_t block = 0; block < num_blocks; block++)
                 multiply_block(p, start + num_rows * block / num_blocks, start + num_rows * (block + 1) / num_blocks,
-                               panel, multiply_panel, is_bf16);
+                               panel, multiply_one, is_bf16);
     }
 }
 
@@ -204,7 +195,7 @@ INLINE void multiply(Product p, MultiplyPanel multiply_panel, int is_bf16) {
 /* One input a word. */
 PRODUCT_OF(f32, multiply_panel_f32, 0)
 /* Two inputs a word, one at a time, or both at once. */
-PRODUCT_OF(bf16_widened, multiply_widened_panel, 1)
+PRODUCT_OF(bf16_widened, multiply_panel_widened, 1)
 #ifdef __AVX512BF16__
 PRODUCT_OF(bf16_pairs, multiply_panel_bf16_pairs, 1)
 #endif
@@ -219,3 +210,12 @@ INT8_PRODUCT_OF(int8_amx_bf16, multiply_panel_int8_amx, 1)
 INT8_PRODUCT_OF(int8_amx_f32, multiply_panel_int8_amx, 0)
 #endif
 #endif
+
+/* Whether this process may multiply with AMX; it must have asked before it does. */
+int may_use_amx(void) {
+#ifdef HAS_AMX
+    return ask_for_amx();
+#else
+    return 0;
+#endif
+}

@@ -3,10 +3,11 @@
     python -m benchmarks.reproducibility --dtype bfloat16 --sequences 256 --tokens 128 --slots 1 8 64
 
 Half greedy, half sampled, with prompts that partly begin alike. The reference has 64 slots; the others have
-1, 8 and 64 slots, another order, and prefix sharing off. `--alone` bounds how many are decoded with one slot, and
-`--slots` names the ways to be tried in this call: with one slot it takes hours.
-Prints differing sequences and differing stored logprobs (both should be 0), and each way's time beside the
-reference's.
+64, 8 and 1 slots, another order, and prefix sharing off. With one slot every sequence is decoded once, the first
+half of them with prefix sharing, the others shuffled and without: that takes as long as the weights are read 65,536
+times. `--alone` bounds how many these are, and `--slots` names the ways to be tried in this call.
+Prints differing sequences and differing stored logprobs (both should be 0) and each way's speed; while a way runs,
+how far it is and what differs so far.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,17 +41,25 @@ class Way:
     slots: int
     is_shuffled: bool
     share_prefixes: bool
+    part: Literal["all", "first half", "second half"] = "all"
+
+    def requests(self, requests: list[Request]) -> list[Request]:
+        """Its part of the requests, in its order."""
+        half = len(requests) // 2
+        chosen = {"all": requests, "first half": requests[:half], "second half": requests[half:]}[self.part]
+        return random.Random(2).sample(chosen, len(chosen)) if self.is_shuffled else chosen
 
 
 REFERENCE = Way("64 slots", 64, False, True)
 WAYS = [
     Way("64 slots, shuffled", 64, True, True),
     Way("64 slots, no prefix sharing", 64, False, False),
-    Way("8 slots, shuffled", 8, True, True),
-    Way("8 slots, no prefix sharing", 8, False, False),
-    Way("1 slot", 1, False, True),
-    Way("1 slot, shuffled, no prefix sharing", 1, True, False),
+    Way("8 slots, shuffled, no prefix sharing", 8, True, False),
+    Way("8 slots", 8, False, True),
+    Way("1 slot, shuffled, no prefix sharing", 1, True, False, "second half"),
+    Way("1 slot", 1, False, True, "first half"),
 ]
+PROGRESS_EVERY = 32
 
 
 def requests_of(count: int, num_tokens: int) -> list[Request]:
@@ -65,20 +75,21 @@ def requests_of(count: int, num_tokens: int) -> list[Request]:
     return requests
 
 
-def decode(loaded: LoadedModel, way: Way, requests: list[Request]) -> tuple[Answers, float]:
-    chosen = list(requests)
-    if way.is_shuffled:
-        random.Random(2).shuffle(chosen)
+def decode(loaded: LoadedModel, way: Way, requests: list[Request], reference: Answers) -> tuple[Answers, float]:
     config = EngineConfig(max_num_seqs=way.slots, share_prefixes=way.share_prefixes, kv_memory=2.0)
     fresh = Engine(loaded, config)
     answers: Answers = {}
     started = time.perf_counter()
-    for output in fresh.generate(chosen):
+    for output in fresh.generate(requests):
         (done,) = output.completions
         assert done.trace is not None
         answers[output.request_id] = (
             done.token_ids, tuple(done.trace.logprobs), tuple(done.trace.sampling_logprobs)
         )  # fmt: skip
+        if len(answers) % PROGRESS_EVERY == 0:
+            sequences, numbers = compare(answers, reference or answers)
+            print(f"  {way.name}: {len(answers)} of {len(requests)}, differing: {sequences} sequences, "
+                  f"{numbers} logprobs", file=sys.stderr, flush=True)  # fmt: skip
     return answers, time.perf_counter() - started
 
 
@@ -107,8 +118,8 @@ def main() -> None:
     reference: Answers = {}
     rows = []
     for way in (REFERENCE, *(way for way in WAYS if way.slots in given.slots)):
-        chosen = requests[: given.alone] if way.slots == 1 else requests
-        answers, seconds = decode(loaded, way, chosen)
+        chosen = way.requests(requests[: given.alone] if way.slots == 1 else requests)
+        answers, seconds = decode(loaded, way, chosen, reference)
         reference = reference or answers
         sequences, numbers = compare(answers, reference)
         rate = len(chosen) * given.tokens / seconds

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.kernels import kernels_of
-from worker.engine.cpu_kernels import CpuKernels
 from worker.engine.int8_linear import Int8Linear, quantise_weight
 from worker.engine.kernel_linear import KernelLinear
 from worker.engine.tiled_linear import TiledInt8Linear
@@ -18,7 +17,7 @@ from worker.engine.tiled_linear import TiledInt8Linear
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-Make = Callable[[list[nn.Linear], CpuKernels], KernelLinear]
+Make = Callable[..., KernelLinear]
 
 
 @pytest.fixture(params=[Int8Linear, TiledInt8Linear])
@@ -30,8 +29,8 @@ def make(request: pytest.FixtureRequest) -> Make:
     return made
 
 
-def layer(dtype: torch.dtype, inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
-    torch.manual_seed(0)
+def layer(dtype: torch.dtype, inputs: int, outputs: int, *, bias: bool, seed: int = 0) -> nn.Linear:
+    torch.manual_seed(seed)
     return nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
 
 
@@ -52,9 +51,20 @@ def test_products_are_those_of_the_rounded_numbers(make: Make, dtype: torch.dtyp
     int8, exact = make([linear], kernels_of(dtype)), rounded(rows, linear)
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(int8(rows).double(), exact, **tolerance)
-    torch.testing.assert_close(int8.swish(rows).double(), F.silu(exact), **tolerance)
-    torch.testing.assert_close(int8.times(rows, other).double(), exact * other.double(), **tolerance)
     torch.testing.assert_close(int8.plus(rows, other).double(), exact + other.double(), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs", [70, 128])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gated_products(make: Make, dtype: torch.dtype, outputs: int, bias: bool) -> None:
+    gate, other = layer(dtype, 192, outputs, bias=bias), layer(dtype, 192, outputs, bias=bias, seed=1)
+    rows = torch.randn(33, 192).to(dtype) * 3
+    found = make([gate, other], kernels_of(dtype), is_gated=True).gated(rows)
+    exact = F.silu(rounded(rows, gate)) * rounded(rows, other)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    assert found.shape == exact.shape
+    torch.testing.assert_close(found.double(), exact, **tolerance)
 
 
 def test_rounding_costs_about_a_percent(make: Make) -> None:
@@ -74,11 +84,13 @@ def test_several_layers_stand_side_by_side(make: Make) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_in_any_batch(make: Make, dtype: torch.dtype) -> None:
-    int8 = make([layer(dtype, 160, 4864, bias=False)], kernels_of(dtype))
+    layers = [layer(dtype, 160, 2432, bias=False), layer(dtype, 160, 2432, bias=False, seed=1)]
+    int8, gated = make(layers, kernels_of(dtype)), make(layers, kernels_of(dtype), is_gated=True)
     rows = torch.randn(70, 160).to(dtype)
-    together = int8.swish(rows)
-    for start, end in ((0, 2), (5, 21), (3, 67)):
-        assert torch.equal(int8.swish(rows[start:end]), together[start:end])
+    for multiply in (int8, gated.gated):
+        together = multiply(rows)
+        for start, end in ((0, 2), (5, 21), (3, 67)):
+            assert torch.equal(multiply(rows[start:end]), together[start:end])
 
 
 def test_zeros_stay_zeros(make: Make) -> None:

@@ -26,8 +26,8 @@ def kernels(request: pytest.FixtureRequest) -> CpuKernels:
     return found
 
 
-def layer(kernels: CpuKernels, inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    torch.manual_seed(0)
+def layer(kernels: CpuKernels, inputs: int, outputs: int, *, bias: bool = True, seed: int = 0) -> nn.Linear:
+    torch.manual_seed(seed)
     return nn.Linear(inputs, outputs, bias=bias).to(kernels.dtype).requires_grad_(False)
 
 
@@ -46,16 +46,40 @@ def assert_rounded(found: Tensor, exact: Tensor) -> None:
 def test_products_and_what_follows(kernels: CpuKernels, num_rows: int, inputs: int, outputs: int) -> None:
     """Rows and outputs that fill no tile, and more inputs than a block holds."""
     linear = layer(kernels, inputs, outputs)
-    tiled, rows, other = (
-        TiledLinear([linear], kernels),
-        rows_of(kernels, num_rows, inputs),
-        rows_of(kernels, num_rows, outputs),
-    )
+    tiled, rows = TiledLinear([linear], kernels), rows_of(kernels, num_rows, inputs)
+    other = rows_of(kernels, num_rows, outputs)
     exact = F.linear(rows.double(), linear.weight.double(), linear.bias.double())
     assert_rounded(tiled(rows), exact)
-    assert_rounded(tiled.swish(rows), F.silu(exact))
-    assert_rounded(tiled.times(rows, other), exact * other.double())
     assert_rounded(tiled.plus(rows, other), exact + other.double())
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 17, 63, 97, 200])
+@pytest.mark.parametrize("outputs", [1, 64, 199])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gated_products(kernels: CpuKernels, num_rows: int, outputs: int, bias: bool) -> None:
+    """Halves that fill no panel; swish(gate) is rounded before it is multiplied, as where it is stored in between."""
+    gate, other = layer(kernels, 130, outputs, bias=bias), layer(kernels, 130, outputs, bias=bias, seed=1)
+    rows = rows_of(kernels, num_rows, 130)
+    exact_gate, exact = (
+        F.linear(rows.double(), each.weight.double(), each.bias.double() if bias else None) for each in (gate, other)
+    )
+    found = TiledLinear([gate, other], kernels, is_gated=True).gated(rows)
+    assert found.shape == (num_rows, outputs)
+    tolerance = 2**-7 if found.dtype is torch.bfloat16 else 1e-5  # two roundings
+    torch.testing.assert_close(found.double(), F.silu(exact_gate) * exact, rtol=tolerance, atol=1e-4)
+
+
+def test_swish_of_large_and_small_numbers(kernels: CpuKernels) -> None:
+    """Where exp would overflow, and where it gives 0."""
+    gate, other = layer(kernels, 2, 7), layer(kernels, 2, 7)
+    gate.weight.fill_(1)
+    gate.bias.zero_()
+    other.weight.zero_()
+    other.bias.fill_(1)
+    sums = torch.tensor([-1e30, -300.0, -100.0, -20.0, -1.0, -1e-30, 0.0, 1e-30, 1.0, 20.0, 100.0, 300.0, 1e30])
+    rows = (sums[:, None] / 2).expand(-1, 2).to(kernels.dtype)
+    found = TiledLinear([gate, other], kernels, is_gated=True).gated(rows)
+    assert_rounded(found, F.silu(rows.double().sum(1, keepdim=True)).expand(-1, 7))
 
 
 def test_several_layers_stand_side_by_side(kernels: CpuKernels) -> None:
@@ -66,19 +90,22 @@ def test_several_layers_stand_side_by_side(kernels: CpuKernels) -> None:
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 199), (896, 128), (4864, 896)])
 def test_a_row_has_the_same_bits_in_any_batch(kernels: CpuKernels, inputs: int, outputs: int) -> None:
-    linear, rows = TiledLinear([layer(kernels, inputs, outputs)], kernels), rows_of(kernels, 300, inputs)
-    together = linear.swish(rows)
-    for size in (1, 2, 5, 6, 7, 16, 17, 31, 33, 49, 64, 65, 95, 96, 97, 193):
-        assert torch.equal(linear.swish(rows[:size]), together[:size]), size
-        assert torch.equal(linear.swish(rows[-size:]), together[-size:]), size
+    layers = [layer(kernels, inputs, outputs), layer(kernels, inputs, outputs, seed=1)]
+    linear, gated = TiledLinear(layers[:1], kernels), TiledLinear(layers, kernels, is_gated=True)
+    rows = rows_of(kernels, 420, inputs)
+    for multiply in (linear, gated.gated):
+        together = multiply(rows)
+        for size in (1, 2, 5, 6, 7, 15, 16, 17, 31, 33, 49, 64, 65, 79, 95, 96, 97, 129, 193, 385):
+            assert torch.equal(multiply(rows[:size]), together[:size]), size
+            assert torch.equal(multiply(rows[-size:]), together[-size:]), size
 
 
 def test_more_threads_than_panels_give_the_same_bits(kernels: CpuKernels) -> None:
     linear, rows = TiledLinear([layer(kernels, 640, 100)], kernels), rows_of(kernels, 40, 640)
-    with_two = linear.swish(rows)
+    with_two = linear(rows)
     torch.set_num_threads(7)  # the fixture sets it back
-    assert torch.equal(linear.swish(rows), with_two)
-    assert torch.equal(linear.swish(rows[:3]), with_two[:3])
+    assert torch.equal(linear(rows), with_two)
+    assert torch.equal(linear(rows[:3]), with_two[:3])
 
 
 def test_rows_that_lie_apart_are_put_together_first(kernels: CpuKernels) -> None:

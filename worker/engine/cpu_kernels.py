@@ -28,12 +28,11 @@ _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
 class After(Enum):
-    """What follows a product; the enum of int8.c."""
+    """What follows a product; the enum of epilogue.h."""
 
     NOTHING = 0
-    SWISH = 1
-    TIMES = 2
-    PLUS = 3
+    PLUS = 1
+    GATED = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class Panels:
 
     packed: Tensor
     inputs: int  # whole words or rows of tiles
-    outputs: int
     bias: Tensor | None  # [outputs], fp32
 
 
@@ -159,31 +157,31 @@ class CpuKernels:
         return self.memory.keep(pack_tiles(weight) if self._is_amx(weight.dtype) else pack_panels(weight))
 
     def _is_amx(self, dtype: torch.dtype) -> bool:
-        return "amx" in (self.int8_products if dtype is torch.int8 else self.products)
+        return "amx" in (self.products if dtype is self.dtype else self.int8_products)
 
-    def multiply(self, rows: Tensor, weights: Panels, after: After, other: Tensor | None) -> Tensor:
+    def multiply(
+        self, rows: Tensor, weights: Panels, after: After, outputs: int, other: Tensor | None = None
+    ) -> Tensor:
         """Rows [rows, inputs] times the weights, plus their bias, and what follows; [rows, outputs]."""
         assert self._multiply is not None
         rows, other = _filled(rows, weights).contiguous(), None if other is None else other.contiguous()
-        output = rows.new_empty(len(rows), weights.outputs)
+        output = rows.new_empty(len(rows), outputs)
         pointers = map(pointer, (output, rows, weights.packed, weights.bias, other))
-        self._multiply(*pointers, *self._sizes(rows, weights, after))
+        self._multiply(*pointers, None, *_sizes(output, rows, after))
         return output
 
-    def multiply_int8(self, rows: Tensor, weights: Int8Panels, after: After, other: Tensor | None) -> Tensor:
+    def multiply_int8(
+        self, rows: Tensor, weights: Int8Panels, after: After, outputs: int, other: Tensor | None = None
+    ) -> Tensor:
         """The same in bytes: rows are quantised one by one."""
         assert self._multiply_int8 is not None
         quantised, scales = self.quantise(_filled(rows, weights))
         other = None if other is None else other.contiguous()
-        output = rows.new_empty(len(rows), weights.outputs)
+        output = rows.new_empty(len(rows), outputs)
         worth = _Worth(*map(pointer, (scales, weights.scales, weights.zeros)))
         pointers = map(pointer, (output, quantised, weights.packed, weights.bias, other))
-        self._multiply_int8(*pointers, ctypes.byref(worth), *self._sizes(quantised, weights, after))
+        self._multiply_int8(*pointers, ctypes.byref(worth), *_sizes(output, quantised, after))
         return output
-
-    def _sizes(self, rows: Tensor, weights: Panels, after: After) -> Iterable[ctypes.c_int64]:
-        num_words = rows.shape[1] * rows.itemsize // WORD_BYTES
-        return map(ctypes.c_int64, (len(rows), num_words, weights.outputs, after.value))
 
     def quantise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [rows, size] as bytes around 128, and each row's scale [rows]: rows ~ (bytes - 128) * scale."""
@@ -197,19 +195,24 @@ class CpuKernels:
         return quantised, scales
 
     def finish(
-        self, products: Tensor, scales: Tensor, bias: Tensor | None, after: After, other: Tensor | None = None
+        self, products: Tensor, scales: Tensor, bias: Tensor | None, after: After, outputs: int, other: Tensor | None
     ) -> Tensor:
         """fp32 products [rows, size] times each row's scale, plus bias [size], and what follows.
 
-        Returns [rows, size] in the model's dtype.
+        Returns [rows, outputs] in the model's dtype.
         """
-        output = products.new_empty(products.shape, dtype=self.dtype)
+        output = products.new_empty(len(products), outputs, dtype=self.dtype)
         self._finish(
             pointer(output), pointer(products), pointer(scales), pointer(bias),
             pointer(None if other is None else other.contiguous()),
-            ctypes.c_int64(products.shape[0]), ctypes.c_int64(products.shape[1]), ctypes.c_int64(after.value),
+            ctypes.c_int64(len(products)), ctypes.c_int64(outputs), ctypes.c_int64(after.value),
         )  # fmt: skip
         return output
+
+
+def _sizes(output: Tensor, rows: Tensor, after: After) -> Iterable[ctypes.c_int64]:
+    num_words = rows.shape[1] * rows.itemsize // WORD_BYTES
+    return map(ctypes.c_int64, (len(output), num_words, output.shape[1], after.value))
 
 
 def _filled(rows: Tensor, weights: Panels) -> Tensor:

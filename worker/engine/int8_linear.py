@@ -22,15 +22,15 @@ class Int8Linear(KernelLinear):
     def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
         self.bias = bias
         quantised, self.scales = quantise_weight(weight)
-        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.packed: Tensor = torch.ops.onednn.qlinear_prepack(quantised, None)
 
-    def _multiply(self, rows: Tensor, after: After, other: Tensor | None = None) -> Tensor:
+    def _multiply(self, rows: Tensor, after: After, outputs: int, other: Tensor | None = None) -> Tensor:
         quantised, scales = self._kernels.quantise(rows)
         products: Tensor = torch.ops.onednn.qlinear_pointwise(
             quantised, 1.0, ZERO, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return self._kernels.finish(products, scales, self.bias, after, other)
+        return self._kernels.finish(products, scales, self.bias, after, outputs, other)
 
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

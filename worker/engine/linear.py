@@ -1,56 +1,67 @@
 """What a decoder asks of its matrix products: each with the elementwise step that follows it.
 
-`PlainLinear` is the reference, for every device; `PackedLinear` and `Int8Linear` fuse the two on a CPU.
+`PlainLinear` is the reference, for every device; those on `CpuKernels` fuse the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.engine.aligned_activation import AlignedActivation
+
 
 class Linear(Protocol):
-    """y = x Wᵀ + b on rows [rows, in_features]; every method returns [rows, out_features]."""
+    """y = x Wᵀ + b on rows [rows, in_features]."""
 
     in_features: int
     out_features: int
 
-    def __call__(self, rows: Tensor) -> Tensor: ...
-
-    def swish(self, rows: Tensor) -> Tensor:
-        """y * sigmoid(y)"""
-
-    def times(self, rows: Tensor, factors: Tensor) -> Tensor:
-        """y * factors"""
+    def __call__(self, rows: Tensor) -> Tensor:
+        """y, [rows, out_features]"""
 
     def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """y + residual"""
+        """y + residual, [rows, out_features]"""
+
+    def gated(self, rows: Tensor) -> Tensor:
+        """swish(g) * y, [rows, out_features of one], of a gate g and a y that were made with `is_gated`."""
 
 
-#: Makes one product of linear layers that read the same rows, their outputs side by side.
-MakeLinear = Callable[[Sequence[nn.Linear]], Linear]
+class MakeLinear(Protocol):
+    def __call__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> Linear:
+        """One product of linear layers that read the same rows.
+
+        Their outputs stand side by side; or, with `is_gated`, they are two of one size, a gate and what it is for.
+        """
 
 
 class PlainLinear:
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> None:
         self.weight, self.bias = merged_weights(linears)
         self.out_features, self.in_features = self.weight.shape
 
     def __call__(self, rows: Tensor) -> Tensor:
         return F.linear(rows, self.weight, self.bias)
 
-    def swish(self, rows: Tensor) -> Tensor:
-        return F.silu(self(rows), inplace=True)
-
-    def times(self, rows: Tensor, factors: Tensor) -> Tensor:
-        return self(rows).mul_(factors)
-
     def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
         return self(rows).add_(residual)
+
+    def gated(self, rows: Tensor) -> Tensor:
+        return gated_halves(self(rows))
+
+
+def gated_halves(both: Tensor) -> Tensor:
+    """swish(g) * y of a gate g and a y side by side, [rows, 2 * size] to [rows, size]."""
+    gate, other = both.chunk(2, dim=-1)
+    swish = F.silu(gate) if both.is_cuda else _ALIGNED_SWISH(gate.contiguous())
+    return swish.mul_(other)
+
+
+_ALIGNED_SWISH = AlignedActivation(nn.SiLU())
 
 
 def merged_weights(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from worker.engine.linear import merged_weights
+from worker.engine.linear import gated_halves, merged_weights
 
 
 class PackedLinear(nn.Module):
@@ -21,7 +21,7 @@ class PackedLinear(nn.Module):
     packed: Tensor
     bias: Tensor | None
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> None:
         super().__init__()
         weight, self.bias = merged_weights(linears)
         self.out_features, self.in_features = weight.shape
@@ -31,17 +31,12 @@ class PackedLinear(nn.Module):
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
         return outputs
 
-    def swish(self, rows: Tensor) -> Tensor:
-        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "swish", [], "")
-        return outputs
-
-    def times(self, rows: Tensor, factors: Tensor) -> Tensor:
-        outputs: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, factors, self.packed, self.bias, "mul")
-        return outputs
-
     def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.packed, self.bias, "add")
         return outputs
+
+    def gated(self, rows: Tensor) -> Tensor:
+        return gated_halves(self(rows))
 
 
 def can_pack(dtype: torch.dtype) -> bool:

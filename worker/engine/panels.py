@@ -16,6 +16,16 @@ PANEL = 64
 SIDE, GROUP = 16, 4
 
 
+def alternate(both: Tensor) -> Tensor:
+    """Weights or biases [2 * outputs, …] with a panel of the first half before each of the second.
+
+    Zeros fill both halves up to whole panels.
+    """
+    halves = both.view(2, len(both) // 2, -1)
+    padded = F.pad(halves, (0, 0, 0, -halves.shape[1] % PANEL))
+    return padded.view(2, -1, PANEL, halves.shape[2]).transpose(0, 1).reshape(-1, *both.shape[1:])
+
+
 def pack_panels(weight: Tensor) -> Tensor:
     """Weight [out_features, in_features] as [panels, words, PANEL, inputs in a word]; the rest is zeros.
 

@@ -19,10 +19,10 @@ class TiledLinear(KernelLinear):
 
     def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
         filled = self._kernels.filled(weight)
-        self._weights = Panels(self._kernels.pack(filled), filled.shape[1], self.out_features, bias)
+        self._weights = Panels(self._kernels.pack(filled), filled.shape[1], bias)
 
-    def _multiply(self, rows: Tensor, after: After, other: Tensor | None = None) -> Tensor:
-        return self._kernels.multiply(rows, self._weights, after, other)
+    def _multiply(self, rows: Tensor, after: After, outputs: int, other: Tensor | None = None) -> Tensor:
+        return self._kernels.multiply(rows, self._weights, after, outputs, other)
 
 
 class TiledInt8Linear(KernelLinear):
@@ -33,10 +33,10 @@ class TiledInt8Linear(KernelLinear):
         filled = self._kernels.filled(quantised)
         zeros = ZERO * filled.sum(1, dtype=torch.int32)
         packed = self._kernels.pack(filled)
-        self._weights = Int8Panels(packed, filled.shape[1], self.out_features, bias, scales, zeros)
+        self._weights = Int8Panels(packed, filled.shape[1], bias, scales, zeros)
 
-    def _multiply(self, rows: Tensor, after: After, other: Tensor | None = None) -> Tensor:
-        return self._kernels.multiply_int8(rows, self._weights, after, other)
+    def _multiply(self, rows: Tensor, after: After, outputs: int, other: Tensor | None = None) -> Tensor:
+        return self._kernels.multiply_int8(rows, self._weights, after, outputs, other)
 
 
 class TiledModule(nn.Module):

@@ -3,9 +3,14 @@
  * A tile is 16 rows of a line. Its weights lie in one piece, and those of a panel in the order of their use: groups of up
  * to GROUP steps, in each the four columns of 16 outputs, in each the group's steps, [16 words][16 outputs]. A group of
  * the rows and all sums stay in the first cache. `num_words` is a multiple of SIDE.
+ *
+ * The last of 16 or more rows share a tile with some before them, whose sums are then there twice: registers keep their
+ * shapes, and nothing behind the rows is read.
  */
 #ifndef NOCTURNE_AMX_H
 #define NOCTURNE_AMX_H
+
+#include "tiles.h"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__)
 #define HAS_AMX 1
@@ -13,10 +18,11 @@
 #include <sys/syscall.h>
 #include <unistd.h> /* syscall, which wants _GNU_SOURCE */
 
-#include "tiles.h"
-
 /* Rows, outputs and words of a tile; steps of a group; tiles of rows that are worked on together. */
 enum { SIDE = 16, GROUP = 4, MAX_TILES = 4 };
+
+/* Whole groups. */
+enum { STEPS_AT_ONCE = WORD_BLOCK / SIDE };
 
 enum { TILE_BYTES = SIDE * LINE, PANEL_BYTES = PANEL * WORD, COLUMNS = PANEL / SIDE };
 
@@ -30,25 +36,26 @@ INLINE int ask_for_amx(void) {
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-/* Registers: 0 to 3 are the sums of one tile of rows each, 4 the rows of a full tile, 5 those of the last one, which may
- * not be full, 6 and 7 weights. */
+/* Registers: 0 to 3 are the sums of one tile of rows each, 4 and 5 rows, 6 and 7 weights. */
 typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes_of_row[16];
     uint8_t num_rows[16];
 } __attribute__((packed, aligned(64))) TileShapes;
 
-INLINE void shape_tiles(int num_tiles, int64_t last_rows) {
+/* This takes a thread longer than a tile's products, so it is done once for all of a product's `num_rows`. */
+INLINE void shape_tiles(int64_t num_rows) {
     TileShapes shapes = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) {
         shapes.bytes_of_row[tile] = LINE;
-        shapes.num_rows[tile] = SIDE;
+        shapes.num_rows[tile] = (uint8_t)(tile < 6 && num_rows < SIDE ? num_rows : SIDE);
     }
-    shapes.num_rows[num_tiles - 1] = shapes.num_rows[5] = (uint8_t)last_rows;
     /* GCC's intrinsics do not say that they read memory. */
     __asm__ volatile("" ::"m"(shapes) : "memory");
     _tile_loadconfig(&shapes);
 }
+
+INLINE void release_tiles(void) { _tile_release(); }
 
 /* Registers are constants: each is a line of its own. `kind` is known where these are inlined. */
 #define ADD_PRODUCTS(sums, rows, weights)                                                                              \
@@ -57,23 +64,20 @@ INLINE void shape_tiles(int num_tiles, int64_t last_rows) {
     else                                                                                                               \
         _tile_dpbf16ps(sums, rows, weights)
 
-#define ADD_ROWS(tile, weights)                                                                                        \
-    if (tile + 1 < num_tiles) {                                                                                        \
-        _tile_loadd(4, rows + tile * SIDE * stride, stride);                                                           \
-        ADD_PRODUCTS(tile, 4, weights);                                                                                \
-    } else if (tile + 1 == num_tiles) {                                                                                \
-        _tile_loadd(5, rows + tile * SIDE * stride, stride);                                                           \
-        ADD_PRODUCTS(tile, 5, weights);                                                                                \
+#define ADD_ROWS(tile, row_register, weights)                                                                          \
+    if (tile < num_tiles) {                                                                                            \
+        _tile_loadd(row_register, rows + (tile + 1 < num_tiles ? tile * SIDE * stride : last), stride);                \
+        ADD_PRODUCTS(tile, row_register, weights);                                                                     \
     }
 
 #define ADD_STEP(weights)                                                                                              \
-    for (int64_t line = 0; line < FETCHED_LINES; line++)                                                               \
+    for (int64_t line = 0; line < fetched_lines; line++)                                                               \
         _mm_prefetch(panel + AHEAD_BYTES + line * LINE, _MM_HINT_T1);                                                  \
     _tile_loadd(weights, panel, LINE);                                                                                 \
-    ADD_ROWS(0, weights)                                                                                               \
-    ADD_ROWS(1, weights)                                                                                               \
-    ADD_ROWS(2, weights)                                                                                               \
-    ADD_ROWS(3, weights)                                                                                               \
+    ADD_ROWS(0, 4, weights)                                                                                            \
+    ADD_ROWS(1, 5, weights)                                                                                            \
+    ADD_ROWS(2, 4, weights)                                                                                            \
+    ADD_ROWS(3, 5, weights)                                                                                            \
     panel += TILE_BYTES;                                                                                               \
     rows += LINE;
 
@@ -85,9 +89,10 @@ INLINE void shape_tiles(int num_tiles, int64_t last_rows) {
     if (num_tiles > 2) f(2);                                                                                           \
     if (num_tiles > 3) f(3);
 
-/* Adds to a column of sums [rows, PANEL] a group's products; returns the weights that follow. */
-INLINE const char *multiply_column(int32_t *sums, const char *rows, int64_t stride, const char *panel, int64_t num_steps,
-                                   int is_first, int num_tiles, int kind) {
+/* Adds to a column of sums [tiles, SIDE, PANEL] a group's products; returns the weights that follow. Rows are `stride`
+ * bytes apart, and those of the last tile begin at `last`. */
+INLINE const char *multiply_column(int32_t *sums, const char *rows, int64_t stride, int64_t last, const char *panel,
+                                   int64_t num_steps, int is_first, int64_t fetched_lines, int num_tiles, int kind) {
     if (is_first) {
         FOR_SUMS(_tile_zero)
     } else {
@@ -103,35 +108,45 @@ INLINE const char *multiply_column(int32_t *sums, const char *rows, int64_t stri
     return panel;
 }
 
-INLINE void multiply_tiles(int32_t *sums, const char *rows, const char *panel, int64_t num_words, int num_tiles,
-                           int kind) {
-    int64_t num_steps = num_words / SIDE;
+INLINE void multiply_tiles(int32_t *sums, const char *rows, int64_t stride, int64_t last, const char *panel,
+                           int64_t num_steps, int is_first, int is_cold, int num_tiles, int kind) {
     for (int64_t step = 0; step < num_steps; step += GROUP) {
         int64_t count = num_steps - step < GROUP ? num_steps - step : GROUP;
         for (int column = 0; column < COLUMNS; column++)
-            panel = multiply_column(sums + column * SIDE, rows + step * LINE, num_words * WORD, panel, count, step == 0,
-                                    num_tiles, kind);
+            panel = multiply_column(sums + column * SIDE, rows + step * LINE, stride, last, panel, count,
+                                    is_first && step == 0, is_cold ? FETCHED_LINES : 0, num_tiles, kind);
     }
 }
 
-/* Sums [num_rows, PANEL] of rows of `num_words` words with one panel. What lies behind the last weights is not read. */
+/* Sums of rows with one panel, tiles of them up to MAX_TILES at a time, which is fetched with the first if it is cold. The
+ * very last tile begins `shift` rows early. What lies behind the last weights is not read. */
 INLINE void multiply_panel_amx(int32_t *sums, const char *rows, const char *panel, int64_t num_rows, int64_t num_words,
-                               int kind) {
-    for (int64_t first = 0; first < num_rows; first += MAX_TILES * SIDE) {
-        int64_t left = num_rows - first, size = left < MAX_TILES * SIDE ? left : MAX_TILES * SIDE;
-        int num_tiles = (int)((size + SIDE - 1) / SIDE);
-        int32_t *mine = sums + first * PANEL;
-        const char *from = rows + first * num_words * WORD;
-        shape_tiles(num_tiles, size - (num_tiles - 1) * SIDE);
-        switch (num_tiles) { /* a known number keeps them in registers */
-            case 1: multiply_tiles(mine, from, panel, num_words, 1, kind); break;
-            case 2: multiply_tiles(mine, from, panel, num_words, 2, kind); break;
-            case 3: multiply_tiles(mine, from, panel, num_words, 3, kind); break;
-            default: multiply_tiles(mine, from, panel, num_words, 4, kind);
+                               int64_t shift, int is_cold, int kind) {
+    int64_t all_tiles = (num_rows + SIDE - 1) / SIDE, num_blocks = (all_tiles + MAX_TILES - 1) / MAX_TILES;
+    int64_t num_steps = num_words / SIDE, stride = num_words * WORD;
+    for (int64_t step = 0; step < num_steps; step += STEPS_AT_ONCE)
+        for (int64_t block = 0; block < num_blocks; block++) {
+            int64_t first = all_tiles * block / num_blocks;
+            int num_tiles = (int)(all_tiles * (block + 1) / num_blocks - first), fetches = is_cold && block == 0;
+            int64_t count = num_steps - step < STEPS_AT_ONCE ? num_steps - step : STEPS_AT_ONCE;
+            int64_t last = ((num_tiles - 1) * SIDE - (block + 1 == num_blocks ? shift : 0)) * stride;
+            int32_t *mine = sums + first * SIDE * PANEL;
+            const char *from = rows + first * SIDE * stride + step * LINE, *weights = panel + step * COLUMNS * TILE_BYTES;
+            /* A known number keeps them in registers. */
+#define MULTIPLY_TILES(n)                                                                                              \
+    if (num_tiles == n && fetches) multiply_tiles(mine, from, stride, last, weights, count, step == 0, 1, n, kind);    \
+    if (num_tiles == n && !fetches) multiply_tiles(mine, from, stride, last, weights, count, step == 0, 0, n, kind);
+            MULTIPLY_TILES(1)
+            MULTIPLY_TILES(2)
+            MULTIPLY_TILES(3)
+            MULTIPLY_TILES(4)
         }
-    }
-    _tile_release();
 }
+
+#else
+
+INLINE void shape_tiles(int64_t num_rows) { (void)num_rows; }
+INLINE void release_tiles(void) {}
 
 #endif
 #endif

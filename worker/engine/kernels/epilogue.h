@@ -4,26 +4,48 @@
 
 #include "numbers.h"
 
-enum { NOTHING, SWISH, TIMES, PLUS };
+/* y, y + other, or swish(gate) * y, where panels of gates and of y alternate in the weights. */
+enum { NOTHING, PLUS, GATED };
 
-/* Adds the bias to up to 512 columns of a row, if there is one, and stores y, y * sigmoid(y), y * other or y + other.
- * y is overwritten. */
-INLINE void finish_columns(void *output, float *y, const float *bias, const void *other, int64_t count, int64_t what,
+INLINE void add(float *y, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) y[i] += x[i];
+}
+
+/* Stores y, plus bias and other where they are, of up to PANEL columns. */
+INLINE void finish_columns(void *output, const float *y, const float *bias, const void *other, int64_t count,
                            int is_bf16) {
-    float z[512];
-    if (bias)
-        for (int64_t i = 0; i < count; i++) y[i] += bias[i];
-    if (what == SWISH) {
-        for (int64_t i = 0; i < count; i++) z[i] = exp_of_negative(-fabsf(y[i]));
-        for (int64_t i = 0; i < count; i++) y[i] *= (y[i] < 0 ? z[i] : 1.0f) / (1.0f + z[i]);
-    } else if (what != NOTHING) {
+    float x[PANEL], z[PANEL];
+    for (int64_t i = 0; i < count; i++) x[i] = bias ? y[i] + bias[i] : y[i];
+    if (other) {
         load(z, other, count, is_bf16);
-        if (what == TIMES)
-            for (int64_t i = 0; i < count; i++) y[i] *= z[i];
-        else
-            for (int64_t i = 0; i < count; i++) y[i] += z[i];
+        for (int64_t i = 0; i < count; i++) x[i] += z[i];
     }
-    store(output, y, count, is_bf16);
+    store(output, x, count, is_bf16);
+}
+
+/* Stores gate * sigmoid(gate), rounded as if it had been stored, times y, of up to PANEL columns. Gate, y and the biases of
+ * both, one after the other, have PANEL numbers each. */
+INLINE void finish_gated(void *output, const float *gate, const float *y, const float *biases, int64_t count,
+                         int is_bf16) {
+    float x[PANEL];
+#ifdef __AVX512F__
+    for (int64_t i = 0; i < PANEL; i += 16) {
+        __m512 g = _mm512_loadu_ps(gate + i), z = _mm512_loadu_ps(y + i);
+        if (biases) {
+            g = _mm512_add_ps(g, _mm512_loadu_ps(biases + i));
+            z = _mm512_add_ps(z, _mm512_loadu_ps(biases + PANEL + i));
+        }
+        g = swish_of(g);
+        _mm512_storeu_ps(x + i, _mm512_mul_ps(is_bf16 ? rounded_to_bf16(g) : g, z));
+    }
+#else
+    for (int64_t i = 0; i < count; i++) {
+        float g = biases ? gate[i] + biases[i] : gate[i], z = exp_of_negative(-fabsf(g));
+        g *= (g < 0 ? z : 1.0f) / (1.0f + z);
+        x[i] = (is_bf16 ? from_bf16(to_bf16(g)) : g) * (biases ? y[i] + biases[PANEL + i] : y[i]);
+    }
+#endif
+    store(output, x, count, is_bf16);
 }
 
 #endif

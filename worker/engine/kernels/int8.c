@@ -22,19 +22,27 @@ void quantise_f32(uint8_t *bytes, float *scales, const void *rows, int64_t num_r
     quantise(bytes, scales, rows, num_rows, size, 0);
 }
 
-/* y = products * scale of the row + bias, and what follows. */
+/* Products [num_rows, size, or panels of gates and others alternately] times each row's scale, plus bias, and what
+ * follows, into [num_rows, size]. */
 INLINE void finish(void *output, const float *products, const float *scales, const float *bias, const void *other,
                    int64_t num_rows, int64_t size, int64_t what, int is_bf16) {
+    int64_t num_panels = (size + PANEL - 1) / PANEL;
 #pragma omp parallel for schedule(static) if (num_rows * size > 16384)
-    for (int64_t row = 0; row < num_rows; row++) {
-        float y[512];
-        for (int64_t start = 0; start < size; start += 512) {
-            int64_t count = size - start < 512 ? size - start : 512, place = row * size + start;
-            for (int64_t i = 0; i < count; i++) y[i] = products[place + i] * scales[row];
-            finish_columns((void *)at(output, place, is_bf16), y, bias ? bias + start : NULL,
-                           other ? at(other, place, is_bf16) : NULL, count, what, is_bf16);
+    for (int64_t row = 0; row < num_rows; row++)
+        for (int64_t panel = 0; panel < num_panels; panel++) {
+            float y[2][PANEL];
+            int64_t place = panel * PANEL, count = size - place < PANEL ? size - place : PANEL;
+            void *mine = (void *)at(output, row * size + place, is_bf16);
+            if (what == GATED) {
+                const float *gates = products + (row * num_panels + panel) * 2 * PANEL;
+                for (int64_t i = 0; i < 2 * PANEL; i++) y[i / PANEL][i % PANEL] = gates[i] * scales[row];
+                finish_gated(mine, y[0], y[1], bias ? bias + 2 * place : NULL, count, is_bf16);
+            } else {
+                for (int64_t i = 0; i < count; i++) y[0][i] = products[row * size + place + i] * scales[row];
+                finish_columns(mine, y[0], bias ? bias + place : NULL,
+                               other ? at(other, row * size + place, is_bf16) : NULL, count, is_bf16);
+            }
         }
-    }
 }
 
 void finish_bf16(void *output, const float *products, const float *scales, const float *bias, const void *other,

@@ -8,9 +8,12 @@
 #include "numbers.h"
 
 /* Six rows by four vectors are 24 sums; with four vectors of weights and one of inputs they fill the 32 registers. */
-enum { LANES = 16, VECTORS = 4, PANEL = LANES * VECTORS, MAX_ROWS = 6 };
+enum { LANES = 16, VECTORS = PANEL / LANES, MAX_ROWS = 6 };
 
 enum { WORD = 4, LINE = 64 }; /* bytes */
+
+/* Words of inputs whose weights, 128 KiB of a panel, stay in the second cache for all rows. */
+enum { WORD_BLOCK = 512 };
 
 /* What a word is: an fp32, two bf16, four bytes. Where the processor is slow with pairs of bf16 they are widened to fp32
  * one by one, and the inputs with them are fp32 already. */

@@ -82,6 +82,14 @@ def test_swish_of_large_and_small_numbers(kernels: CpuKernels) -> None:
     assert_rounded(found, F.silu(rows.double().sum(1, keepdim=True)).expand(-1, 7))
 
 
+@pytest.mark.parametrize("outputs", [2**15, 2**15 + 32, 2**15 + 7])
+def test_logits_are_written_past_the_caches(kernels: CpuKernels, outputs: int) -> None:
+    """As many outputs as a vocabulary has, in whole lines and not."""
+    linear, rows = layer(kernels, 34, outputs, bias=outputs % 2 == 0), rows_of(kernels, 19, 34)
+    exact = F.linear(rows.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
+    assert_rounded(TiledLinear([linear], kernels)(rows), exact)
+
+
 def test_several_layers_stand_side_by_side(kernels: CpuKernels) -> None:
     first, second, rows = layer(kernels, 64, 48), layer(kernels, 64, 80, bias=False), rows_of(kernels, 5, 64)
     both = TiledLinear([first, second], kernels)(rows)

@@ -25,7 +25,7 @@ FOLDER = Path(__file__).with_name("kernels")
 FLAGS = (
     "-O3", "-march=native", "-std=c11", "-fopenmp", "-shared", "-fPIC",
     # What lets sums be vectorised; not -ffast-math, whose start-up code changes the whole process.
-    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math",
+    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-ffp-contract=fast",
 )  # fmt: skip
 BUILD_SECONDS = 60.0
 

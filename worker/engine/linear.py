@@ -40,7 +40,7 @@ class MakeLinear(Protocol):
 
 
 class PlainLinear:
-    def __init__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> None:  # noqa: ARG002 halves either way
         self.weight, self.bias = merged_weights(linears)
         self.out_features, self.in_features = self.weight.shape
 

@@ -21,7 +21,7 @@ class PackedLinear(nn.Module):
     packed: Tensor
     bias: Tensor | None
 
-    def __init__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> None:  # noqa: ARG002 halves either way
         super().__init__()
         weight, self.bias = merged_weights(linears)
         self.out_features, self.in_features = weight.shape

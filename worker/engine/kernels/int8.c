@@ -40,7 +40,7 @@ INLINE void finish(void *output, const float *products, const float *scales, con
             } else {
                 for (int64_t i = 0; i < count; i++) y[0][i] = products[row * size + place + i] * scales[row];
                 finish_columns(mine, y[0], bias ? bias + place : NULL,
-                               other ? at(other, row * size + place, is_bf16) : NULL, count, is_bf16);
+                               other ? at(other, row * size + place, is_bf16) : NULL, count, is_bf16, 0);
             }
         }
 }

@@ -108,6 +108,12 @@ INLINE __m512 rounded_to_bf16(__m512 x) {
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
     return (__m512)_mm512_and_si512(bits, _mm512_set1_epi32((int32_t)0xffff0000));
 }
+/* 32 numbers, rounded as `to_bf16` does. */
+INLINE __m512i as_bf16(__m512 first, __m512 second) {
+    __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)rounded_to_bf16(first), 16));
+    __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)rounded_to_bf16(second), 16));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
 #endif
 
 #endif

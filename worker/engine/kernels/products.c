@@ -145,11 +145,20 @@ typedef struct {
 
 INLINE int64_t parts_of(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
+/* Rows of so many outputs are logits: they are written past the caches, which would only read them first and lose what
+ * they have. */
+enum { MANY_OUTPUTS = 1 << 15 };
+
+INLINE int is_streamed(const Product *p, int is_bf16) {
+    int64_t row_bytes = p->outputs * (is_bf16 ? 2 : 4);
+    return p->outputs >= MANY_OUTPUTS && row_bytes % LINE == 0 && (uintptr_t)p->output % LINE == 0;
+}
+
 /* Up to `most_rows` rows from `first` on with one panel of outputs. */
 INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel, int is_cold, Kind kind) {
     int32_t sums[2][ROWS_AT_ONCE * PANEL] __attribute__((aligned(LINE)));
     int64_t column = panel * PANEL, width = p.outputs - column < PANEL ? p.outputs - column : PANEL;
-    int num_panels = p.what == GATED ? 2 : 1;
+    int num_panels = p.what == GATED ? 2 : 1, streams = is_streamed(&p, kind.is_bf16);
     /* Where the results go, and what follows with, is fetched meanwhile; AMX needs all fetches for weights. */
     for (int64_t row = first; row < end && !kind.is_amx; row++)
         for (int64_t i = 0; i < width; i += LINE / (kind.is_bf16 ? 2 : 4)) {
@@ -178,9 +187,9 @@ INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel,
         else if (p.what == GATED)
             finish_gated(output, y[0], y[1], bias, width, kind.is_bf16);
         else if (width == PANEL)
-            finish_columns(output, y[0], bias, other, PANEL, kind.is_bf16);
+            finish_columns(output, y[0], bias, other, PANEL, kind.is_bf16, streams);
         else
-            finish_columns(output, y[0], bias, other, width, kind.is_bf16);
+            finish_columns(output, y[0], bias, other, width, kind.is_bf16, streams);
     }
 }
 
@@ -213,6 +222,7 @@ INLINE void multiply(Product p, BlockProduct multiply_one, Kind kind) {
                                  start + start_of(block + 1, num_blocks, num_rows, kind.side), panel, block == 0);
         }
         if (kind.is_amx) release_tiles();
+        _mm_sfence(); /* what was streamed is there for the other threads */
     }
 }
 

@@ -7,7 +7,7 @@ Half greedy, half sampled, with prompts that partly begin alike. The reference h
 half of them with prefix sharing, the others shuffled and without: that takes as long as the weights are read 65,536
 times. `--alone` bounds how many these are, and `--slots` names the ways to be tried in this call.
 Prints differing sequences and differing stored logprobs (both should be 0) and each way's speed; while a way runs,
-how far it is and what differs so far.
+how far it is and what differs so far. With `--folder` an interrupted call goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,9 @@ from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel
 from worker.engine.request import Request
 
-Answers = dict[int, tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]]
+#: Token ids, logprobs and sampling logprobs.
+Answer = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
+Answers = dict[int, Answer]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,25 @@ WAYS = [
 PROGRESS_EVERY = 32
 
 
+class Kept:
+    """Answers of a way, in a file from an earlier call or nowhere."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.answers: Answers = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                index, *columns = json.loads(line)
+                token_ids, *logprobs = map(tuple, columns)
+                self.answers[index] = (token_ids, *logprobs)
+
+    def add(self, index: int, answer: Answer) -> None:
+        self.answers[index] = answer
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps([index, *answer]) + "\n")
+
+
 def requests_of(count: int, num_tokens: int) -> list[Request]:
     rng = random.Random(1)
     opening = tuple(rng.choices(range(10, 150_000), k=130))
@@ -75,22 +97,22 @@ def requests_of(count: int, num_tokens: int) -> list[Request]:
     return requests
 
 
-def decode(loaded: LoadedModel, way: Way, requests: list[Request], reference: Answers) -> tuple[Answers, float]:
+def decode(loaded: LoadedModel, way: Way, requests: list[Request], kept: Kept, reference: Answers) -> float:
+    """Decodes what is not kept yet; returns the tokens per second of that."""
     config = EngineConfig(max_num_seqs=way.slots, share_prefixes=way.share_prefixes, kv_memory=2.0)
     fresh = Engine(loaded, config)
-    answers: Answers = {}
-    started = time.perf_counter()
-    for output in fresh.generate(requests):
+    missing = [request for request in requests if request.request_id not in kept.answers]
+    started, tokens = time.perf_counter(), 0
+    for output in fresh.generate(missing):
         (done,) = output.completions
         assert done.trace is not None
-        answers[output.request_id] = (
-            done.token_ids, tuple(done.trace.logprobs), tuple(done.trace.sampling_logprobs)
-        )  # fmt: skip
-        if len(answers) % PROGRESS_EVERY == 0:
-            sequences, numbers = compare(answers, reference or answers)
-            print(f"  {way.name}: {len(answers)} of {len(requests)}, differing: {sequences} sequences, "
+        kept.add(output.request_id, (done.token_ids, tuple(done.trace.logprobs), tuple(done.trace.sampling_logprobs)))
+        tokens += len(done.token_ids)
+        if len(kept.answers) % PROGRESS_EVERY == 0:
+            sequences, numbers = compare(kept.answers, reference or kept.answers)
+            print(f"  {way.name}: {len(kept.answers)} of {len(requests)}, differing: {sequences} sequences, "
                   f"{numbers} logprobs", file=sys.stderr, flush=True)  # fmt: skip
-    return answers, time.perf_counter() - started
+    return tokens / (time.perf_counter() - started)
 
 
 def compare(answers: Answers, reference: Answers) -> tuple[int, int]:
@@ -112,17 +134,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--alone", type=int, default=512, help="most sequences that are decoded with one slot")
     parser.add_argument("--slots", type=int, nargs="+", choices=[1, 8, 64], default=[1, 8, 64])
+    parser.add_argument("--folder", type=Path, help="where answers are kept for the next call")
     given = parser.parse_args()
+    if given.folder is not None:
+        given.folder.mkdir(parents=True, exist_ok=True)
     loaded = engine_for(getattr(torch, given.dtype), max_num_seqs=1).loaded
     requests = requests_of(given.sequences, given.tokens)
     reference: Answers = {}
     rows = []
     for way in (REFERENCE, *(way for way in WAYS if way.slots in given.slots)):
         chosen = way.requests(requests[: given.alone] if way.slots == 1 else requests)
-        answers, seconds = decode(loaded, way, chosen, reference)
-        reference = reference or answers
-        sequences, numbers = compare(answers, reference)
-        rate = len(chosen) * given.tokens / seconds
+        name = f"{given.dtype}-{given.sequences}-{given.tokens}-{way.name.replace(' ', '-').replace(',', '')}.jsonl"
+        kept = Kept(None if given.folder is None else given.folder / name)
+        rate = decode(loaded, way, chosen, kept, reference)
+        reference = reference or kept.answers
+        sequences, numbers = compare(kept.answers, reference)
         rows.append({"way": way.name, "sequences": len(chosen), "tokens_per_second": round(rate, 1),
                      "differing_sequences": sequences, "differing_logprobs": numbers})  # fmt: skip
         print(f"{way.name:38} {len(chosen):4} sequences  {rate:8.1f} tokens/s  "

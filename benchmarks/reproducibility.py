@@ -101,7 +101,7 @@ def decode(loaded: LoadedModel, way: Way, requests: list[Request], kept: Kept, r
     """Decodes what is not kept yet; returns the tokens per second of that."""
     config = EngineConfig(max_num_seqs=way.slots, share_prefixes=way.share_prefixes, kv_memory=2.0)
     fresh = Engine(loaded, config)
-    missing = [request for request in requests if request.request_id not in kept.answers]
+    missing = [request for request in requests if request.id not in kept.answers]
     started, tokens = time.perf_counter(), 0
     for output in fresh.generate(missing):
         (done,) = output.completions

@@ -87,7 +87,9 @@ def test_logits_are_written_past_the_caches(kernels: CpuKernels, outputs: int) -
     """As many outputs as a vocabulary has, in whole lines and not."""
     linear, rows = layer(kernels, 34, outputs, bias=outputs % 2 == 0), rows_of(kernels, 19, 34)
     exact = F.linear(rows.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
-    assert_rounded(TiledLinear([linear], kernels)(rows), exact)
+    tiled = TiledLinear([linear], kernels)
+    for size in (3, 19, 7):  # they lie in one room, which grows
+        assert_rounded(tiled(rows[:size]), exact[:size])
 
 
 def test_several_layers_stand_side_by_side(kernels: CpuKernels) -> None:

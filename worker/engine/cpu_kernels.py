@@ -17,9 +17,12 @@ from worker.engine.attention import AttentionLayer
 from worker.engine.batched_sampler import COLUMNS, Choices
 from worker.engine.cpu_library import cpu_library, pointer
 from worker.engine.kv_cache import KVCache
-from worker.engine.large_pages import LargePages
+from worker.engine.large_pages import LargePages, large_pages
 from worker.engine.panels import SIDE, WORD_BYTES, pack_panels, pack_tiles
 from worker.engine.step_batch import PagedRows
+
+#: Rows of so many outputs are logits; MANY_OUTPUTS of products.c.
+MANY_OUTPUTS = 2**15
 
 #: A row of a tile of AMX.
 TILE_ROW_BYTES = SIDE * WORD_BYTES
@@ -78,6 +81,7 @@ class CpuKernels:
         self._may_use_amx = bool(library.may_use_amx())
         self.int8_products = f"multiply_int8_{'amx_' * self._may_use_amx}{_SUFFIXES[dtype]}"
         self.memory = LargePages()
+        self._logits = torch.empty(0, dtype=torch.uint8)
         self._attend = getattr(library, f"paged_attention_{_SUFFIXES[dtype]}")
         self._rotate = getattr(library, f"rotate_{_SUFFIXES[dtype]}")
         # Logits may be of another dtype than the model: some architectures compute them in fp32.
@@ -162,10 +166,13 @@ class CpuKernels:
     def multiply(
         self, rows: Tensor, weights: Panels, after: After, outputs: int, other: Tensor | None = None
     ) -> Tensor:
-        """Rows [rows, inputs] times the weights, plus their bias, and what follows; [rows, outputs]."""
+        """Rows [rows, inputs] times the weights, plus their bias, and what follows; [rows, outputs].
+
+        Logits lie where the next logits will: they are to be used, or copied, before.
+        """
         assert self._multiply is not None
         rows, other = _filled(rows, weights).contiguous(), None if other is None else other.contiguous()
-        output = rows.new_empty(len(rows), outputs)
+        output = self._room(rows, outputs)
         pointers = map(pointer, (output, rows, weights.packed, weights.bias, other))
         self._multiply(*pointers, None, *_sizes(output, rows, after))
         return output
@@ -177,11 +184,24 @@ class CpuKernels:
         assert self._multiply_int8 is not None
         quantised, scales = self.quantise(_filled(rows, weights))
         other = None if other is None else other.contiguous()
-        output = rows.new_empty(len(rows), outputs)
+        output = self._room(rows, outputs)
         worth = _Worth(*map(pointer, (scales, weights.scales, weights.zeros)))
         pointers = map(pointer, (output, quantised, weights.packed, weights.bias, other))
         self._multiply_int8(*pointers, ctypes.byref(worth), *_sizes(output, quantised, after))
         return output
+
+    def _room(self, rows: Tensor, outputs: int) -> Tensor:
+        """Room for [rows, outputs] of the rows' dtype.
+
+        That of logits is kept: small blocks settle in freed ones of tens of megabytes, and new ones cost a page
+        fault for every 4 KiB.
+        """
+        if outputs < MANY_OUTPUTS:
+            return rows.new_empty(len(rows), outputs)
+        num_bytes = len(rows) * outputs * rows.itemsize
+        if num_bytes > len(self._logits):
+            self._logits = large_pages(num_bytes)
+        return self._logits[:num_bytes].view(rows.dtype).view(len(rows), outputs)
 
     def quantise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [rows, size] as bytes around 128, and each row's scale [rows]: rows ~ (bytes - 128) * scale."""

@@ -109,7 +109,7 @@ class FusedDecoder:
         self.head = make_linear([model.lm_head])
 
     def __call__(self, step: AttentionStep) -> Tensor:
-        """Logits [num_logits, vocab] of the rows that the step asks for."""
+        """Logits [num_logits, vocab] of the rows that the step asks for; the next call may use their room again."""
         batch = step.batch
         hidden = F.embedding(batch.input_ids[0], self._embedding)
         rotation = self._rotation(hidden, batch.positions)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -170,24 +171,27 @@ class CpuKernels:
 
         Logits lie where the next logits will: they are to be used, or copied, before.
         """
-        assert self._multiply is not None
-        rows, other = _filled(rows, weights).contiguous(), None if other is None else other.contiguous()
-        output = self._room(rows, outputs)
-        pointers = map(pointer, (output, rows, weights.packed, weights.bias, other))
-        self._multiply(*pointers, None, *_sizes(output, rows, after))
-        return output
+        return self._product(self._multiply, rows, _filled(rows, weights), weights, None, after, outputs, other)
 
     def multiply_int8(
         self, rows: Tensor, weights: Int8Panels, after: After, outputs: int, other: Tensor | None = None
     ) -> Tensor:
         """The same in bytes: rows are quantised one by one."""
-        assert self._multiply_int8 is not None
         quantised, scales = self.quantise(_filled(rows, weights))
-        other = None if other is None else other.contiguous()
-        output = self._room(rows, outputs)
         worth = _Worth(*map(pointer, (scales, weights.scales, weights.zeros)))
-        pointers = map(pointer, (output, quantised, weights.packed, weights.bias, other))
-        self._multiply_int8(*pointers, ctypes.byref(worth), *_sizes(output, quantised, after))
+        return self._product(self._multiply_int8, rows, quantised, weights, worth, after, outputs, other)
+
+    def _product(
+        self, multiply: Any, rows: Tensor, words: Tensor, weights: Panels, worth: _Worth | None,
+        after: After, outputs: int, other: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """A function of products.c on rows that are made of the words to be multiplied."""
+        words, other = words.contiguous(), None if other is None else other.contiguous()
+        output = self._room(rows, outputs)
+        pointers = map(pointer, (output, words, weights.packed, weights.bias, other))
+        num_words = words.shape[1] * words.itemsize // WORD_BYTES
+        sizes = map(ctypes.c_int64, (len(output), num_words, outputs, after.value))
+        multiply(*pointers, None if worth is None else ctypes.byref(worth), *sizes)
         return output
 
     def _room(self, rows: Tensor, outputs: int) -> Tensor:
@@ -228,11 +232,6 @@ class CpuKernels:
             ctypes.c_int64(len(products)), ctypes.c_int64(outputs), ctypes.c_int64(after.value),
         )  # fmt: skip
         return output
-
-
-def _sizes(output: Tensor, rows: Tensor, after: After) -> Iterable[ctypes.c_int64]:
-    num_words = rows.shape[1] * rows.itemsize // WORD_BYTES
-    return map(ctypes.c_int64, (len(output), num_words, output.shape[1], after.value))
 
 
 def _filled(rows: Tensor, weights: Panels) -> Tensor:

@@ -59,20 +59,24 @@ INLINE float largest_of(const float *x, int64_t count) {
     return with_bits(largest ^ ((largest >> 31) & INT32_MAX));
 }
 
+/* Of exp (Cephes): log2(e), ln(2) in two parts, and the polynomial's factors, that of the highest power first. */
 #define SMALLEST_EXPONENT -87.0f
+#define LOG2_E 1.44269504f
+#define LN2_HIGH 0.693359375f
+#define LN2_LOW -2.12194440e-4f
+enum { EXP_DEGREE = 6 };
+static const float EXP_FACTORS[EXP_DEGREE] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                              4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 
-/* exp(x) for x <= 0 with a relative error of about 2e-7: 2^n times a polynomial of the rest (Cephes). Not below
- * exp(-87), the smallest that is no denormal number. */
+/* exp(x) for x <= 0 with a relative error of about 2e-7: 2^n times a polynomial of the rest. Not below exp(-87), the
+ * smallest that is no denormal number. */
 INLINE float exp_of_negative(float x) {
     x = x < SMALLEST_EXPONENT ? SMALLEST_EXPONENT : x;
-    float n = rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+    float n = rintf(x * LOG2_E);
+    float r = x - n * LN2_HIGH - n * LN2_LOW;
+    float p = EXP_FACTORS[0];
+#pragma GCC unroll 6
+    for (int i = 1; i < EXP_DEGREE; i++) p = p * r + EXP_FACTORS[i];
     p = p * r * r + r + 1.0f;
     return p * with_bits(((int32_t)n + 127) << 23);
 }
@@ -82,14 +86,13 @@ INLINE float exp_of_negative(float x) {
 
 /* The same of 16 numbers, with one rounding where products are added. */
 INLINE __m512 exp_of_negatives(__m512 x) {
-    static const float factors[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
     x = _mm512_max_ps(x, _mm512_set1_ps(SMALLEST_EXPONENT));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-#pragma GCC unroll 5
-    for (int i = 0; i < 5; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(factors[i]));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)), _MM_FROUND_TO_NEAREST_INT);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LOW), r);
+    __m512 p = _mm512_set1_ps(EXP_FACTORS[0]);
+#pragma GCC unroll 6
+    for (int i = 1; i < EXP_DEGREE; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_FACTORS[i]));
     p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
     return _mm512_scalef_ps(p, n);
 }
@@ -102,16 +105,21 @@ INLINE __m512 swish_of(__m512 x) {
     __mmask16 is_negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
     return _mm512_mul_ps(_mm512_mask_mul_ps(x, is_negative, x, z), inverse);
 }
-/* Rounded to bf16, as `to_bf16` does. */
-INLINE __m512 rounded_to_bf16(__m512 x) {
+
+/* Rounded as `to_bf16` does; a bf16 is the upper half of each word. */
+INLINE __m512i with_bf16_above(__m512 x) {
     __m512i bits = (__m512i)x, is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
-    return (__m512)_mm512_and_si512(bits, _mm512_set1_epi32((int32_t)0xffff0000));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff)));
 }
-/* 32 numbers, rounded as `to_bf16` does. */
+
+INLINE __m512 rounded_to_bf16(__m512 x) {
+    return (__m512)_mm512_and_si512(with_bf16_above(x), _mm512_set1_epi32((int32_t)0xffff0000));
+}
+
+/* 32 numbers as bf16. */
 INLINE __m512i as_bf16(__m512 first, __m512 second) {
-    __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)rounded_to_bf16(first), 16));
-    __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)rounded_to_bf16(second), 16));
+    __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32(with_bf16_above(first), 16));
+    __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(with_bf16_above(second), 16));
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 #endif

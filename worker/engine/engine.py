@@ -13,16 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from models.states import Quantization
-from worker.engine.batched_sampler import LaunchedChoices
-from worker.engine.beam_group import advance_beams, fork_sequences, start_beams
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.kv_blocks import KVBlocks
@@ -34,32 +30,11 @@ from worker.engine.model_runner import FixedSizes, ModelRunner
 from worker.engine.output import failed_output, finished_output
 from worker.engine.refusal import refusal_by_model, refusal_by_room
 from worker.engine.request import EngineError, InvalidRequest, OutOfMemory, Request, RequestOutput
-from worker.engine.sampler import Choice, SamplingRow, choice_of, choose_tokens, is_special
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, SequenceGroup
-from worker.engine.stopping import check_stop, eos_ids_of
-from worker.engine.transfer import to_device
-from worker.engine.uniform import uniforms
-
-
-@dataclass
-class EngineStats:
-    """Counts since the start."""
-
-    num_steps: int = 0
-    num_prefill_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_decode_rows: int = 0  # rows that decoded, summed over the steps
-    num_sequence_steps: int = 0  # sequences worked on, prefilling ones too, summed over the steps
-    num_out_of_memory: int = 0  # steps that did not go through
-
-
-@dataclass(frozen=True)
-class PendingChoices:
-    """A step's choices that the host has not read yet, and whose they are."""
-
-    rows: list[tuple[Sequence, SequenceGroup]]
-    launched: LaunchedChoices
+from worker.engine.stats import EngineStats
+from worker.engine.stopping import eos_ids_of
+from worker.engine.token_chooser import TokenChooser
 
 
 class Engine:
@@ -86,7 +61,7 @@ class Engine:
         )
         self._groups: dict[int, SequenceGroup] = {}
         self._ready: list[RequestOutput] = []  # what the next step returns
-        self._pending: PendingChoices | None = None
+        self._chooser = TokenChooser(loaded, self.blocks, self.detokenizer, self._groups, self.stats)
 
     @classmethod
     def load(
@@ -177,8 +152,7 @@ class Engine:
 
     def _shrink(self, reason: str) -> None:
         self.stats.num_out_of_memory += 1
-        # Whose tokens they were starts over; draws are keyed by position, so the same ones come again.
-        self._pending = None
+        self._chooser.drop_pending()
         if self.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(self._scheduler.running) > 1:
@@ -194,12 +168,12 @@ class Engine:
     def _step(self) -> None:
         plan = self._scheduler.plan()
         if not plan.decodes and not plan.prefills:
-            self._settle()
+            self._retire_finished(self._chooser.settle())
             return
         copies = self._make_room(plan.decodes)
         for chunk in plan.prefills:
             self.blocks.extend(chunk.sequence.table, chunk.end)
-        logits, sequences = self._runner.run(plan, copies, self._chosen_ids)
+        logits, sequences = self._runner.run(plan, copies, self._chooser.pending_ids)
         self.stats.num_steps += 1
         self.stats.num_prefill_tokens += sum(chunk.end - chunk.start for chunk in plan.prefills)
         self.stats.num_decode_rows += len(plan.decodes)
@@ -210,28 +184,9 @@ class Engine:
             chunk.sequence.num_computed = chunk.end
             prefix = self._groups[chunk.sequence.request.id].prefix
             self.blocks.remember_prefix(prefix, chunk.sequence.table, chunk.end)
-        self._settle()
+        self._retire_finished(self._chooser.settle())
         if logits is not None:
-            self._retire_finished(self._choose(logits, sequences))
-
-    @property
-    def _chosen_ids(self) -> Tensor | None:
-        """The last step's tokens [choices], where they are still on the device."""
-        return None if self._pending is None else self._pending.launched.token_ids
-
-    def _settle(self) -> None:
-        """Takes the tokens of the step before, if they are still on the device."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        found = pending.launched.read()
-        touched: dict[int, SequenceGroup] = {}
-        for place, (sequence, group) in enumerate(pending.rows):
-            sequence.pending_row = None
-            if self._groups.get(group.request.id) is group:  # not cancelled meanwhile
-                self._take(sequence, choice_of(found, place, sequence.request.params.top_logprobs))
-                touched[group.request.id] = group
-        self._retire_finished(touched.values())
+            self._retire_finished(self._chooser.choose(logits, sequences))
 
     def _make_room(self, decodes: SequenceOf[Sequence]) -> list[tuple[int, int]]:
         """Gives every decoding sequence a block of its own to write to; returns the copies that this needs."""
@@ -243,76 +198,6 @@ class Engine:
                 copies.append(copy)
         return copies
 
-    def _choose(self, logits: Tensor, sequences: SequenceOf[Sequence]) -> list[SequenceGroup]:
-        """Appends a token to every sequence that has logits; returns the groups they belong to."""
-        rows_of_group: dict[int, list[int]] = {}
-        for row, sequence in enumerate(sequences):
-            rows_of_group.setdefault(sequence.request.id, []).append(row)
-        # Those that have ended meanwhile were computed once too often.
-        touched = [self._groups[request_id] for request_id in rows_of_group if request_id in self._groups]
-        plain: list[tuple[int, Sequence]] = []
-        for group in touched:
-            rows = rows_of_group[group.request.id]
-            if group.prefilled == 0.0:
-                self._after_prefill(group)
-                rows = rows * len(group.sequences)
-            if group.is_beam:
-                self.stats.num_generated_tokens += len(rows)
-                self._advance_beams(group, logits, rows, sequences)
-            else:
-                alive = [s for s in group.sequences if s.finish_reason is None]
-                by_row = {id(sequences[row]): row for row in rows}
-                plain += [(by_row.get(id(sequence), rows[0]), sequence) for sequence in alive]
-        if plain:
-            self.stats.num_generated_tokens += len(plain)
-            self._sample(logits, plain)
-        return touched
-
-    def _after_prefill(self, group: SequenceGroup) -> None:
-        group.prefilled = monotonic()
-        if group.is_beam:
-            start_beams(group, self._eos_ids(group.request), self.blocks)
-        else:
-            fork_sequences(group, self.blocks)
-
-    def _advance_beams(
-        self, group: SequenceGroup, logits: Tensor, rows: list[int], sequences: SequenceOf[Sequence]
-    ) -> None:
-        # The batch ordered the beams by their blocks; the search wants them by their index.
-        ordered = sorted(rows, key=lambda row: sequences[row].index)
-        advance_beams(group, logits[ordered], self._eos_ids(group.request), self.detokenizer, self.blocks)
-
-    def _sample(self, logits: Tensor, plain: list[tuple[int, Sequence]]) -> None:
-        rows = [row for row, _ in plain]
-        sequences = [sequence for _, sequence in plain]
-        params = [s.request.params for s in sequences]
-        numbers = uniforms(
-            [each.seed or 0 for each in params],
-            [s.index for s in sequences],
-            [len(s.token_ids) for s in sequences],
-        ).tolist()
-        is_all = rows == list(range(logits.shape[0]))
-        picked = logits if is_all else logits[to_device(rows, None, logits.device)]
-        if self.loaded.launch_batch is not None and not any(map(is_special, params)):
-            launched = self.loaded.launch_batch(picked, params, numbers)
-            self._pending = PendingChoices([(s, self._groups[s.request.id]) for s in sequences], launched)
-            for place, sequence in enumerate(sequences):
-                sequence.pending_row = place
-            return
-        sampling_rows = [
-            SamplingRow(s.request.params, s.request.prompt_ids, s.token_ids, self._eos_ids(s.request), number)
-            for s, number in zip(sequences, numbers, strict=True)
-        ]
-        choices = choose_tokens(picked, sampling_rows, self.loaded.choose_batch)
-        for sequence, choice in zip(sequences, choices, strict=True):
-            self._take(sequence, choice)
-
-    def _take(self, sequence: Sequence, choice: Choice) -> None:
-        _append(sequence, choice)
-        check_stop(sequence, self._eos_ids(sequence.request), self.detokenizer)
-        if sequence.finish_reason is not None:
-            self.blocks.free(sequence.table)
-
     def _is_finished(self, group: SequenceGroup) -> bool:
         if group.is_beam:
             return bool(group.beam_search.is_done)
@@ -323,10 +208,8 @@ class Engine:
             if self._is_finished(group):
                 self._scheduler.retire(group)
                 del self._groups[group.request.id]
-                self._ready.append(finished_output(group, self._eos_ids(group.request), self.detokenizer))
-
-    def _eos_ids(self, request: Request) -> tuple[int, ...]:
-        return eos_ids_of(request.params, self.loaded.eos_token_ids)
+                eos_ids = eos_ids_of(group.request.params, self.loaded.eos_token_ids)
+                self._ready.append(finished_output(group, eos_ids, self.detokenizer))
 
     def _refusal(self, group: SequenceGroup) -> EngineError | None:
         """Why the request can never run, or None."""
@@ -336,16 +219,3 @@ class Engine:
 
     def _effective_max_new_tokens(self, request: Request) -> int:
         return min(request.params.max_new_tokens, self.loaded.context_window - len(request.prompt_ids))
-
-
-def _append(sequence: Sequence, choice: Choice) -> None:
-    sequence.token_ids.append(choice.token_id)
-    sequence.cumulative_logprob += choice.logprob
-    if sequence.request.params.trace != "none":
-        trace = sequence.trace
-        trace.logprobs.append(choice.logprob)
-        trace.sampling_logprobs.append(choice.sampling_logprob)
-        trace.entropies.append(choice.entropy)
-        trace.ranks.append(choice.rank)
-        trace.kept.append(choice.kept)
-        trace.alternatives.append(choice.alternatives)

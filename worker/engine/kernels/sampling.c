@@ -20,6 +20,38 @@ enum { BLOCK = 256 };
 
 INLINE int64_t block_size(int64_t start, int64_t count) { return count - start < BLOCK ? count - start : BLOCK; }
 
+/* A row of logits. They are widened a block at a time, which then is in the first cache: a row in fp32 is not. */
+typedef struct {
+    const void *numbers;
+    int64_t count;
+    int is_bf16;
+} Logits;
+
+INLINE int64_t load_block(float *block, Logits x, int64_t start) {
+    int64_t size = block_size(start, x.count);
+    load(block, at(x.numbers, start, x.is_bf16), size, x.is_bf16);
+    return size;
+}
+
+INLINE float logit_of(Logits x, int64_t token_id) {
+    float logit;
+    load(&logit, at(x.numbers, token_id, x.is_bf16), 1, x.is_bf16);
+    return logit;
+}
+
+/* The largest logit, and its first token. */
+INLINE float largest_logit(Logits x, int64_t *token_id) {
+    float block[BLOCK], largest = -INFINITY;
+    int64_t found = 0;
+    for (int64_t start = 0; start < x.count; start += BLOCK) {
+        float here = largest_of(block, load_block(block, x, start));
+        if (here > largest) largest = here, found = start;
+    }
+    while (found + 1 < x.count && logit_of(x, found) != largest) found++;
+    *token_id = found;
+    return largest;
+}
+
 static double sum_of(const float *x, int64_t count) {
     double total = 0;
     for (int64_t start = 0; start < count; start += BLOCK) {
@@ -31,23 +63,28 @@ static double sum_of(const float *x, int64_t count) {
     return total;
 }
 
-static int64_t count_above(const float *x, int64_t count, float limit) {
+INLINE int64_t count_above(Logits x, float limit) {
+    float block[BLOCK];
     int64_t found = 0;
-    for (int64_t start = 0; start < count; start += BLOCK) {
-        int64_t size = block_size(start, count);
+    for (int64_t start = 0; start < x.count; start += BLOCK) {
+        int64_t size = load_block(block, x, start);
         int32_t here = 0;
-        for (int64_t i = 0; i < size; i++) here += x[start + i] > limit;
+        for (int64_t i = 0; i < size; i++) here += block[i] > limit;
         found += here;
     }
     return found;
 }
 
 /* Weights exp((x - largest) / temperature) of logits x; -inf and what is too small to count weigh nothing. */
-static void weigh(float *weights, const float *x, int64_t count, float largest, float temperature) {
-    for (int64_t i = 0; i < count; i++) {
-        float exponent = (x[i] - largest) / temperature;
-        float weight = exp_of_negative(exponent);
-        weights[i] = exponent < SMALLEST_EXPONENT ? 0.0f : weight;
+INLINE void weigh(float *weights, Logits x, float largest, float temperature) {
+    float block[BLOCK];
+    for (int64_t start = 0; start < x.count; start += BLOCK) {
+        int64_t size = load_block(block, x, start);
+        for (int64_t i = 0; i < size; i++) {
+            float exponent = (block[i] - largest) / temperature;
+            float weight = exp_of_negative(exponent);
+            weights[start + i] = exponent < SMALLEST_EXPONENT ? 0.0f : weight;
+        }
     }
 }
 
@@ -187,20 +224,21 @@ static int64_t draw(const float *weights, int64_t count, double total, double un
 }
 
 /* The k largest of x, equal ones by id, the largest first. */
-static void take_best(int32_t *ids, float *values, int64_t k, const float *x, int64_t count) {
+INLINE void take_best(int32_t *ids, float *values, int64_t k, Logits x) {
+    float block[BLOCK];
     int64_t found = 0;
-    for (int64_t start = 0; start < count && k > 0; start += BLOCK) {
-        int64_t size = block_size(start, count);
-        if (found == k && !(largest_of(x + start, size) > values[k - 1])) continue;
-        for (int64_t i = start; i < start + size; i++) {
-            if (found == k && !(x[i] > values[k - 1])) continue;
+    for (int64_t start = 0; start < x.count && k > 0; start += BLOCK) {
+        int64_t size = load_block(block, x, start);
+        if (found == k && !(largest_of(block, size) > values[k - 1])) continue;
+        for (int64_t i = 0; i < size; i++) {
+            if (found == k && !(block[i] > values[k - 1])) continue;
             int64_t place = found < k ? found++ : k - 1;
-            for (; place > 0 && values[place - 1] < x[i]; place--) {
+            for (; place > 0 && values[place - 1] < block[i]; place--) {
                 values[place] = values[place - 1];
                 ids[place] = ids[place - 1];
             }
-            values[place] = x[i];
-            ids[place] = (int32_t)i;
+            values[place] = block[i];
+            ids[place] = (int32_t)(start + i);
         }
     }
 }
@@ -211,45 +249,44 @@ typedef struct { double temperature, top_p, uniform; } Asked;
 /* What is said of its choice; COLUMNS of batched_sampler.py. */
 typedef struct { double token_id, logprob, sampling_logprob, entropy, rank, kept; } Chosen;
 
-INLINE Chosen choose(const void *logits, int64_t vocab, Asked asked, int64_t k, int32_t *best_ids, float *best,
-                     float *x, float *weights, int is_bf16) {
-    load(x, logits, vocab, is_bf16);
-    float largest = largest_of(x, vocab);
+INLINE Chosen choose(Logits x, Asked asked, int64_t k, int32_t *best_ids, float *best, float *weights) {
+    int64_t token_id, rank = 1, kept = 1;
+    float largest = largest_logit(x, &token_id), block[BLOCK];
     double total = 0, weighted = 0; /* of exp(x - largest), and of that times x - largest */
-    for (int64_t start = 0; start < vocab; start += BLOCK) {
-        int64_t size = block_size(start, vocab);
+    for (int64_t start = 0; start < x.count; start += BLOCK) {
+        int64_t size = load_block(block, x, start);
         float sum = 0, product = 0;
-        for (int64_t i = start; i < start + size; i++) {
-            float exponent = x[i] - largest;
+        for (int64_t i = 0; i < size; i++) {
+            float exponent = block[i] - largest;
             float weight = exp_of_negative(exponent);
+            block[i] = exponent < SMALLEST_EXPONENT ? 0.0f : weight;
             exponent = exponent < SMALLEST_EXPONENT ? 0.0f : exponent;
             sum += weight;
             product += weight * exponent;
         }
         total += sum;
         weighted += product;
+        /* What `weigh` would make of them. */
+        if (asked.temperature == 1) memcpy(weights + start, block, sizeof(float) * size);
     }
-    int64_t token_id = 0, kept = 1;
-    double sampling_logprob = 0;
-    if (asked.temperature == 0) {
-        while (x[token_id] != largest) token_id++;
-    } else {
-        weigh(weights, x, vocab, largest, (float)asked.temperature);
-        kept = asked.top_p < 1 ? keep_nucleus(weights, vocab, asked.top_p)
-                               : count_above(weights, vocab, 0);
-        double drawable = sum_of(weights, vocab);
-        token_id = draw(weights, vocab, drawable, asked.uniform);
+    double sampling_logprob = 0, log_total = log(total);
+    if (asked.temperature > 0) { /* not greedy */
+        if (asked.temperature != 1) weigh(weights, x, largest, (float)asked.temperature);
+        kept = asked.top_p < 1 ? keep_nucleus(weights, x.count, asked.top_p)
+                               : count_above((Logits){weights, x.count, 0}, 0);
+        double drawable = sum_of(weights, x.count);
+        token_id = draw(weights, x.count, drawable, asked.uniform);
         sampling_logprob = log(weights[token_id]) - log(drawable);
+        rank += count_above(x, logit_of(x, token_id));
     }
-    take_best(best_ids, best, k, x, vocab);
-    double log_total = log(total);
+    take_best(best_ids, best, k, x);
     for (int64_t i = 0; i < k; i++) best[i] = (float)((double)best[i] - largest - log_total);
     return (Chosen){
         .token_id = token_id,
-        .logprob = (double)x[token_id] - largest - log_total,
+        .logprob = (double)logit_of(x, token_id) - largest - log_total,
         .sampling_logprob = sampling_logprob,
         .entropy = log_total - weighted / total,
-        .rank = 1 + count_above(x, vocab, x[token_id]),
+        .rank = rank,
         .kept = kept,
     };
 }
@@ -261,14 +298,14 @@ INLINE int choose_all(Chosen *chosen, int32_t *best_ids, float *best, const void
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *x = malloc(sizeof(float) * vocab), *weights = malloc(sizeof(float) * vocab);
-        failed = !x || !weights;
+        float *weights = malloc(sizeof(float) * vocab);
+        failed = !weights;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t row = 0; row < num_rows; row++)
             if (!failed)
-                chosen[row] = choose(at(logits, row * vocab, is_bf16), vocab, asked[row], k, best_ids + row * k,
-                                     best + row * k, x, weights, is_bf16);
-        free(x), free(weights);
+                chosen[row] = choose((Logits){at(logits, row * vocab, is_bf16), vocab, is_bf16}, asked[row], k,
+                                     best_ids + row * k, best + row * k, weights);
+        free(weights);
     }
     return failed;
 }

@@ -40,8 +40,8 @@ INLINE void finish_columns(void *output, const float *y, const float *bias, cons
 
 /* Stores gate * sigmoid(gate), rounded as if it had been stored, times y, of up to PANEL columns. Gate, y and the biases of
  * both, one after the other, have PANEL numbers each. */
-INLINE void finish_gated(void *output, const float *gate, const float *y, const float *biases, int64_t count,
-                         int is_bf16) {
+INLINE void finish_gated(void *output, const float *gate, const float *y, const float *biases, int64_t count, int is_bf16,
+                         int streams) {
     float x[PANEL];
 #ifdef __AVX512F__
     for (int64_t i = 0; i < PANEL; i += 16) {
@@ -60,7 +60,7 @@ INLINE void finish_gated(void *output, const float *gate, const float *y, const 
         x[i] = (is_bf16 ? from_bf16(to_bf16(g)) : g) * (biases ? y[i] + biases[PANEL + i] : y[i]);
     }
 #endif
-    store_columns(output, x, count, is_bf16, 0);
+    store_columns(output, x, count, is_bf16, streams);
 }
 
 #endif

@@ -36,7 +36,7 @@ INLINE void finish(void *output, const float *products, const float *scales, con
             if (what == GATED) {
                 const float *gates = products + (row * num_panels + panel) * 2 * PANEL;
                 for (int64_t i = 0; i < 2 * PANEL; i++) y[i / PANEL][i % PANEL] = gates[i] * scales[row];
-                finish_gated(mine, y[0], y[1], bias ? bias + 2 * place : NULL, count, is_bf16);
+                finish_gated(mine, y[0], y[1], bias ? bias + 2 * place : NULL, count, is_bf16, 0);
             } else {
                 for (int64_t i = 0; i < count; i++) y[0][i] = products[row * size + place + i] * scales[row];
                 finish_columns(mine, y[0], bias ? bias + place : NULL,

@@ -118,9 +118,13 @@ INLINE __m512 rounded_to_bf16(__m512 x) {
 
 /* 32 numbers as bf16. */
 INLINE __m512i as_bf16(__m512 first, __m512 second) {
+#ifdef __AVX512BF16__
+    return (__m512i)_mm512_cvtne2ps_pbh(second, first);
+#else
     __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32(with_bf16_above(first), 16));
     __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(with_bf16_above(second), 16));
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#endif
 }
 #endif
 

@@ -145,20 +145,22 @@ typedef struct {
 
 INLINE int64_t parts_of(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
-/* Rows of so many outputs are logits: they are written past the caches, which would only read them first and lose what
- * they have. */
+/* Rows of so many outputs are logits. */
 enum { MANY_OUTPUTS = 1 << 15 };
 
-INLINE int is_streamed(const Product *p, int is_bf16) {
-    int64_t row_bytes = p->outputs * (is_bf16 ? 2 : 4);
-    return p->outputs >= MANY_OUTPUTS && row_bytes % LINE == 0 && (uintptr_t)p->output % LINE == 0;
+/* Whether results are written past the caches, which would read their lines first and lose what they have: all logits, and
+ * everything where AMX waits for memory anyway. */
+INLINE int is_streamed(const Product *p, Kind kind) {
+    int64_t row_bytes = p->outputs * (kind.is_bf16 ? 2 : 4);
+    int is_worth_it = kind.is_amx || p->outputs >= MANY_OUTPUTS;
+    return is_worth_it && row_bytes % LINE == 0 && (uintptr_t)p->output % LINE == 0;
 }
 
 /* Up to `most_rows` rows from `first` on with one panel of outputs. */
 INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel, int is_cold, Kind kind) {
     int32_t sums[2][ROWS_AT_ONCE * PANEL] __attribute__((aligned(LINE)));
     int64_t column = panel * PANEL, width = p.outputs - column < PANEL ? p.outputs - column : PANEL;
-    int num_panels = p.what == GATED ? 2 : 1, streams = is_streamed(&p, kind.is_bf16);
+    int num_panels = p.what == GATED ? 2 : 1, streams = is_streamed(&p, kind);
     /* Where the results go, and what follows with, is fetched meanwhile; AMX needs all fetches for weights. */
     for (int64_t row = first; row < end && !kind.is_amx; row++)
         for (int64_t i = 0; i < width; i += LINE / (kind.is_bf16 ? 2 : 4)) {
@@ -183,9 +185,9 @@ INLINE void multiply_block(Product p, int64_t first, int64_t end, int64_t panel,
         }
         /* A known number of columns needs no loops. */
         if (p.what == GATED && width == PANEL)
-            finish_gated(output, y[0], y[1], bias, PANEL, kind.is_bf16);
+            finish_gated(output, y[0], y[1], bias, PANEL, kind.is_bf16, streams);
         else if (p.what == GATED)
-            finish_gated(output, y[0], y[1], bias, width, kind.is_bf16);
+            finish_gated(output, y[0], y[1], bias, width, kind.is_bf16, streams);
         else if (width == PANEL)
             finish_columns(output, y[0], bias, other, PANEL, kind.is_bf16, streams);
         else

@@ -41,7 +41,7 @@ class AttentionLayer:
 class PagedAttention(Protocol):
     """A kernel that finds a row's keys through its block table."""
 
-    covers_prefill: bool  # or decoding rows only
+    covers_prefill: bool  # or rows one by one, and of prompts only those with few keys
 
     def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
         """Attention of rows [rows, heads, dim] over their own keys; returns [rows, heads, value_dim]."""

@@ -95,4 +95,4 @@ class ModelRunner:
 def _paging_of(paged_attention: PagedAttention | None) -> Paging:
     if paged_attention is None:
         return Paging.NONE
-    return Paging.ALL if paged_attention.covers_prefill else Paging.DECODES
+    return Paging.ALL if paged_attention.covers_prefill else Paging.SHORT

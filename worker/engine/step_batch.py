@@ -2,8 +2,8 @@
 
 Rows that a paged kernel attends are described by their block tables. All others are attended in tiles of a fixed
 shape: a decoding row against its own keys padded to whole blocks, a prompt in tiles of `block_size` queries
-against the blocks up to and including its own. The shape of a row's tile depends on its own position alone, so
-the result does not depend on what else is in the batch.
+against the blocks up to and including its own. Which it is, and the shape of a row's tile, depend on its own position
+alone, so the result does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ SCRATCH_BLOCK = 0
 
 #: A single row takes another path through the products than several do, and may differ in the last bit.
 MIN_ROWS = 2
+
+#: Blocks at the beginning of a prompt that a kernel which takes one row at a time attends faster than tiles do.
+SHORT_BLOCKS = 1
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Paging(Enum):
     """Which rows a paged kernel attends."""
 
     NONE = auto()
-    DECODES = auto()
+    SHORT = auto()  # decoding ones, and of a prompt those with few keys, each by itself
     ALL = auto()
 
 
@@ -189,15 +192,22 @@ def build_step_batch(
             runs.append(_Run(1, position + 1, sequence.table.block_ids))
         logit_rows.append(row)
         sequences.append(sequence)
-    for chunk in prefills:
-        first = rows.add(chunk.sequence, chunk.start, chunk.end, block_size)
-        if paging is Paging.ALL:
-            runs.append(_Run(chunk.end - chunk.start, chunk.end, chunk.sequence.table.block_ids))
-        else:
-            tiles += _prefill_tiles(chunk, first, block_size)
-        if chunk.is_last:
-            logit_rows.append(len(rows.ids) - 1)
-            sequences.append(chunk.sequence)
+    # The kernel's rows come first.
+    paged_ends = [_paged_end(chunk, paging, block_size) for chunk in prefills]
+    for chunk, paged_end in zip(prefills, paged_ends, strict=True):
+        if paged_end > chunk.start:
+            rows.add(chunk.sequence, chunk.start, paged_end, block_size)
+            runs += _prefill_runs(chunk, paged_end, paging)
+            if chunk.is_last and paged_end == chunk.end:
+                logit_rows.append(len(rows.ids) - 1)
+                sequences.append(chunk.sequence)
+    for chunk, paged_end in zip(prefills, paged_ends, strict=True):
+        if paged_end < chunk.end:
+            first = rows.add(chunk.sequence, paged_end, chunk.end, block_size)
+            tiles += _prefill_tiles(chunk.sequence, paged_end, chunk.end, first, block_size)
+            if chunk.is_last:
+                logit_rows.append(len(rows.ids) - 1)
+                sequences.append(chunk.sequence)
     while len(rows.ids) < num_rows:
         rows.ids.append(rows.ids[0])
         rows.positions.append(rows.positions[0])
@@ -236,18 +246,33 @@ def _paged_rows(runs: list[_Run], device: torch.device) -> PagedRows:
     )
 
 
-def _prefill_tiles(chunk: PrefillChunk, first_row: int, block_size: int) -> list[_Tile]:
+def _paged_end(chunk: PrefillChunk, paging: Paging, block_size: int) -> int:
+    """Where those of a chunk's tokens end that a paged kernel attends."""
+    if paging is Paging.ALL:
+        return chunk.end
+    most = SHORT_BLOCKS * block_size if paging is Paging.SHORT else 0
+    return max(chunk.start, min(chunk.end, most))
+
+
+def _prefill_runs(chunk: PrefillChunk, end: int, paging: Paging) -> list[_Run]:
+    block_ids = chunk.sequence.table.block_ids
+    if paging is Paging.ALL:
+        return [_Run(end - chunk.start, end, block_ids)]
+    return [_Run(1, position + 1, block_ids) for position in range(chunk.start, end)]
+
+
+def _prefill_tiles(sequence: Sequence, start: int, end: int, first_row: int, block_size: int) -> list[_Tile]:
     """Tiles of `block_size` queries, aligned to the cache's blocks; the last one is padded."""
     tiles = []
-    for start in range(chunk.start, chunk.end, block_size):
-        end = min(start + block_size, chunk.end)
-        rows = [first_row + position - chunk.start for position in range(start, end)]
+    for tile_start in range(start, end, block_size):
+        tile_end = min(tile_start + block_size, end)
+        rows = [first_row + position - start for position in range(tile_start, tile_end)]
         padding = block_size - len(rows)
         tiles.append(
             _Tile(
                 rows + [rows[-1]] * padding,
-                list(range(start, start + block_size)),
-                chunk.sequence.table.block_ids[: start // block_size + 1],
+                list(range(tile_start, tile_start + block_size)),
+                sequence.table.block_ids[: tile_start // block_size + 1],
             )
         )
     return tiles

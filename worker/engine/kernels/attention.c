@@ -1,4 +1,5 @@
-/* Attention of decoding rows over paged keys. Every row is computed by one thread in one order. All sums are fp32. */
+/* Attention of rows one by one over paged keys: those that decode, and of prompts those with few keys. Every
+ * row is computed by one thread in one order. All sums are fp32. */
 #if defined(__x86_64__) && defined(__GNUC__)
 /* Whole vectors, of which GCC takes half for Intel's processors: faster here, and slower in products.c. */
 #pragma GCC target("prefer-vector-width=512")

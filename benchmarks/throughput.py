@@ -22,6 +22,7 @@ import torch
 from benchmarks.phases import Bound, Step, decode
 from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion
 from models.states import Quantization
+from worker.engine.engine import Engine
 from worker.engine.request import Request
 
 
@@ -92,7 +93,7 @@ class Contenders:
 
     def run(self, name: str) -> None:
         if name == "ours":
-            self.steps = decode(self.engine, self.requests)
+            self.steps = decode(Engine(self.engine.loaded, self.engine.config), self.requests)
         elif name == "bound":
             self._bound = self._bound or Bound(self._dtype)
             for step in self.steps:  # of the last run of ours

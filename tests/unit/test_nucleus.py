@@ -48,7 +48,8 @@ def kept_in_c(weights: Weights, top_p: float) -> tuple[list[int], list[float]]:
     library = the_library()
     library.keep_nucleus.restype = ctypes.c_int64
     kept = torch.from_numpy(weights.copy())
-    num_kept = library.keep_nucleus(pointer(kept), ctypes.c_int64(len(kept)), ctypes.c_double(top_p))
+    room = torch.empty(len(kept) + 16)
+    num_kept = library.keep_nucleus(pointer(kept), ctypes.c_int64(len(kept)), ctypes.c_double(top_p), pointer(room))
     ids: list[int] = kept.nonzero()[:, 0].tolist()
     assert num_kept == len(ids)
     assert kept[ids].tolist() == weights[ids].tolist()

@@ -8,8 +8,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Outputs of a product whose weights stand together. */
-enum { PANEL = 64 };
+/* Outputs of a product whose weights stand together, and numbers of a vector. */
+enum { PANEL = 64, LANES = 16 };
 
 INLINE float from_bf16(uint16_t bits) {
     union { uint32_t bits; float value; } both = {(uint32_t)bits << 16};

@@ -90,11 +90,13 @@ INLINE void weigh(float *weights, Logits x, float largest, float temperature) {
 
 /* Zeroes all weights below `value`, and of those equal to it all but the first `num_equal`. */
 static void cut_below(float *weights, int64_t count, float value, int64_t num_equal) {
-    for (int64_t i = 0; i < count; i++) weights[i] = weights[i] < value ? 0.0f : weights[i];
     for (int64_t start = 0; start < count; start += BLOCK) {
         int64_t size = block_size(start, count);
         int32_t here = 0;
-        for (int64_t i = start; i < start + size; i++) here += weights[i] == value;
+        for (int64_t i = start; i < start + size; i++) {
+            here += weights[i] == value;
+            weights[i] = weights[i] < value ? 0.0f : weights[i];
+        }
         if (here > num_equal)
             for (int64_t i = start, left = num_equal; i < start + size; i++)
                 if (weights[i] == value && left-- <= 0) weights[i] = 0;
@@ -102,18 +104,24 @@ static void cut_below(float *weights, int64_t count, float value, int64_t num_eq
     }
 }
 
-/* The cut is guessed from every 16th block, up to 1/32 of its size. */
-enum { SAMPLED = 16, GUESSED_BITS = 1 << 18 };
+static double exact_sum_of(const float *weights, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += weights[i];
+    return sum;
+}
 
-/* Weights are positive, and the bits of positive floats are ordered as the floats are: what a look at an edge tells. */
+/* Weights whose bits are `low` or more and less than `high`. The bits of positive floats are ordered as they are. */
+typedef struct { int32_t low, high; } Bracket;
+
+/* What a look at weights from one edge on tells. */
 typedef struct {
     double sum;          /* of the weights at the edge or above */
     int32_t at_or_above; /* the smallest of their bits */
     int32_t below;       /* the largest bits of the others, or -1 */
 } Look;
 
-/* Looks at every `step`th block. */
-INLINE Look look_at(const float *weights, int64_t count, int32_t edge, int64_t step, int is_exact) {
+/* Looks at every `step`th block; where it is not every one, sums of blocks are rounded to fp32. */
+INLINE Look look_at(const float *weights, int64_t count, int32_t edge, int64_t step) {
     double sum = 0;
     int32_t at_or_above = INT32_MAX, below = -1;
     for (int64_t start = 0; start < count; start += BLOCK * step) {
@@ -122,7 +130,7 @@ INLINE Look look_at(const float *weights, int64_t count, int32_t edge, int64_t s
         for (int64_t i = start; i < start + size; i++) {
             int32_t bits = bits_of(weights[i]);
             int32_t is_above = -(bits >= edge); /* all bits or none */
-            if (is_exact) sum += with_bits(bits & is_above);
+            if (step == 1) sum += with_bits(bits & is_above);
             else here += with_bits(bits & is_above);
             int32_t high = bits | (~is_above & INT32_MAX), low = bits | is_above;
             at_or_above = high < at_or_above ? high : at_or_above;
@@ -133,73 +141,92 @@ INLINE Look look_at(const float *weights, int64_t count, int32_t edge, int64_t s
     return (Look){sum, at_or_above, below};
 }
 
-typedef struct { int32_t low, high; } Bracket;
-
-/* Looks at an edge within the bracket, which always holds the cut, and makes it smaller. */
-INLINE void narrow(Bracket *cut, const float *weights, int64_t count, int32_t edge, double limit, int64_t step,
-                   int is_exact) {
-    Look found = look_at(weights, count, edge, step, is_exact);
-    if (found.sum > limit) cut->low = found.at_or_above;
-    else cut->high = found.below > cut->low ? found.below + 1 : cut->low + 1;
+/* Half of a bracket, or less. What is in it or heavier weighs more than the limit, what is heavier does not: so it stays.
+ * Where there is nothing, rounding has made less than nothing of the limit. */
+INLINE Bracket half_of(Bracket cut, const float *weights, int64_t count, double limit, int64_t step) {
+    Look found = look_at(weights, count, cut.low + (cut.high - cut.low) / 2, step);
+    if (found.sum > limit && found.sum > 0) return (Bracket){found.at_or_above, cut.high};
+    return (Bracket){cut.low, found.below > cut.low ? found.below + 1 : cut.low + 1};
 }
 
-/* Where the cut is likely to be: the bits of the cut of a part of the weights. */
-static int32_t guess_cut(const float *weights, int64_t count, Bracket cut, double share) {
-    double limit = share * look_at(weights, count, 0, SAMPLED, 0).sum;
-    while (cut.high - cut.low > GUESSED_BITS)
-        narrow(&cut, weights, count, cut.low + (cut.high - cut.low) / 2, limit, SAMPLED, 0);
-    return cut.low;
+/* What is above a bracket, and what is in it. */
+typedef struct { double sum_above, sum_within; int64_t num_above, num_within; } Split;
+
+/* Copies what is in the bracket to `within`, which has room for LANES numbers more and may be where the weights are. */
+static Split split(float *within, const float *weights, int64_t count, Bracket cut) {
+    Split found = {0, 0, 0, 0};
+    int64_t i = 0;
+#ifdef __AVX512F__
+    __m512d first_sums = _mm512_setzero_pd(), second_sums = _mm512_setzero_pd();
+    __m512i low = _mm512_set1_epi32(cut.low), high = _mm512_set1_epi32(cut.high);
+    for (; i + LANES <= count; i += LANES) {
+        __m512 x = _mm512_loadu_ps(weights + i);
+        __mmask16 is_above = _mm512_cmpge_epi32_mask((__m512i)x, high);
+        __mmask16 is_within = _mm512_mask_cmpge_epi32_mask((__mmask16)~is_above, (__m512i)x, low);
+        __m512 above = _mm512_maskz_mov_ps(is_above, x);
+        __m256 first = _mm512_castps512_ps256(above);
+        __m256 second = _mm512_castps512_ps256(_mm512_shuffle_f32x4(above, above, 0xee));
+        first_sums = _mm512_add_pd(first_sums, _mm512_cvtps_pd(first));
+        second_sums = _mm512_add_pd(second_sums, _mm512_cvtps_pd(second));
+        _mm512_storeu_ps(within + found.num_within, _mm512_maskz_compress_ps(is_within, x));
+        found.num_within += __builtin_popcount(is_within);
+        found.num_above += __builtin_popcount(is_above);
+    }
+    found.sum_above = _mm512_reduce_add_pd(_mm512_add_pd(first_sums, second_sums));
+#endif
+    for (; i < count; i++) {
+        int32_t bits = bits_of(weights[i]);
+        if (bits >= cut.high) found.sum_above += weights[i], found.num_above++;
+        else if (bits >= cut.low) within[found.num_within++] = weights[i];
+    }
+    found.sum_within = exact_sum_of(within, found.num_within);
+    return found;
 }
 
-/* The bits of the largest weight that does not fit below the limit any more with all that is as heavy and heavier. */
-INLINE int32_t find_cut(const float *weights, int64_t count, double total, double limit, int is_exact) {
+/* Where the cut is likely to be is guessed from every 16th block, so far on both sides. */
+enum { SAMPLED = 16, GUESSED_BITS = 1 << 19 };
+
+/* A bracket that holds the cut, and what is in it and above. */
+static Bracket find_bracket(Split *found, float *room, const float *weights, int64_t count, double total, double limit) {
     /* All that is lighter than this weighs less than total - limit together. */
-    Bracket cut = {bits_of((float)((total - limit) / count / 2)), bits_of(1.0f) + 1};
-    int32_t guess = guess_cut(weights, count, cut, limit / total);
-    int32_t edges[] = {guess - GUESSED_BITS, guess + 2 * GUESSED_BITS};
-    for (int i = 0; i < 2; i++)
-        if (edges[i] > cut.low && edges[i] < cut.high) narrow(&cut, weights, count, edges[i], limit, 1, is_exact);
-    while (cut.high - cut.low > 1)
-        narrow(&cut, weights, count, cut.low + (cut.high - cut.low) / 2, limit, 1, is_exact);
-    return cut.low;
-}
-
-typedef struct { double sum; int64_t num_above, num_equal; } Tally;
-
-/* What weighs more than `value`, exactly, and how many do, or weigh the same. */
-static Tally tally(const float *weights, int64_t count, float value) {
-    Tally all = {0, 0, 0};
-    for (int64_t start = 0; start < count; start += BLOCK) {
-        int64_t size = block_size(start, count);
-        int32_t num_above = 0, num_equal = 0;
-        double sum = 0;
-        for (int64_t i = start; i < start + size; i++) {
-            num_above += weights[i] > value;
-            num_equal += weights[i] == value;
-            sum += weights[i] > value ? weights[i] : 0.0f;
+    Bracket all = {bits_of((float)((total - limit) / count / 2)), bits_of(1.0f) + 1};
+    double sampled_limit = limit / total * look_at(weights, count, 0, SAMPLED).sum;
+    Bracket guess = all;
+    while (guess.high - guess.low > GUESSED_BITS / 4) guess = half_of(guess, weights, count, sampled_limit, SAMPLED);
+    int64_t width = GUESSED_BITS, low = guess.low - width, high = guess.low + width;
+    for (;; width *= 4) {
+        Bracket cut = {(int32_t)(low > all.low ? low : all.low), (int32_t)(high < all.high ? high : all.high)};
+        *found = split(room, weights, count, cut);
+        if (found->sum_above > limit && cut.high < all.high) {
+            low = cut.high;
+            high = low + width * 4;
+        } else if (found->sum_above + found->sum_within <= limit && cut.low > all.low) {
+            high = cut.low;
+            low = high - width * 4;
+        } else {
+            return cut;
         }
-        all = (Tally){all.sum + sum, all.num_above + num_above, all.num_equal + num_equal};
     }
-    return all;
 }
 
-/* Zeroes the weights [count] in [0, 1] outside of the nucleus; returns how many are kept. */
-int64_t keep_nucleus(float *weights, int64_t count, double top_p) {
-    Tally all = tally(weights, count, 0);
-    double limit = (top_p + TOP_P_SLACK) * all.sum;
-    if (limit >= all.sum) return all.num_above;
-    for (int is_exact = 0;; is_exact++) { /* sums in fp32 first; where they were not good enough, once more */
-        float value = with_bits(is_exact ? find_cut(weights, count, all.sum, limit, 1)
-                                         : find_cut(weights, count, all.sum, limit, 0));
-        Tally heavier = tally(weights, count, value);
-        int is_right = heavier.num_above == 0 || heavier.sum <= limit;
-        int64_t num_within = 0;
-        for (double sum = heavier.sum + value; num_within < heavier.num_equal && sum <= limit; sum += value) num_within++;
-        if ((!is_right || num_within == heavier.num_equal) && !is_exact) continue;
-        if (heavier.num_above + num_within == 0) num_within = 1; /* the first exceeds top_p alone */
-        cut_below(weights, count, num_within ? value : nextafterf(value, INFINITY), num_within ? num_within : count);
-        return heavier.num_above + num_within;
+/* Zeroes the weights [count] in [0, 1] outside of the nucleus; returns how many are kept. `room` is [count + LANES]. */
+int64_t keep_nucleus(float *weights, int64_t count, double top_p, float *room) {
+    double total = exact_sum_of(weights, count), limit = (top_p + TOP_P_SLACK) * total;
+    if (limit >= total) return count_above((Logits){weights, count, 0}, 0);
+    Split found;
+    Bracket cut = find_bracket(&found, room, weights, count, total, limit);
+    while (cut.high - cut.low > 1) { /* until it holds one value, the lightest that is kept or the heaviest that is not */
+        cut = half_of(cut, room, found.num_within, limit - found.sum_above, 1);
+        Split inner = split(room, room, found.num_within, cut);
+        found = (Split){found.sum_above + inner.sum_above, inner.sum_within, found.num_above + inner.num_above,
+                        inner.num_within};
     }
+    float value = with_bits(cut.low);
+    int64_t num_equal = 0;
+    for (double sum = found.sum_above + value; num_equal < found.num_within && sum <= limit; sum += value) num_equal++;
+    if (found.num_above + num_equal == 0) num_equal = 1; /* the first exceeds top_p alone */
+    cut_below(weights, count, value, num_equal);
+    return found.num_above + num_equal;
 }
 
 /* The token that the number points at among weights [count] with this total. */
@@ -249,7 +276,8 @@ typedef struct { double temperature, top_p, uniform; } Asked;
 /* What is said of its choice; COLUMNS of batched_sampler.py. */
 typedef struct { double token_id, logprob, sampling_logprob, entropy, rank, kept; } Chosen;
 
-INLINE Chosen choose(Logits x, Asked asked, int64_t k, int32_t *best_ids, float *best, float *weights) {
+INLINE Chosen choose(Logits x, Asked asked, int64_t k, int32_t *best_ids, float *best, float *weights,
+                     float *room) {
     int64_t token_id, rank = 1, kept = 1;
     float largest = largest_logit(x, &token_id), block[BLOCK];
     double total = 0, weighted = 0; /* of exp(x - largest), and of that times x - largest */
@@ -272,7 +300,7 @@ INLINE Chosen choose(Logits x, Asked asked, int64_t k, int32_t *best_ids, float 
     double sampling_logprob = 0, log_total = log(total);
     if (asked.temperature > 0) { /* not greedy */
         if (asked.temperature != 1) weigh(weights, x, largest, (float)asked.temperature);
-        kept = asked.top_p < 1 ? keep_nucleus(weights, x.count, asked.top_p)
+        kept = asked.top_p < 1 ? keep_nucleus(weights, x.count, asked.top_p, room)
                                : count_above((Logits){weights, x.count, 0}, 0);
         double drawable = sum_of(weights, x.count);
         token_id = draw(weights, x.count, drawable, asked.uniform);
@@ -298,14 +326,14 @@ INLINE int choose_all(Chosen *chosen, int32_t *best_ids, float *best, const void
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *weights = malloc(sizeof(float) * vocab);
-        failed = !weights;
+        float *weights = malloc(sizeof(float) * vocab), *room = malloc(sizeof(float) * (vocab + LANES));
+        failed = !weights || !room;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t row = 0; row < num_rows; row++)
             if (!failed)
                 chosen[row] = choose((Logits){at(logits, row * vocab, is_bf16), vocab, is_bf16}, asked[row], k,
-                                     best_ids + row * k, best + row * k, weights);
-        free(weights);
+                                     best_ids + row * k, best + row * k, weights, room);
+        free(weights), free(room);
     }
     return failed;
 }

@@ -8,7 +8,7 @@
 #include "numbers.h"
 
 /* Six rows by four vectors are 24 sums; with four vectors of weights and one of inputs they fill the 32 registers. */
-enum { LANES = 16, VECTORS = PANEL / LANES, MAX_ROWS = 6 };
+enum { VECTORS = PANEL / LANES, MAX_ROWS = 6 };
 
 enum { WORD = 4, LINE = 64 }; /* bytes */
 

@@ -56,9 +56,9 @@ def lines_of(count: int) -> list[Line]:
     return lines
 
 
-def bare(loaded: Engine, lines: list[Line]) -> tuple[float, int]:
+def bare(base: Engine, lines: list[Line]) -> tuple[float, int]:
     """Seconds, and the prompts' tokens."""
-    engine = Engine(loaded.loaded, loaded.config)
+    engine = Engine(base.loaded, base.config)
     requests = [Request(number, engine.encode(line.prompt), line.params) for number, line in enumerate(lines)]
     started = time.perf_counter()
     for _ in engine.generate(requests):
@@ -91,12 +91,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         model = speaking_model(folder)
-        engine = Engine.load(str(model), device="cpu", dtype="bfloat16")
+        base = Engine.load(str(model), device="cpu", dtype="bfloat16")
         taken: dict[str, list[float]] = {"bare": [], "system": []}
         for number in range(given.rounds):
             round_folder = Path(temporary) / f"round-{number}"
             round_folder.mkdir()
-            seconds, num_prompt_tokens = bare(engine, lines)
+            seconds, num_prompt_tokens = bare(base, lines)
             taken["bare"].append(seconds)
             seconds, num_theirs = system(model, lines, round_folder)
             taken["system"].append(seconds)

@@ -22,9 +22,6 @@ from worker.engine.large_pages import LargePages, large_pages
 from worker.engine.panels import SIDE, WORD_BYTES, pack_panels, pack_tiles
 from worker.engine.step_batch import PagedRows
 
-#: Rows of so many outputs are logits; MANY_OUTPUTS of products.c.
-MANY_OUTPUTS = 2**15
-
 #: A row of a tile of AMX.
 TILE_ROW_BYTES = SIDE * WORD_BYTES
 
@@ -83,6 +80,7 @@ class CpuKernels:
         self.int8_products = f"multiply_int8_{'amx_' * self._may_use_amx}{_SUFFIXES[dtype]}"
         self.memory = LargePages()
         self._logits = torch.empty(0, dtype=torch.uint8)
+        self._many_outputs = ctypes.c_int64.in_dll(library, "many_outputs").value  # a row of so many is logits
         self._attend = getattr(library, f"paged_attention_{_SUFFIXES[dtype]}")
         self._rotate = getattr(library, f"rotate_{_SUFFIXES[dtype]}")
         # Logits may be of another dtype than the model: some architectures compute them in fp32.
@@ -200,7 +198,7 @@ class CpuKernels:
         That of logits is kept: small blocks settle in freed ones of tens of megabytes, and new ones cost a page
         fault for every 4 KiB.
         """
-        if outputs < MANY_OUTPUTS:
+        if outputs < self._many_outputs:
             return rows.new_empty(len(rows), outputs)
         num_bytes = len(rows) * outputs * rows.itemsize
         if num_bytes > len(self._logits):

@@ -192,22 +192,15 @@ def build_step_batch(
             runs.append(_Run(1, position + 1, sequence.table.block_ids))
         logit_rows.append(row)
         sequences.append(sequence)
-    # The kernel's rows come first.
-    paged_ends = [_paged_end(chunk, paging, block_size) for chunk in prefills]
-    for chunk, paged_end in zip(prefills, paged_ends, strict=True):
-        if paged_end > chunk.start:
-            rows.add(chunk.sequence, chunk.start, paged_end, block_size)
-            runs += _prefill_runs(chunk, paged_end, paging)
-            if chunk.is_last and paged_end == chunk.end:
-                logit_rows.append(len(rows.ids) - 1)
-                sequences.append(chunk.sequence)
-    for chunk, paged_end in zip(prefills, paged_ends, strict=True):
-        if paged_end < chunk.end:
-            first = rows.add(chunk.sequence, paged_end, chunk.end, block_size)
-            tiles += _prefill_tiles(chunk.sequence, paged_end, chunk.end, first, block_size)
-            if chunk.is_last:
-                logit_rows.append(len(rows.ids) - 1)
-                sequences.append(chunk.sequence)
+    for chunk, is_paged in _paged_first(prefills, paging, block_size):
+        first = rows.add(chunk.sequence, chunk.start, chunk.end, block_size)
+        if is_paged:
+            runs += _prefill_runs(chunk, paging)
+        else:
+            tiles += _prefill_tiles(chunk, first, block_size)
+        if chunk.is_last:
+            logit_rows.append(len(rows.ids) - 1)
+            sequences.append(chunk.sequence)
     while len(rows.ids) < num_rows:
         rows.ids.append(rows.ids[0])
         rows.positions.append(rows.positions[0])
@@ -246,33 +239,40 @@ def _paged_rows(runs: list[_Run], device: torch.device) -> PagedRows:
     )
 
 
-def _paged_end(chunk: PrefillChunk, paging: Paging, block_size: int) -> int:
-    """Where those of a chunk's tokens end that a paged kernel attends."""
-    if paging is Paging.ALL:
-        return chunk.end
-    most = SHORT_BLOCKS * block_size if paging is Paging.SHORT else 0
-    return max(chunk.start, min(chunk.end, most))
+def _paged_first(
+    prefills: SequenceOf[PrefillChunk], paging: Paging, block_size: int
+) -> list[tuple[PrefillChunk, bool]]:
+    """The parts of the chunks that a paged kernel attends, then the others; and whether it does."""
+    num_paged = {Paging.NONE: 0, Paging.SHORT: SHORT_BLOCKS * block_size}  # of a prompt's tokens
+    paged, others = [], []
+    for chunk in prefills:
+        border = max(chunk.start, min(chunk.end, num_paged.get(paging, chunk.end)))
+        if border > chunk.start:
+            paged.append((PrefillChunk(chunk.sequence, chunk.start, border), True))
+        if border < chunk.end:
+            others.append((PrefillChunk(chunk.sequence, border, chunk.end), False))
+    return paged + others
 
 
-def _prefill_runs(chunk: PrefillChunk, end: int, paging: Paging) -> list[_Run]:
+def _prefill_runs(chunk: PrefillChunk, paging: Paging) -> list[_Run]:
     block_ids = chunk.sequence.table.block_ids
     if paging is Paging.ALL:
-        return [_Run(end - chunk.start, end, block_ids)]
-    return [_Run(1, position + 1, block_ids) for position in range(chunk.start, end)]
+        return [_Run(chunk.end - chunk.start, chunk.end, block_ids)]
+    return [_Run(1, position + 1, block_ids) for position in range(chunk.start, chunk.end)]
 
 
-def _prefill_tiles(sequence: Sequence, start: int, end: int, first_row: int, block_size: int) -> list[_Tile]:
+def _prefill_tiles(chunk: PrefillChunk, first_row: int, block_size: int) -> list[_Tile]:
     """Tiles of `block_size` queries, aligned to the cache's blocks; the last one is padded."""
     tiles = []
-    for tile_start in range(start, end, block_size):
-        tile_end = min(tile_start + block_size, end)
-        rows = [first_row + position - start for position in range(tile_start, tile_end)]
+    for start in range(chunk.start, chunk.end, block_size):
+        end = min(start + block_size, chunk.end)
+        rows = [first_row + position - chunk.start for position in range(start, end)]
         padding = block_size - len(rows)
         tiles.append(
             _Tile(
                 rows + [rows[-1]] * padding,
-                list(range(tile_start, tile_start + block_size)),
-                sequence.table.block_ids[: tile_start // block_size + 1],
+                list(range(start, start + block_size)),
+                chunk.sequence.table.block_ids[: start // block_size + 1],
             )
         )
     return tiles

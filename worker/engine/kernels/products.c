@@ -6,6 +6,8 @@
  */
 #define _GNU_SOURCE
 
+#include <stdint.h>
+
 /* Whether two bf16 at once are faster than one after the other. On Intel's processors an instruction with pairs takes four
  * times as long as one with fp32. */
 int pairs_are_fast(void) {
@@ -15,6 +17,9 @@ int pairs_are_fast(void) {
     return 0;
 #endif
 }
+
+/* Rows of so many outputs are logits. */
+const int64_t many_outputs = 1 << 15;
 
 #ifdef __AVX512F__
 #include <omp.h>
@@ -145,14 +150,11 @@ typedef struct {
 
 INLINE int64_t parts_of(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
-/* Rows of so many outputs are logits. */
-enum { MANY_OUTPUTS = 1 << 15 };
-
 /* Whether results are written past the caches, which would read their lines first and lose what they have: all logits, and
  * everything where AMX waits for memory anyway. */
 INLINE int is_streamed(const Product *p, Kind kind) {
     int64_t row_bytes = p->outputs * (kind.is_bf16 ? 2 : 4);
-    int is_worth_it = kind.is_amx || p->outputs >= MANY_OUTPUTS;
+    int is_worth_it = kind.is_amx || p->outputs >= many_outputs;
     return is_worth_it && row_bytes % LINE == 0 && (uintptr_t)p->output % LINE == 0;
 }
 

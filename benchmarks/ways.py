@@ -72,14 +72,14 @@ def sampling(base: Engine, rounds: int) -> None:
     compare("64 sequences side by side", {name: way(kind) for name, kind in kinds.items()}, rounds)
 
 
-def prefix(base: Engine, rounds: int, num_jobs: int) -> None:
+def prefix(base: Engine, rounds: int, num_jobs: int, slots: int) -> None:
     system = ids(512, 1)
     requests = [request(n, [*system, *ids(32, n)], max_new_tokens=32) for n in range(num_jobs)]
     ways = {
-        "shared": lambda: seconds(base, requests),
-        "each computed": lambda: seconds(base, requests, share_prefixes=False),
+        "shared": lambda: seconds(base, requests, max_num_seqs=slots),
+        "each computed": lambda: seconds(base, requests, max_num_seqs=slots, share_prefixes=False),
     }
-    compare(f"{num_jobs} jobs with one 512-token system prompt", ways, rounds)
+    compare(f"{num_jobs} jobs with one 512-token system prompt, {slots} slots", ways, rounds)
 
 
 def beams(base: Engine, rounds: int) -> None:
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prefix-jobs", type=int, default=256)
+    parser.add_argument("--prefix-slots", type=int, default=64)
     parser.add_argument("--memory-jobs", type=int, default=20_000)
     given = parser.parse_args()
     if "memory" in given.parts:
@@ -145,7 +146,7 @@ def main() -> None:
     base = engine_for(torch.bfloat16)
     for part in given.parts:
         if part == "prefix":
-            prefix(base, given.rounds, given.prefix_jobs)
+            prefix(base, given.rounds, given.prefix_jobs, given.prefix_slots)
         elif part != "memory":
             {"sampling": sampling, "beams": beams, "samples": samples}[part](base, given.rounds)
 

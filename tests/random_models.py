@@ -48,6 +48,8 @@ ARCHITECTURES: dict[str, Any] = {
     "llama-grouped": lambda: LlamaConfig(**_GROUPED),
     "qwen3": lambda: Qwen3Config(**_GROUPED, head_dim=16),
     "mistral-window": lambda: MistralConfig(**_GROUPED, sliding_window=12),
+    # Heads of whole tiles: in bf16 they are attended on AMX where there is one.
+    "mistral-wide": lambda: MistralConfig(**_GROUPED, head_dim=32, sliding_window=12),
     "gemma2-softcap": lambda: Gemma2Config(**_GROUPED, head_dim=16, sliding_window=16, query_pre_attn_scalar=16),
     "gpt-neox": lambda: GPTNeoXConfig(**_SHAPE),
 }

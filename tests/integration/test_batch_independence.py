@@ -77,9 +77,11 @@ def test_together_as_alone(architecture: str, dtype: torch.dtype) -> None:
     ],
     ids=["few slots", "short chunks", "no sharing", "little memory"],
 )
-def test_another_order_and_another_schedule_change_nothing(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("pair_of", [("qwen2", torch.float32), ("mistral-wide", torch.bfloat16)], ids=["fp32", "bf16"])
+def test_another_order_and_another_schedule_change_nothing(
+    pair_of: tuple[str, torch.dtype], config: dict[str, Any]
+) -> None:
     requests = mixed_requests()
-    pair_of = ("qwen2", torch.float32)
     expected = decode(pair_of, requests, max_num_seqs=64)
     shuffled = list(requests)
     random.Random(7).shuffle(shuffled)

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.params import GenerationParams
-from tests.kernels import kernels_of
+from tests.kernels import the_library
 from tests.random_models import random_pair, random_prompts
 from worker.engine.attention import AttentionLayer
 from worker.engine.config import EngineConfig
+from worker.engine.cpu_attention import CpuAttention
 from worker.engine.engine import Engine
 from worker.engine.kv_cache import KVCache, LayerShape
 from worker.engine.model_loader import LoadedModel
@@ -136,13 +137,13 @@ def test_steps_of_fixed_sizes_give_the_same_tokens(use_graphs: bool, varlen: Var
 
 def test_the_check_at_the_start_knows_a_right_kernel_from_a_wrong_one() -> None:
     shape = LayerShape(2, 64, 64)
-    kernels = kernels_of(torch.float32)
-    assert difference_to_reference(kernels, CPU, torch.float32, shape, 14) < 1e-5
+    attention = CpuAttention(the_library(), "attend_rows_f32")
+    assert difference_to_reference(attention, CPU, torch.float32, shape, 14) < 1e-5
 
     class OffByOne:
         covers_prefill = True
 
         def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
-            return kernels(layer, query, cache, replace(rows, num_keys=rows.num_keys + 1))
+            return attention(layer, query, cache, replace(rows, num_keys=rows.num_keys + 1))
 
     assert difference_to_reference(OffByOne(), CPU, torch.float32, shape, 14) > 0.02

@@ -14,13 +14,10 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from models.states import Strategy
-from worker.engine.attention import AttentionLayer
 from worker.engine.batched_sampler import COLUMNS, Choices
 from worker.engine.cpu_library import cpu_library, pointer
-from worker.engine.kv_cache import KVCache
 from worker.engine.large_pages import LargePages, large_pages
 from worker.engine.panels import SIDE, WORD_BYTES, pack_panels, pack_tiles
-from worker.engine.step_batch import PagedRows
 
 #: A row of a tile of AMX.
 TILE_ROW_BYTES = SIDE * WORD_BYTES
@@ -57,20 +54,8 @@ class _Worth(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("row_scales", "weight_scales", "zeros")]
 
 
-class _Shape(ctypes.Structure):
-    """The `Shape` of attention.c."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("num_heads", "num_kv_heads", "dim", "value_dim", "block_size")),
-        *((name, ctypes.c_int64) for name in ("max_blocks", "window", "query_stride")),
-        ("scale", ctypes.c_float),
-    ]
-
-
 class CpuKernels:
-    """The functions of the library for one dtype; a `PagedAttention` for decoding rows."""
-
-    covers_prefill = False
+    """The functions of the library for one dtype."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, products: str | None = None) -> None:
         """`products` is a function of products.c, the fastest one unless a test names another."""
@@ -81,7 +66,6 @@ class CpuKernels:
         self.memory = LargePages()
         self._logits = torch.empty(0, dtype=torch.uint8)
         self._many_outputs = ctypes.c_int64.in_dll(library, "many_outputs").value  # a row of so many is logits
-        self._attend = getattr(library, f"paged_attention_{_SUFFIXES[dtype]}")
         self._rotate = getattr(library, f"rotate_{_SUFFIXES[dtype]}")
         # Logits may be of another dtype than the model: some architectures compute them in fp32.
         self._choose = {each: getattr(library, f"choose_{suffix}") for each, suffix in _SUFFIXES.items()}
@@ -91,22 +75,6 @@ class CpuKernels:
         self._multiply = getattr(library, self.products, None)
         self._multiply_int8 = getattr(library, self.int8_products, None)
         self._finish = getattr(library, f"finish_{_SUFFIXES[dtype]}")
-
-    def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
-        """Attention of rows [rows, heads, dim] over their own keys; returns [rows, heads, value_dim]."""
-        keys, values = cache.pools(layer.index)
-        num_rows, num_heads, dim = query.shape
-        if query.stride(1) != dim or query.stride(2) != 1:
-            query = query.contiguous()
-        output = query.new_empty(num_rows, num_heads, values.shape[2])
-        shape = _Shape(
-            num_heads, keys.shape[1], dim, values.shape[2], cache.block_size,
-            rows.block_table.shape[1], layer.window or 0, query.stride(0), layer.scale,
-        )  # fmt: skip
-        pointers = (pointer(each) for each in (output, query, keys, values, rows.block_table, rows.num_keys))
-        if self._attend(*pointers, ctypes.c_int64(num_rows), ctypes.byref(shape)):
-            raise MemoryError("not enough memory for the attention scores of a step")
-        return output
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """rows / sqrt(mean of squares + eps) * weight over the last dimension."""

@@ -22,6 +22,7 @@ from models.states import Quantization
 from worker.engine.aligned_activation import align_activations, settle_vector_math
 from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
 from worker.engine.batched_sampler import ChooseBatch, LaunchBatch, choose_batch, launch_batch
+from worker.engine.cpu_attention import cpu_attention
 from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
 from worker.engine.fused_decoder import FusedDecoder, PlainRowOperations, can_fuse
 from worker.engine.int8_linear import Int8Linear
@@ -148,7 +149,9 @@ def prepare_model(
         decoder, products = _int8_decoder(model, kernels)
     else:
         decoder, products = _make_decoder(model, device, kernels, fuse=is_fused)
-    paged_attention: PagedAttention | None = kernels
+    paged_attention: PagedAttention | None = None
+    if kernels is not None:
+        paged_attention = cpu_attention(model.dtype, layers.values(), config.num_attention_heads)
     if device.type == "cuda" and use_kernels:
         paged_attention = varlen_attention(
             device, model.dtype, layers[0], config.num_attention_heads, is_deterministic=deterministic

@@ -182,8 +182,7 @@ def build_step_batch(
     Padded to at least `num_rows` rows and `num_logits` logits.
     """
     rows, tiles, runs, logit_rows, sequences = _Rows(), [], [], [], []
-    # Decoding rows with the same number of blocks stand together, so that their queries need no gathering.
-    for sequence in sorted(decodes, key=lambda s: len(s.table.block_ids)):
+    for sequence in sorted(decodes, key=lambda s: _place(s, paging)):
         position = sequence.num_tokens - 1
         row = rows.add(sequence, position, position + 1, block_size)
         if paging is Paging.NONE:
@@ -219,6 +218,15 @@ def build_step_batch(
         pending=_pending_ids(rows.pending, device) if rows.pending else None,
     )
     return batch, sequences
+
+
+def _place(sequence: Sequence, paging: Paging) -> list[int]:
+    """Sorts rows so that those with the same first blocks stand together, whose attention a kernel may share.
+
+    In tiles those with as many blocks do: their queries need no gathering then.
+    """
+    blocks = sequence.table.block_ids
+    return [len(blocks)] if paging is Paging.NONE else blocks
 
 
 def _pending_ids(pending: list[tuple[int, int]], device: torch.device) -> PendingIds:

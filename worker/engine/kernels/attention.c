@@ -8,13 +8,8 @@
 #include <omp.h>
 #include <string.h>
 
+#include "attention.h"
 #include "numbers.h"
-
-typedef struct {
-    int64_t num_heads, num_kv_heads, dim, value_dim, block_size, max_blocks, window;
-    int64_t query_stride; /* elements from one row's query to the next */
-    float scale;
-} Shape;
 
 /* Keys that are worked on side by side. */
 enum { TILE = 16 };
@@ -188,12 +183,15 @@ INLINE int attend_all(void *output, const void *query, const void *keys, const v
     return (int)failed;
 }
 
-int paged_attention_bf16(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
-                         const int32_t *num_keys, int64_t num_rows, const Shape *shape) {
-    return attend_all(output, query, keys, values, blocks, num_keys, num_rows, *shape, 1);
+/* Runs of one row each, so that first_rows says nothing more. */
+int attend_rows_bf16(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
+                     const int32_t *num_keys, const int32_t *first_rows, int64_t num_runs, const Shape *shape) {
+    (void)first_rows;
+    return attend_all(output, query, keys, values, blocks, num_keys, num_runs, *shape, 1);
 }
 
-int paged_attention_f32(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
-                        const int32_t *num_keys, int64_t num_rows, const Shape *shape) {
-    return attend_all(output, query, keys, values, blocks, num_keys, num_rows, *shape, 0);
+int attend_rows_f32(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
+                    const int32_t *num_keys, const int32_t *first_rows, int64_t num_runs, const Shape *shape) {
+    (void)first_rows;
+    return attend_all(output, query, keys, values, blocks, num_keys, num_runs, *shape, 0);
 }

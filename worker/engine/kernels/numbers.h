@@ -86,7 +86,7 @@ INLINE float exp_of_negative(float x) {
 
 /* The same of 16 numbers, with one rounding where products are added. */
 INLINE __m512 exp_of_negatives(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(SMALLEST_EXPONENT));
+    x = _mm512_max_ps(_mm512_set1_ps(SMALLEST_EXPONENT), x); /* the second, if one is no number */
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(LOG2_E)), _MM_FROUND_TO_NEAREST_INT);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LOW), r);
@@ -94,6 +94,18 @@ INLINE __m512 exp_of_negatives(__m512 x) {
 #pragma GCC unroll 6
     for (int i = 1; i < EXP_DEGREE; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP_FACTORS[i]));
     p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+/* 2^x of 16 numbers with a relative error of 1e-7: the whole part goes into the exponent, the rest into a polynomial. */
+INLINE __m512 power_of_two(__m512 x) {
+    enum { DEGREE = 5 };
+    static const float factors[DEGREE + 1] = {1.32764697e-3f, 9.67553937e-3f, 5.55071272e-2f,
+                                              2.40221197e-1f, 6.93146972e-1f, 1.00000007f};
+    __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), r = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(factors[0]);
+#pragma GCC unroll 5
+    for (int i = 1; i <= DEGREE; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(factors[i]));
     return _mm512_scalef_ps(p, n);
 }
 

@@ -97,8 +97,7 @@ def exact(cache: KVCache, queries: Tensor, runs: list[Run], window: int | None =
         places = range(first, row.num_keys)
         slots = [row.blocks[p // cache.block_size] * cache.block_size + p % cache.block_size for p in places]
         group = len(query) // keys.shape[1]
-        of_heads = (pool[slots].repeat_interleave(group, 1) for pool in (keys, values))
-        mine, theirs = next(of_heads), next(of_heads)
+        mine, theirs = (pool[slots].repeat_interleave(group, 1) for pool in (keys, values))
         weights = torch.softmax(torch.einsum("hd,khd->hk", query, mine) * 0.2, dim=1)
         outputs.append(torch.einsum("hk,khd->hd", weights, theirs))
     return torch.stack(outputs)

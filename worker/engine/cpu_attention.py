@@ -11,6 +11,7 @@ from torch import Tensor
 from worker.engine.attention import AttentionLayer, PagedAttention
 from worker.engine.cpu_library import cpu_library, pointer
 from worker.engine.kv_cache import KVCache, LayerShape
+from worker.engine.panels import SIDE
 from worker.engine.step_batch import PagedRows
 
 
@@ -62,4 +63,5 @@ def cpu_attention(dtype: torch.dtype, layers: Iterable[LayerShape], num_heads: i
 
 def fits_tiles(layer: LayerShape, num_heads: int) -> bool:
     """Whether query heads that share a key head are a tile's lanes, and dimensions whole tiles."""
-    return num_heads <= 16 * layer.num_kv_heads and layer.key_dim % 32 == 0 and layer.value_dim % 32 == 0
+    row = 2 * SIDE  # numbers of a tile's row
+    return num_heads <= SIDE * layer.num_kv_heads and layer.key_dim % row == 0 and layer.value_dim % row == 0

@@ -150,7 +150,7 @@ def prepare_model(
     else:
         decoder, products = _make_decoder(model, device, kernels, fuse=is_fused)
     paged_attention: PagedAttention | None = None
-    if kernels is not None:
+    if device.type == "cpu" and use_kernels:
         paged_attention = cpu_attention(model.dtype, layers.values(), config.num_attention_heads)
     if device.type == "cuda" and use_kernels:
         paged_attention = varlen_attention(

@@ -22,9 +22,9 @@
 
 #ifdef HAS_AMX
 
-/* Keys whose weights are one tile, keys of a chunk; tiles that are summed up side by side; packs that a thread takes at
- * once, and how many times each thread should. */
-enum { STEP = 32, CHUNK = 128, SUMS = 4, MAX_PACKS = 16, TASKS = 4 };
+/* Keys whose weights are one tile, keys of a chunk; packs that a thread takes at once, and how many times each
+ * thread should. */
+enum { STEP = 32, CHUNK = 128, MAX_PACKS = 16, TASKS = 4 };
 
 /* Words of a tile, and numbers of a line of bf16. */
 enum { TILE_WORDS = SIDE * SIDE, PART = LINE / 2 };
@@ -76,7 +76,7 @@ typedef struct {
 typedef struct {
     __m512 scores[CHUNK], others[CHUNK];
     uint32_t weights[2][CHUNK / STEP][TILE_WORDS]; /* high and low part, [lane][pair of keys] */
-    float added[SIDE * SUMS * SIDE];               /* [lanes, SUMS tiles' values] */
+    float added[SIDE * MAX_TILES * SIDE];               /* [lanes, MAX_TILES tiles' values] */
     Pack packs[MAX_PACKS];
     Lanes *lanes;   /* [packs, key heads] */
     Values *values; /* [key heads] */
@@ -125,9 +125,8 @@ static int share_keys(const Row *a, const Row *b, int64_t start, Shape s) {
     return a->blocks == b->blocks || memcmp(a->blocks + block, b->blocks + block, sizeof(int32_t) * num_blocks) == 0;
 }
 
-/* Puts a pack's rows with keys in the chunk into groups; returns how many. */
-static int find_groups(Group *groups, const Pack *pack, int64_t start, const Call *call) {
-    int64_t wanted = pack->end - start < CHUNK ? pack->end - start : CHUNK;
+/* Puts a pack's rows with keys among the chunk's first `wanted` into groups; returns how many. */
+static int find_groups(Group *groups, const Pack *pack, int64_t start, int64_t wanted, const Call *call) {
     int num_groups = 0;
     const Row *last = NULL;
     for (int64_t i = 0; i < pack->num_rows; i++) {
@@ -178,13 +177,6 @@ static void load_queries(uint32_t *to, const Pack *pack, int64_t kv_head, const 
 }
 
 /* Registers: 0 to 3 are sums; 4 and 5 the factor that several products share; 6 and 7 the other one. */
-#define ZERO_TILE(tile) _tile_zero(tile)
-#define FOR_TILES(f)                                                                                                   \
-    if (num_tiles > 0) f(0);                                                                                           \
-    if (num_tiles > 1) f(1);                                                                                           \
-    if (num_tiles > 2) f(2);                                                                                           \
-    if (num_tiles > 3) f(3);
-
 #define SCORE_TILE(tile, register)                                                                                     \
     if (tile < num_tiles) {                                                                                            \
         _tile_loadd(register, tiles[tile] + part * LINE, stride);                                                      \
@@ -196,15 +188,15 @@ static void load_queries(uint32_t *to, const Pack *pack, int64_t kv_head, const 
 static void score_keys(__m512 *scores, const Group *group, int64_t start, const uint32_t *queries, int64_t kv_head,
                        char *copies, const Call *call) {
     int64_t dim = call->s.dim, stride = 0;
-    for (int64_t key = 0; key < group->count; key += SUMS * SIDE) {
-        const char *tiles[SUMS];
+    for (int64_t key = 0; key < group->count; key += MAX_TILES * SIDE) {
+        const char *tiles[MAX_TILES];
         int64_t left = (group->count - key + SIDE - 1) / SIDE;
-        int num_tiles = (int)(left < SUMS ? left : SUMS);
+        int num_tiles = (int)(left < MAX_TILES ? left : MAX_TILES);
         for (int64_t i = 0; i < num_tiles; i++)
             tiles[i] = find_tile(&stride, copies + i * SIDE * dim * 2, call->keys, group->row, start + key + i * SIDE,
                                  group->count - key - i * SIDE, kv_head, call->s, dim);
         WRITTEN();
-        FOR_TILES(ZERO_TILE)
+        FOR_SUMS(_tile_zero)
         for (int64_t part = 0; part < dim / PART; part++) {
             _tile_loadd(4, queries + part * TILE_WORDS, LINE);
             SCORE_TILE(0, 6)
@@ -212,7 +204,7 @@ static void score_keys(__m512 *scores, const Group *group, int64_t start, const 
             SCORE_TILE(2, 6)
             SCORE_TILE(3, 7)
         }
-        FOR_TILES(STORE_SCORES)
+        FOR_SUMS(STORE_SCORES)
     }
     WRITTEN();
 }
@@ -321,7 +313,6 @@ static void pair_values(Values *values, const Row *row, int64_t start, int64_t k
                 }
         }
     values->row = *row, values->start = start;
-    WRITTEN();
 }
 
 #define ADD_VALUES(tile, register)                                                                                     \
@@ -330,15 +321,15 @@ static void pair_values(Values *values, const Row *row, int64_t start, int64_t k
         _tile_dpbf16ps(tile, 4, register);                                                                             \
         _tile_dpbf16ps(tile, 5, register);                                                                             \
     }
-#define STORE_ADDED(tile) _tile_stored(tile, room->added + tile * SIDE, SUMS * LINE)
+#define STORE_ADDED(tile) _tile_stored(tile, room->added + tile * SIDE, MAX_TILES * LINE)
 
 /* Adds a chunk's weighted values to the sums of a group's lanes. */
 static void add_values(Room *room, float *sums, const Group *group, const Values *values, const float *factors,
                        int64_t size) {
-    for (int64_t first = 0; first < size / SIDE; first += SUMS) {
+    for (int64_t first = 0; first < size / SIDE; first += MAX_TILES) {
         int64_t left = size / SIDE - first;
-        int num_tiles = (int)(left < SUMS ? left : SUMS);
-        FOR_TILES(ZERO_TILE)
+        int num_tiles = (int)(left < MAX_TILES ? left : MAX_TILES);
+        FOR_SUMS(_tile_zero)
         for (int64_t step = 0; step < (group->count + STEP - 1) / STEP; step++) {
             const uint32_t *pairs = values->pairs + (step * (size / SIDE) + first) * TILE_WORDS;
             _tile_loadd(4, room->weights[0][step], LINE);
@@ -348,12 +339,12 @@ static void add_values(Room *room, float *sums, const Group *group, const Values
             ADD_VALUES(2, 6)
             ADD_VALUES(3, 7)
         }
-        FOR_TILES(STORE_ADDED)
+        FOR_SUMS(STORE_ADDED)
         WRITTEN();
         for (int lane = group->first_lane; lane < group->first_lane + group->num_lanes; lane++)
             for (int tile = 0; tile < num_tiles; tile++) {
                 float *sum = sums + lane * size + (first + tile) * SIDE;
-                __m512 added = _mm512_load_ps(room->added + (lane * SUMS + tile) * SIDE);
+                __m512 added = _mm512_load_ps(room->added + (lane * MAX_TILES + tile) * SIDE);
                 _mm512_store_ps(sum, _mm512_fmadd_ps(_mm512_load_ps(sum), _mm512_set1_ps(factors[lane]), added));
             }
     }
@@ -363,8 +354,8 @@ static void add_values(Room *room, float *sums, const Group *group, const Values
 static void attend_chunk(Room *room, int64_t index, int64_t start, int64_t kv_first, int64_t num_kv, const Call *call) {
     const Pack *pack = &room->packs[index];
     Group groups[SIDE];
-    int num_groups = find_groups(groups, pack, start, call);
     int64_t wanted = pack->end - start < CHUNK ? pack->end - start : CHUNK, count = (wanted + STEP - 1) / STEP * STEP;
+    int num_groups = find_groups(groups, pack, start, wanted, call);
     for (int64_t kv = 0; kv < num_kv; kv++) {
         Lanes *lanes = &room->lanes[index * num_kv + kv];
         float factors[SIDE];
@@ -450,7 +441,7 @@ static int64_t furnish(Room *room, char *memory, int64_t num_packs, int64_t num_
     int64_t used = 0;
     Lanes *lanes = take(memory, &used, sizeof(Lanes) * num_packs * num_kv);
     Values *values = take(memory, &used, sizeof(Values) * num_kv);
-    char *copies = take(memory, &used, SUMS * SIDE * (s.dim > s.value_dim ? s.dim : s.value_dim) * 2);
+    char *copies = take(memory, &used, MAX_TILES * SIDE * (s.dim > s.value_dim ? s.dim : s.value_dim) * 2);
     for (int64_t i = 0; i < num_packs * num_kv; i++) {
         uint32_t *queries = take(memory, &used, s.dim / PART * TILE_WORDS * WORD);
         float *sums = take(memory, &used, SIDE * s.value_dim * WORD);

@@ -47,9 +47,9 @@ bench: $(INSTALLED)  ## the engine beside generate, the bare matrix products and
 	$(BIN)/python -m benchmarks.throughput --requests 256
 	$(BIN)/python -m benchmarks.phases
 	$(BIN)/python -m benchmarks.decode_steps --picture docs/pictures/decode.svg
-	$(BIN)/python -m benchmarks.levers
-	$(BIN)/python -m benchmarks.ways
-	$(BIN)/python -m benchmarks.growth --peer-most 64 --picture docs/pictures/growth.svg
+	$(BIN)/python -m benchmarks.ablations
+	$(BIN)/python -m benchmarks.features
+	$(BIN)/python -m benchmarks.scaling --peer-most 64 --picture docs/pictures/growth.svg
 
 gpu: $(INSTALLED)  ## everything that is claimed of a GPU, on one
 	$(BIN)/python -m benchmarks.gpu
@@ -59,7 +59,7 @@ soak: $(INSTALLED)  ## ten minutes of accidents on each database
 	$(BIN)/python -m tests.faults.soak --database postgresql
 
 docs: $(INSTALLED)  ## docs/help.md from the commands
-	$(BIN)/python -m tests.help_pages
+	$(BIN)/python -m docs.help_pages
 
 clean:
 	rm -rf .venv $(HOME_OF_DEMO) build *.egg-info

@@ -23,8 +23,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.support.workload import TOY_MODEL, VOCAB, long_tailed, qwen2_half_billion
 from benchmarks.throughput import Contenders, timed
-from benchmarks.workload import TOY_MODEL, VOCAB, long_tailed, qwen2_half_billion
 from worker.engine.request import Request
 
 PEERS = Path(__file__).parent / "peers"

@@ -20,8 +20,8 @@ from statistics import median
 import torch
 
 from benchmarks.phases import Bound, Step
-from benchmarks.pictures import DecodeStep, draw_decode
-from benchmarks.workload import engine_for
+from benchmarks.support.pictures import DecodeStep, draw_decode
+from benchmarks.support.workload import engine_for
 from models.params import GenerationParams
 from worker.engine.engine import Engine
 from worker.engine.request import Request

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from benchmarks import reproducibility
+from benchmarks.support.workload import TOY_MODEL, qwen2_half_billion
 from benchmarks.throughput import Transformers
-from benchmarks.workload import TOY_MODEL, qwen2_half_billion
 from models.params import GenerationParams
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine

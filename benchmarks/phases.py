@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion_config
+from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_billion_config
+from worker.engine.cpu.onednn_linear import PackedLinear
 from worker.engine.engine import Engine
-from worker.engine.packed_linear import PackedLinear
+from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.request import Request
-from worker.engine.step_batch import MIN_ROWS
 
 SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 

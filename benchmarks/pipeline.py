@@ -14,16 +14,16 @@ from time import perf_counter
 
 from sqlalchemy import Engine, select, text
 
-from benchmarks.places import DATABASES, fresh_database
-from models.run import Run
+from benchmarks.storage.databases import DATABASES, fresh_database
+from models.schema.run import Run
 from models.settings import Settings
 from models.states import RunState
-from producer.broker import send_run
-from producer.drafts import Submission
-from producer.grid import Grid
-from producer.submission import write
-from producer.validation import check
-from tests.processes import RedisServer, WorkerProcess, wait_until
+from producer.prompts.grid import Grid
+from producer.prompts.job_drafts import Submission
+from producer.prompts.validation import check
+from producer.runs.broker import send_run
+from producer.runs.writer import write
+from tests.support.processes import RedisServer, WorkerProcess, wait_until
 
 
 def run_through(folder: Path, database: Engine, num_jobs: int, num_tokens: int) -> float:
@@ -39,7 +39,7 @@ def run_through(folder: Path, database: Engine, num_jobs: int, num_tokens: int) 
         send_run(Settings(broker=redis.url, model="null"), database, run_id)
         started = perf_counter()
         with WorkerProcess(
-            cwd=folder, module="benchmarks.null_worker", NULL_TOKENS=str(num_tokens),
+            cwd=folder, module="benchmarks.support.null_worker", NULL_TOKENS=str(num_tokens),
             NOCTURNE_DATABASE=url, NOCTURNE_BROKER=redis.url, NOCTURNE_MODEL="null",
         ):  # fmt: skip
             wait_until(lambda: _is_finished(database, run_id), seconds=600)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.workload import engine_for
+from benchmarks.support.workload import engine_for
 from models.params import GenerationParams
 from models.states import Strategy
 from worker.engine.config import EngineConfig

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.phases import Bound, Step, decode
-from benchmarks.workload import engine_for, long_tailed, qwen2_half_billion
+from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_billion
 from models.states import Quantization
 from worker.engine.engine import Engine
 from worker.engine.request import Request

@@ -21,11 +21,11 @@ from sqlalchemy import func, select
 
 from benchmarks.against_peers import speaking_model
 from benchmarks.pipeline import seconds_of_work
-from benchmarks.workload import TOY_MODEL
-from models.job import Job
-from models.run import Run
+from benchmarks.support.workload import TOY_MODEL
+from models.schema.job import Job
+from models.schema.run import Run
 from tests.faults.topology import Topology
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 #: Signs of life as often as by default, which the tests want more often. With 64 slots and 400 jobs each worker would
 #: be filling and emptying its slots for most of the run.

@@ -24,10 +24,10 @@ from sqlalchemy import func, select
 
 from benchmarks.against_peers import speaking_model
 from benchmarks.pipeline import seconds_of_work
-from benchmarks.workload import long_tailed
-from models.database import open_database
+from benchmarks.support.workload import long_tailed
+from models.database.connection import open_database
 from models.params import GenerationParams
-from models.result import Result
+from models.schema.result import Result
 from worker.engine.engine import Engine
 from worker.engine.request import Request
 

@@ -6,7 +6,7 @@ from alembic import context
 from sqlalchemy import Engine
 
 from migrations.views import view_definitions
-from models.tables import Base
+from models.schema.tables import Base
 
 
 def run_migrations(engine: Engine) -> None:

@@ -1,5 +1,1 @@
-"""The words that producer and worker share: parameters, messages, tables, states and settings.
-
-Imports nothing of ours. The package itself imports nothing at all, so that the engine can use
-`models.params` on a machine that has no database driver.
-"""
+"""The tables and values that producer and worker share: database models, not neural networks."""

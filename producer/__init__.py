@@ -1,1 +1,1 @@
-"""The command line: validates prompts, submits runs, shows and exports what came of them. Never loads torch."""
+"""The command line: each command reads its options and calls one function of a wing."""

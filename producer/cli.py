@@ -16,7 +16,7 @@ import typer
 from producer import options as given
 from producer.console import say
 from producer.errors import UsageError
-from producer.flat_options import flat
+from producer.option_groups import flat
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,7 +48,7 @@ def run(
 
     Example: producer run examples/study.jsonl --model examples/tiny/model --strategy greedy,sample
     """
-    from producer.run import run_here
+    from producer.runs.lifecycle import run_here
 
     raise typer.Exit(run_here(places.settings(), file, decoding.grid(), submitting, reading, telling))
 
@@ -67,7 +67,7 @@ def submit(
 
     Example: producer submit prompts.jsonl --broker redis://db:6379/0 --database postgresql+psycopg://db/nocturne
     """
-    from producer.run import submit_run
+    from producer.runs.lifecycle import submit_run
 
     raise typer.Exit(submit_run(places.settings(), file, decoding.grid(), submitting, reading, as_json=as_json))
 
@@ -84,7 +84,7 @@ def status(
 
     Example: producer status --watch
     """
-    from producer.show_status import show_status
+    from producer.results.status import show_status
 
     raise typer.Exit(show_status(places.settings(), run, is_watching=watch, as_json=as_json))
 
@@ -107,8 +107,8 @@ def results(
 
     Example: producer results --format csv -o answers.csv --state succeeded --where topic=cats
     """
-    from producer.export import export_results
-    from producer.selection import parse_selection
+    from producer.results.export import export_results
+    from producer.results.selection import parse_selection
 
     selection = parse_selection(state, strategy, where or [])
     export_results(places.settings(), run, format, output, selection, with_traces=traces)
@@ -126,7 +126,7 @@ def sql(
 
     Example: producer sql "select strategy, count(*), avg(completion_tokens) from job_results group by 1"
     """
-    from producer.sql_command import print_examples, print_sql
+    from producer.results.sql import print_examples, print_sql
 
     if examples:
         print_examples(places.settings())
@@ -147,7 +147,7 @@ def show(
 
     Example: producer show study "hedgehog#beam,num_beams=4" --alternatives
     """
-    from producer.show import show_job
+    from producer.results.show import show_job
 
     show_job(places.settings(), run, custom_id, with_alternatives=alternatives, as_json=as_json)
 
@@ -163,7 +163,7 @@ def report(
 
     Example: producer report study -o study.html
     """
-    from producer.report import write_report
+    from producer.results.report import write_report
 
     write_report(places.settings(), run, output)
 
@@ -175,7 +175,7 @@ def resume(places: given.QueuePlace, telling: given.Telling, run: RunArgument = 
 
     Example: producer resume
     """
-    from producer.run import resume_run
+    from producer.runs.lifecycle import resume_run
 
     raise typer.Exit(resume_run(places.settings(), run, telling))
 
@@ -194,7 +194,7 @@ def cancel(
 
     Example: producer cancel overnight
     """
-    from producer.control import cancel_jobs
+    from producer.runs.control import cancel_jobs
 
     cancel_jobs(places.settings(), run, custom_ids or [], as_json=as_json)
 
@@ -215,7 +215,7 @@ def retry(
 
     Example: producer retry overnight --failed
     """
-    from producer.control import retry_jobs
+    from producer.runs.control import retry_jobs
 
     kinds = {"failed": failed, "cancelled": cancelled, "expired": expired}
     raise typer.Exit(
@@ -230,7 +230,7 @@ def doctor(places: given.Places, as_json: given.AsJson = False) -> None:
 
     Example: producer doctor --broker redis://localhost:6379/0
     """
-    from producer.doctor import examine
+    from producer.runs.doctor import examine
 
     findings = list(examine(places.settings()))
     if as_json:
@@ -254,7 +254,7 @@ def prune(
     Example: producer prune --older-than 30d --traces-only --dry-run
     """
     from producer.duration import parse_duration
-    from producer.prune import prune_runs
+    from producer.runs.prune import prune_runs
 
     age = parse_duration("--older-than", older_than)
     prune_runs(places.settings(), age, traces_only=traces_only, is_dry=dry_run, as_json=as_json)
@@ -268,7 +268,7 @@ def db_upgrade(places: given.DatabasePlace) -> None:
     Example: producer db upgrade --database postgresql+psycopg://localhost/nocturne
     """
     from migrations.upgrade import current_revision, upgrade
-    from models.database import check_connection, open_database
+    from models.database.connection import check_connection, open_database
 
     engine = open_database(places.settings().database_url)
     check_connection(engine)
@@ -304,7 +304,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
-        from models.database import DatabaseUnavailable
+        from models.database.connection import DatabaseUnavailable
 
         if not isinstance(error, DatabaseUnavailable):
             raise

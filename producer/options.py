@@ -12,8 +12,8 @@ import typer
 from models.settings import InvalidSettings, Settings, read_settings
 from producer.duration import parse_duration
 from producer.errors import UsageError
-from producer.grid import RULES, Grid, parse_option
-from producer.sources import FORMATS, InputOptions
+from producer.prompts.grid import RULES, Grid, parse_option
+from producer.prompts.records import FORMATS, InputOptions
 
 GRID = "Decoding (a comma list makes a grid of all combinations)"
 PLACES = "Places"

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from rich.markup import escape
 from rich.table import Table
 
-from producer.queries import RunProgress
+from producer.results.queries import RunProgress
 
 MAX_CELL = 80
 

@@ -17,8 +17,8 @@ import torch
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 from migrations.upgrade import upgrade
-from models.database import open_database
-from tests.processes import RedisServer, clean_environment
+from models.database.connection import open_database
+from tests.support.processes import RedisServer, clean_environment
 
 ROOT = Path(__file__).parent.parent
 TOY_MODEL = ROOT / "examples" / "tiny" / "model"

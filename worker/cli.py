@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from models.settings import InvalidSettings, Settings, read_settings
-from worker.children import RESTART_SECONDS, Child, Children, start_command
 from worker.devices import Place, device_names, plan_places
+from worker.worker_group import RESTART_SECONDS, Child, Children, start_command
 
 EX_USAGE = 2
 EX_FAILURE = 1  # Celery met an error that it did not expect

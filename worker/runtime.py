@@ -18,21 +18,21 @@ from threading import Event, Lock
 
 from sqlalchemy import Engine
 
+from models.database.outbox import Send, send_outbox
 from models.message import ChunkMessage
 from models.model_name import canonical_model
-from models.outbox import Send, send_outbox
 from models.settings import Settings
-from worker.committer import Committer
+from worker.critical_thread import VitalThread
 from worker.engine.config import EngineConfig
-from worker.engine.protocol import EngineOptions
 from worker.engine.request import RequestOutput
-from worker.gate import Gate
-from worker.patience import OUTAGES, GaveUp, Patience
-from worker.reaper import expire_overdue, forget_lost_messages, release_expired_leases
-from worker.registry import Registry
-from worker.store import Claim, FinishedJob, Store
-from worker.supervisor import EngineDeath, EngineSupervisor
-from worker.vital_thread import VitalThread
+from worker.engine_process.protocol import EngineOptions
+from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
+from worker.shared_exclusive import Gate
+from worker.storage.committer import Committer
+from worker.storage.job_store import Claim, FinishedJob, Store
+from worker.storage.outages import OUTAGES, GaveUp, Patience
+from worker.storage.reaper import expire_overdue, forget_lost_messages, release_expired_leases
+from worker.storage.registry import Registry
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from celery.worker.control import control_command
 from pydantic import ValidationError
 
 from migrations.upgrade import SchemaOutOfDate, check_schema
-from models.database import DatabaseUnavailable, check_connection, open_database
+from models.database.connection import DatabaseUnavailable, check_connection, open_database
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
 from worker.celery import LOOK_NOW, app, queue_length, send_chunk
+from worker.critical_thread import VitalThread
 from worker.engine.request import ModelUnavailable
-from worker.patience import GaveUp
 from worker.runtime import Runtime
-from worker.vital_thread import VitalThread
+from worker.storage.outages import GaveUp
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from models.base import BigId, Json, UtcDateTime
+from models.schema.base import BigId, Json, UtcDateTime
 from migrations.views import view_definitions
 
 revision = '0001'

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from migrations.views import view_definitions
-from models.base import BigId, UtcDateTime
+from models.schema.base import BigId, UtcDateTime
 
 revision = "0002"
 down_revision = "0001"

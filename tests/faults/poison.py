@@ -1,4 +1,4 @@
-"""Jobs that take their engine down, for workers started with `tests.faults.altered_worker`.
+"""Jobs that take their engine down, for workers started with `tests.faults.faulty_worker`.
 
 The seed says how: it is the only field that a prompt file can set and that changes nothing for a greedy job.
 """
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from worker.engine.model_runner import ModelRunner
-from worker.engine.process import run_engine
-from worker.engine.protocol import EngineOptions
+from worker.engine_process.loop import run_engine
+from worker.engine_process.protocol import EngineOptions
 
 RAISES, EXITS, ALLOCATES, HANGS = 666_001, 666_002, 666_003, 666_004
 

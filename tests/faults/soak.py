@@ -22,16 +22,16 @@ from typing import Any
 
 from sqlalchemy import create_engine, func, select, text
 
-from models.database import open_database
-from models.job import Job
-from models.job_event import JobEvent
-from models.outbox import send_outbox
-from models.result import Result
+from models.database.connection import open_database
+from models.database.outbox import send_outbox
+from models.schema.job import Job
+from models.schema.job_event import JobEvent
+from models.schema.result import Result
 from models.settings import Settings
 from models.states import JobState
 from tests.conftest import new_postgres_database
 from tests.faults.topology import Answer, Topology, mixed_jobs, undisturbed
-from tests.processes import WorkerProcess, wait_until
+from tests.support.processes import WorkerProcess, wait_until
 from worker.celery import create_app, send_chunk
 
 WORKERS = ("first", "second")

@@ -12,12 +12,12 @@ import psutil
 import pytest
 from sqlalchemy import Engine, func, select, text
 
-from models.database import open_database
-from models.job import Job
-from models.run import Run
+from models.database.connection import open_database
+from models.schema.job import Job
+from models.schema.run import Run
 from models.states import JobState
 from tests.conftest import TOY_MODEL, Producer
-from tests.processes import CommandProcess, wait_until
+from tests.support.processes import CommandProcess, wait_until
 
 NUM_JOBS = 160
 NUM_TOKENS = 80
@@ -82,7 +82,7 @@ def worker_of(tmp_path: Path) -> psutil.Process:
 
 
 def engine_of(worker: psutil.Process) -> psutil.Process:
-    (engine,) = [child for child in worker.children() if "spawn_main" in " ".join(child.cmdline())]
+    (engine,) = [child for child in worker.worker_group() if "spawn_main" in " ".join(child.cmdline())]
     return engine
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
-from models.job import Job
+from models.database.outbox import send_outbox
 from models.message import TASK_NAME, ChunkMessage
 from models.model_name import canonical_model
-from models.outbox import send_outbox
-from models.run import Run
+from models.schema.job import Job
+from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState
 from tests.conftest import TOY_MODEL
 from tests.faults.poison import ALLOCATES, EXITS, HANGS, RAISES
 from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
-from tests.processes import CommandProcess, wait_until
+from tests.support.processes import CommandProcess, wait_until
 from worker.celery import create_app, send_chunk
 
 Jobs = list[dict[str, Any]]
@@ -83,7 +83,7 @@ def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expect
     """One raises, one ends the process, one hangs, one allocates without end: each gets its error, others succeed."""
     topology.need_workers()
     topology.start_worker(
-        "altered", module="tests.faults.altered_worker", ALTERED="poison", NOCTURNE_MAX_ATTEMPTS="2",
+        "altered", module="tests.faults.faulty_worker", ALTERED="poison", NOCTURNE_MAX_ATTEMPTS="2",
         NOCTURNE_ENGINE_TIMEOUT="1.5",
     )  # fmt: skip
     neighbours = jobs[:60]

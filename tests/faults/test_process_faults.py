@@ -10,11 +10,11 @@ import psutil
 import pytest
 from sqlalchemy import func, select, text
 
-from models.job import Job
-from models.run import Run
+from models.schema.job import Job
+from models.schema.run import Run
 from tests.conftest import TOY_MODEL
 from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
-from tests.processes import CommandProcess, wait_until
+from tests.support.processes import CommandProcess, wait_until
 
 #: They take minutes: `make faults` runs them, `make test` does not.
 pytestmark = pytest.mark.long
@@ -95,7 +95,7 @@ def test_a_worker_that_was_taken_for_dead(topology: Topology, jobs: Jobs, expect
 def test_a_thread_that_ends_by_a_fault_of_ours(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """Its process ends at once, instead of renewing leases of jobs that it would never store."""
     topology.need_workers()
-    broken = topology.start_worker("broken", module="tests.faults.altered_worker", ALTERED="storage")
+    broken = topology.start_worker("broken", module="tests.faults.faulty_worker", ALTERED="storage")
     run_id = topology.submit(jobs)
     assert broken.finish() == 1
     assert any("a fault in the worker's committer" in line for line in broken.lines)
@@ -118,7 +118,7 @@ def test_two_workers_of_one_name(topology: Topology, jobs: Jobs, expected: Expec
 @ON_POSTGRESQL
 def test_a_clock_an_hour_ahead(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     topology.need_workers("first")
-    topology.start_worker("fast", module="tests.faults.altered_worker", ALTERED="clock")
+    topology.start_worker("fast", module="tests.faults.faulty_worker", ALTERED="clock")
     run_id = topology.submit(jobs, "--expires", "30m")
     topology.wait(run_id)
     topology.check(run_id, expected)

@@ -10,10 +10,10 @@ import psutil
 import pytest
 from sqlalchemy import create_engine, text
 
-from models.database import open_database
+from models.database.connection import open_database
 from tests.conftest import TOY_MODEL
 from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 #: They take minutes: `make faults` runs them, `make test` does not.
 pytestmark = pytest.mark.long

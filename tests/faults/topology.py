@@ -15,16 +15,16 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 
 from migrations.upgrade import upgrade
-from models.database import open_database
-from models.job import Job
+from models.database.connection import open_database
 from models.message import queue_name
 from models.model_name import canonical_model
 from models.params import GenerationParams
-from models.run import Run
+from models.schema.job import Job
+from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, RunState
 from tests.conftest import TOY_MODEL
-from tests.processes import RedisServer, WorkerProcess, clean_environment, wait_until
+from tests.support.processes import RedisServer, WorkerProcess, clean_environment, wait_until
 from worker.celery import create_app, queue_length
 from worker.engine.engine import Engine as DecodingEngine
 from worker.engine.request import Request

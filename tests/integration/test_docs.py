@@ -14,12 +14,12 @@ import typer
 import yaml
 from sqlalchemy import Engine, inspect, text
 
+from docs.help_pages import PAGE, page
 from migrations.views import view_definitions
 from models.params import GenerationParams
 from models.settings import Settings
 from producer.cli import app as producer_app
-from tests.help_pages import PAGE, page
-from tests.processes import ROOT, clean_environment
+from tests.support.processes import ROOT, clean_environment
 from worker.cli import app as worker_app
 
 DOCS = [ROOT / "README.md", ROOT / "examples" / "tiny" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,7 +101,7 @@ def test_the_readme_names_every_parameter() -> None:
 
 
 def test_the_readmes_prompt_lines_are_valid(tmp_path: Path) -> None:
-    from producer.prompts import PromptLine, read_prompts
+    from producer.prompts.lines import PromptLine, read_prompts
 
     lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith('    {"')]
     assert len(lines) >= 3

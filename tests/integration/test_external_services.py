@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TOY_MODEL, Producer
-from tests.processes import CommandProcess, WorkerProcess
+from tests.support.processes import CommandProcess, WorkerProcess
 
 PROMPTS = ROOT / "examples" / "prompts.jsonl"
 NUM_PROMPTS = 80

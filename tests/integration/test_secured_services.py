@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import make_url
 
 from models.settings import Settings
-from producer.local import LocalServices
+from producer.runs.embedded import LocalServices
 from tests.conftest import ROOT, TOY_MODEL, Producer
-from tests.processes import RedisServer, WorkerProcess
-from tests.tls import TlsProxy
+from tests.support.processes import RedisServer, WorkerProcess
+from tests.support.tls import TlsProxy
 
 PASSWORD = "correct-horse"
 NUM_PROMPTS = 60

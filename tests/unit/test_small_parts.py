@@ -11,12 +11,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from producer.custom_ids import CustomIds, Repeated
 from producer.duration import parse_duration
 from producer.errors import UsageError
-from producer.flat_options import flat
-from producer.report import is_json, repetition
-from producer.show import colour_of
+from producer.option_groups import flat
+from producer.prompts.duplicate_ids import CustomIds, Repeated
+from producer.results.report import is_json, repetition
+from producer.results.show import colour_of
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Batched decoding: model, KV cache, continuous batching. Knows nothing of Celery, Redis or SQL."""
+"""A continuous-batching engine: requests in, finished requests out. Knows no Celery, SQL or pipe."""

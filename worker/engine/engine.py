@@ -20,21 +20,21 @@ import torch
 
 from models.states import Quantization
 from worker.engine.config import EngineConfig
+from worker.engine.cpu.allocator import is_out_of_memory
 from worker.engine.detokenizer import Detokenizer
-from worker.engine.kv_blocks import KVBlocks
-from worker.engine.kv_cache import KVCache
 from worker.engine.kv_memory import choose_num_blocks
-from worker.engine.memory import is_out_of_memory
+from worker.engine.model.kv_cache import KVCache
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.model_runner import FixedSizes, ModelRunner
 from worker.engine.output import failed_output, finished_output
-from worker.engine.refusal import refusal_by_model, refusal_by_room
 from worker.engine.request import EngineError, InvalidRequest, OutOfMemory, Request, RequestOutput
-from worker.engine.scheduler import Scheduler
-from worker.engine.sequence import Sequence, SequenceGroup
+from worker.engine.sampling.sampler import TokenChooser
+from worker.engine.scheduling.admission import refusal_by_model, refusal_by_room
+from worker.engine.scheduling.block_manager import KVBlocks
+from worker.engine.scheduling.scheduler import Scheduler
+from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+from worker.engine.scheduling.stopping import eos_ids_of
 from worker.engine.stats import EngineStats
-from worker.engine.stopping import eos_ids_of
-from worker.engine.token_chooser import TokenChooser
 
 
 class Engine:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import psutil
 import torch
 
-from worker.engine.attention import AttentionStep
 from worker.engine.config import EngineConfig
-from worker.engine.kv_cache import KVCache, num_blocks_for
+from worker.engine.model.attention import AttentionStep
+from worker.engine.model.kv_cache import KVCache, num_blocks_for
+from worker.engine.model.step_batch import SCRATCH_BLOCK, StepBatch
 from worker.engine.model_loader import LoadedModel
 from worker.engine.request import DoesNotFit
-from worker.engine.step_batch import SCRATCH_BLOCK, StepBatch
 
 GIB = 2**30
 

@@ -19,22 +19,22 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models.states import Quantization
-from worker.engine.aligned_activation import align_activations, settle_vector_math
-from worker.engine.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
-from worker.engine.batched_sampler import ChooseBatch, LaunchBatch, choose_batch, launch_batch
-from worker.engine.cpu_attention import cpu_attention
-from worker.engine.cpu_kernels import CpuKernels, cpu_kernels
-from worker.engine.fused_decoder import FusedDecoder, PlainRowOperations, can_fuse
-from worker.engine.int8_linear import Int8Linear
-from worker.engine.kv_cache import LayerShape
-from worker.engine.linear import MakeLinear, PlainLinear
-from worker.engine.memory import keep_freed_memory
-from worker.engine.packed_linear import PackedLinear, can_pack, keep_from_amx
-from worker.engine.replace_modules import replace_linears
+from worker.engine.batch_invariance import align_activations, settle_vector_math
+from worker.engine.cpu.allocator import keep_freed_memory
+from worker.engine.cpu.attention import cpu_attention
+from worker.engine.cpu.int8_linear import Int8Linear
+from worker.engine.cpu.kernels import CpuKernels, cpu_kernels
+from worker.engine.cpu.linear import TiledInt8Linear, TiledLinear, TiledModule
+from worker.engine.cpu.onednn_linear import PackedLinear, can_pack, keep_from_amx
+from worker.engine.cuda.paged_attention import PAGE_SIZE, varlen_attention
+from worker.engine.model.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
+from worker.engine.model.fused_decoder import FusedDecoder, PlainRowOperations, can_fuse
+from worker.engine.model.kv_cache import LayerShape
+from worker.engine.model.linear import MakeLinear, PlainLinear
+from worker.engine.model.replace_modules import replace_linears
+from worker.engine.model.transformers_decoder import TransformersDecoder
 from worker.engine.request import ModelUnavailable
-from worker.engine.tiled_linear import TiledInt8Linear, TiledLinear, TiledModule
-from worker.engine.transformers_decoder import TransformersDecoder
-from worker.engine.varlen_attention import PAGE_SIZE, varlen_attention
+from worker.engine.sampling.batch_sampler import ChooseBatch, LaunchBatch, choose_batch, launch_batch
 
 #: Rope variants whose angles depend on the longest sequence of the batch.
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engine.attention import AttentionStep, PagedAttention
-from worker.engine.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
-from worker.engine.kv_cache import KVCache
+from worker.engine.cuda.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
+from worker.engine.model.attention import AttentionStep, PagedAttention
+from worker.engine.model.kv_cache import KVCache
+from worker.engine.model.step_batch import MIN_ROWS, Paging, build_step_batch, insert_ids
 from worker.engine.model_loader import LoadedModel
-from worker.engine.scheduler import StepPlan
-from worker.engine.sequence import Sequence
-from worker.engine.step_batch import MIN_ROWS, Paging, build_step_batch, insert_ids
+from worker.engine.scheduling.scheduler import StepPlan
+from worker.engine.scheduling.sequence import Sequence
 
 CPU = torch.device("cpu")
 

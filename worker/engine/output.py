@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from time import monotonic
 
-from worker.engine.beam_group import beam_results
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.request import Completion, EngineError, Hypothesis, Request, RequestOutput, Trace
-from worker.engine.sequence import Sequence, SequenceGroup
+from worker.engine.sampling.beam_group import beam_results
+from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 
 
 def failed_output(request: Request, error: EngineError) -> RequestOutput:

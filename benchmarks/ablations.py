@@ -1,0 +1,81 @@
+"""What each of the large levers brings alone: the engine with all of them, and with one taken away, alternately.
+
+    python -m benchmarks.ablations --requests 128 --rounds 3
+
+`plain products` multiplies with `F.linear`, whose weights are reordered at every call; `oneDNN's products` with weights
+that oneDNN packed once; `one prompt a step` prefills prompts one by one; `waiting batches` lets nobody in until the
+longest of a batch has ended. Prints the median of the rounds and how many times as long each takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+
+import torch
+
+from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_billion
+from benchmarks.throughput import timed
+from worker.engine.cpu.kernels import cpu_kernels
+from worker.engine.cpu.onednn_linear import PackedLinear
+from worker.engine.engine import Engine
+from worker.engine.model.fused_decoder import FusedDecoder, PlainRowOperations
+from worker.engine.model.linear import MakeLinear, PlainLinear
+from worker.engine.request import Request
+
+SLOTS = 64
+LONGEST_PROMPT = 64
+
+
+def with_products(base: Engine, make_linear: MakeLinear) -> Engine:
+    """The same engine, its decoder made of other products."""
+    dtype = base.loaded.dtype
+    decoder = FusedDecoder(qwen2_half_billion(dtype), make_linear, cpu_kernels(dtype) or PlainRowOperations())
+    return Engine(replace(base.loaded, decoder=decoder), base.config)
+
+
+def decode(base: Engine, requests: Sequence[Request], *, prefill_tokens: int | None = None) -> None:
+    engine = Engine(base.loaded, replace(base.config, prefill_tokens=prefill_tokens or base.config.prefill_tokens))
+    for _ in engine.generate(requests):
+        pass
+
+
+def decode_waiting(base: Engine, requests: Sequence[Request]) -> None:
+    for start in range(0, len(requests), SLOTS):
+        decode(base, requests[start : start + SLOTS])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    given = parser.parse_args()
+    base = engine_for(getattr(torch, given.dtype), max_num_seqs=SLOTS)
+    plain, packed = with_products(base, PlainLinear), with_products(base, PackedLinear)
+    requests = long_tailed(given.requests)
+    num_tokens = sum(request.params.max_new_tokens for request in requests)
+    ways: dict[str, Callable[[], None]] = {
+        "all of them": lambda: decode(base, requests),
+        "plain products": lambda: decode(plain, requests),
+        "oneDNN's products": lambda: decode(packed, requests),
+        "one prompt a step": lambda: decode(base, requests, prefill_tokens=LONGEST_PROMPT),
+        "waiting batches": lambda: decode_waiting(base, requests),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(given.rounds):
+        for name, way in ways.items():
+            seconds[name].append(timed(way))
+            print(f"round {number + 1}: {name:18} {num_tokens / seconds[name][-1]:8.1f} tokens/s", flush=True)
+    best = median(seconds["all of them"])
+    print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, {SLOTS} slots")
+    for name, values in seconds.items():
+        print(f"{name:18} {num_tokens / median(values):8.1f} tokens/s   {median(values) / best:.2f} x the time")
+    print(json.dumps({"tokens": num_tokens, "dtype": given.dtype, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The outbox: jobs that are committed but whose message is not (known to be) sent yet.
+
+Whoever sends marks afterwards, so a crash in between sends twice, which claims make harmless, and never not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, update
+
+from models.database.connection import database_moment
+from models.message import ChunkMessage, JobMessage
+from models.params import GenerationParams
+from models.schema.job import Job, rows_to_change
+from models.schema.run import Run
+from models.settings import NUM_PRIORITIES
+from models.states import JobState
+
+MAX_CHUNK_JOBS = 32
+
+#: Jobs read from the database at once.
+PAGE_JOBS = 2_000
+
+#: Hands one chunk to the broker; raises `ConnectionError` where it is not taken.
+Send = Callable[[ChunkMessage], None]
+
+
+def send_outbox(
+    database: Engine,
+    send: Send,
+    *,
+    run_id: str | None = None,
+    num_slots: int = 16,
+    min_age_seconds: float | None = None,
+) -> int:
+    """Sends every unsent job, of one run or of all; returns how many.
+
+    `num_slots` is how many chunks all workers hold at once: chunks shrink towards the end of a run so that
+    the workers finish together. With `min_age_seconds`, jobs never tried are left to their submitter for so long.
+    """
+    condition = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None))
+    if run_id is not None:
+        condition = and_(condition, Job.run_id == run_id)
+    if min_age_seconds is not None:
+        is_old = Job.created_at < database_moment(min_age_seconds)
+        condition = and_(condition, or_(is_old, Job.attempts > 0))
+    num_sent, num_left = 0, _count(database, condition)
+    if not num_left:  # every sweep of every worker asks
+        return 0
+    for priority in reversed(range(NUM_PRIORITIES)):
+        while page := _read_page(database, and_(condition, Job.priority == priority)):
+            for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_slots):
+                send(chunk)
+            _mark_sent(database, [row.id for row in page])
+            num_sent += len(page)
+    return num_sent
+
+
+def chunk_size(num_left: int, num_slots: int) -> int:
+    """Guided self-scheduling: an even share of what is left, within bounds, so that the last ones even out.
+
+    Not less than that: a chunk is in hand until its longest job has ended, and too few jobs in hand leave the engine's
+    slots empty.
+    """
+    return max(1, min(MAX_CHUNK_JOBS, num_left // num_slots))
+
+
+def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any]]:
+    columns = (Job.id, Job.run_id, Job.prompt, Job.messages, Job.params, Job.seed, Job.priority, Job.is_suspect)
+    statement = (
+        select(*columns, Run.model)
+        .join(Run, Run.id == Job.run_id)
+        .where(condition)
+        .order_by(Job.run_id, Job.id)
+        .limit(PAGE_JOBS)
+    )
+    with database.begin() as connection:
+        return list(connection.execute(statement))
+
+
+def _mark_sent(database: Engine, job_ids: list[int]) -> None:
+    with database.begin() as connection:
+        # What a worker is just claiming needs no mark.
+        unclaimed = rows_to_change(Job.id.in_(job_ids), Job.state == JobState.QUEUED, skip_locked=True)
+        connection.execute(update(Job).where(unclaimed).values(sent_at=database_moment()))
+
+
+def _count(database: Engine, condition: ColumnElement[bool]) -> int:
+    with database.begin() as connection:
+        return connection.execute(select(func.count()).select_from(Job).where(condition)).scalar_one()
+
+
+def _chunks(rows: list[Row[Any]], num_left: int, num_slots: int) -> Iterator[ChunkMessage]:
+    """A page's rows in chunks; `num_left` rows are still to be sent, these included."""
+    start = 0
+    while start < len(rows):
+        first = rows[start]
+        size = 1 if first.is_suspect else chunk_size(num_left - start, num_slots)
+        end = start + 1
+        while end < min(start + size, len(rows)) and _travels_with(first, rows[end]):
+            end += 1
+        jobs = [_job_message(row) for row in rows[start:end]]
+        yield ChunkMessage(run_id=first.run_id, model=first.model, priority=first.priority, jobs=jobs)
+        start = end
+
+
+def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
+    """One chunk has one run; a suspect travels alone."""
+    return first.run_id == other.run_id and not other.is_suspect
+
+
+def _job_message(row: Row[Any]) -> JobMessage:
+    params = GenerationParams.model_validate({**row.params, "seed": row.seed})
+    return JobMessage(id=row.id, prompt=row.prompt, messages=row.messages, params=params)

@@ -1,0 +1,29 @@
+"""A run: one submission."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.schema.base import Base, BigId
+
+
+class Run(Base):
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # time of submission and six random digits
+    name: Mapped[str | None] = mapped_column(index=True)  # what `--name` said
+    model: Mapped[str]  # hub id or folder, as the workers know it
+    state: Mapped[str] = mapped_column(index=True)  # RunState
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    finished_at: Mapped[datetime | None]  # when its last job became final
+    source: Mapped[str]  # the file it was read from, or "-"
+    content_hash: Mapped[str] = mapped_column(index=True)  # of its jobs as they were read: finds a run to resume
+    seed: Mapped[int] = mapped_column(BigId)  # jobs without a seed derive theirs from this and their custom_id
+    num_jobs: Mapped[int] = mapped_column(default=0)
+    num_succeeded: Mapped[int] = mapped_column(default=0)
+    num_failed: Mapped[int] = mapped_column(default=0)
+    num_cancelled: Mapped[int] = mapped_column(default=0)
+    num_expired: Mapped[int] = mapped_column(default=0)
+    completion_tokens: Mapped[int] = mapped_column(BigId, default=0)  # over all its stored results

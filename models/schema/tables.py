@@ -1,0 +1,13 @@
+"""Every table in one import, for Alembic and for those who need several."""
+
+from __future__ import annotations
+
+from models.schema.base import Base
+from models.schema.job import Job
+from models.schema.job_event import JobEvent, JobTransition
+from models.schema.result import Environment, Result
+from models.schema.run import Run
+from models.schema.trace import TokenTrace
+from models.schema.worker import Worker
+
+__all__ = ["Base", "Environment", "Job", "JobEvent", "JobTransition", "Result", "Run", "TokenTrace", "Worker"]

@@ -1,0 +1,25 @@
+"""A worker: one Celery worker with its device and what it serves."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.schema.base import Base, BigId
+
+
+class Worker(Base):
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    device: Mapped[str]
+    model: Mapped[str]
+    max_num_seqs: Mapped[int]  # sequences that decode side by side at most
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]  # last sign of life
+    stopped_at: Mapped[datetime | None]  # set when it ended in order
+    tokens_per_second: Mapped[float]  # generated, over the last seconds
+    num_steps: Mapped[int] = mapped_column(BigId)  # engine steps since the start
+    mean_running: Mapped[float]  # sequences per step since the start

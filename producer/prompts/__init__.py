@@ -1,0 +1,1 @@
+"""A file becomes validated job drafts. Knows no database."""

@@ -1,0 +1,168 @@
+"""Records as prompts: what a line asks for, or the first thing that is wrong with it. Knows nothing of grids."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from models.params import GenerationParams
+from producer.prompts.records import InputOptions, InvalidLine, Record, read_records
+
+PARAMETER_FIELDS = frozenset(GenerationParams.model_fields)
+OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"})
+ROLES = ("system", "user", "assistant", "tool", "developer")
+MAX_CUSTOM_ID = 512
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """One valid line: what to decode, and the parameters it sets itself (not validated yet)."""
+
+    number: int
+    raw: str
+    custom_id: str
+    prompt: str | None
+    messages: list[dict[str, Any]] | None
+    params: dict[str, Any]
+    priority: int | None
+    metadata: dict[str, Any]
+    default_strategy: str = "greedy"  # where neither the line nor the command names one
+
+
+@dataclass(frozen=True)
+class LineError:
+    """What is wrong with a line; `field` is empty where the line as a whole is."""
+
+    number: int
+    field: str
+    problem: str
+    raw: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.problem}" if self.field else self.problem
+
+
+def read_prompts(path: Path, options: InputOptions = InputOptions()) -> Iterator[PromptLine | LineError]:
+    """Every line that is not blank, in order. Raises `UsageError` where the file cannot be read."""
+    for record in read_records(path, options):
+        try:
+            if record.error is not None:
+                raise record.error
+            yield _prompt_line(record)
+        except InvalidLine as error:
+            yield LineError(record.number, error.field, error.problem, record.raw)
+
+
+@lru_cache(maxsize=1024)
+def misspelt_parameter(field: str) -> str | None:
+    """The parameter that a metadata field's name looks like a misspelling of, if any."""
+    matches = get_close_matches(field.lower(), PARAMETER_FIELDS | OWN_FIELDS, n=1, cutoff=0.8)
+    return matches[0] if matches else None
+
+
+def _prompt_line(record: Record) -> PromptLine:
+    fields = dict(record.fields)
+    _check_strings(fields)
+    params = {name: fields.pop(name) for name in PARAMETER_FIELDS & fields.keys()}
+    prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
+    if (prompt is None) == (messages is None):
+        raise InvalidLine("", "needs either prompt or messages" + (", not both" if prompt is not None else ""))
+    if prompt is not None:
+        _check_text("prompt", prompt)
+    else:
+        _check_messages(messages)
+    return PromptLine(
+        number=record.number,
+        raw=record.raw,
+        custom_id=_custom_id(fields.pop("custom_id", None), record.number),
+        prompt=prompt,
+        messages=messages,
+        params=params,
+        priority=_priority(fields.pop("priority", None)),
+        metadata=fields,
+        default_strategy="sample" if "url" in fields else "greedy",  # OpenAI's default is to sample
+    )
+
+
+def _check_strings(fields: dict[str, Any]) -> None:
+    """What JSON can say and the databases cannot store. Raises `InvalidLine`."""
+    for field, value in fields.items():
+        text = field + _joined(value, field if field not in PARAMETER_FIELDS else None)
+        if "\0" in text:
+            raise InvalidLine(
+                field, "has a NUL character (\\u0000), which PostgreSQL cannot store; remove it, or give --replace-nul"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            # CSV's reader leaves the bytes that are not UTF-8 as the surrogates from U+DC80 on.
+            is_byte = 0xDC80 <= ord(text[error.start]) <= 0xDCFF
+            problem = "is not UTF-8; save the file as UTF-8" if is_byte else (
+                "has a lone surrogate (\\ud800 … \\udfff); write the character whole"
+            )  # fmt: skip
+            raise InvalidLine(field, problem) from error
+
+
+def _joined(value: Any, metadata_field: str | None) -> str:
+    """All strings inside a JSON value; a number of metadata must be one that JSON has."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return "".join(key + _joined(inner, metadata_field) for key, inner in value.items())
+    if isinstance(value, list):
+        return "".join(_joined(inner, metadata_field) for inner in value)
+    if isinstance(value, float) and metadata_field is not None and not math.isfinite(value):
+        raise InvalidLine(metadata_field, f"must be a finite number, got {value}")
+    return ""
+
+
+def _check_text(field: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise InvalidLine(field, f"must be a string, got {_shorten(value)}")
+    if not value:
+        raise InvalidLine(field, "is empty; give at least one character")
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise InvalidLine("messages", f"must be a list of at least one message, got {_shorten(messages)}")
+    for index, message in enumerate(messages):
+        field = f"messages[{index}]"
+        if not isinstance(message, dict):
+            raise InvalidLine(field, f"must be an object with role and content, got {_shorten(message)}")
+        if message.get("role") not in ROLES:
+            raise InvalidLine(
+                f"{field}.role", f"must be one of {', '.join(ROLES)}, got {_shorten(message.get('role'))}"
+            )
+        if not isinstance(message.get("content"), str):
+            raise InvalidLine(f"{field}.content", f"must be a string, got {_shorten(message.get('content'))}")
+
+
+def _custom_id(value: Any, number: int) -> str:
+    if value is None:
+        return f"line-{number}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # tables often number their rows
+    _check_text("custom_id", value)
+    if len(value) > MAX_CUSTOM_ID:
+        raise InvalidLine("custom_id", f"must have at most {MAX_CUSTOM_ID} characters, got {len(value)}")
+    return str(value)
+
+
+def _priority(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
+        raise InvalidLine("priority", f"must be a whole number from 0 to 9 (9 goes first), got {_shorten(value)}")
+    return value
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

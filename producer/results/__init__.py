@@ -1,0 +1,1 @@
+"""Whatever reads a run: progress, exports, SQL, pages. Never writes to the database."""

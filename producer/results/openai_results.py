@@ -1,0 +1,121 @@
+"""Results as OpenAI's Batch API writes them: a line per answered request, and a line per one that was not.
+
+Source: the batch guide and the chat completion reference of the OpenAI API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+from models.states import JobState
+from producer.prompts.openai_lines import CHAT_URL, COMPLETION_URL
+
+#: Ours -> OpenAI's.
+FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+
+HTTP_STATUS_OF_CODE = {"PromptTooLong": 400, "InvalidRequest": 400, "DoesNotFit": 400}
+
+
+def openai_lines(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """Whether the request was answered, and its line; `rows` are those of `results` with traces, by job."""
+    for _, of_job in groupby(rows, key=lambda row: row["job_id"]):
+        samples = list(of_job)
+        if samples[0]["state"] == JobState.SUCCEEDED:
+            yield True, _answered(samples)
+        elif samples[0]["state"] in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
+            yield False, _unanswered(samples[0])
+
+
+def _answered(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    first = samples[0]
+    is_chat = _url(first) == CHAT_URL
+    completion_tokens = sum(sample["completion_tokens"] for sample in samples)
+    body = {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{first['job_id']}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": int(first["finished_at"].timestamp()),
+        "model": first["model"],
+        "choices": [_chat_choice(sample) if is_chat else _text_choice(sample) for sample in samples],
+        "usage": {
+            "prompt_tokens": first["prompt_tokens"],
+            "completion_tokens": completion_tokens,
+            "total_tokens": first["prompt_tokens"] + completion_tokens,
+        },
+    }
+    return {
+        "id": f"batch_req_{first['job_id']}",
+        "custom_id": first["custom_id"],
+        "response": {"status_code": 200, "request_id": f"req_{first['job_id']}", "body": body},
+        "error": None,
+    }
+
+
+def _unanswered(row: dict[str, Any]) -> dict[str, Any]:
+    code = row["error_code"] or row["state"]
+    response = None
+    if code in HTTP_STATUS_OF_CODE:
+        error = {"message": row["error"], "type": "invalid_request_error", "param": None, "code": code}
+        status = HTTP_STATUS_OF_CODE[code]
+        response = {"status_code": status, "request_id": f"req_{row['job_id']}", "body": {"error": error}}
+    return {
+        "id": f"batch_req_{row['job_id']}",
+        "custom_id": row["custom_id"],
+        "response": response,
+        "error": {"code": code, "message": row["error"] or row["state"]},
+    }
+
+
+def _url(row: dict[str, Any]) -> str:
+    """What the line asked for; of a native one, by whether it was a conversation."""
+    asked = (row["metadata"] or {}).get("url")
+    return str(asked) if asked in (CHAT_URL, COMPLETION_URL) else CHAT_URL if row["messages"] else COMPLETION_URL
+
+
+def _wants_logprobs(row: dict[str, Any]) -> bool:
+    return bool((row["metadata"] or {}).get("logprobs")) or bool(row["params"].get("top_logprobs"))
+
+
+def _chat_choice(sample: dict[str, Any]) -> dict[str, Any]:
+    content = [
+        _token(token["token"], token["logprob"])
+        | {"top_logprobs": [_token(other["token"], other["logprob"]) for other in token["top_logprobs"] or []]}
+        for token in sample["trace"] or []
+    ]
+    return {
+        "index": sample["sample_index"],
+        "message": {"role": "assistant", "content": sample["text"], "refusal": None},
+        "logprobs": {"content": content, "refusal": None} if _wants_logprobs(sample) else None,
+        "finish_reason": FINISH_REASONS[sample["finish_reason"]],
+    }
+
+
+def _text_choice(sample: dict[str, Any]) -> dict[str, Any]:
+    trace = sample["trace"] or []
+    logprobs = {
+        "tokens": [token["token"] for token in trace],
+        "token_logprobs": [token["logprob"] for token in trace],
+        "top_logprobs": [
+            {other["token"]: other["logprob"] for other in token["top_logprobs"] or []} for token in trace
+        ],
+        "text_offset": _offsets([token["token"] for token in trace]),
+    }
+    return {
+        "index": sample["sample_index"],
+        "text": sample["text"],
+        "logprobs": logprobs if _wants_logprobs(sample) else None,
+        "finish_reason": FINISH_REASONS[sample["finish_reason"]],
+    }
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def _offsets(tokens: list[str]) -> list[int]:
+    offsets, position = [], 0
+    for token in tokens:
+        offsets.append(position)
+        position += len(token)
+    return offsets

@@ -1,0 +1,105 @@
+"""Watching a run until it is finished: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.live import Live
+from rich.text import Text
+from sqlalchemy import Engine
+
+from producer.console import say, stderr
+from producer.render import progress_line
+from producer.results.live_view import live_view
+from producer.results.queries import RunProgress, live_workers, recent_errors, run_progress
+
+POLL_SECONDS = 0.5
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Rate:
+    """Jobs per second since watching began, for the time that is left."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def eta(self, progress: RunProgress) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, progress.num_final)
+        started, done_then = self._first
+        done, left = progress.num_final - done_then, progress.num_jobs - progress.num_final
+        if not left:
+            return "done"
+        if not done:
+            return "ETA unknown"
+        seconds = int(left * (now - started) / done)
+        return f"ETA {seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+
+
+def watch(
+    database: Engine,
+    run_id: str,
+    *,
+    check: Callable[[], None] = lambda: None,
+    is_interrupted: Callable[[], bool] = lambda: False,
+    quiet: bool = False,
+) -> RunProgress:
+    """Shows progress on stderr until the run is finished; returns where it ended.
+
+    `check` is called at every look and may raise, for one who knows that nobody works any more. Raises
+    `KeyboardInterrupt` once `is_interrupted`.
+    """
+    rate = Rate()
+    if quiet:
+        return _poll(database, run_id, check, is_interrupted, lambda _: None)
+    if not stderr.is_terminal:
+        return _watch_plainly(database, run_id, check, is_interrupted, rate)
+    return _watch_live(database, run_id, check, is_interrupted, rate)
+
+
+def _watch_live(
+    database: Engine, run_id: str, check: Callable[[], None], is_interrupted: Callable[[], bool], rate: Rate
+) -> RunProgress:
+    with Live(Text("waiting for a worker"), console=stderr, auto_refresh=False) as live:
+
+        def show(progress: RunProgress) -> None:
+            workers = [worker for worker in live_workers(database) if worker.model == progress.model]
+            errors = recent_errors(database, run_id)
+            live.update(live_view(progress, rate.eta(progress), workers, errors), refresh=True)
+
+        return _poll(database, run_id, check, is_interrupted, show)
+
+
+def _watch_plainly(
+    database: Engine, run_id: str, check: Callable[[], None], is_interrupted: Callable[[], bool], rate: Rate
+) -> RunProgress:
+    last = -PLAIN_LINE_SECONDS
+
+    def show(progress: RunProgress) -> None:
+        nonlocal last
+        line = progress_line(progress, rate.eta(progress))
+        if time.monotonic() - last >= PLAIN_LINE_SECONDS or progress.is_finished:
+            say(line)
+            last = time.monotonic()
+
+    return _poll(database, run_id, check, is_interrupted, show)
+
+
+def _poll(
+    database: Engine,
+    run_id: str,
+    check: Callable[[], None],
+    is_interrupted: Callable[[], bool],
+    show: Callable[[RunProgress], None],
+) -> RunProgress:
+    while True:
+        progress = run_progress(database, run_id)
+        show(progress)
+        if progress.is_finished:
+            return progress
+        check()
+        time.sleep(POLL_SECONDS)
+        if is_interrupted():
+            raise KeyboardInterrupt

@@ -1,0 +1,238 @@
+"""Every read of the database that a command makes, as typed rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, Row, and_, column, func, select, table
+from sqlalchemy.exc import DBAPIError
+
+from models.database.connection import database_moment
+from models.schema.job import Job
+from models.schema.run import Run
+from models.schema.trace import TokenTrace
+from models.schema.worker import Worker
+from models.states import JobState
+from producer.errors import UsageError
+from producer.results.selection import Selection
+
+#: A worker that gave no sign of life for so long is not counted.
+WORKER_SILENCE_SECONDS = 60
+
+RESULT_COLUMNS = (
+    "run_id", "run_name", "job_id", "custom_id", "state", "strategy", "params", "seed", "sample_index", "text",
+    "finish_reason", "prompt_tokens", "completion_tokens", "cumulative_logprob", "score", "queued_seconds",
+    "prefill_seconds", "decode_seconds", "worker", "attempts", "error", "error_code", "metadata", "grid_point",
+    "started_at", "finished_at",
+)  # fmt: skip
+
+TRACE_COLUMNS = (
+    "position", "token_id", "token", "logprob", "sampling_logprob", "entropy", "rank", "kept", "top_logprobs", "beam",
+)  # fmt: skip
+
+TIME_COLUMNS = ("created_at", "started_at", "finished_at", "expires_at")
+ROWS_PER_FETCH = 500
+
+JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "top_logprobs", "hypotheses")
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """A run as a person wants to see it."""
+
+    id: str
+    name: str | None
+    model: str
+    state: str
+    source: str
+    created_at: datetime
+    finished_at: datetime | None
+    num_jobs: int
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    completion_tokens: int
+    tokens_per_second: float  # of the workers that serve its model, now
+    mean_running: float  # sequences per decode step, mean over those workers
+    num_workers: int
+
+    @property
+    def num_final(self) -> int:
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+    @property
+    def is_finished(self) -> bool:
+        return self.num_final >= self.num_jobs
+
+
+def find_run(database: Engine, reference: str | None) -> str:
+    """The id of a run given by id, by the start of one, or by name; without a reference the newest.
+
+    Raises `UsageError`.
+    """
+    with database.begin() as connection:
+        newest = select(Run.id).order_by(Run.created_at.desc())
+        if reference is None:
+            row = connection.execute(newest.limit(1)).first()
+            if row is None:
+                raise UsageError("there is no run yet; submit one with: producer run FILE")
+            return str(row[0])
+        exact = connection.execute(select(Run.id).where(Run.id == reference)).first()
+        if exact is not None:
+            return str(exact[0])
+        named = connection.execute(newest.where(Run.name == reference).limit(1)).first()
+        if named is not None:
+            return str(named[0])
+        begins = connection.execute(newest.where(Run.id.startswith(reference, autoescape=True)).limit(2)).all()
+    if len(begins) == 1:
+        return str(begins[0][0])
+    problem = "several runs begin with" if begins else "there is no run"
+    raise UsageError(f"{problem} {reference!r}; `producer status` lists them")
+
+
+def run_progress(database: Engine, run_id: str) -> RunProgress:
+    """Where a run stands. The run must exist."""
+    with database.begin() as connection:
+        run = connection.execute(select(Run).where(Run.id == run_id)).one()
+        running = connection.execute(
+            select(func.count()).select_from(Job).where(Job.run_id == run_id, Job.state == JobState.RUNNING)
+        ).scalar_one()
+        workers = connection.execute(select(Worker).where(Worker.model == run.model, _is_alive())).all()
+    final = run.num_succeeded + run.num_failed + run.num_cancelled + run.num_expired
+    return RunProgress(
+        id=run.id,
+        name=run.name,
+        model=run.model,
+        state=run.state,
+        source=run.source,
+        created_at=run.created_at,
+        finished_at=run.finished_at,
+        num_jobs=run.num_jobs,
+        queued=max(0, run.num_jobs - final - running),
+        running=running,
+        succeeded=run.num_succeeded,
+        failed=run.num_failed,
+        cancelled=run.num_cancelled,
+        expired=run.num_expired,
+        completion_tokens=run.completion_tokens,
+        tokens_per_second=sum(worker.tokens_per_second for worker in workers),
+        mean_running=sum(worker.mean_running for worker in workers) / max(len(workers), 1),
+        num_workers=len(workers),
+    )
+
+
+def recent_runs(database: Engine, limit: int = 20) -> list[RunProgress]:
+    """The newest runs, the newest first."""
+    with database.begin() as connection:
+        ids = connection.execute(select(Run.id).order_by(Run.created_at.desc()).limit(limit)).scalars().all()
+    return [run_progress(database, run_id) for run_id in ids]
+
+
+def live_workers(database: Engine) -> list[Row[Any]]:
+    """Workers that gave a sign of life lately."""
+    with database.begin() as connection:
+        return list(connection.execute(select(Worker).where(_is_alive()).order_by(Worker.name)))
+
+
+def waiting_by_model(database: Engine) -> dict[str, int]:
+    """Jobs that wait, by model."""
+    statement = (
+        select(Run.model, func.count())
+        .join(Job, Job.run_id == Run.id)
+        .where(Job.state == JobState.QUEUED)
+        .group_by(Run.model)
+    )
+    with database.begin() as connection:
+        return dict(connection.execute(statement).all())
+
+
+def recent_errors(database: Engine, run_id: str, limit: int = 3) -> list[tuple[str, str]]:
+    """Custom id and error of the jobs that failed last."""
+    statement = (
+        select(Job.custom_id, Job.error)
+        .where(Job.run_id == run_id, Job.state == JobState.FAILED)
+        .order_by(Job.id.desc())
+        .limit(limit)
+    )
+    with database.begin() as connection:
+        return [(custom_id, error or "") for custom_id, error in connection.execute(statement)]
+
+
+def results(
+    database: Engine, run_id: str, selection: Selection = Selection(), *, with_traces: bool = False
+) -> Iterator[dict[str, Any]]:
+    """A run's rows of `job_results` in the order of its input, a few at a time.
+
+    Each has RESULT_COLUMNS, `model`, `prompt` and `messages`, and `trace` where it is asked for.
+    """
+    view = table(
+        "job_results", *(column(name) for name in (*RESULT_COLUMNS, "model", "prompt", "messages", "result_id"))
+    )
+    statement = select(view).where(view.c.run_id == run_id).order_by(view.c.job_id, view.c.sample_index)
+    if selection.states:
+        statement = statement.where(view.c.state.in_(selection.states))
+    if selection.strategies:
+        statement = statement.where(view.c.strategy.in_(selection.strategies))
+    with database.connect() as connection:
+        found = connection.execution_options(stream_results=True, yield_per=ROWS_PER_FETCH).execute(statement)
+        for rows in found.mappings().partitions():
+            decoded = (decode_row(dict(row)) for row in rows)
+            wanted = [row for row in decoded if selection.matches(row)]
+            if with_traces:
+                _add_traces(database, wanted)
+            yield from wanted
+
+
+def _add_traces(database: Engine, rows: Sequence[dict[str, Any]]) -> None:
+    """Gives each row its `trace`: one object a token, or None where there is none."""
+    columns = [getattr(TokenTrace, name) for name in ("result_id", *TRACE_COLUMNS)]
+    ids = [row["result_id"] for row in rows if row["result_id"] is not None]
+    statement = (
+        select(*columns).where(TokenTrace.result_id.in_(ids)).order_by(TokenTrace.result_id, TokenTrace.position)
+    )
+    traces: dict[int, list[dict[str, Any]]] = {}
+    with database.connect() as connection:
+        for token in connection.execute(statement).mappings():
+            values = decode_row(dict(token))
+            traces.setdefault(values.pop("result_id"), []).append(values)
+    for row in rows:
+        row["trace"] = traces.get(row["result_id"])
+
+
+def decode_row(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON and times of a view as values: SQLite hands them out as text."""
+    return {name: _decoded(name, value) for name, value in row.items()}
+
+
+def _decoded(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if name in JSON_COLUMNS:
+        return json.loads(value)
+    if name in TIME_COLUMNS:
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    return value
+
+
+def run_sql(database: Engine, statement: str, limit: int | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows of a person's own SELECT, on a read-only connection. Raises `UsageError`."""
+    try:
+        with database.connect() as connection:
+            result = connection.exec_driver_sql(statement)
+            if not result.returns_rows:
+                raise UsageError("the statement returns no rows; `producer sql` only reads")
+            rows = result.fetchall() if limit is None else result.fetchmany(limit)
+            return list(result.keys()), [tuple(row) for row in rows]
+    except DBAPIError as error:
+        raise UsageError(f"the database refuses the statement: {str(error.orig).strip()}") from error
+
+
+def _is_alive() -> ColumnElement[bool]:
+    return and_(Worker.stopped_at.is_(None), Worker.seen_at > database_moment(WORKER_SILENCE_SECONDS))

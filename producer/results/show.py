@@ -1,0 +1,139 @@
+"""`producer show`: one job with its tokens, coloured by how probable each was."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+from sqlalchemy import Engine, select
+
+from models.database.connection import open_database
+from models.schema.job import Job
+from models.schema.result import Result
+from models.schema.trace import TokenTrace
+from models.settings import Settings
+from models.states import Strategy
+from producer.console import stdout
+from producer.errors import UsageError
+from producer.render import table, to_json, visible
+from producer.results.queries import decode_row, find_run
+
+#: Least probability of each colour, the most probable first.
+COLOURS = ((0.9, "green"), (0.5, "cyan"), (0.1, "yellow"), (0.01, "magenta"), (0.0, "red"))
+
+
+def show_job(settings: Settings, reference: str, custom_id: str, *, with_alternatives: bool, as_json: bool) -> None:
+    """Prints the job. Raises `UsageError`."""
+    database = open_database(settings.database_url, read_only=True)
+    job = find_job(database, find_run(database, reference), custom_id)
+    results = results_of(database, job["id"])
+    if as_json:
+        print(to_json({**job, "results": [{**result, "tokens": tokens} for result, tokens in results]}))  # noqa: T201
+        return
+    _show_head(job)
+    for result, tokens in results:
+        _show_result(result, tokens, with_alternatives=with_alternatives)
+
+
+def find_job(database: Engine, run_id: str, custom_id: str) -> dict[str, Any]:
+    """A job's row. Raises `UsageError`."""
+    with database.connect() as connection:
+        statement = select(Job.__table__).where(Job.run_id == run_id, Job.custom_id == custom_id)
+        job = connection.execute(statement).mappings().first()
+    if job is None:
+        raise UsageError(f"run {run_id} has no job {custom_id!r}; `producer results {run_id}` lists them")
+    return dict(job)
+
+
+def colour_of(logprob: float) -> str:
+    """The colour of a token of this log-probability."""
+    return next(colour for least, colour in COLOURS if math.exp(logprob) >= least)
+
+
+def _show_head(job: dict[str, Any]) -> None:
+    params = {name: value for name, value in job["params"].items() if value not in (None, [], False)}
+    stdout.print(f"{visible(job['custom_id'])}: {job['state']}, attempt {job['attempts']}", style="bold", markup=False)
+    stdout.print(", ".join(f"{name}={value}" for name, value in params.items()), style="dim", markup=False)
+    asked = job["prompt"] or "\n".join(f"{m['role']}: {m['content']}" for m in job["messages"])
+    stdout.print(Text(visible(asked), style="italic"))
+    if job["error"]:
+        stdout.print(Text(f"{job['error_code']}: {visible(job['error'])}", style="red"))
+    legend = Text("probability: ")
+    for least, colour in COLOURS:
+        legend.append(f"≥ {least:g} ", style=colour)
+    stdout.print(legend)
+
+
+def results_of(database: Engine, job_id: int) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    with database.connect() as connection:
+        results = connection.execute(
+            select(Result.__table__).where(Result.job_id == job_id).order_by(Result.sample_index)
+        ).mappings()
+        found = [dict(result) for result in results]
+        traces = select(TokenTrace.__table__).order_by(TokenTrace.position)
+        return [
+            (
+                result,
+                [
+                    decode_row(dict(token))
+                    for token in connection.execute(traces.where(TokenTrace.result_id == result["id"])).mappings()
+                ],
+            )
+            for result in found
+        ]
+
+
+def _show_result(result: dict[str, Any], tokens: list[dict[str, Any]], *, with_alternatives: bool) -> None:
+    score = "" if result["score"] is None else f", score {result['score']:.4f}"
+    stdout.rule(
+        f"sample {result['sample_index']}: {result['completion_tokens']} tokens, {result['finish_reason']}, "
+        f"logprob {result['cumulative_logprob']:.3f}{score}",
+        align="left",
+    )
+    if not tokens:
+        stdout.print(Text(visible(result["text"])))
+        stdout.print("no trace was kept (trace=none, or pruned)", style="dim")
+    text = Text()
+    for token in tokens:
+        text.append(visible(token["token"]), style=colour_of(token["logprob"]))
+    stdout.print(text)
+    if with_alternatives and tokens:
+        stdout.print(_token_table(tokens))
+    if result["hypotheses"]:
+        stdout.print(_beam_tree(result["hypotheses"], tokens))
+
+
+def _token_table(tokens: list[dict[str, Any]]) -> Any:
+    columns = ["position", "token", "probability", "rank", "entropy", "kept", "alternatives"]
+    rows = []
+    for token in tokens:
+        others = [f"{other['token']!r} {math.exp(other['logprob']):.3f}" for other in token["top_logprobs"] or []]
+        rows.append((
+            token["position"], repr(token["token"]), math.exp(token["logprob"]), token["rank"], token["entropy"],
+            token["kept"], "  ".join(others) or "not kept; submit with --top-logprobs",
+        ))  # fmt: skip
+    return table(columns, rows, whole=columns[:-1])
+
+
+def _beam_tree(hypotheses: list[dict[str, Any]], tokens: list[dict[str, Any]]) -> Tree:
+    """The finished hypotheses, those that begin alike on one branch; the best is first."""
+    switches = [str(token["position"]) for before, token in zip(tokens, tokens[1:], strict=False)
+                if token["beam"] != before["beam"]]  # fmt: skip
+    title = f"{Strategy.BEAM}: {len(hypotheses)} finished hypotheses"
+    if switches:
+        title += f"; the best changed its beam at position {', '.join(switches[:12])}"
+    tree = Tree(Text(title))
+    branches: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for hypothesis in hypotheses:
+        branches[" ".join(hypothesis["text"].split()[:3])].append(hypothesis)
+    for beginning, members in branches.items():
+        node = tree if len(members) == 1 else tree.add(Text(visible(beginning) + " …", style="bold"))
+        for member in members:
+            label = Text(f"{member['score']:.4f} ", style="cyan")
+            label.append(f"({member['num_tokens']} tokens, {member['finish_reason']}) ", style="dim")
+            label.append(visible(member["text"]))
+            node.add(label)
+    return tree

@@ -1,0 +1,59 @@
+"""The producer's side of the broker: is it there, and sending a run's outbox to it."""
+
+from __future__ import annotations
+
+from functools import partial
+from urllib.parse import urlsplit
+
+from sqlalchemy import Engine
+
+from models.database.outbox import send_outbox
+from models.settings import Settings
+from producer.console import say
+from producer.errors import UsageError
+from producer.results.queries import live_workers
+
+
+def hide_password(url: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
+
+
+def check_broker(url: str) -> None:
+    """Raises `UsageError` unless Redis answers. Done before anything is written."""
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    address = url.replace("redis+socket://", "unix://", 1)
+    try:
+        client = Redis.from_url(address, socket_connect_timeout=5, socket_timeout=5)
+        client.ping()
+        client.close()
+    except (RedisError, ValueError, OSError) as error:
+        raise UsageError(
+            f"cannot reach Redis at {hide_password(url)}: {error}; start it, or give --broker, "
+            "or use `producer run`, which brings its own"
+        ) from error
+
+
+def nudge(settings: Settings) -> None:
+    """Lets the workers notice at once what was cancelled; without it they notice at their next heartbeat."""
+    from worker.celery import create_app, nudge_workers
+
+    try:
+        nudge_workers(create_app(settings))
+    except ConnectionError as error:
+        say(f"Redis does not answer, so workers notice it at their next heartbeat only: {error}")
+
+
+def send_run(settings: Settings, database: Engine, run_id: str | None) -> int:
+    """Sends what is in the outbox, of one run or of all; returns the number of jobs.
+
+    Raises `ConnectionError` where the broker does not take it; what is not sent stays in the outbox.
+    """
+    from worker.celery import create_app, send_chunk
+
+    app = create_app(settings)
+    num_slots = max(1, len(live_workers(database))) * settings.concurrency
+    return send_outbox(database, partial(send_chunk, app), run_id=run_id, num_slots=num_slots)

@@ -1,0 +1,83 @@
+"""`producer prune`: takes old runs, or only their traces, out of the database, a little at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine, delete, func, select
+
+from models.schema.job import Job
+from models.schema.result import Result
+from models.schema.run import Run
+from models.schema.trace import TokenTrace
+from models.settings import Settings
+from models.states import RunState
+from producer.console import say
+from producer.render import to_json
+from producer.runs.lifecycle import existing_database
+
+JOBS_PER_BATCH = 500
+
+
+def prune_runs(settings: Settings, older_than: timedelta, *, traces_only: bool, is_dry: bool, as_json: bool) -> None:
+    """Deletes finished runs that ended before then; workers go on meanwhile. Raises `UsageError`."""
+    database = existing_database(settings)
+    run_ids = _old_runs(database, datetime.now(UTC) - older_than)
+    num_jobs, num_traces = _count(database, run_ids)
+    what = f"{num_traces:,} trace rows of {len(run_ids):,} runs" if traces_only else (
+        f"{len(run_ids):,} runs with {num_jobs:,} jobs and {num_traces:,} trace rows"
+    )  # fmt: skip
+    if as_json:
+        gone = {"runs": 0 if traces_only else len(run_ids), "jobs": 0 if traces_only else num_jobs}
+        print(to_json({**gone, "trace_rows": num_traces, "dry_run": is_dry}))  # noqa: T201
+    if is_dry:
+        say(f"would delete {what}")
+        return
+    for run_id in run_ids:
+        _prune_run(database, run_id, traces_only=traces_only)
+    say(f"deleted {what}")
+    if database.dialect.name == "sqlite" and num_traces:
+        say("the file keeps its size and the room is used again; VACUUM would shrink it")
+
+
+def _old_runs(database: Engine, before: datetime) -> list[str]:
+    statement = select(Run.id).where(Run.state == RunState.FINISHED, Run.finished_at < before).order_by(Run.finished_at)
+    with database.connect() as connection:
+        return list(connection.execute(statement).scalars())
+
+
+def _count(database: Engine, run_ids: Sequence[str]) -> tuple[int, int]:
+    num_jobs = num_traces = 0
+    with database.connect() as connection:
+        for run_id in run_ids:
+            jobs = select(func.count()).select_from(Job).where(Job.run_id == run_id)
+            traces = (
+                select(func.count())
+                .select_from(TokenTrace)
+                .join(Result, Result.id == TokenTrace.result_id)
+                .join(Job, Job.id == Result.job_id)
+                .where(Job.run_id == run_id)
+            )
+            num_jobs += connection.execute(jobs).scalar_one()
+            num_traces += connection.execute(traces).scalar_one()
+    return num_jobs, num_traces
+
+
+def _prune_run(database: Engine, run_id: str, *, traces_only: bool) -> None:
+    """In short transactions, so that no worker waits long; results and events go with their jobs."""
+    last_id = 0
+    while True:
+        with database.begin() as connection:
+            batch = select(Job.id).where(Job.run_id == run_id, Job.id > last_id).order_by(Job.id).limit(JOBS_PER_BATCH)
+            job_ids = list(connection.execute(batch).scalars())
+            if not job_ids:
+                break
+            results = select(Result.id).where(Result.job_id.in_(job_ids))
+            connection.execute(delete(TokenTrace).where(TokenTrace.result_id.in_(results)))
+            if not traces_only:
+                connection.execute(delete(Job).where(Job.id.in_(job_ids)))
+            last_id = job_ids[-1]
+    if not traces_only:
+        with database.begin() as connection:
+            connection.execute(delete(Run).where(Run.id == run_id))

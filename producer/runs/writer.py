@@ -1,0 +1,189 @@
+"""Writing a run: all its jobs in one transaction. What is there already under its name is not written again."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, insert, select, update
+
+from models.database.bulk_insert import insert_rows, moment
+from models.schema.job import Job
+from models.schema.run import Run
+from models.states import JobState, RunState
+from producer.errors import InvalidInput, UsageError
+from producer.prompts.job_drafts import JobDraft, Submission, read_lines
+from producer.prompts.validation import MAX_ERRORS_SHOWN, Checked
+
+ROWS_PER_INSERT = 2_000
+
+#: What all jobs of a submission share, and what each has of its own.
+COMMON_COLUMNS = (
+    "run_id", "state", "state_reason", "attempts", "num_crashes", "is_suspect", "created_at", "expires_at",
+)  # fmt: skip
+OWN_COLUMNS = (
+    "custom_id", "prompt", "messages", "strategy", "params", "seed", "priority", "metadata", "grid_point",
+    "content_key",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written:
+    """The run that holds the file's jobs now."""
+
+    run_id: str
+    num_new: int
+    num_known: int  # jobs that were there already
+
+
+def write(
+    submission: Submission,
+    checked: Checked,
+    database: Engine,
+    *,
+    expires_after: timedelta | None = None,
+    on_duplicate: str = "skip",
+) -> Written:
+    """Writes what is new, in one transaction; the messages come after. Raises `UsageError`.
+
+    A run of the same name and model takes the new jobs in; `on_duplicate` says what happens to those it has.
+    """
+    created_at = datetime.now(UTC)
+    with database.begin() as connection:
+        existing = None if on_duplicate == "rerun" else _run_of_name(connection, submission)
+        run_id = f"{created_at:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}" if existing is None else existing.id
+        run_seed = _run_seed(submission, existing)
+        if existing is None:
+            _insert_run(connection, submission, checked, run_id, run_seed, created_at)
+        new = _new_jobs(connection, submission, checked, run_id if existing is not None else None, run_seed)
+        common = _common_values(connection, run_id, created_at, expires_after)
+        num_new = 0
+        while batch := list(islice(new, ROWS_PER_INSERT)):
+            rows = [(*common, *_own_values(draft, submission.model, run_seed)) for draft in batch]
+            insert_rows(connection, "jobs", COMMON_COLUMNS + OWN_COLUMNS, rows)
+            num_new += len(rows)
+        if existing is not None:
+            if on_duplicate == "error" and num_new < checked.num_jobs:
+                raise UsageError(
+                    f"{checked.num_jobs - num_new:,} of the {checked.num_jobs:,} jobs are in run {run_id} already; "
+                    "--on-duplicate skip submits the others, rerun decodes all of them once more"
+                )
+            _reopen_run(connection, run_id, num_new)
+    return Written(run_id, num_new, checked.num_jobs - num_new)
+
+
+def find_unfinished(database: Engine, content_hash: str) -> Run | None:
+    """The newest run with the same content that still has something to do."""
+    statement = (
+        select(Run)
+        .where(Run.content_hash == content_hash, Run.state != RunState.FINISHED)
+        .order_by(Run.created_at.desc())
+        .limit(1)
+    )
+    with database.begin() as connection:
+        row = connection.execute(statement).first()
+    return None if row is None else Run(**row._mapping)
+
+
+def _run_of_name(connection: Connection, submission: Submission) -> Row[str, int] | None:
+    if submission.name is None:
+        return None
+    statement = (
+        select(Run.id, Run.seed)
+        .where(Run.name == submission.name, Run.model == submission.model)
+        .order_by(Run.created_at.desc())
+        .limit(1)
+    )
+    return connection.execute(statement).first()
+
+
+def _run_seed(submission: Submission, existing: Row[str, int] | None) -> int:
+    if submission.seed is not None:
+        return submission.seed
+    return secrets.randbelow(2**31) if existing is None else int(existing.seed)
+
+
+def _insert_run(
+    connection: Connection, submission: Submission, checked: Checked, run_id: str, run_seed: int, created_at: datetime
+) -> None:
+    connection.execute(
+        insert(Run).values(
+            id=run_id,
+            name=submission.name,
+            model=submission.model,
+            state=RunState.RUNNING,
+            created_at=created_at,
+            source=submission.shown_path,
+            content_hash=checked.content_hash,
+            seed=run_seed,
+            num_jobs=checked.num_jobs,
+        )
+    )
+
+
+def _reopen_run(connection: Connection, run_id: str, num_new: int) -> None:
+    if num_new:
+        values = {"num_jobs": Run.num_jobs + num_new, "state": RunState.RUNNING, "finished_at": None}
+        connection.execute(update(Run).where(Run.id == run_id).values(values))
+
+
+def _new_jobs(
+    connection: Connection, submission: Submission, checked: Checked, existing_id: str | None, run_seed: int
+) -> Iterator[JobDraft]:
+    """The file's jobs that the existing run has not; all of them where there is none. Raises `InvalidInput`."""
+    lines = (line for line in read_lines(submission, checked.repeated, {}) if line.error is None)
+    drafts = ((line.number, draft) for line in lines for draft in line.drafts)
+    if existing_id is None:
+        yield from (draft for _, draft in drafts)
+        return
+    errors: list[str] = []
+    while batch := list(islice(drafts, ROWS_PER_INSERT)):
+        keys = _keys_of(connection, existing_id, [draft.custom_id for _, draft in batch])
+        for number, draft in batch:
+            if draft.custom_id not in keys:
+                yield draft
+                continue
+            known = keys[draft.custom_id]
+            if known is not None and known != draft.content_key(submission.model, draft.seed(run_seed)):
+                errors.append(
+                    f"{submission.shown_path}:{number}: custom_id {draft.custom_id!r} is in run {existing_id} with "
+                    "another prompt, other parameters or another seed; give it a new id, or --on-duplicate rerun"
+                )
+    if errors:
+        raise InvalidInput("\n".join(errors[:MAX_ERRORS_SHOWN]) + f"\n{len(errors):,} conflicts; nothing was submitted")
+
+
+def _keys_of(connection: Connection, run_id: str, custom_ids: Iterable[str]) -> dict[str, str | None]:
+    statement = select(Job.custom_id, Job.content_key).where(Job.run_id == run_id, Job.custom_id.in_(custom_ids))
+    return {row.custom_id: row.content_key for row in connection.execute(statement)}
+
+
+def _common_values(
+    connection: Connection, run_id: str, created_at: datetime, expires_after: timedelta | None
+) -> tuple[Any, ...]:
+    """The values of `COMMON_COLUMNS`."""
+    expires_at = None if expires_after is None else created_at + expires_after
+    times = moment(connection, created_at), moment(connection, expires_at)
+    return (run_id, str(JobState.QUEUED), "submitted", 0, 0, False, *times)
+
+
+def _own_values(draft: JobDraft, model: str, run_seed: int) -> tuple[Any, ...]:
+    """The values of `OWN_COLUMNS`."""
+    seed = draft.seed(run_seed)
+    return (
+        draft.custom_id,
+        draft.prompt,
+        None if draft.messages is None else json.dumps(draft.messages),
+        str(draft.params.strategy),
+        draft.params.stored_json,
+        seed,
+        draft.priority,
+        json.dumps(draft.metadata) if draft.metadata else None,
+        None if draft.grid_point is None else json.dumps(draft.grid_point),
+        draft.content_key(model, seed),
+    )

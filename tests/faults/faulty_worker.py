@@ -1,0 +1,35 @@
+"""`worker start` with something wrong on purpose: the variable ALTERED is `poison`, `clock` or `storage`."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, NoReturn, Self
+
+import worker.engine_process.supervisor
+import worker.storage.job_store
+import worker.storage.reaper
+from tests.faults.poison import poisoned_engine_main
+from worker.cli import main
+
+
+class FastClock(datetime):
+    """An hour ahead of everybody else's."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + timedelta(hours=1)
+
+
+def broken_commit(*arguments: Any) -> NoReturn:  # noqa: ARG001
+    raise TypeError("a fault of the worker's own")
+
+
+if __name__ == "__main__":
+    if os.environ["ALTERED"] == "poison":
+        worker.engine_process.supervisor.engine_main = poisoned_engine_main
+    elif os.environ["ALTERED"] == "storage":
+        worker.storage.job_store.Store.commit = broken_commit  # type: ignore[method-assign]
+    else:
+        worker.storage.job_store.datetime = worker.storage.reaper.datetime = FastClock  # type: ignore[misc]
+    main()

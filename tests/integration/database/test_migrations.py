@@ -1,0 +1,73 @@
+"""One history of the schema, the same on both databases."""
+
+from __future__ import annotations
+
+import pytest
+from alembic import command
+from sqlalchemy import Engine, inspect, text
+
+from migrations.upgrade import (
+    SchemaOutOfDate,
+    alembic_config,
+    check_schema,
+    current_revision,
+    downgrade,
+    head_revision,
+    upgrade,
+)
+from migrations.views import view_definitions
+from models.schema.tables import Base
+
+
+def test_upgrade_and_downgrade(empty_database: Engine) -> None:
+    upgrade(empty_database)
+    check_schema(empty_database)
+    assert current_revision(empty_database) == head_revision(empty_database)
+    inspector = inspect(empty_database)
+    assert set(inspector.get_table_names()) == {*Base.metadata.tables, "alembic_version"}
+    assert set(inspector.get_view_names()) == set(view_definitions("sqlite"))
+    downgrade(empty_database, "base")
+    assert inspect(empty_database).get_table_names() == ["alembic_version"]
+    assert inspect(empty_database).get_view_names() == []
+    upgrade(empty_database)
+    check_schema(empty_database)
+
+
+def test_the_history_ends_at_the_models(empty_database: Engine) -> None:
+    upgrade(empty_database)
+    command.check(alembic_config(empty_database))  # raises where a migration is missing
+
+
+def test_upgrading_twice_changes_nothing(database: Engine) -> None:
+    upgrade(database)
+    check_schema(database)
+
+
+def test_an_empty_database_is_told_what_to_run(empty_database: Engine) -> None:
+    with pytest.raises(SchemaOutOfDate, match="run: producer db upgrade"):
+        check_schema(empty_database)
+
+
+def test_a_newer_database_is_told_apart(database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'from-the-future'"))
+    with pytest.raises(SchemaOutOfDate, match="newer than this program"):
+        check_schema(database)
+
+
+def test_sqlite_writes_ahead(sqlite_database: Engine) -> None:
+    with sqlite_database.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_the_views_have_the_same_columns_on_both(sqlite_database: Engine, postgres_url: str) -> None:
+    from models.database.connection import open_database
+
+    postgres = open_database(postgres_url)
+    upgrade(postgres)
+    for view in view_definitions("sqlite"):
+        ours = [column["name"] for column in inspect(sqlite_database).get_columns(view)]
+        theirs = [column["name"] for column in inspect(postgres).get_columns(view)]
+        assert ours == theirs and ours, view
+    postgres.dispose()

@@ -1,0 +1,89 @@
+"""The outbox: what is committed is sent, in chunks that suit the run. On both databases."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine, update
+
+from models.database.outbox import MAX_CHUNK_JOBS, chunk_size, send_outbox
+from models.message import ChunkMessage
+from models.schema.job import Job
+from models.states import JobState
+from tests.support.rows import column_of, insert_run
+
+
+class Broker:
+    """Keeps what it is sent; breaks after so many."""
+
+    def __init__(self, breaks_after: int | None = None) -> None:
+        self.sent: list[ChunkMessage] = []
+        self._breaks_after = breaks_after
+
+    def __call__(self, chunk: ChunkMessage) -> None:
+        if len(self.sent) == self._breaks_after:
+            raise ConnectionError("the broker is gone")
+        self.sent.append(chunk)
+
+    @property
+    def job_ids(self) -> list[int]:
+        return [job.id for chunk in self.sent for job in chunk.jobs]
+
+
+def test_every_job_is_sent_once_and_in_full(database: Engine) -> None:
+    job_ids, broker = insert_run(database, 100), Broker()
+    assert send_outbox(database, broker) == 100
+    assert broker.job_ids == job_ids
+    job = broker.sent[0].jobs[0]
+    assert (job.prompt, job.params.seed) == ("prompt 0", 0)
+    assert send_outbox(database, broker) == 0
+    assert None not in column_of(database, Job.sent_at)
+
+
+def test_a_broker_that_breaks_leaves_the_rest_for_the_next(database: Engine) -> None:
+    job_ids = insert_run(database, 50)
+    with pytest.raises(ConnectionError):
+        send_outbox(database, Broker(breaks_after=2))
+    broker = Broker()
+    send_outbox(database, broker)
+    assert broker.job_ids == job_ids  # the first ones come twice, which claims make harmless
+
+
+def test_urgent_jobs_go_first_and_in_chunks_of_their_own(database: Engine) -> None:
+    job_ids, broker = insert_run(database, 10), Broker()
+    with database.begin() as connection:
+        connection.execute(update(Job).where(Job.id == job_ids[7]).values(priority=9))
+    send_outbox(database, broker, num_slots=1)
+    assert [chunk.priority for chunk in broker.sent][:2] == [9, 5]
+    assert broker.job_ids[0] == job_ids[7]
+
+
+def test_a_suspect_travels_alone(database: Engine) -> None:
+    job_ids, broker = insert_run(database, 40), Broker()
+    with database.begin() as connection:
+        connection.execute(update(Job).where(Job.id == job_ids[5]).values(is_suspect=True))
+    send_outbox(database, broker, num_slots=1)
+    assert [job_ids[5]] in [[job.id for job in chunk.jobs] for chunk in broker.sent]
+    assert sorted(broker.job_ids) == job_ids
+
+
+def test_only_what_is_queued_is_sent(database: Engine) -> None:
+    job_ids, broker = insert_run(database, 3), Broker()
+    with database.begin() as connection:
+        connection.execute(update(Job).where(Job.id == job_ids[1]).values(state=JobState.CANCELLED))
+    send_outbox(database, broker)
+    assert broker.job_ids == [job_ids[0], job_ids[2]]
+
+
+def test_a_reaper_leaves_fresh_jobs_to_their_submitter(database: Engine) -> None:
+    job_ids, broker = insert_run(database, 3), Broker()
+    assert send_outbox(database, broker, min_age_seconds=60) == 0
+    with database.begin() as connection:
+        connection.execute(update(Job).where(Job.id == job_ids[1]).values(attempts=1))
+    send_outbox(database, broker, min_age_seconds=60)
+    assert broker.job_ids == [job_ids[1]]
+
+
+def test_small_runs_are_spread_and_large_ones_travel_together() -> None:
+    assert chunk_size(3, num_slots=16) == 1
+    assert chunk_size(100, num_slots=16) == 6
+    assert chunk_size(100_000, num_slots=16) == MAX_CHUNK_JOBS

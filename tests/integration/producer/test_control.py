@@ -1,0 +1,52 @@
+"""Cancelling and retrying, as SQL sees it. On both databases."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+
+from models.schema.job import Job
+from models.schema.run import Run
+from models.states import JobState, RunState
+from producer.runs.control import UNSUCCESSFUL, cancel, requeue
+from tests.support.rows import RUN_ID, column_of, insert_run, output_of
+from worker.storage.job_store import FinishedJob, Store
+
+
+def test_a_cancelled_run_ends_and_late_results_change_nothing(database: Engine) -> None:
+    job_ids = insert_run(database, 4)
+    store = Store(database, "worker", 30.0)
+    claims = store.claim(job_ids[:2])
+    store.commit([FinishedJob(claims[0], output_of(job_ids[0]))])
+    assert cancel(database, RUN_ID) == (2, 1)
+    assert column_of(database, Job.state) == [JobState.SUCCEEDED] + [JobState.CANCELLED] * 3
+    assert column_of(database, Run.state) == [RunState.FINISHED]
+    assert column_of(database, Run.num_cancelled) == [3]
+    assert store.lost(claims[1:]) == claims[1:]
+    assert store.commit([FinishedJob(claims[1], output_of(job_ids[1]))]) == 0
+    assert cancel(database, RUN_ID) == (0, 0)
+
+
+def test_some_jobs_are_cancelled_by_name(database: Engine) -> None:
+    insert_run(database, 3)
+    assert cancel(database, RUN_ID, ["job-1"]) == (1, 0)
+    assert column_of(database, Job.state) == [JobState.QUEUED, JobState.CANCELLED, JobState.QUEUED]
+    assert column_of(database, Run.state) == [RunState.RUNNING]
+
+
+def test_a_retry_starts_with_a_clean_record(database: Engine) -> None:
+    job_ids = insert_run(database, 3)
+    store = Store(database, "worker", 30.0)
+    claims = store.claim(job_ids[:2])
+    store.commit([FinishedJob(claims[0], output_of(job_ids[0]))])
+    store.fail(claims[1], "EngineDied", "the engine died")
+    cancel(database, RUN_ID)
+    assert requeue(database, RUN_ID, [JobState.FAILED]) == 1
+    assert column_of(database, Job.state) == [JobState.SUCCEEDED, JobState.QUEUED, JobState.CANCELLED]
+    assert column_of(database, Job.error)[1] is column_of(database, Job.error_code)[1] is None
+    assert column_of(database, Job.num_crashes) == [0, 0, 0]
+    assert column_of(database, Run.num_failed) == [0]
+    assert column_of(database, Run.state) == [RunState.RUNNING]
+    assert requeue(database, RUN_ID, UNSUCCESSFUL) == 1
+    assert column_of(database, Run.num_cancelled) == [0]
+    (again, _) = store.claim(job_ids)
+    assert again.attempt == 2  # attempts never go back: an old message cannot match a new claim

@@ -1,0 +1,142 @@
+"""Getting results out as a person does: formats, filters, traces, one job, a page, and old ones thrown away."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+from sqlalchemy import Engine, func, select, update
+
+from models.schema.job import Job
+from models.schema.job_event import JobEvent
+from models.schema.result import Result
+from models.schema.run import Run
+from models.schema.trace import TokenTrace
+from tests.conftest import Producer
+from tests.support.rows import RUN_ID, insert_run, output_of
+from worker.engine.request import Hypothesis
+from worker.storage.job_store import FinishedJob, Store
+
+HOSTILE = "\x1b[2J<script>alert(1)</script>[bold]"
+
+
+@pytest.fixture
+def filled(sqlite_database: Engine) -> Engine:
+    """Three jobs: two samples, a beam search that says hostile things, and one that failed."""
+    job_ids = insert_run(sqlite_database, 3)
+    store = Store(sqlite_database, "worker", 30.0)
+    claims = store.claim(job_ids)
+    hostile = output_of(job_ids[1])
+    object.__setattr__(hostile.completions[0], "text", HOSTILE)
+    object.__setattr__(hostile.completions[0].trace, "tokens", [HOSTILE] * 3)
+    finished = [("one two three", -1.0), ("one two four", -2.0), ("other", -3.0)]
+    object.__setattr__(hostile, "hypotheses", tuple(Hypothesis(text, score, "eos", 3) for text, score in finished))
+    store.commit([FinishedJob(claims[0], output_of(job_ids[0], samples=2)), FinishedJob(claims[1], hostile)])
+    store.fail(claims[2], "EngineDied", "why")
+    with sqlite_database.begin() as connection:
+        connection.execute(update(Job).where(Job.id == job_ids[0]).values(metadata_={"user": {"age": 3}, "t": "x"}))
+    return sqlite_database
+
+
+@pytest.fixture
+def at(filled: Engine) -> list[str]:
+    return ["--database", filled.url.render_as_string()]
+
+
+def test_jsonl_with_filters_and_traces(producer: Producer, at: list[str]) -> None:
+    def ids(*options: str) -> list[str]:
+        lines = producer("results", RUN_ID, *options, *at).stdout.splitlines()
+        return [json.loads(line)["custom_id"] for line in lines]
+
+    assert ids() == ["job-0", "job-0", "job-1", "job-2"]
+    assert ids("--state", "failed") == ["job-2"]
+    assert ids("--strategy", "beam") == []
+    assert ids("--where", "user.age=3", "--where", "t=x") == ["job-0", "job-0"]
+    assert ids("--where", "user.age=4") == []
+    first = json.loads(producer("results", "--traces", *at).stdout.splitlines()[0])
+    assert [token["position"] for token in first["trace"]] == [0, 1, 2]
+    assert first["trace"][0]["top_logprobs"][0]["token_id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "xml"], "--format must be one of jsonl, csv, parquet, openai, got 'xml'"),
+        (["--state", "done"], "--state must be one of queued, running"),
+        (["--strategy", "magic"], "--strategy must be one of greedy"),
+        (["--where", "topic"], "--where must be KEY=VALUE"),
+        (["-o", "/nowhere/x.csv"], "cannot write /nowhere/x.csv"),
+    ],
+)
+def test_wrong_options(producer: Producer, at: list[str], options: list[str], message: str) -> None:
+    assert message in producer("results", *options, *at, exit_code=2).stderr
+
+
+def test_csv_and_parquet_have_the_same_rows(producer: Producer, at: list[str], tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(producer("results", "--format", "csv", *at).stdout)))
+    producer("results", "--format", "parquet", "-o", tmp_path / "r.parquet", *at)
+    table = parquet.read_table(tmp_path / "r.parquet").to_pylist()
+    assert [row["custom_id"] for row in rows] == [row["custom_id"] for row in table]
+    assert table[0]["completion_tokens"] == 3 and table[3]["completion_tokens"] is None
+    assert json.loads(table[0]["metadata"]) == {"user": {"age": 3}, "t": "x"}
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []  # nothing half written is left
+
+
+def test_openai_answers_and_errors_in_two_files(producer: Producer, at: list[str], tmp_path: Path) -> None:
+    done = producer("results", "--format", "openai", "-o", tmp_path / "out.jsonl", *at)
+    assert "1 requests have no answer; they are in" in done.stderr
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    (error,) = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    assert [line["custom_id"] for line in answers] == ["job-0", "job-1"]
+    assert len(answers[0]["response"]["body"]["choices"]) == 2
+    assert error["error"] == {"code": "EngineDied", "message": "why"}
+
+
+def test_one_job_in_colour(producer: Producer, at: list[str]) -> None:
+    shown = producer("show", RUN_ID, "job-0", "--alternatives", *at).stdout
+    assert "job-0: succeeded, attempt 1" in shown and "sample 1: 3 tokens, eos" in shown
+    assert "0.606531" in shown  # exp(-0.5)
+    told = json.loads(producer("show", RUN_ID, "job-0", "--json", *at).stdout)
+    assert (told["custom_id"], told["state"]) == ("job-0", "succeeded")
+    assert [token["position"] for token in told["results"][0]["tokens"]] == [0, 1, 2]
+    tree = producer("show", RUN_ID, "job-1", *at).stdout
+    assert "3 finished hypotheses" in tree and "one two three" in tree
+    assert "\x1b" not in tree and "[bold]" in tree
+    assert "EngineDied: why" in producer("show", RUN_ID, "job-2", *at).stdout
+    assert "has no job 'none'" in producer("show", RUN_ID, "none", *at, exit_code=2).stderr
+
+
+def test_a_page_that_stands_by_itself(producer: Producer, at: list[str], tmp_path: Path) -> None:
+    producer("report", "-o", tmp_path / "r.html", *at)
+    page = (tmp_path / "r.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert "2 of 3 jobs succeeded" in page
+
+
+def test_old_runs_are_pruned(producer: Producer, filled: Engine, at: list[str]) -> None:
+    insert_run(filled, 1, run_id="young")
+    with filled.begin() as connection:
+        connection.execute(update(Run).values(finished_at=datetime.now(UTC) - timedelta(days=40)))
+
+    def counts() -> list[int]:
+        with filled.connect() as connection:
+            return [
+                connection.execute(select(func.count()).select_from(table)).scalar_one()
+                for table in (Run, Job, Result, TokenTrace, JobEvent)
+            ]
+
+    before = counts()
+    dry = producer("prune", "--older-than", "30d", "--dry-run", *at).stderr
+    assert "would delete 1 runs with 3 jobs and 9 trace rows" in dry
+    assert counts() == before
+    producer("prune", "--older-than", "30d", "--traces-only", *at)
+    assert counts() == [2, 4, 3, 0, before[4]]
+    producer("prune", "--older-than", "30d", *at)
+    assert counts() == [1, 1, 0, 0, 0]  # the young one is still running
+    assert "--older-than must be a duration" in producer("prune", "--older-than", "soon", *at, exit_code=2).stderr

@@ -1,0 +1,142 @@
+"""The worker's writes: a job has one set of results, whoever else believes to own it. On both databases."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine, func, select, text, update
+
+from models.schema.job import Job
+from models.schema.result import Result
+from models.schema.run import Run
+from models.schema.trace import TokenTrace
+from models.states import JobState, RunState
+from tests.support.rows import column_of, insert_run, output_of
+from worker.engine.request import InvalidRequest, RequestOutput
+from worker.storage.job_store import FinishedJob, Store
+from worker.storage.reaper import release_expired_leases
+from worker.storage.registry import Registry
+
+
+@pytest.fixture
+def store(database: Engine) -> Store:
+    return make_store(database, "first")
+
+
+def make_store(database: Engine, name: str, lease_seconds: float = 30.0) -> Store:
+    Registry(database, name, lease_seconds).register(host="here", device="cpu", model="toy", max_num_seqs=8)
+    return Store(database, name, lease_seconds)
+
+
+def count(database: Engine, table: type) -> int:
+    with database.begin() as connection:
+        return connection.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def test_a_claim_takes_what_is_queued_and_only_once(database: Engine, store: Store) -> None:
+    job_ids = insert_run(database, 4)
+    assert [claim.job_id for claim in store.claim(job_ids[:3])] == job_ids[:3]
+    assert store.claim(job_ids[:3]) == []
+    (claim,) = make_store(database, "second").claim(job_ids)
+    assert (claim.job_id, claim.attempt) == (job_ids[3], 1)
+    assert column_of(database, Job.worker) == ["first", "first", "first", "second"]
+
+
+def test_results_traces_and_state_come_together(database: Engine, store: Store) -> None:
+    job_ids = insert_run(database, 2)
+    claims = store.claim(job_ids)
+    assert store.commit([FinishedJob(claims[0], output_of(job_ids[0], length=4, samples=2))]) == 1
+    assert column_of(database, Job.state) == [JobState.SUCCEEDED, JobState.RUNNING]
+    assert (count(database, Result), count(database, TokenTrace)) == (2, 8)
+    assert column_of(database, Run.num_succeeded) == [1]
+    with database.begin() as connection:
+        row = connection.execute(text("select * from job_tokens order by sample_index, position")).first()
+        alternative = connection.execute(text("select * from token_alternatives")).first()
+    assert row is not None and alternative is not None
+    assert (row.custom_id, row.logprob, row.sampling_logprob, row.entropy, row.rank, row.kept) == (
+        "job-0", -0.5, -0.25, 1.5, 1, 7
+    )  # fmt: skip
+    assert row.token == "a\ufffdb"  # PostgreSQL cannot hold a NUL
+    assert (alternative.alternative, alternative.token_id, alternative.token) == (1, 1, "\ufffd")
+
+
+def test_the_run_is_finished_with_its_last_job(database: Engine, store: Store) -> None:
+    job_ids = insert_run(database, 2)
+    claims = store.claim(job_ids)
+    store.commit([FinishedJob(claims[0], output_of(job_ids[0]))])
+    assert column_of(database, Run.state) == [RunState.RUNNING]
+    store.commit([FinishedJob(claims[1], RequestOutput(job_ids[1], 0, error=InvalidRequest("no good")))])
+    assert column_of(database, Run.state) == [RunState.FINISHED]
+    assert column_of(database, Run.num_succeeded) == column_of(database, Run.num_failed) == [1]
+    assert column_of(database, Run.completion_tokens) == [3]
+    assert column_of(database, Job.error) == [None, "no good"]
+
+
+def test_a_second_commit_changes_nothing(database: Engine, store: Store) -> None:
+    (job_id,) = insert_run(database, 1)
+    (claim,) = store.claim([job_id])
+    finished = FinishedJob(claim, output_of(job_id))
+    assert store.commit([finished]) == 1
+    assert store.commit([finished]) == 0
+    assert count(database, Result) == 1
+    assert column_of(database, Run.num_succeeded) == [1]
+
+
+def test_a_worker_believed_dead_changes_nothing(database: Engine) -> None:
+    (job_id,) = insert_run(database, 1)
+    slow, other = make_store(database, "slow", lease_seconds=-1.0), make_store(database, "other")
+    (late,) = slow.claim([job_id])
+    assert release_expired_leases(database, 3) == 1
+    assert column_of(database, Job.sent_at) == [None]  # back in the outbox
+    (claim,) = other.claim([job_id])
+    assert claim.attempt == 2
+    assert slow.commit([FinishedJob(late, output_of(job_id))]) == 0
+    assert slow.give_back([late], "stopped") == []
+    slow.fail(late, "EngineDied", "too late")
+    assert column_of(database, Job.state) == [JobState.RUNNING]
+    assert other.commit([FinishedJob(claim, output_of(job_id))]) == 1
+    assert count(database, Result) == 1
+
+
+def test_the_same_worker_in_an_earlier_attempt_changes_nothing(database: Engine, store: Store) -> None:
+    (job_id,) = insert_run(database, 1)
+    (early,) = store.claim([job_id])
+    store.give_back([early], "stopped")
+    (late,) = store.claim([job_id])
+    assert store.commit([FinishedJob(early, output_of(job_id))]) == 0
+    assert store.commit([FinishedJob(late, output_of(job_id))]) == 1
+
+
+def test_a_heartbeat_keeps_the_lease(database: Engine) -> None:
+    (job_id,) = insert_run(database, 1)
+    store = make_store(database, "first", lease_seconds=1000.0)
+    claims = store.claim([job_id])
+    with database.begin() as connection:
+        connection.execute(update(Job).values(lease_expires_at=0.0))
+    Registry(database, "first", 1000.0).heartbeat(claims, 10.0, 5, 2.5)
+    assert release_expired_leases(database, 9) == 0
+    with database.begin() as connection:
+        connection.execute(update(Job).values(lease_expires_at=0.0))
+    assert release_expired_leases(database, 9) == 1
+
+
+def test_a_suspect_is_marked_and_a_failed_job_counted(database: Engine, store: Store) -> None:
+    job_ids = insert_run(database, 2)
+    claims = store.claim(job_ids)
+    assert store.give_back_suspects(claims[:1], "the engine died") == job_ids[:1]
+    assert column_of(database, Job.is_suspect) == [True, False]
+    assert column_of(database, Job.error) == ["the engine died", None]
+    store.fail(claims[1], "EngineDied", "poison")
+    assert column_of(database, Job.state) == [JobState.QUEUED, JobState.FAILED]
+    assert column_of(database, Run.num_failed) == [1]
+
+
+def test_a_fault_in_the_middle_of_a_commit_leaves_nothing(database: Engine, store: Store) -> None:
+    job_ids = insert_run(database, 2)
+    claims = store.claim(job_ids)
+    good, bad = output_of(job_ids[0]), output_of(job_ids[1])
+    bad.completions[0].trace.ranks.pop()  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="shorter"):
+        store.commit([FinishedJob(claims[0], good), FinishedJob(claims[1], bad)])
+    assert column_of(database, Job.state) == [JobState.RUNNING, JobState.RUNNING]
+    assert (count(database, Result), count(database, TokenTrace)) == (0, 0)
+    assert column_of(database, Run.num_succeeded) == [0]

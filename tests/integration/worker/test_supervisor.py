@@ -1,0 +1,104 @@
+"""The supervisor beside engine processes that end as no engine should."""
+
+from __future__ import annotations
+
+import os
+import struct
+from multiprocessing.connection import Connection
+from queue import Queue
+from threading import Thread
+
+import pytest
+
+import worker.engine_process.supervisor
+from models.message import JobMessage
+from models.params import GenerationParams
+from worker.engine.config import EngineConfig
+from worker.engine.request import EngineError, RequestOutput
+from worker.engine_process.protocol import EngineOptions, Finished, Ready, Started, Stop, Submit
+from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
+
+OPTIONS = EngineOptions("none", "cpu", "float32", EngineConfig())
+JOB = JobMessage(id=7, prompt="Hello", messages=None, params=GenerationParams())
+
+
+def dies_in_the_middle_of_a_message(connection: Connection, options: EngineOptions) -> None:
+    connection.send(Ready({}, options.device, 0))
+    message = connection.recv()
+    if isinstance(message, Submit):
+        connection.send(Started((message.jobs[0].id,)))
+        os.write(connection.fileno(), struct.pack("!i", 1000) + b"the beginning of a thousand bytes")
+        os._exit(9)
+
+
+def test_a_process_that_dies_in_the_middle_of_a_message_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", dies_in_the_middle_of_a_message)
+    deaths: Queue[EngineDeath] = Queue()
+    supervisor = EngineSupervisor(OPTIONS, lambda _: None, deaths.put, lambda _: None, timeout=60.0)
+    supervisor.start()
+    first = supervisor.process_id
+    supervisor.submit([JOB], priority=5)
+    death = deaths.get(timeout=60)
+    assert (death.running, death.waiting) == ([7], [])
+    assert "exit code 9" in death.reason
+    assert supervisor.process_id != first  # another stands ready
+    supervisor.stop()
+
+
+def answers_the_second_time(connection: Connection, options: EngineOptions) -> None:
+    """Dies of job 7; any other job is answered with nothing."""
+    connection.send(Ready({}, options.device, 0))
+    while not isinstance(message := connection.recv(), Stop):
+        if message.jobs[0].id == JOB.id:
+            os._exit(9)
+        connection.send(Finished((RequestOutput(message.jobs[0].id, 0),)))
+
+
+class MeanwhileSubmitting(EngineSupervisor):
+    """Is given another job, and told to stop, after the first process has died and before the second stands."""
+
+    stopping: Thread
+
+    def _spawn(self) -> Ready:
+        if self.process_id is not None:
+            self.submit([JOB.model_copy(update={"id": 8})], priority=5)
+            if not self._is_stopping.is_set():
+                self.stopping = Thread(target=self.stop)
+                self.stopping.start()
+        return super()._spawn()
+
+
+def test_what_comes_while_no_process_runs_waits_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", answers_the_second_time)
+    outputs: Queue[RequestOutput] = Queue()
+    deaths: Queue[EngineDeath] = Queue()
+    supervisor = MeanwhileSubmitting(OPTIONS, outputs.put, deaths.put, lambda _: None, timeout=60.0)
+    supervisor.start()
+    supervisor.submit([JOB], priority=5)
+    assert outputs.get(timeout=60).request_id == 8
+    assert deaths.get(timeout=60).waiting == [7]
+    supervisor.stopping.join(timeout=60)
+    assert not supervisor.stopping.is_alive()
+
+
+def writes_before_it_reads(connection: Connection, options: EngineOptions) -> None:
+    """A busy engine: more is said than a pipe holds, before the next jobs are looked at."""
+    connection.send(Ready({}, options.device, 0))
+    first = connection.recv()
+    for _ in range(20):
+        connection.send(Finished((RequestOutput(0, 0, error=EngineError("x" * 1_000_000)),)))
+    second = connection.recv()
+    connection.send(Finished(tuple(RequestOutput(each.jobs[0].id, 0) for each in (first, second))))
+    connection.recv()
+
+
+def test_large_jobs_and_large_outputs_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", writes_before_it_reads)
+    outputs: Queue[RequestOutput] = Queue()
+    supervisor = EngineSupervisor(OPTIONS, outputs.put, lambda _: None, lambda _: None, timeout=60.0)
+    supervisor.start()
+    supervisor.submit([JOB], priority=5)
+    large = JOB.model_copy(update={"id": 8, "prompt": "x" * 5_000_000})
+    supervisor.submit([large], priority=5)
+    assert {outputs.get(timeout=60).request_id for _ in range(2)} == {7, 8}
+    supervisor.stop()

@@ -1,0 +1,70 @@
+"""Rows for tests that need some in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Engine, insert, select
+
+from models.params import GenerationParams
+from models.schema.job import Job
+from models.schema.run import Run
+from models.states import FinishReason, RunState
+from worker.engine.request import Completion, RequestOutput, Trace
+
+RUN_ID = "20261101-000000-abcdef"
+
+
+def insert_run(database: Engine, num_jobs: int, *, run_id: str = RUN_ID, **columns: Any) -> list[int]:
+    """A run with so many queued jobs; returns their ids."""
+    moment = datetime.now(UTC)
+    run = {
+        "id": run_id, "model": "toy", "state": RunState.RUNNING, "created_at": moment, "source": "test",
+        "content_hash": run_id, "seed": 1, "num_jobs": num_jobs,
+    }  # fmt: skip
+    jobs = [
+        {
+            "run_id": run_id, "custom_id": f"job-{number}", "prompt": f"prompt {number}", "strategy": "greedy",
+            "params": GenerationParams().stored, "seed": number, "created_at": moment, **columns,
+        }
+        for number in range(num_jobs)
+    ]  # fmt: skip
+    with database.begin() as connection:
+        connection.execute(insert(Run).values(run))
+        connection.execute(insert(Job), jobs)
+        return list(connection.execute(select(Job.id).where(Job.run_id == run_id).order_by(Job.id)).scalars())
+
+
+def column_of(database: Engine, column: Any, *conditions: Any) -> Sequence[Any]:
+    """A column's values, by job id where it is the jobs'."""
+    with database.begin() as connection:
+        statement = select(column).where(*conditions)
+        if column.class_ is Job:
+            statement = statement.order_by(Job.id)
+        return connection.execute(statement).scalars().all()
+
+
+def output_of(job_id: int, *, length: int = 3, samples: int = 1) -> RequestOutput:
+    """What an engine might have made of a job."""
+    completions = [
+        Completion(
+            sample_index=index,
+            token_ids=tuple(range(length)),
+            text=f"answer {job_id}",
+            finish_reason=FinishReason.EOS,
+            cumulative_logprob=-1.0,
+            trace=Trace(
+                tokens=["a\0b"] * length,
+                logprobs=[-0.5] * length,
+                sampling_logprobs=[-0.25] * length,
+                entropies=[1.5] * length,
+                ranks=[1] * length,
+                kept=[7] * length,
+                top_logprobs=[[{"token_id": 1, "token": "\0", "logprob": -0.5}]] * length,
+            ),
+        )
+        for index in range(samples)
+    ]
+    return RequestOutput(job_id, 5, tuple(completions), decode_seconds=0.1)

@@ -1,0 +1,65 @@
+"""The grid of the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from producer.errors import UsageError
+from producer.prompts.grid import Grid, InvalidParameters, label, parse_option, validate
+
+
+def test_comma_lists_make_all_combinations_of_what_each_strategy_takes() -> None:
+    grid = Grid({"strategy": ["greedy", "nucleus"], "temperature": [0.5, 1.0], "top_p": [0.9, 0.15]})
+    points = [varied for _, varied in grid.points({})]
+    assert points == [
+        {"strategy": "greedy"},
+        {"strategy": "nucleus", "temperature": 0.5, "top_p": 0.9},
+        {"strategy": "nucleus", "temperature": 0.5, "top_p": 0.15},
+        {"strategy": "nucleus", "temperature": 1.0, "top_p": 0.9},
+        {"strategy": "nucleus", "temperature": 1.0, "top_p": 0.15},
+    ]
+
+
+def test_the_line_wins_over_the_command_and_is_not_varied() -> None:
+    grid = Grid({"strategy": ["sample"], "temperature": [0.5, 1.0]})
+    assert list(grid.points({"temperature": 2.0})) == [({"strategy": "sample", "temperature": 2.0}, {})]
+
+
+def test_a_line_with_a_strategy_keeps_it() -> None:
+    grid = Grid({"strategy": ["sample", "greedy"], "temperature": [0.5]})
+    assert [params for params, _ in grid.points({"strategy": "greedy"})] == [{"strategy": "greedy"}]
+
+
+def test_repeats_are_points_of_their_own() -> None:
+    points = [varied for _, varied in Grid({}, repeat=3).points({})]
+    assert points == [{"repeat": 0}, {"repeat": 1}, {"repeat": 2}]
+
+
+def test_a_parameter_that_no_strategy_takes_is_an_error() -> None:
+    grid = Grid({"strategy": ["greedy"], "top_p": [0.9]})
+    list(grid.points({}))
+    with pytest.raises(UsageError, match="--top-p is not a parameter of the strategies of this command; it belongs to"):
+        grid.check_all_used()
+
+
+def test_options_are_parsed_by_kind() -> None:
+    assert parse_option("temperature", "0.001, 1,10") == [0.001, 1.0, 10.0]
+    assert parse_option("num_beams", "1,4") == [1, 4]
+    with pytest.raises(UsageError, match="--num-beams must be a whole number from 1 to 64, got 'four'"):
+        parse_option("num_beams", "1,four")
+
+
+def test_a_wrong_value_is_named_with_its_rule() -> None:
+    with pytest.raises(InvalidParameters, match=r"top_p must be in \(0, 1\], got 1.5"):
+        validate({"strategy": "nucleus", "top_p": 1.5})
+
+
+def test_a_point_has_a_readable_name() -> None:
+    assert label({"strategy": "beam", "num_beams": 4, "repeat": 1}) == "beam,num_beams=4,repeat=1"
+
+
+def test_a_value_that_no_line_can_take_is_the_commands_error() -> None:
+    with pytest.raises(UsageError, match=r"^--top-p must be in \(0, 1\], got 1.5$"):
+        Grid({"strategy": ["nucleus"], "top_p": [0.9, 1.5]}).check_values()
+    with pytest.raises(UsageError, match="^--strategy must be one of greedy, sample, nucleus, beam, got 'magic'$"):
+        Grid({"strategy": ["magic"]}).check_values()

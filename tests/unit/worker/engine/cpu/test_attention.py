@@ -1,0 +1,203 @@
+"""Attention in C against exact attention, and a row's bits against those in other company."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.kernels import the_library
+from worker.engine.cpu.attention import CpuAttention, cpu_attention, fits_tiles
+from worker.engine.model.attention import AttentionLayer
+from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.step_batch import PagedRows
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+CPU = torch.device("cpu")
+NUM_BLOCKS = 120
+NAMES = ["attend_rows_f32", "attend_rows_bf16", "attend_runs_amx"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The last `num_rows` of a sequence's `num_keys` tokens."""
+
+    blocks: list[int]
+    num_keys: int
+    num_rows: int = 1
+    seed: int = 0  # of its queries
+
+
+@dataclass
+class Kernel:
+    attention: CpuAttention
+    dtype: torch.dtype
+
+    def attend(self, cache: KVCache, runs: list[Run], num_heads: int, window: int | None = None) -> Tensor:
+        """[rows, heads, value_dim]; a kernel of rows gets each row as a run."""
+        if not self.attention.covers_prefill:
+            runs = [each for run in runs for each in rows_of(run)]
+        return self.attention(AttentionLayer(0, 0.2, window), self.queries(cache, runs, num_heads), cache, paged(runs))
+
+    def queries(self, cache: KVCache, runs: list[Run], num_heads: int) -> Tensor:
+        """A row's is made from its run's seed and its place."""
+        dim = cache.pools(0)[0].shape[2]
+        return torch.stack([
+            torch.randn(num_heads, dim, generator=torch.Generator().manual_seed(run.seed * 10_000 + place))
+            for run in runs
+            for place in range(run.num_keys - run.num_rows, run.num_keys)
+        ]).to(self.dtype)  # fmt: skip
+
+
+def rows_of(run: Run) -> list[Run]:
+    return [Run(run.blocks, end, 1, run.seed) for end in range(run.num_keys - run.num_rows + 1, run.num_keys + 1)]
+
+
+def paged(runs: list[Run]) -> PagedRows:
+    width = max(len(run.blocks) for run in runs)
+    first_rows = [sum(run.num_rows for run in runs[:index]) for index in range(len(runs) + 1)]
+    return PagedRows(
+        block_table=torch.tensor([run.blocks + [0] * (width - len(run.blocks)) for run in runs], dtype=torch.int32),
+        num_keys=torch.tensor([run.num_keys for run in runs], dtype=torch.int32),
+        first_rows=torch.tensor(first_rows, dtype=torch.int32),
+        max_queries=max(run.num_rows for run in runs),
+        max_keys=max(run.num_keys for run in runs),
+    )
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Every kind of attention that this processor has, also those that are not the fastest."""
+    library = the_library()
+    if request.param == "attend_runs_amx" and not library.may_use_amx():
+        pytest.skip("this processor has no AMX")
+    dtype = torch.float32 if request.param.endswith("f32") else torch.bfloat16
+    return Kernel(CpuAttention(library, request.param), dtype)
+
+
+def filled_cache(kernel: Kernel, shape: LayerShape, block_size: int) -> KVCache:
+    torch.manual_seed(3)
+    cache = KVCache({0: shape}, NUM_BLOCKS, block_size, kernel.dtype, CPU)
+    for pool in cache.pools(0):
+        pool.copy_(torch.randn(pool.shape))
+    return cache
+
+
+def exact(cache: KVCache, queries: Tensor, runs: list[Run], window: int | None = None) -> Tensor:
+    """The definition, in fp64."""
+    keys, values = (pool.double() for pool in cache.pools(0))
+    outputs = []
+    rows = [each for run in runs for each in rows_of(run)]
+    for query, row in zip(queries.double(), rows, strict=True):
+        first = 0 if window is None else max(0, row.num_keys - window)
+        places = range(first, row.num_keys)
+        slots = [row.blocks[p // cache.block_size] * cache.block_size + p % cache.block_size for p in places]
+        group = len(query) // keys.shape[1]
+        mine, theirs = (pool[slots].repeat_interleave(group, 1) for pool in (keys, values))
+        weights = torch.softmax(torch.einsum("hd,khd->hk", query, mine) * 0.2, dim=1)
+        outputs.append(torch.einsum("hk,khd->hd", weights, theirs))
+    return torch.stack(outputs)
+
+
+def some_runs(cache: KVCache, lengths: list[tuple[int, int]], num_shared: int = 0) -> list[Run]:
+    """Runs of (keys, rows); the first blocks of all are the same, the others their own."""
+    free = random.Random(1).sample(range(1, NUM_BLOCKS), NUM_BLOCKS - 1)
+    shared = [free.pop() for _ in range(num_shared)]
+    runs = []
+    for seed, (num_keys, num_rows) in enumerate(lengths):
+        num_blocks = -(-num_keys // cache.block_size)
+        own = [free.pop() for _ in range(max(0, num_blocks - num_shared))]
+        runs.append(Run((shared + own)[:num_blocks], num_keys, num_rows, seed))
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "dim", "value_dim"),
+    [(14, 2, 64, 64), (8, 8, 32, 32), (12, 3, 128, 96), (16, 1, 64, 160), (10, 2, 96, 32)],
+)
+@pytest.mark.parametrize("block_size", [64, 16, 7])
+@pytest.mark.parametrize("window", [None, 20])
+def test_against_exact_attention(
+    kernel: Kernel, num_heads: int, num_kv_heads: int, dim: int, value_dim: int, block_size: int, window: int | None
+) -> None:
+    cache = filled_cache(kernel, LayerShape(num_kv_heads, dim, value_dim), block_size)
+    lengths = [(1, 1), (2, 2), (17, 1), (33, 5), (128, 1), (129, 9), (150, 1), (64, 64), (40, 3)]
+    runs = some_runs(cache, lengths, num_shared=2)
+    found = kernel.attend(cache, runs, num_heads, window)
+    expected = exact(cache, kernel.queries(cache, runs, num_heads), runs, window)
+    tolerance = 2**-8 if kernel.dtype is torch.bfloat16 else 1e-5  # one rounding
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=1e-4)
+
+
+def test_a_row_has_the_same_bits_in_any_company(kernel: Kernel) -> None:
+    """Alone, among rows with the same or other blocks, with the keys of a longer prompt behind its own."""
+    cache = filled_cache(kernel, LayerShape(2, 64, 64), 64)
+    runs = some_runs(cache, [(300, 1), (260, 30), (129, 1), (130, 1), (300, 4), (17, 17), (256, 1)], num_shared=2)
+    alone = {
+        (row.seed, row.num_keys): kernel.attend(cache, [row], 14)[0] for run in runs for row in rows_of(run)
+    }  # fmt: skip
+    for order in range(8):
+        shuffled = random.Random(order).sample(runs, len(runs))
+        if order % 2:
+            shuffled = [row for run in shuffled for row in rows_of(run)]
+        together = kernel.attend(cache, shuffled, 14)
+        rows = [row for run in shuffled for row in rows_of(run)]
+        for row, found in zip(rows, together, strict=True):
+            assert torch.equal(found, alone[row.seed, row.num_keys]), (order, row)
+
+
+def test_many_rows_that_share_their_keys_have_the_bits_of_each(kernel: Kernel) -> None:
+    """So many that a thread takes several packs after each other, with the values that they share."""
+    cache = filled_cache(kernel, LayerShape(2, 64, 64), 16)
+    runs = some_runs(cache, [(170 + index % 5, 1 + index % 3) for index in range(60)], num_shared=10)
+    together = kernel.attend(cache, runs, 14)
+    rows = [row for run in runs for row in rows_of(run)]
+    for row, found in zip(rows, together, strict=True):
+        assert torch.equal(found, kernel.attend(cache, [row], 14)[0])
+
+
+def test_what_is_no_number_stays_with_its_sequence(kernel: Kernel) -> None:
+    """Neither a stranger's keys and values, nor those behind a row's own from an earlier owner of the block."""
+    cache = filled_cache(kernel, LayerShape(2, 64, 64), 64)
+    runs = some_runs(cache, [(90, 1), (90, 1), (33, 1), (200, 70)])
+    before = kernel.attend(cache, runs, 14)
+    for pool in cache.pools(0):
+        pool[[runs[1].blocks[0] * 64 + 3, runs[0].blocks[1] * 64 + 26, runs[2].blocks[0] * 64 + 33]] = float("nan")
+    after = kernel.attend(cache, runs, 14)
+    assert after[1].isnan().all()
+    others = [0, *range(2, len(before))]
+    assert torch.equal(after[others], before[others])
+
+
+def test_scores_far_apart(kernel: Kernel) -> None:
+    """One key takes everything, and a later chunk may raise the largest score a lot."""
+    cache = filled_cache(kernel, LayerShape(1, 32, 32), 64)
+    (run,) = some_runs(cache, [(400, 1)])
+    keys, values = cache.pools(0)
+    query = kernel.queries(cache, [run], 1)[0, 0]
+    for place, factor in ((3, 20), (170, 300), (399, 100)):
+        keys[run.blocks[place // 64] * 64 + place % 64, 0] = query * factor
+    winner = values[run.blocks[170 // 64] * 64 + 170 % 64, 0]
+    assert torch.equal(kernel.attend(cache, [run], 1)[0, 0], winner)
+
+
+def test_which_layers_fit_tiles() -> None:
+    assert fits_tiles(LayerShape(2, 64, 64), 14)
+    assert fits_tiles(LayerShape(1, 64, 32), 16)
+    assert not fits_tiles(LayerShape(1, 64, 64), 17)
+    assert not fits_tiles(LayerShape(2, 16, 64), 4)
+    assert not fits_tiles(LayerShape(2, 64, 80), 4)
+
+
+def test_only_floating_point_models_have_a_kernel() -> None:
+    the_library()
+    shapes = [LayerShape(2, 64, 64)]
+    assert cpu_attention(torch.float16, shapes, 4) is None
+    rows = cpu_attention(torch.float32, shapes, 4)
+    assert rows is not None and not rows.covers_prefill
+    small = cpu_attention(torch.bfloat16, [LayerShape(2, 16, 16)], 4)
+    assert small is not None and not small.covers_prefill

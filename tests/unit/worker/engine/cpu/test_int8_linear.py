@@ -1,0 +1,98 @@
+"""Products in int8 against the exact ones, with everything that may follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.support.kernels import kernels_of
+from worker.engine.cpu.int8_linear import Int8Linear, quantise_weight
+from worker.engine.cpu.kernel_linear import KernelLinear
+from worker.engine.cpu.linear import TiledInt8Linear
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+Make = Callable[..., KernelLinear]
+
+
+@pytest.fixture(params=[Int8Linear, TiledInt8Linear])
+def make(request: pytest.FixtureRequest) -> Make:
+    """oneDNN's products, and ours where the processor has what they need."""
+    if request.param is TiledInt8Linear and not kernels_of(torch.float32).has_int8_products:
+        pytest.skip("this processor does not multiply fours of bytes")
+    made: Make = request.param
+    return made
+
+
+def layer(dtype: torch.dtype, inputs: int, outputs: int, *, bias: bool, seed: int = 0) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
+
+
+def rounded(rows: Tensor, linear: nn.Linear) -> Tensor:
+    """The product of what int8 makes of rows and weight, in float64."""
+    weight, scales = quantise_weight(linear.weight.detach())
+    row_scales = rows.double().abs().amax(1, keepdim=True) / 127
+    exact = (rows.double() / row_scales).round() @ weight.double().t() * row_scales * scales.double()
+    return exact if linear.bias is None else exact + linear.bias.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [2, 33])
+def test_products_are_those_of_the_rounded_numbers(make: Make, dtype: torch.dtype, num_rows: int) -> None:
+    linear = layer(dtype, 192, 1000, bias=True)
+    rows = torch.randn(num_rows, 192).to(dtype) * 3
+    other = torch.randn(num_rows, 1000).to(dtype)
+    int8, exact = make([linear], kernels_of(dtype)), rounded(rows, linear)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(int8(rows).double(), exact, **tolerance)
+    torch.testing.assert_close(int8.plus(rows, other).double(), exact + other.double(), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs", [70, 128])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gated_products(make: Make, dtype: torch.dtype, outputs: int, bias: bool) -> None:
+    gate, other = layer(dtype, 192, outputs, bias=bias), layer(dtype, 192, outputs, bias=bias, seed=1)
+    rows = torch.randn(33, 192).to(dtype) * 3
+    found = make([gate, other], kernels_of(dtype), is_gated=True).gated(rows)
+    exact = F.silu(rounded(rows, gate)) * rounded(rows, other)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    assert found.shape == exact.shape
+    torch.testing.assert_close(found.double(), exact, **tolerance)
+
+
+def test_rounding_costs_about_a_percent(make: Make) -> None:
+    linear = layer(torch.float32, 896, 512, bias=False)
+    rows = torch.randn(16, 896)
+    error = (make([linear], kernels_of(torch.float32))(rows) - linear(rows)).abs().max()
+    assert 0 < float(error) < 0.03 * float(linear(rows).abs().max())
+
+
+def test_several_layers_stand_side_by_side(make: Make) -> None:
+    first, second = layer(torch.float32, 64, 48, bias=True), layer(torch.float32, 64, 80, bias=False)
+    rows = torch.randn(5, 64)
+    both = make([first, second], kernels_of(torch.float32))(rows)
+    apart = [make([each], kernels_of(torch.float32))(rows) for each in (first, second)]
+    assert torch.equal(both, torch.cat(apart, dim=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_in_any_batch(make: Make, dtype: torch.dtype) -> None:
+    layers = [layer(dtype, 160, 2432, bias=False), layer(dtype, 160, 2432, bias=False, seed=1)]
+    int8, gated = make(layers, kernels_of(dtype)), make(layers, kernels_of(dtype), is_gated=True)
+    rows = torch.randn(70, 160).to(dtype)
+    for multiply in (int8, gated.gated):
+        together = multiply(rows)
+        for start, end in ((0, 2), (5, 21), (3, 67)):
+            assert torch.equal(multiply(rows[start:end]), together[start:end])
+
+
+def test_zeros_stay_zeros(make: Make) -> None:
+    int8 = make([layer(torch.float32, 64, 32, bias=False)], kernels_of(torch.float32))
+    assert torch.equal(int8(torch.zeros(2, 64)), torch.zeros(2, 32))

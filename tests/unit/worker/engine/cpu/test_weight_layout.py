@@ -1,0 +1,63 @@
+"""The orders of weights that gemm.c and gemm_amx.h read, and the pages that they lie in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from worker.engine.cpu.large_pages import CHUNK_BYTES, LINE_BYTES, PAGE_BYTES, LargePages, large_pages
+from worker.engine.cpu.weight_layout import GROUP, PANEL, SIDE, pack_panels, pack_tiles
+
+
+def test_panels_hold_pairs_of_inputs() -> None:
+    weight = torch.arange(70 * 4).view(70, 4).bfloat16()
+    packed = pack_panels(weight)
+    assert packed.shape == (2, 2, PANEL, 2)
+    assert torch.equal(packed[1, 1, 5], weight[69, 2:])
+    assert not packed[1, :, 6:].any()
+
+
+def test_panels_of_bytes_hold_fours() -> None:
+    weight = torch.arange(3 * 8, dtype=torch.int8).view(3, 8)
+    packed = pack_panels(weight)
+    assert packed.shape == (1, 2, PANEL, 4)
+    assert torch.equal(packed[0, 1, 2], weight[2, 4:])
+
+
+@pytest.mark.parametrize("num_tiles", [1, GROUP, GROUP + 2])
+def test_tiles_stand_in_the_order_of_their_use(num_tiles: int) -> None:
+    """One by one: groups of tiles, columns of outputs, tiles of a group, words, outputs, the inputs of a word."""
+    inputs = num_tiles * SIDE * 2
+    weight = torch.randperm(PANEL * inputs).view(PANEL, inputs).int().view(torch.int16)[:, ::2].contiguous()
+    expected = [
+        int(weight[column * SIDE + output, (tile * SIDE + word) * 2 + place])
+        for start in range(0, num_tiles, GROUP)
+        for column in range(PANEL // SIDE)
+        for tile in range(start, min(start + GROUP, num_tiles))
+        for word in range(SIDE)
+        for output in range(SIDE)
+        for place in range(2)
+    ]
+    assert pack_tiles(weight)[0].tolist() == expected
+
+
+def test_memory_begins_with_a_page_and_is_zero() -> None:
+    found = large_pages(3 * PAGE_BYTES + 5)
+    assert found.data_ptr() % PAGE_BYTES == 0
+    assert len(found) == 3 * PAGE_BYTES + 5
+    assert not found.any()
+
+
+def test_tensors_lie_side_by_side_from_line_to_line() -> None:
+    memory = LargePages()
+    first, second = memory.keep(torch.arange(10).bfloat16()), memory.keep(torch.ones(3, 2))
+    assert second.data_ptr() - first.data_ptr() == LINE_BYTES
+    assert torch.equal(first, torch.arange(10).bfloat16())
+    assert torch.equal(second, torch.ones(3, 2))
+
+
+def test_a_tensor_larger_than_a_chunk_is_kept_too() -> None:
+    memory = LargePages()
+    small, large = memory.keep(torch.ones(4)), memory.keep(torch.full((CHUNK_BYTES + 1,), 7, dtype=torch.uint8))
+    assert torch.equal(small, torch.ones(4))
+    assert int(large.min()) == int(large.max()) == 7

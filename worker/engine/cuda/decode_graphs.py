@@ -1,0 +1,150 @@
+"""Decode steps of fixed sizes that are recorded once and replayed: a CUDA graph costs one launch instead of hundreds.
+
+A step is padded to the next bucket; padding rows read and write the scratch block. `record` is what makes a graph
+of a function, so that all but the recording runs, and is tested, on any device.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.engine.model.attention import AttentionStep, PagedAttention
+from worker.engine.model.device_copies import send
+from worker.engine.model.kv_cache import KVCache
+from worker.engine.model.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, StepBatch, insert_ids
+
+#: Runs a function once to record it; calling the result repeats it on whatever its inputs hold then.
+Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+
+
+def graph_buckets(max_num_seqs: int) -> list[int]:
+    """Sizes that are recorded: powers of two up to 16, steps of 16 up to 128, of 64 beyond; the last is the most."""
+    sizes = [size for size in (2, 4, 8, 16) if size < max_num_seqs]
+    sizes += range(32, min(max_num_seqs, 128), 16)
+    sizes += range(128, max_num_seqs, 64)
+    return [*sizes, max(max_num_seqs, MIN_ROWS)]
+
+
+def bucket_for(num_rows: int, buckets: Sequence[int]) -> int | None:
+    """The smallest bucket that holds the rows; None where none does."""
+    place = bisect_left(buckets, num_rows)
+    return buckets[place] if place < len(buckets) else None
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    batch: StepBatch  # the tensors that the recording reads
+    replay: Callable[[], Tensor]
+
+
+class DecodeGraphs:
+    """One recording for each bucket, made when it is first needed."""
+
+    def __init__(
+        self,
+        decoder: Callable[[AttentionStep], Tensor],
+        cache: KVCache,
+        paged_attention: PagedAttention,
+        buckets: Sequence[int],
+        max_keys: int,
+        device: torch.device,
+        record: Record | None = None,
+    ) -> None:
+        self.buckets = buckets
+        self._decoder = decoder
+        self._cache = cache
+        self._paged_attention = paged_attention
+        self._max_keys = max_keys
+        self._device = device
+        self._record = record or CudaRecorder()
+        self._recorded: dict[int, _Recorded] = {}
+
+    def run(self, batch: StepBatch, chosen_ids: Tensor | None = None) -> Tensor:
+        """Logits [bucket, vocab] of a batch of decoding rows alone, as `build_step_batch` made it on the CPU.
+
+        `chosen_ids` [choices] are those on the device that the batch's pending rows name.
+
+        They hold until the next call.
+        """
+        num_rows = batch.input_ids.shape[1]
+        bucket = bucket_for(num_rows, self.buckets)
+        assert bucket is not None and batch.paged is not None, "the step has more rows than the largest bucket"
+        recorded = self._recorded.get(bucket)
+        if recorded is None:
+            recorded = self._recorded[bucket] = self._make(bucket)
+        fill(recorded.batch, batch)
+        insert_ids(recorded.batch.input_ids, batch.pending, chosen_ids)
+        return recorded.replay()
+
+    def _make(self, bucket: int) -> _Recorded:
+        batch = static_batch(bucket, self._max_keys, self._cache.block_size, self._device)
+        step = AttentionStep(batch, self._cache, self._paged_attention)
+        return _Recorded(batch, self._record(lambda: self._decoder(step)))
+
+
+def static_batch(bucket: int, max_keys: int, block_size: int, device: torch.device) -> StepBatch:
+    """A batch of so many padding rows, with room for the longest sequence."""
+    width = -(-max_keys // block_size)
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return StepBatch(
+        input_ids=zeros(1, bucket),
+        positions=zeros(1, bucket),
+        slots=zeros(bucket),
+        logit_rows=torch.arange(bucket, device=device),
+        tiles=[],
+        paged=PagedRows(
+            block_table=torch.full((bucket, width), SCRATCH_BLOCK, dtype=torch.int32, device=device),
+            num_keys=torch.ones(bucket, dtype=torch.int32, device=device),
+            first_rows=torch.arange(bucket + 1, dtype=torch.int32, device=device),
+            max_queries=1,
+            max_keys=max_keys,
+        ),
+        num_paged_rows=bucket,
+    )
+
+
+def fill(static: StepBatch, batch: StepBatch) -> None:
+    """Writes a batch of decoding rows into a larger one; the rows after it become padding."""
+    assert static.paged is not None and batch.paged is not None
+    num_rows, width = batch.input_ids.shape[1], batch.paged.block_table.shape[1]
+    device = static.input_ids.device
+    static.input_ids[:, :num_rows] = send(batch.input_ids, device)
+    static.positions[:, :num_rows] = send(batch.positions, device)
+    static.slots.fill_(SCRATCH_BLOCK)
+    static.slots[:num_rows] = send(batch.slots, device)
+    static.paged.num_keys.fill_(1)
+    static.paged.num_keys[:num_rows] = send(batch.paged.num_keys, device)
+    static.paged.block_table[num_rows:, :1].fill_(SCRATCH_BLOCK)
+    static.paged.block_table[:num_rows, :width] = send(batch.paged.block_table, device)
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one pool of memory: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up at their first call, which cannot be recorded
+            for _ in range(2):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            output = function()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay

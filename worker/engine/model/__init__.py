@@ -1,0 +1,1 @@
+"""Rows in, logits out. Knows no requests."""

@@ -1,0 +1,172 @@
+"""Attention on our KV cache: a layer's keys go into the cache, and its rows attend in the tiles of `StepBatch`.
+
+`attend` is what a fused decoder calls; Transformers' models call `attention_forward`,
+registered under `ATTENTION_NAME`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.step_batch import MIN_ROWS, AttentionTiles, PagedRows, StepBatch
+from worker.engine.request import ModelUnavailable
+
+ATTENTION_NAME = "nocturne"
+
+
+@dataclass
+class ShapeProbe:
+    """Stands in for a step when the model is loaded: notes what each layer would cache."""
+
+    layers: dict[int, LayerShape] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """What does not change from step to step."""
+
+    index: int
+    scale: float
+    window: int | None = None  # tokens that a row sees, itself included; None for all
+    softcap: float | None = None
+
+
+class PagedAttention(Protocol):
+    """A kernel that finds a row's keys through its block table."""
+
+    covers_prefill: bool  # or rows one by one, and of prompts only those with few keys
+
+    def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
+        """Attention of rows [rows, heads, dim] over their own keys; returns [rows, heads, value_dim]."""
+
+
+@dataclass(frozen=True)
+class AttentionStep:
+    """What a step brings; Transformers' models hand it on among their keyword arguments."""
+
+    batch: StepBatch
+    cache: KVCache
+    paged_attention: PagedAttention | None = None
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,  # [1, heads, rows, dim]
+    key: Tensor,  # [1, kv_heads, rows, dim]
+    value: Tensor,  # [1, kv_heads, rows, dim]
+    attention_mask: Tensor | None,  # noqa: ARG001 - ours are made from positions
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    nocturne_step: AttentionStep | ShapeProbe | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of every row over its own sequence; returns [1, rows, heads, value_dim]."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise ModelUnavailable("this model's attention has sinks or a position bias, which is not supported")
+    if isinstance(nocturne_step, ShapeProbe):
+        nocturne_step.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.device)
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+    assert nocturne_step is not None, "the model did not pass its keyword arguments on to its attention"
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = attend(
+        AttentionLayer(layer, scale, sliding_window, softcap),
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        nocturne_step,
+    )
+    return output[None], None
+
+
+def attend(layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, step: AttentionStep) -> Tensor:
+    """Attention of every row over its own sequence.
+
+    Takes query [rows, heads, dim], key and value [rows, kv_heads, dim]; returns [rows, heads, value_dim].
+    """
+    batch, cache = step.batch.on(query.device), step.cache
+    cache.write(layer.index, batch.slots, key, value)
+    paged = None
+    if batch.paged is not None:
+        assert step.paged_attention is not None, "the batch was made for a paged kernel"
+        num_rows = batch.num_paged_rows
+        paged = step.paged_attention(layer, query[:num_rows], cache, batch.paged)
+        if num_rows == len(query):
+            return paged
+    output = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+    if paged is not None:
+        output[: len(paged)] = paged
+    for tiles in batch.tiles:
+        keys, values = cache.gather(layer.index, tiles.block_ids, tiles.num_keys)
+        _scatter(output, tiles, _attend_tiles(layer, _queries(query, tiles), keys, values, tiles))
+    return output
+
+
+def _queries(rows: Tensor, tiles: AttentionTiles) -> Tensor:
+    """[num_tiles, queries, heads, dim]"""
+    num_tiles, num_queries = tiles.rows.shape
+    if tiles.is_contiguous:
+        return rows[tiles.first_row : tiles.first_row + num_tiles, None]
+    return rows.index_select(0, tiles.rows.view(-1)).view(num_tiles, num_queries, *rows.shape[1:])
+
+
+def _attend_tiles(
+    layer: AttentionLayer, queries: Tensor, keys: Tensor, values: Tensor, tiles: AttentionTiles
+) -> Tensor:
+    """Grouped query heads are folded into the query length, so keys are never repeated.
+
+    Returns [num_tiles, queries, heads, value_dim].
+    """
+    num_tiles, num_queries, num_heads, dim = queries.shape
+    num_kv_heads = keys.shape[1]
+    group = num_heads // num_kv_heads
+    folded = queries.view(num_tiles, num_queries, num_kv_heads, group, dim).permute(0, 2, 3, 1, 4)
+    folded = folded.reshape(num_tiles, num_kv_heads, group * num_queries, dim)
+    mask = tiles.mask(layer.window, group, queries.dtype)
+    if folded.shape[2] < MIN_ROWS:
+        folded, mask = folded.expand(-1, -1, MIN_ROWS, -1), mask.expand(-1, -1, MIN_ROWS, -1)
+    if layer.softcap is None:
+        attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=layer.scale)
+    else:
+        attended = _softcapped_attention(folded, keys, values, mask, layer.scale, layer.softcap)
+    attended = attended[:, :, : group * num_queries]
+    attended = attended.reshape(num_tiles, num_kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
+    return attended.reshape(num_tiles, num_queries, num_heads, -1)
+
+
+def _softcapped_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """Gemma 2's attention: scores are squashed by `softcap * tanh(scores / softcap)` before the mask.
+
+    One tile at a time: a batched product divides its work by the number of tiles, and so rounds by it.
+    """
+    attended = []
+    for tile in range(queries.shape[0]):
+        scores = torch.matmul(queries[tile], keys[tile].transpose(1, 2)) * scale
+        scores = torch.tanh(scores / softcap) * softcap + mask[tile]
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(queries.dtype)
+        attended.append(torch.matmul(weights, values[tile]))
+    return torch.stack(attended)
+
+
+def _scatter(output: Tensor, tiles: AttentionTiles, attended: Tensor) -> None:
+    num_tiles, num_queries = tiles.rows.shape
+    if tiles.is_contiguous:
+        output[tiles.first_row : tiles.first_row + num_tiles] = attended[:, 0]
+        return
+    flat = attended.reshape(num_tiles * num_queries, *attended.shape[2:])
+    if tiles.kept is not None:
+        flat = flat.index_select(0, tiles.kept)
+    output.index_copy_(0, tiles.kept_rows, flat)
+
+
+AttentionInterface.register(ATTENTION_NAME, attention_forward)

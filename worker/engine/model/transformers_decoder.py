@@ -1,0 +1,28 @@
+"""The decoder as Transformers has it, with our attention: for every architecture that has no fused one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from worker.engine.model.attention import AttentionStep
+
+
+class TransformersDecoder:
+    """Rows of a step to logits, through the model's own forward pass."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, step: AttentionStep) -> Tensor:
+        """Logits [num_logits, vocab] of the rows that the step asks for."""
+        output = self._model(
+            input_ids=step.batch.input_ids,
+            position_ids=step.batch.positions,
+            use_cache=False,
+            logits_to_keep=step.batch.logit_rows,
+            nocturne_step=step,
+        )
+        logits: Tensor = output.logits[0]
+        return logits

@@ -1,0 +1,162 @@
+"""A beam request in the running batch: joins the search's decisions to sequences and their KV blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.states import FinishReason
+from worker.engine.detokenizer import Detokenizer
+from worker.engine.model.step_batch import MIN_ROWS
+from worker.engine.sampling.beam_search import BeamSearch, Candidate
+from worker.engine.sampling.logits_processors import apply_history_processors, has_history_processors
+from worker.engine.sampling.row_sampler import entropies_of, top_alternatives
+from worker.engine.scheduling.block_manager import KVBlocks
+from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+from worker.engine.scheduling.stopping import check_stop
+
+
+@dataclass(frozen=True)
+class StepColumns:
+    """Of a step: raw log-probabilities [beams, vocab], and entropies [beams], empty where there is no trace."""
+
+    raw: Tensor
+    entropies: list[float]
+
+
+def start_beams(group: SequenceGroup, eos_ids: tuple[int, ...], blocks: KVBlocks) -> None:
+    """Turns the prefilled first sequence into `num_beams` that share its blocks."""
+    params = group.request.params
+    group.beam_search = BeamSearch(params.num_beams, params.length_penalty, len(eos_ids))
+    fork_sequences(group, blocks)
+
+
+def fork_sequences(group: SequenceGroup, blocks: KVBlocks) -> None:
+    """Turns the prefilled first sequence into all of the group's, its beams or samples; they share its blocks."""
+    first = group.sequences[0]
+    for index in range(1, group.num_rows):
+        child = _copy(first)
+        child.index, child.table = index, blocks.fork(first.table)
+        group.sequences.append(child)
+
+
+def advance_beams(
+    group: SequenceGroup,
+    logits: Tensor,
+    eos_ids: tuple[int, ...],
+    detokenizer: Detokenizer | None,
+    blocks: KVBlocks,
+) -> None:
+    """One step of the search on logits [num_beams, vocab]; the group's sequences become the beams that go on."""
+    search: BeamSearch = group.beam_search
+    columns, scored = _score(group, logits, eos_ids)
+
+    def extended(candidate: Candidate) -> Sequence:
+        return _extend(group.sequences[candidate.parent], candidate, columns)
+
+    def finish_reason(candidate: Candidate) -> FinishReason | None:
+        return _finish_reason(group.sequences[candidate.parent], candidate, eos_ids, detokenizer)
+
+    def on_finish(candidate: Candidate, reason: FinishReason) -> Sequence:
+        finished = extended(candidate)
+        if reason is FinishReason.STOP:
+            check_stop(finished, eos_ids, detokenizer)
+        finished.finish_reason = reason
+        return finished
+
+    length = len(group.sequences[0].token_ids) + 1
+    chosen = search.advance(scored, length, finish_reason, on_finish)
+    old = group.sequences
+    beams = []
+    for index, candidate in enumerate(chosen):
+        beam = extended(candidate)
+        beam.index, beam.table = index, blocks.fork(old[candidate.parent].table)
+        beams.append(beam)
+    for sequence in old:
+        blocks.free(sequence.table, keep_reserved=True)
+    group.sequences = beams or old[:1]
+
+
+def _score(group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...]) -> tuple[StepColumns, Tensor]:
+    """Log-probabilities as the model gives them, and as the search scores them, both [num_beams, vocab] fp32.
+
+    As in Transformers, processors change a beam's log-probabilities, but the logits where there is one beam
+    only (`generate` is greedy then): a repetition penalty makes a difference between the two.
+    """
+    rows = logits.float()
+    if rows.shape[0] < MIN_ROWS:
+        rows = rows.expand(MIN_ROWS, -1)
+    raw = torch.log_softmax(rows, dim=-1)
+    params = group.request.params
+    entropies = entropies_of(raw) if params.trace != "none" else []
+    raw = raw[: logits.shape[0]]
+    scored = raw
+    if has_history_processors(params):
+        before = rows[:1] if params.num_beams == 1 else raw
+        scored = torch.cat(
+            [
+                apply_history_processors(
+                    before[index : index + 1], params, group.request.prompt_ids, sequence.token_ids, eos_ids
+                )
+                for index, sequence in enumerate(group.sequences)
+            ]
+        )
+        if params.num_beams == 1:
+            scored = torch.log_softmax(scored, dim=-1)
+    return StepColumns(raw, entropies), scored.cpu()
+
+
+def _finish_reason(
+    parent: Sequence, candidate: Candidate, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None
+) -> FinishReason | None:
+    params = parent.request.params
+    if candidate.token_id in eos_ids:
+        return FinishReason.EOS
+    if not params.stop and candidate.token_id not in params.stop_token_ids:
+        return FinishReason.LENGTH if len(parent.token_ids) + 1 >= parent.max_new_tokens else None
+    trial = _copy(parent)
+    trial.token_ids.append(candidate.token_id)
+    check_stop(trial, eos_ids, detokenizer)
+    return trial.finish_reason
+
+
+def _extend(parent: Sequence, candidate: Candidate, columns: StepColumns) -> Sequence:
+    """The parent with one token more, and that token's trace."""
+    child = _copy(parent)
+    child.token_ids.append(candidate.token_id)
+    child.cumulative_logprob = candidate.total
+    params = parent.request.params
+    if params.trace != "none":
+        raw = columns.raw[candidate.parent]
+        logprob = raw[candidate.token_id]
+        trace = child.trace
+        trace.logprobs.append(float(logprob))
+        trace.sampling_logprobs.append(candidate.logprob)
+        trace.entropies.append(columns.entropies[candidate.parent])
+        trace.ranks.append(int((raw > logprob).sum()) + 1)
+        trace.kept.append(params.num_beams)
+        trace.alternatives.append(top_alternatives(raw, params.top_logprobs))
+        trace.beams.append(candidate.parent)
+    return child
+
+
+def _copy(sequence: Sequence) -> Sequence:
+    return Sequence(
+        request=sequence.request,
+        index=sequence.index,
+        max_new_tokens=sequence.max_new_tokens,
+        token_ids=list(sequence.token_ids),
+        num_computed=sequence.num_computed,
+        trace=sequence.trace.copy(),
+        cumulative_logprob=sequence.cumulative_logprob,
+        detokenizer=None if sequence.detokenizer is None else sequence.detokenizer.copy(),
+    )
+
+
+def beam_results(group: SequenceGroup) -> SequenceOf[tuple[float, Sequence]]:
+    """Score and sequence of every finished hypothesis, the best first."""
+    search: BeamSearch = group.beam_search
+    return [(beam.score, beam.origin) for beam in search.best() if isinstance(beam.origin, Sequence)]

@@ -1,0 +1,102 @@
+"""The engine in a process of its own: loads the model, then steps for as long as there is work.
+
+It obeys the messages of `worker.engine_process.protocol`.
+"""
+
+from __future__ import annotations
+
+import signal
+from multiprocessing.connection import Connection
+from time import monotonic
+
+import torch
+import transformers
+from jinja2 import TemplateError
+
+from worker.engine.engine import Engine
+from worker.engine.model_loader import describe_environment, load_model
+from worker.engine.request import EngineError, InvalidRequest, Request, RequestOutput
+from worker.engine_process.protocol import (
+    Cancel,
+    Crashed,
+    EngineOptions,
+    Failed,
+    Finished,
+    Ready,
+    Started,
+    Stats,
+    Stop,
+    Submit,
+)
+
+STATS_INTERVAL = 1.0  # seconds between two reports
+
+
+def run_engine(connection: Connection, options: EngineOptions) -> None:
+    """The process's main function: loads the model, then steps until told to stop or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
+    transformers.utils.logging.disable_progress_bar()  # its standard error is a log
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    try:
+        loaded = load_model(
+            options.model,
+            options.device,
+            options.dtype,
+            deterministic=options.deterministic,
+            quantize=options.quantize,
+        )
+        engine = Engine(loaded, options.config)
+    except EngineError as error:
+        connection.send(Failed(str(error)))
+        return
+    kv_tokens = engine.blocks.num_usable * engine.block_size
+    connection.send(Ready(describe_environment(loaded), str(loaded.device), kv_tokens))
+    try:
+        _serve(connection, engine)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone, and with it whoever wanted the answers
+    except Exception as error:
+        connection.send(Crashed(f"the engine ended with {type(error).__name__}: {error}"[:1000]))
+        raise
+
+
+def _serve(connection: Connection, engine: Engine) -> None:
+    reported, is_stopping = monotonic(), False
+    while engine.has_work or not is_stopping:
+        while (not is_stopping and not engine.has_work) or connection.poll():
+            message = connection.recv()
+            if isinstance(message, Submit):
+                _send(connection, _submit(engine, message))
+            elif isinstance(message, Cancel):
+                for job_id in message.job_ids:
+                    engine.cancel(job_id)
+            elif isinstance(message, Stop):
+                is_stopping = True
+        if started := engine.admit():
+            connection.send(Started(tuple(started)))
+        _send(connection, engine.step())
+        if monotonic() - reported >= STATS_INTERVAL or not engine.has_work:
+            stats = engine.stats
+            connection.send(Stats(stats.num_steps, stats.num_sequence_steps, stats.num_generated_tokens))
+            reported = monotonic()
+
+
+def _send(connection: Connection, outputs: list[RequestOutput]) -> None:
+    if outputs:
+        connection.send(Finished(tuple(outputs)))
+
+
+def _submit(engine: Engine, message: Submit) -> list[RequestOutput]:
+    """Tokenises and queues the jobs; returns those that could not be."""
+    refused = []
+    for job in message.jobs:
+        try:
+            prompt_ids = engine.encode(job.prompt) if job.prompt is not None else engine.encode_chat(job.messages or [])
+        except TemplateError as error:
+            refused.append(RequestOutput(job.id, 0, error=InvalidRequest(f"the chat template refuses it: {error}")))
+        except EngineError as error:
+            refused.append(RequestOutput(job.id, 0, error=error))
+        else:
+            engine.submit(Request(job.id, prompt_ids, job.params, message.priority))
+    return refused

@@ -1,0 +1,217 @@
+"""Keeps one engine process alive: starts it, feeds it, hands its outputs on, starts it again when it dies.
+
+Knows nothing of SQL or Celery. Callbacks run on the reader thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
+from threading import Event, Lock
+from time import monotonic
+
+from models.message import JobMessage
+from worker.critical_thread import VitalThread
+from worker.engine.request import ModelUnavailable, RequestOutput
+from worker.engine_process.main import engine_main
+from worker.engine_process.protocol import (
+    Cancel,
+    Crashed,
+    EngineOptions,
+    Failed,
+    Finished,
+    Ready,
+    Started,
+    Stats,
+    Stop,
+    Submit,
+)
+
+
+@dataclass(frozen=True)
+class EngineDeath:
+    """An engine process that ended unasked, and the jobs it had."""
+
+    reason: str
+    running: list[int]  # in the batch: one of them may be why
+    waiting: list[int]
+
+
+class EngineSupervisor:
+    """`on_output` gets each finished request, `on_death` what was lost with a process that died.
+
+    `on_lost` is told why no new process could be started. A process that has work and shows no step for
+    `timeout` seconds is killed.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        on_output: Callable[[RequestOutput], None],
+        on_death: Callable[[EngineDeath], None],
+        on_lost: Callable[[str], None],
+        timeout: float,
+    ) -> None:
+        self._options = options
+        self._on_output = on_output
+        self._on_death = on_death
+        self._on_lost = on_lost
+        self._timeout = timeout
+        self._last_sign = monotonic()
+        self._crash = ""  # why the process ends or is ended, where that is known
+        self._context = multiprocessing.get_context("spawn")
+        self._lock = Lock()  # guards the five below
+        self._inside: set[int] = set()
+        self._running: set[int] = set()  # of those, the ones in the batch
+        self._outbox: SimpleQueue[object] = SimpleQueue()  # for the process that runs, or is being started
+        self._connection: Connection | None = None
+        self._process: BaseProcess | None = None
+        self._is_stopping = Event()
+        self._reader: VitalThread | None = None
+        self.ready: Ready | None = None
+        self.stats = Stats(0, 0, 0)
+
+    @property
+    def process_id(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def num_inside(self) -> int:
+        """Jobs that the engine has and has not finished."""
+        with self._lock:
+            return len(self._inside)
+
+    def start(self) -> Ready:
+        """Starts the process and waits until its model is loaded. Raises `ModelUnavailable`."""
+        ready = self._spawn()
+        self._reader = VitalThread(target=self._read, name="engine-reader", daemon=True)
+        self._reader.start()
+        VitalThread(target=self._watch, name="engine-watch", daemon=True).start()
+        return ready
+
+    def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:
+        """Sends jobs to the engine; if it dies with them, `on_death` names them."""
+        with self._lock:
+            if not self._inside:
+                self._last_sign = monotonic()
+            self._inside.update(job.id for job in jobs)
+            self._outbox.put(Submit(tuple(jobs), priority))
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        """Drops jobs; no output follows for those that were still inside."""
+        if not job_ids:
+            return
+        with self._lock:
+            self._inside.difference_update(job_ids)
+            self._running.difference_update(job_ids)
+            self._outbox.put(Cancel(tuple(job_ids)))
+
+    def stop(self) -> None:
+        """Ends the process after what it has; returns when it is gone."""
+        self._is_stopping.set()
+        with self._lock:
+            self._outbox.put(Stop())
+        if self._reader is not None:
+            self._reader.join()
+
+    def _spawn(self) -> Ready:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=engine_main, args=(theirs, self._options), name="nocturne-engine")
+        process.start()
+        theirs.close()
+        try:
+            message = ours.recv()
+        except (EOFError, OSError):
+            process.join()
+            raise ModelUnavailable(
+                f"the engine ended while loading {self._options.model!r} (exit code {process.exitcode}); see its log"
+            ) from None
+        if isinstance(message, Failed):
+            process.join()
+            raise ModelUnavailable(message.reason)
+        assert isinstance(message, Ready)
+        with self._lock:
+            self._connection, self._process, self.ready = ours, process, message
+            VitalThread(target=_deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
+        return message
+
+    def _read(self) -> None:
+        while True:
+            assert self._connection is not None and self._process is not None
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):  # OSError: it was killed in the middle of a message
+                if not self._restart():
+                    return
+                continue
+            self._last_sign = monotonic()
+            if isinstance(message, Finished):
+                self._hand_on(message.outputs)
+            elif isinstance(message, Started):
+                with self._lock:
+                    self._running.update(self._inside.intersection(message.job_ids))
+            elif isinstance(message, Stats):
+                self.stats = message
+            elif isinstance(message, Crashed):
+                self._crash = message.reason
+
+    def _watch(self) -> None:
+        """Kills a process that has work and shows no sign of it; the reader then sees its end."""
+        while not self._is_stopping.wait(min(1.0, self._timeout / 4)):
+            with self._lock:
+                process, is_busy = self._process, bool(self._inside)
+                silence = monotonic() - self._last_sign
+                if process is None or self._connection is None or not is_busy or silence < self._timeout:
+                    continue
+                self._crash = self._crash or f"the engine made no step for {silence:.0f} s"
+                process.kill()
+
+    def _hand_on(self, outputs: Sequence[RequestOutput]) -> None:
+        for output in outputs:
+            with self._lock:
+                is_expected = output.request_id in self._inside
+                self._inside.discard(output.request_id)
+                self._running.discard(output.request_id)
+            if is_expected:
+                self._on_output(output)
+
+    def _restart(self) -> bool:
+        """Reports what died with the engine and starts it again; false where it should not run any more."""
+        assert self._process is not None
+        self._process.join()
+        with self._lock:
+            running, waiting = sorted(self._running), sorted(self._inside - self._running)
+            self._inside.clear()
+            self._running.clear()
+            self._connection = None
+            self._outbox.put(None)
+            self._outbox = SimpleQueue()  # what comes from now on is for the next process
+        reason = self._crash or f"the engine process ended with exit code {self._process.exitcode}"
+        self._crash = ""
+        death = EngineDeath(reason, running, waiting)
+        if self._is_stopping.is_set():
+            if running or waiting:
+                self._on_death(death)
+            return False
+        try:
+            self._spawn()  # the new process must stand before the jobs are tried again
+        except ModelUnavailable as error:
+            self._on_death(death)
+            self._on_lost(str(error))
+            return False
+        self._last_sign = monotonic()
+        self._on_death(death)
+        return True
+
+
+def _deliver(outbox: SimpleQueue[object], connection: Connection) -> None:
+    """Sends what is in the outbox up to a None; holds no lock, because a process that is busy lets it wait."""
+    while (message := outbox.get()) is not None:
+        try:
+            connection.send(message)
+        except OSError:
+            return  # the reader sees the same end of the pipe and reports what was inside

@@ -1,0 +1,77 @@
+"""Stores what the engine finished, many jobs in one transaction, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from sqlalchemy.exc import DBAPIError
+
+from worker.storage.job_store import Claim, FinishedJob, Store
+from worker.storage.outages import GaveUp, Patience
+
+logger = logging.getLogger(__name__)
+
+MAX_COMMIT_JOBS = 256
+COMMIT_WAIT_SECONDS = 0.02  # others that finish within it share the transaction
+
+
+class Committer:
+    """`settled` is called with the claim of each job that is stored, or cannot be.
+
+    What it holds while the database is away is bounded by what the worker has claimed: nothing is claimed then.
+    """
+
+    def __init__(self, store: Store, patience: Patience, settled: Callable[[Claim], None]) -> None:
+        self._store = store
+        self._patience = patience
+        self._settled = settled
+        self._finished: SimpleQueue[FinishedJob | None] = SimpleQueue()
+
+    def add(self, job: FinishedJob) -> None:
+        self._finished.put(job)
+
+    def stop(self) -> None:
+        """Lets `run` end after what is already here."""
+        self._finished.put(None)
+
+    def run(self) -> None:
+        """The thread's main function."""
+        while (first := self._finished.get()) is not None:
+            batch = self._collect(first)
+            try:
+                self._commit(batch)
+            except GaveUp as error:
+                logger.warning("%d finished jobs were not stored, they will be decoded again: %s", len(batch), error)
+            for job in batch:
+                self._settled(job.claim)
+
+    def _collect(self, first: FinishedJob) -> list[FinishedJob]:
+        batch = [first]
+        time.sleep(COMMIT_WAIT_SECONDS)
+        while len(batch) < MAX_COMMIT_JOBS:
+            try:
+                following = self._finished.get_nowait()
+            except Empty:
+                break
+            if following is None:
+                self._finished.put(None)
+                break
+            batch.append(following)
+        return batch
+
+    def _commit(self, batch: list[FinishedJob]) -> None:
+        """Stores the batch; where the database refuses a row of it, each job alone, to find whose it is."""
+        try:
+            self._patience.until_answered(lambda: self._store.commit(batch))
+        except DBAPIError as error:
+            reason = str(error.orig).strip().splitlines()[0]
+            if len(batch) > 1:
+                logger.warning("the database refuses a group of results, storing them one by one: %s", reason)
+                for job in batch:
+                    self._commit([job])
+                return
+            logger.error("the database refuses the results of job %d: %s", batch[0].claim.job_id, reason)
+            self._patience.until_answered(lambda: self._store.fail(batch[0].claim, "StorageError", reason))

@@ -1,0 +1,239 @@
+"""Every write that a worker makes to its jobs, each one transaction.
+
+Claims and commits are conditional on state and attempt, so a message that comes twice or a worker that was
+believed dead changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult, Engine, func, select, update
+
+from models.database.bulk_insert import to_json, without_nul
+from models.database.connection import database_moment, database_now
+from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
+from models.schema.job import Job, rows_to_change
+from models.states import JobState
+from worker.engine.request import Completion, RequestOutput
+from worker.storage.result_rows import insert_results, insert_traces, reserve_result_ids
+
+#: Parameters of one statement; both databases take at least this many.
+IDS_PER_STATEMENT = 10_000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this worker may run: it holds the lease of this attempt."""
+
+    job_id: int
+    run_id: str
+    attempt: int
+    num_crashes: int  # processes that died with it inside
+    is_suspect: bool  # it may be why: it runs alone
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """A claimed job with what the engine made of it."""
+
+    claim: Claim
+    output: RequestOutput
+
+
+class Store:
+    def __init__(self, database: Engine, worker: str, lease_seconds: float) -> None:
+        self._database = database
+        self._worker = worker
+        self._lease_seconds = lease_seconds
+        self.environment_id: str | None = None  # what its results are decoded by
+
+    def claim(self, job_ids: Sequence[int]) -> list[Claim]:
+        """Takes the queued ones among the jobs that are in time; the others are somebody else's or final."""
+        statement = (
+            update(Job)
+            .where(
+                rows_to_change(
+                    Job.id.in_(job_ids),
+                    Job.state == JobState.QUEUED,
+                    (Job.expires_at.is_(None)) | (Job.expires_at > database_moment()),
+                )
+            )
+            .values(
+                state=JobState.RUNNING,
+                state_reason="claimed",
+                attempts=Job.attempts + 1,
+                worker=self._worker,
+                started_at=func.coalesce(Job.started_at, database_moment()),
+                lease_expires_at=database_now() + self._lease_seconds,
+                error=None,
+                error_code=None,
+            )
+            .returning(Job.id, Job.run_id, Job.attempts, Job.num_crashes, Job.is_suspect, Job.created_at)
+        )
+        with self._database.begin() as connection:
+            return [Claim(*row) for row in connection.execute(statement)]
+
+    def lost(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Those of the claims that do not hold any more: cancelled, or taken to be dead and given away."""
+        with self._database.connect() as connection:
+            held = held_claims(connection, self._worker, claims)
+        return [claim for claim in claims if claim not in held]
+
+    def commit(self, finished: Sequence[FinishedJob]) -> int:
+        """Stores results, traces and final states together; returns how many jobs were still this worker's."""
+        with self._database.begin() as connection:
+            moment = datetime.now(UTC)
+            held = held_claims(connection, self._worker, [job.claim for job in finished], lock=True)
+            owned = [job for job in finished if job.claim in held]
+            self._succeed(connection, [job.claim.job_id for job in owned if job.output.error is None])
+            for job in owned:
+                if (error := job.output.error) is not None:
+                    self._change(connection, job.claim, _ending(JobState.FAILED, str(error), type(error).__name__))
+            self._insert_results(connection, [(job, done) for job in owned for done in job.output.completions], moment)
+            _count(connection, owned)
+            close_runs(connection, {job.claim.run_id for job in owned}, moment)
+        return len(owned)
+
+    def give_back(self, claims: Iterable[Claim], reason: str) -> list[int]:
+        """Returns claimed jobs to the outbox; the ids of those that were still this worker's."""
+        return self._give_back(claims, {"state_reason": reason})
+
+    def give_back_suspects(self, claims: Iterable[Claim], reason: str) -> list[int]:
+        """The same for jobs that may be why the engine died: they will be tried alone."""
+        return self._give_back(
+            claims, {"state_reason": reason, "is_suspect": True, "num_crashes": Job.num_crashes + 1, "error": reason}
+        )
+
+    def fail(self, claim: Claim, code: str, error: str) -> None:
+        """Ends a job without results."""
+        values = _ending(JobState.FAILED, error, code) | {"num_crashes": Job.num_crashes + int(code == "EngineDied")}
+        with self._database.begin() as connection:
+            if self._change(connection, claim, values):
+                add_counts(connection, claim.run_id, {COUNT_OF_STATE[JobState.FAILED]: 1})
+                close_runs(connection, {claim.run_id}, datetime.now(UTC))
+
+    def _give_back(self, claims: Iterable[Claim], values: dict[str, Any]) -> list[int]:
+        values |= {"state": JobState.QUEUED, "lease_expires_at": None, "sent_at": None}
+        with self._database.begin() as connection:
+            held = held_claims(connection, self._worker, list(claims), lock=True)
+            job_ids = sorted(claim.job_id for claim in held)
+            for ids in in_statements(job_ids):
+                connection.execute(update(Job).where(Job.id.in_(ids)).values(values))
+        return job_ids
+
+    def _succeed(self, connection: Connection, job_ids: Sequence[int]) -> None:
+        if job_ids:
+            connection.execute(update(Job).where(Job.id.in_(job_ids)).values(_ending(JobState.SUCCEEDED)))
+
+    def _change(self, connection: Connection, claim: Claim, values: dict[str, Any]) -> bool:
+        """Changes a job only while it runs in this worker's attempt."""
+        changed = connection.execute(
+            update(Job)
+            .where(
+                Job.id == claim.job_id,
+                Job.state == JobState.RUNNING,
+                Job.worker == self._worker,
+                Job.attempts == claim.attempt,
+            )
+            .values(values)
+        )
+        return count_rows(changed) == 1
+
+    def _insert_results(
+        self, connection: Connection, results: list[tuple[FinishedJob, Completion]], moment: datetime
+    ) -> None:
+        ids = reserve_result_ids(connection, len(results))
+        rows = [
+            (result_id, *self._result_row(job, completion, moment))
+            for result_id, (job, completion) in zip(ids, results, strict=True)
+        ]
+        insert_results(connection, rows)
+        insert_traces(
+            connection,
+            [
+                (result_id, done.token_ids, done.trace)
+                for result_id, (_, done) in zip(ids, results, strict=True)
+                if done.trace is not None
+            ],
+        )
+
+    def _result_row(self, job: FinishedJob, completion: Completion, moment: datetime) -> tuple[Any, ...]:
+        """The values of `RESULT_COLUMNS`, but for the id."""
+        output = job.output
+        hypotheses = [vars(each) for each in output.hypotheses] if completion.sample_index == 0 else []
+        in_engine = output.waiting_seconds + output.prefill_seconds + output.decode_seconds
+        age = (moment - job.claim.created_at).total_seconds()
+        return (
+            job.claim.job_id,
+            completion.sample_index,
+            without_nul(completion.text),
+            str(completion.finish_reason),
+            output.num_prompt_tokens,
+            len(completion.token_ids),
+            completion.cumulative_logprob,
+            completion.score,
+            to_json(hypotheses) if hypotheses else None,
+            max(0.0, age - in_engine) + output.waiting_seconds,
+            output.prefill_seconds,
+            output.decode_seconds,
+            self.environment_id,
+        )
+
+
+def held_claims(
+    connection: Connection, worker: str, claims: Sequence[Claim], *, lock: bool = False, skip_locked: bool = False
+) -> set[Claim]:
+    """Those of the claims that this worker still has: nobody cancelled the job or gave it away.
+
+    With `lock` they stay so until the transaction ends; locked in the order in which everybody locks jobs.
+    """
+    held: set[tuple[int, int]] = set()
+    for ids in in_statements([claim.job_id for claim in claims]):
+        # By id alone, so that PostgreSQL takes the primary key: other indexes hold all that was ever running.
+        statement = select(Job.id, Job.attempts, Job.state, Job.worker).where(Job.id.in_(ids)).order_by(Job.id)
+        if lock:
+            statement = statement.with_for_update(skip_locked=skip_locked)
+        for job_id, attempt, state, holder in connection.execute(statement):
+            if state == JobState.RUNNING and holder == worker:
+                held.add((job_id, attempt))
+    return {claim for claim in claims if (claim.job_id, claim.attempt) in held}
+
+
+def in_statements(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Ids a statement's worth at a time."""
+    for start in range(0, len(ids), IDS_PER_STATEMENT):
+        yield ids[start : start + IDS_PER_STATEMENT]
+
+
+def count_rows(result: Any) -> int:
+    """Rows that a statement changed."""
+    assert isinstance(result, CursorResult)
+    return result.rowcount
+
+
+def _ending(state: JobState, error: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The columns of a job that becomes final."""
+    return {
+        "state": state,
+        "state_reason": code or "finished",
+        "error": error,
+        "error_code": code,
+        "lease_expires_at": None,
+        "finished_at": database_moment(),
+    }
+
+
+def _count(connection: Connection, owned: Sequence[FinishedJob]) -> None:
+    counts: dict[str, Counter[str]] = {}
+    for job in owned:
+        of_run = counts.setdefault(job.claim.run_id, Counter())
+        of_run[COUNT_OF_STATE[JobState.SUCCEEDED if job.output.error is None else JobState.FAILED]] += 1
+        of_run["completion_tokens"] += sum(len(done.token_ids) for done in job.output.completions)
+    for run_id in sorted(counts):  # one order for all workers: no deadlock
+        add_counts(connection, run_id, counts[run_id])

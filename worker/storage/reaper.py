@@ -1,0 +1,101 @@
+"""The sweeps that any worker makes for all: expired leases, passed deadlines, lost messages, unsent jobs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Engine, case, select, update
+
+from models.database.connection import database_moment, database_now
+from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
+from models.schema.job import Job, rows_to_change
+from models.schema.run import Run
+from models.states import JobState, RunState
+from worker.storage.job_store import count_rows
+
+
+def release_expired_leases(database: Engine, max_attempts: int) -> int:
+    """Ends the claims of workers that gave no sign of life; how many.
+
+    The jobs go back to the outbox. One that lost its worker twice runs alone from then on, and one that did so
+    `max_attempts` times is failed: it may be what kills them.
+    """
+    is_worn_out = Job.num_crashes + 1 >= max_attempts
+    error = "the worker that ran it was lost, in each of its attempts"
+    statement = (
+        update(Job)
+        .where(rows_to_change(Job.state == JobState.RUNNING, Job.lease_expires_at < database_now(), skip_locked=True))
+        .values(
+            num_crashes=Job.num_crashes + 1,
+            is_suspect=Job.num_crashes >= 1,
+            state=case((is_worn_out, JobState.FAILED), else_=JobState.QUEUED),
+            state_reason=case((is_worn_out, "WorkerLost"), else_="its lease ran out"),
+            error=case((is_worn_out, error), else_=None),
+            error_code=case((is_worn_out, "WorkerLost"), else_=None),
+            finished_at=case((is_worn_out, database_moment()), else_=None),
+            lease_expires_at=None,
+            sent_at=None,
+        )
+        .returning(Job.run_id, Job.state)
+    )
+    return _end_jobs(database, statement, JobState.FAILED)
+
+
+def expire_overdue(database: Engine) -> int:
+    """Ends queued jobs whose deadline has passed; how many."""
+    statement = (
+        update(Job)
+        .where(
+            rows_to_change(
+                Job.state == JobState.QUEUED,
+                Job.expires_at.is_not(None),
+                Job.expires_at <= database_moment(),
+                skip_locked=True,
+            )
+        )
+        .values(
+            state=JobState.EXPIRED,
+            state_reason="its deadline passed before it started",
+            error="its deadline passed before it started",
+            error_code="Expired",
+            finished_at=database_moment(),
+        )
+        .returning(Job.run_id, Job.state)
+    )
+    return _end_jobs(database, statement, JobState.EXPIRED)
+
+
+def forget_lost_messages(database: Engine, model: str, min_age_seconds: float) -> int:
+    """Puts queued jobs of a model whose messages are gone into the outbox; how many.
+
+    For one who has seen the model's queue empty: whatever was sent a while ago and is not claimed is in no
+    queue, because a message that is taken out is claimed at once.
+    """
+    of_model = select(Run.id).where(Run.model == model, Run.state == RunState.RUNNING)
+    statement = (
+        update(Job)
+        .where(
+            rows_to_change(
+                Job.run_id.in_(of_model),
+                Job.state == JobState.QUEUED,
+                Job.sent_at < database_moment(min_age_seconds),
+                skip_locked=True,
+            )
+        )
+        .values(sent_at=None)
+    )
+    with database.begin() as connection:
+        return count_rows(connection.execute(statement))
+
+
+def _end_jobs(database: Engine, statement: Any, final: JobState) -> int:
+    """Runs an update that returns run ids and states, and counts those that became final; how many rows."""
+    with database.begin() as connection:
+        rows = connection.execute(statement).all()
+        ended = Counter(run_id for run_id, state in rows if state == final)
+        for run_id in sorted(ended):
+            add_counts(connection, run_id, {COUNT_OF_STATE[final]: ended[run_id]})
+        close_runs(connection, ended, datetime.now(UTC))
+    return len(rows)

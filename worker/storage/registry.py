@@ -1,0 +1,78 @@
+"""What a worker writes about itself: that it is there, lives, and what its results were decoded by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Engine, insert, update
+from sqlalchemy.exc import IntegrityError
+
+from models.database.connection import database_moment, database_now
+from models.schema.job import Job
+from models.schema.result import Environment
+from models.schema.worker import Worker
+from worker.storage.job_store import Claim, held_claims, in_statements
+
+
+class Registry:
+    """The row of one worker; all its times are of the database's clock."""
+
+    def __init__(self, database: Engine, worker: str, lease_seconds: float) -> None:
+        self._database = database
+        self._worker = worker
+        self._lease_seconds = lease_seconds
+
+    def register(self, *, host: str, device: str, model: str, max_num_seqs: int) -> None:
+        """Enters this worker, replacing an earlier one of the same name."""
+        row = {
+            "host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs,
+            "started_at": database_moment(), "seen_at": database_moment(), "stopped_at": None,
+            "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
+        }  # fmt: skip
+        # One of the same name may be starting at this very moment: who comes second changes its row.
+        with suppress(IntegrityError), self._database.begin() as connection:
+            connection.execute(insert(Worker).values(name=self._worker, **row))
+            return
+        with self._database.begin() as connection:
+            connection.execute(update(Worker).where(Worker.name == self._worker).values(row))
+
+    def enter_environment(self, environment: dict[str, Any]) -> str:
+        """Makes sure the row that results refer to exists; its id."""
+        content = json.dumps(environment, sort_keys=True)
+        environment_id = hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
+        # Usually it is there, and another worker may be entering it at this very moment.
+        with suppress(IntegrityError), self._database.begin() as connection:
+            connection.execute(insert(Environment).values(id=environment_id, **environment))
+        return environment_id
+
+    def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> None:
+        """Says that this worker lives, and renews its leases."""
+        with self._database.begin() as connection:
+            connection.execute(
+                update(Worker)
+                .where(Worker.name == self._worker)
+                .values(
+                    seen_at=database_moment(),
+                    tokens_per_second=tokens_per_second,
+                    num_steps=num_steps,
+                    mean_running=mean_running,
+                )
+            )
+            # What is just being committed needs no lease.
+            held = held_claims(connection, self._worker, claims, lock=True, skip_locked=True)
+            for ids in in_statements([claim.job_id for claim in held]):
+                lease = database_now() + self._lease_seconds
+                connection.execute(update(Job).where(Job.id.in_(ids)).values(lease_expires_at=lease))
+
+    def sign_off(self) -> None:
+        """Notes an end in order."""
+        with self._database.begin() as connection:
+            connection.execute(
+                update(Worker)
+                .where(Worker.name == self._worker)
+                .values(seen_at=database_moment(), stopped_at=database_moment(), tokens_per_second=0.0)
+            )

@@ -1,0 +1,65 @@
+"""Results and token traces as rows: by far the most that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from models.database.bulk_insert import insert_rows, to_json, without_nul
+from worker.engine.request import Trace
+
+RESULT_COLUMNS = (
+    "id", "job_id", "sample_index", "text", "finish_reason", "prompt_tokens", "completion_tokens", "cumulative_logprob",
+    "score", "hypotheses", "queued_seconds", "prefill_seconds", "decode_seconds", "environment_id",
+)  # fmt: skip
+
+TRACE_COLUMNS = (
+    "result_id", "position", "token_id", "token", "logprob", "sampling_logprob", "entropy", "rank", "kept",
+    "top_logprobs", "beam",
+)  # fmt: skip
+
+#: A result's id, the ids of its tokens, and its trace.
+TracedResult = tuple[int, Sequence[int], Trace]
+
+
+def insert_results(connection: Connection, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes rows of `RESULT_COLUMNS`."""
+    insert_rows(connection, "results", RESULT_COLUMNS, rows)
+
+
+def insert_traces(connection: Connection, traced: Sequence[TracedResult]) -> None:
+    """Writes one row per token."""
+    if traced:
+        insert_rows(connection, "token_traces", TRACE_COLUMNS, _trace_rows(traced))
+
+
+def reserve_result_ids(connection: Connection, count: int) -> Sequence[int]:
+    """Ids for so many rows of `results` that nobody else gets."""
+    if connection.dialect.name == "postgresql":
+        statement = text("SELECT nextval(pg_get_serial_sequence('results', 'id')) FROM generate_series(1, :count)")
+        return list(connection.execute(statement, {"count": count}).scalars())
+    # The transaction began with the write lock: nobody else inserts meanwhile.
+    last = connection.execute(text("SELECT coalesce(max(id), 0) FROM results")).scalar_one()
+    return range(last + 1, last + 1 + count)
+
+
+def _trace_rows(traced: Sequence[TracedResult]) -> Iterator[tuple[Any, ...]]:
+    for result_id, token_ids, trace in traced:
+        length = len(token_ids)
+        alternatives = [None] * length if trace.top_logprobs is None else map(to_json, trace.top_logprobs)
+        yield from zip(
+            [result_id] * length,
+            range(length),
+            token_ids,
+            map(without_nul, trace.tokens),
+            trace.logprobs,
+            trace.sampling_logprobs,
+            trace.entropies,
+            trace.ranks,
+            trace.kept,
+            alternatives,
+            [None] * length if trace.beams is None else trace.beams,
+            strict=True,
+        )

@@ -15,8 +15,8 @@ from models.settings import NUM_PRIORITIES, Settings
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
 
-#: The remote-control command of `nudge_workers`.
-LOOK_NOW = "nocturne_look_now"
+#: The remote-control command of `notify_workers`.
+NOTIFY_COMMAND = "nocturne_look_now"
 
 
 def create_app(settings: Settings) -> Celery:
@@ -74,10 +74,10 @@ def queue_length(app: Celery, model: str) -> int:
             return 0  # no such queue: nothing was ever sent
 
 
-def nudge_workers(app: Celery) -> None:
+def notify_workers(app: Celery) -> None:
     """Makes every worker look at once which of its jobs were cancelled. Raises `ConnectionError`."""
     with _broker_errors():
-        app.control.broadcast(LOOK_NOW)
+        app.control.broadcast(NOTIFY_COMMAND)
 
 
 @contextmanager

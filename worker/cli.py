@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from models.settings import InvalidSettings, Settings, read_settings
-from worker.devices import Place, device_names, plan_places
-from worker.worker_group import RESTART_SECONDS, Child, Children, start_command
+from worker.devices import DeviceAssignment, assign_devices, device_names
+from worker.worker_group import RESTART_SECONDS, GroupMember, WorkerGroup, start_command
 
 EX_USAGE = 2
 EX_FAILURE = 1  # Celery met an error that it did not expect
@@ -71,29 +71,32 @@ def start(
         _say(str(error))
         raise SystemExit(EX_USAGE) from error
     environment = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
-    places = plan_places(device_names(devices), os.cpu_count() or 1, {**os.environ, **environment})
-    if len(places) > 1:
-        raise SystemExit(Children(_children(places, environment, name, log_level), _say).run())
-    os.environ.update(environment | places[0].environment | {"NOCTURNE_DEVICE": places[0].device})
+    assignments = assign_devices(device_names(devices), os.cpu_count() or 1, {**os.environ, **environment})
+    if len(assignments) > 1:
+        raise SystemExit(WorkerGroup(_members(assignments, environment, name, log_level), _say).run())
+    os.environ.update(environment | assignments[0].environment | {"NOCTURNE_DEVICE": assignments[0].device})
     code = _run_celery(log_level)
     if code == EX_FAILURE:
         _start_again()
     raise SystemExit(code)
 
 
-def _children(places: list[Place], environment: dict[str, str], name: str | None, log_level: str) -> list[Child]:
+def _members(
+    assignments: list[DeviceAssignment], environment: dict[str, str], name: str | None, log_level: str
+) -> list[GroupMember]:
+    prefix = name or os.uname().nodename
     return [
-        Child(
-            place.label,
-            start_command(place.device, log_level),
+        GroupMember(
+            each.label,
+            start_command(each.device, log_level),
             {
                 **os.environ,
                 **environment,
-                **place.environment,
-                "NOCTURNE_WORKER_NAME": f"{name or os.uname().nodename}-{place.label.replace(':', '')}-{index}",
+                **each.environment,
+                "NOCTURNE_WORKER_NAME": f"{prefix}-{each.label.replace(':', '')}-{index}",
             },
         )
-        for index, place in enumerate(places)
+        for index, each in enumerate(assignments)
     ]
 
 
@@ -122,7 +125,7 @@ def _run_celery(log_level: str) -> int:
 
 
 def _start_again() -> None:
-    """In this process's place: what Celery cannot go on from, such as a message that is no message, passes so."""
+    """Re-executes this process: Celery cannot recover from an undecodable message, a fresh worker can."""
     _say(f"Celery failed, starting again in {RESTART_SECONDS:.0f} s")
     time.sleep(RESTART_SECONDS)
     os.execv(sys.executable, sys.orig_argv)

@@ -9,7 +9,7 @@ from threading import Thread
 logger = logging.getLogger(__name__)
 
 
-class VitalThread(Thread):
+class CriticalThread(Thread):
     """An error that nobody expected in it ends the whole process, as a `kill -9` would.
 
     Its leases run out and its jobs go to others. Without its committer, say, a worker would renew leases for ever.

@@ -1,7 +1,7 @@
 """The worker's life between Celery and the engine: claim · feed · commit, with leases kept alive meanwhile.
 
 One `Runtime` per worker process. A task thread brings a chunk and waits; the engine's reader thread hands
-what finishes to the committer; the heartbeat thread renews leases and lets go of what was cancelled; the
+what finishes to the committer; the heartbeat thread renews leases and drops what was cancelled; the
 reaper thread sweeps for all workers.
 """
 
@@ -22,16 +22,16 @@ from models.database.outbox import Send, send_outbox
 from models.message import ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
-from worker.critical_thread import VitalThread
+from worker.critical_thread import CriticalThread
 from worker.engine.config import EngineConfig
 from worker.engine.request import RequestOutput
 from worker.engine_process.protocol import EngineOptions
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
-from worker.shared_exclusive import Gate
+from worker.shared_exclusive import SharedExclusiveLock
 from worker.storage.committer import Committer
-from worker.storage.job_store import Claim, FinishedJob, Store
-from worker.storage.outages import OUTAGES, GaveUp, Patience
-from worker.storage.reaper import expire_overdue, forget_lost_messages, release_expired_leases
+from worker.storage.job_store import Claim, FinishedJob, JobStore
+from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages, RetryAborted
+from worker.storage.reaper import expire_overdue, mark_lost_messages_unsent, release_expired_leases
 from worker.storage.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -77,21 +77,21 @@ class Runtime:
         self._database = database
         self._send = send
         self._queue_length = queue_length
-        self._patience = Patience()
-        self._store = Store(database, self.name, settings.lease_seconds)
+        self._outages = DatabaseOutages()
+        self._store = JobStore(database, self.name, settings.lease_seconds)
         self._registry = Registry(database, self.name, settings.lease_seconds)
-        self._committer = Committer(self._store, self._patience, self._forget)
+        self._committer = Committer(self._store, self._outages, self._release)
         self._supervisor = EngineSupervisor(
             _engine_options(settings), self._on_output, self._on_death, self._on_lost, settings.engine_timeout
         )
         self._pending: dict[int, Pending] = {}
         self._lock = Lock()  # guards _pending
-        self._gate = Gate()
+        self._batch_lock = SharedExclusiveLock()
         self._is_stopping = Event()
         self._is_hurried = Event()
         self._is_closed = Event()
-        self._look_now = Event()  # wakes the heartbeat
-        self._threads: list[VitalThread] = []
+        self._notified = Event()  # wakes the heartbeat
+        self._threads: list[CriticalThread] = []
 
     @property
     def is_stopping(self) -> bool:
@@ -109,33 +109,33 @@ class Runtime:
         )
         loops = {"committer": self._committer.run, "heartbeat": self._heartbeat_loop, "reaper": self._reap_loop}
         for name, loop in loops.items():
-            thread = VitalThread(target=loop, name=name, daemon=True)
+            thread = CriticalThread(target=loop, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
         self.device = ready.device
 
     def process(self, chunk: ChunkMessage) -> int:
-        """Claims what is still queued of the chunk and returns when all of it is settled; how many those were.
+        """Claims what is still queued of the chunk and returns when all of it is final; how many those were.
 
-        Raises `GaveUp` where the worker had to end while the database was away.
+        Raises `RetryAborted` where the worker had to end while the database was away.
         """
-        claims = self._patience.until_answered(lambda: self._store.claim([job.id for job in chunk.jobs]))
+        claims = self._outages.retry_until_available(lambda: self._store.claim([job.id for job in chunk.jobs]))
         if not claims:
             return 0
         wait = ChunkWait(len(claims))
         # An earlier claim of the same job, lost while this worker was taken to be dead, ends here.
-        self._let_go(self._claims_of(claim.job_id for claim in claims))
+        self._drop(self._claims_of(claim.job_id for claim in claims))
         with self._lock:
             self._pending.update({claim.job_id: Pending(claim, wait) for claim in claims})
         is_alone = any(claim.is_suspect for claim in claims)
-        with self._gate.alone() if is_alone else self._gate.together():
+        with self._batch_lock.exclusive() if is_alone else self._batch_lock.shared():
             self._feed(chunk, claims)
             wait.wait()
         return len(claims)
 
-    def look_now(self) -> None:
-        """Lets go, at once, of jobs that were cancelled."""
-        self._look_now.set()
+    def notify(self) -> None:
+        """Drops, at once, jobs that were cancelled."""
+        self._notified.set()
 
     def stop_claiming(self) -> None:
         self._is_stopping.set()
@@ -150,29 +150,29 @@ class Runtime:
         self._supervisor.cancel([claim.job_id for claim in left])
         try:
             self._return_to_queue(left, "the worker stopped")
-        except GaveUp as error:
+        except RetryAborted as error:
             logger.warning("%d jobs stay with this worker until their lease runs out: %s", len(left), error)
             for claim in left:
-                self._forget(claim)
+                self._release(claim)
 
     def hurry(self) -> None:
         """Ends the grace, and all waiting for a database that does not answer."""
         self._is_hurried.set()
-        self._patience.end()
+        self._outages.abort_retries()
 
     def close(self) -> None:
         """Ends the engine and the threads; called when no task runs any more."""
         self._is_stopping.set()
         self._supervisor.stop()
         self._is_closed.set()
-        self._look_now.set()
+        self._notified.set()
         self._committer.stop()
         for thread in self._threads:
             thread.join()
         try:
             self._registry.sign_off()
-        except OUTAGES as error:
-            self._patience.note_outage(error)
+        except OUTAGE_ERRORS as error:
+            self._outages.note_outage(error)
         self._database.dispose()
 
     def _has_pending(self) -> bool:
@@ -180,7 +180,7 @@ class Runtime:
             return bool(self._pending)
 
     def _feed(self, chunk: ChunkMessage, claims: Iterable[Claim]) -> None:
-        """Hands the engine the claimed jobs, but for those lost while they waited at the gate."""
+        """Hands the engine the claimed jobs, except those lost while they waited for the lock."""
         with self._lock:
             held = {claim.job_id for claim in claims if claim.job_id in self._pending}
         self._supervisor.submit([job for job in chunk.jobs if job.id in held], chunk.priority)
@@ -206,7 +206,7 @@ class Runtime:
                     self._fail(claim, f"{death.reason}, in the last of {claim.num_crashes + 1} attempts")
             self._return_to_queue(again, death.reason, are_suspects=True)
             self._return_to_queue(self._claims_of(death.waiting), "the engine died while it waited")
-        except GaveUp as error:
+        except RetryAborted as error:
             logger.warning("jobs stay with this worker until their lease runs out: %s", error)
 
     def _on_lost(self, reason: str) -> None:
@@ -215,8 +215,8 @@ class Runtime:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _fail(self, claim: Claim, error: str) -> None:
-        self._patience.until_answered(lambda: self._store.fail(claim, "EngineDied", error))
-        self._forget(claim)
+        self._outages.retry_until_available(lambda: self._store.fail(claim, "EngineDied", error))
+        self._release(claim)
 
     def _claims_of(self, job_ids: Iterable[int]) -> list[Claim]:
         with self._lock:
@@ -225,10 +225,10 @@ class Runtime:
     def _return_to_queue(self, claims: list[Claim], reason: str, *, are_suspects: bool = False) -> None:
         if not claims:
             return
-        give_back = self._store.give_back_suspects if are_suspects else self._store.give_back
-        self._patience.until_answered(lambda: give_back(claims, reason))
+        requeue = self._store.requeue_suspects if are_suspects else self._store.requeue
+        self._outages.retry_until_available(lambda: requeue(claims, reason))
         for claim in claims:
-            self._forget(claim)
+            self._release(claim)
         for run_id in {claim.run_id for claim in claims}:
             self._send_outbox(run_id=run_id)
 
@@ -236,12 +236,12 @@ class Runtime:
         """Sends what is in the outbox; what cannot be sent stays there for the next sweep."""
         try:
             send_outbox(self._database, self._send, run_id=run_id, min_age_seconds=min_age_seconds)
-        except OUTAGES as error:
-            self._patience.note_outage(error)
+        except OUTAGE_ERRORS as error:
+            self._outages.note_outage(error)
         except ConnectionError as error:
             logger.warning("jobs stay in the outbox, Redis does not take them: %s", error)
 
-    def _forget(self, claim: Claim) -> None:
+    def _release(self, claim: Claim) -> None:
         """The job is no longer this worker's business; its chunk may be acknowledged."""
         with self._lock:
             pending = self._pending.get(claim.job_id)
@@ -253,34 +253,34 @@ class Runtime:
     def _heartbeat_loop(self) -> None:
         last_tokens, last_time = 0, time.monotonic()
         while not self._is_closed.is_set():
-            is_nudged = self._look_now.wait(self.settings.heartbeat_seconds)
-            self._look_now.clear()
+            is_notified = self._notified.wait(self.settings.heartbeat_seconds)
+            self._notified.clear()
             if self.settings.parent_pid not in (None, os.getppid()) and not self.is_stopping:
                 logger.warning("the producer that started this worker is gone; stopping")
                 os.kill(os.getpid(), signal.SIGTERM)
             with self._lock:
                 claims = [pending.claim for pending in self._pending.values()]
             try:
-                self._let_go_of_lost(claims)
-                if is_nudged:
+                self._drop_lost(claims)
+                if is_notified:
                     continue
                 stats, now = self._supervisor.stats, time.monotonic()
                 speed = max(0.0, (stats.num_generated_tokens - last_tokens) / (now - last_time))
                 last_tokens, last_time = stats.num_generated_tokens, now
                 mean_running = stats.num_sequence_steps / max(stats.num_steps, 1)
                 self._registry.heartbeat(claims, speed, stats.num_steps, mean_running)
-                self._patience.note_answer()
-            except OUTAGES as error:
-                self._patience.note_outage(error)
+                self._outages.note_available()
+            except OUTAGE_ERRORS as error:
+                self._outages.note_outage(error)
 
-    def _let_go_of_lost(self, claims: list[Claim]) -> None:
+    def _drop_lost(self, claims: list[Claim]) -> None:
         # One that is just being committed is "lost" too: there is nothing left to stop then.
-        self._let_go(self._store.lost(claims) if claims else [])
+        self._drop(self._store.lost(claims) if claims else [])
 
-    def _let_go(self, claims: list[Claim]) -> None:
+    def _drop(self, claims: list[Claim]) -> None:
         self._supervisor.cancel([claim.job_id for claim in claims])
         for claim in claims:
-            self._forget(claim)
+            self._release(claim)
 
     def _reap_loop(self) -> None:
         """Apart from the heartbeat: a broker that does not answer must not cost the leases."""
@@ -290,14 +290,14 @@ class Runtime:
                 continue
             try:
                 # After an outage all leases look expired; those who live renew theirs first.
-                if self._patience.has_been_answered_for(self.settings.lease_seconds):
+                if self._outages.has_been_available_for(self.settings.lease_seconds):
                     release_expired_leases(self._database, self.settings.max_attempts)
                 expire_overdue(self._database)
                 num_lost = 0
                 if self._queue_length() == 0:
-                    num_lost = forget_lost_messages(self._database, model, LOST_MESSAGE_SECONDS)
-            except OUTAGES as error:
-                self._patience.note_outage(error)
+                    num_lost = mark_lost_messages_unsent(self._database, model, LOST_MESSAGE_SECONDS)
+            except OUTAGE_ERRORS as error:
+                self._outages.note_outage(error)
             except ConnectionError as error:
                 logger.debug("the queue's length is not known: %s", error)
             else:

@@ -1,4 +1,7 @@
-"""A gate that lets many through side by side, or one alone: a suspect job runs with no neighbours."""
+"""A shared/exclusive lock: many holders side by side, or one without any other.
+
+Ordinary chunks hold it shared; a chunk with a suspect job holds it exclusively, so that the job runs alone.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,37 @@ from contextlib import contextmanager
 from threading import Condition
 
 
-class Gate:
-    """Those who want to be alone go first, so a stream of others cannot keep them waiting for ever."""
+class SharedExclusiveLock:
+    """Exclusive requests go first, so that a stream of shared ones cannot keep them waiting forever."""
 
     def __init__(self) -> None:
         self._changed = Condition()
-        self._num_inside = 0
-        self._num_waiting_alone = 0
-        self._is_taken_alone = False
+        self._num_shared = 0
+        self._num_waiting_exclusive = 0
+        self._is_exclusive = False
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def shared(self) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_taken_alone and not self._num_waiting_alone)
-            self._num_inside += 1
+            self._changed.wait_for(lambda: not self._is_exclusive and not self._num_waiting_exclusive)
+            self._num_shared += 1
         try:
             yield
         finally:
             with self._changed:
-                self._num_inside -= 1
+                self._num_shared -= 1
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         with self._changed:
-            self._num_waiting_alone += 1
-            self._changed.wait_for(lambda: not self._is_taken_alone and not self._num_inside)
-            self._num_waiting_alone -= 1
-            self._is_taken_alone = True
+            self._num_waiting_exclusive += 1
+            self._changed.wait_for(lambda: not self._is_exclusive and not self._num_shared)
+            self._num_waiting_exclusive -= 1
+            self._is_exclusive = True
         try:
             yield
         finally:
             with self._changed:
-                self._is_taken_alone = False
+                self._is_exclusive = False
                 self._changed.notify_all()

@@ -17,11 +17,11 @@ from models.database.connection import DatabaseUnavailable, check_connection, op
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
-from worker.celery import LOOK_NOW, app, queue_length, send_chunk
-from worker.critical_thread import VitalThread
+from worker.celery import NOTIFY_COMMAND, app, queue_length, send_chunk
+from worker.critical_thread import CriticalThread
 from worker.engine.request import ModelUnavailable
 from worker.runtime import Runtime
-from worker.storage.outages import GaveUp
+from worker.storage.outages import RetryAborted
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +45,15 @@ def generate(self: Any, chunk: dict[str, Any]) -> None:  # noqa: ARG001 - bound 
         raise Reject("message of another version", requeue=False)
     try:
         _runtime.process(message)
-    except GaveUp as error:
+    except RetryAborted as error:
         raise Reject(f"the worker is stopping: {error}", requeue=True) from error
 
 
-@control_command(name=LOOK_NOW)
-def look_now(state: Any) -> None:  # noqa: ARG001
-    """Jobs were cancelled: lets go of them at once instead of at the next heartbeat."""
+@control_command(name=NOTIFY_COMMAND)
+def notify(state: Any) -> None:  # noqa: ARG001
+    """Jobs were cancelled: drops them at once instead of at the next heartbeat."""
     if _runtime is not None:
-        _runtime.look_now()
+        _runtime.notify()
 
 
 @signals.worker_init.connect
@@ -95,7 +95,7 @@ def _shut_down(**kwargs: Any) -> None:  # noqa: ARG001
     else:
         _runtime.stop_claiming()
         # In a thread: the signal arrives in the loop that must go on acknowledging messages.
-        VitalThread(target=_runtime.shut_down, name="shut-down", daemon=True).start()
+        CriticalThread(target=_runtime.shut_down, name="shut-down", daemon=True).start()
 
 
 @signals.worker_shutdown.connect

@@ -1,4 +1,4 @@
-"""`worker start` on several devices: one child each, started again when it dies, told when it is to stop."""
+"""`worker start` on several devices: one member each, started again when it dies, told when it is to stop."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 RESTART_SECONDS = 1.0
 
-#: Exit codes of a child that is not started again: in order, or for a reason that would only repeat.
+#: Exit codes of a member that is not started again: in order, or for a reason that would only repeat.
 ENDED_IN_ORDER, WRONG_USE = 0, 2
 
 
 @dataclass(frozen=True)
-class Child:
+class GroupMember:
     """What is started: a name for people, the command and its environment."""
 
     name: str
@@ -25,43 +25,43 @@ class Child:
     environment: dict[str, str]
 
 
-class Children:
-    """Runs until all children have ended for good."""
+class WorkerGroup:
+    """Runs until all members have ended for good."""
 
-    def __init__(self, children: list[Child], say: Callable[[str], None]) -> None:
-        self._children = children
+    def __init__(self, members: list[GroupMember], say: Callable[[str], None]) -> None:
+        self._members = members
         self._say = say
-        self._running: dict[int, Child] = {}
+        self._running: dict[int, GroupMember] = {}
         self._is_stopping = False
 
     def run(self) -> int:
         """Returns the worst exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
-        for child in self._children:
-            self._start(child)
+        for member in self._members:
+            self._start(member)
         worst = 0
         while self._running:
             pid, status = os.wait()
             if pid not in self._running:
                 continue
-            child = self._running.pop(pid)
+            member = self._running.pop(pid)
             code = os.waitstatus_to_exitcode(status)
             if self._is_stopping and code == -signal.SIGTERM:
                 continue  # told to stop before it had begun
             if self._is_stopping or code in (ENDED_IN_ORDER, WRONG_USE):
                 worst = max(worst, abs(code))
                 continue
-            self._say(f"{child.name} ended with exit code {code}, starting it again")
+            self._say(f"{member.name} ended with exit code {code}, starting it again")
             time.sleep(RESTART_SECONDS)
             if not self._is_stopping:
-                self._start(child)
+                self._start(member)
         return worst
 
-    def _start(self, child: Child) -> None:
-        process = subprocess.Popen(child.command, env=child.environment)
+    def _start(self, member: GroupMember) -> None:
+        process = subprocess.Popen(member.command, env=member.environment)
         process.returncode = 0  # `run` waits for it, not the Popen object
-        self._running[process.pid] = child
+        self._running[process.pid] = member
 
     def _forward(self, number: int, frame: object) -> None:  # noqa: ARG002
         """Each SIGTERM goes on: a second one ends the grace."""
@@ -71,5 +71,5 @@ class Children:
 
 
 def start_command(device: str, log_level: str) -> list[str]:
-    """The command of one child."""
+    """The command of one member."""
     return [sys.executable, "-m", "worker", "start", "--devices", device, "--log-level", log_level]

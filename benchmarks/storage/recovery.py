@@ -48,7 +48,7 @@ def recover(folder: Path) -> float:
                 JobEvent.job_id.in_(orphans), JobEvent.to_state == JobState.RUNNING, JobEvent.worker == "heir"
             )
             last = connection.execute(claims).scalar_one()
-        topology.producer("cancel", run_id, *topology.places)
+        topology.producer("cancel", run_id, *topology.connection)
     assert isinstance(last, datetime)
     return (last - killed_at).total_seconds()
 

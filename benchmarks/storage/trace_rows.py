@@ -1,4 +1,4 @@
-"""Trace rows from the engine's output to committed, through the worker's own `Store`.
+"""Trace rows from the engine's output to committed, through the worker's own `JobStore`.
 
     python -m benchmarks.storage.trace_rows --rounds 5
 
@@ -21,14 +21,14 @@ from producer.prompts.validation import check
 from producer.runs.writer import write
 from worker.engine.request import RequestOutput
 from worker.storage.committer import MAX_COMMIT_JOBS
-from worker.storage.job_store import FinishedJob, Store
+from worker.storage.job_store import FinishedJob, JobStore
 
 NUM_TOKENS = 64
 
 
 def rows_per_second(database: Engine, submission: Submission, num_jobs: int) -> float:
     write(submission, check(submission), database, on_duplicate="rerun")
-    store = Store(database, "bench", lease_seconds=3600)
+    store = JobStore(database, "bench", lease_seconds=3600)
     with database.connect() as connection:
         ids = [row[0] for row in connection.exec_driver_sql("select id from jobs where state = 'queued' order by id")]
     claims = store.claim(ids)

@@ -37,12 +37,12 @@ def check_broker(url: str) -> None:
         ) from error
 
 
-def nudge(settings: Settings) -> None:
+def notify(settings: Settings) -> None:
     """Lets the workers notice at once what was cancelled; without it they notice at their next heartbeat."""
-    from worker.celery import create_app, nudge_workers
+    from worker.celery import create_app, notify_workers
 
     try:
-        nudge_workers(create_app(settings))
+        notify_workers(create_app(settings))
     except ConnectionError as error:
         say(f"Redis does not answer, so workers notice it at their next heartbeat only: {error}")
 

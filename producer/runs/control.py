@@ -19,7 +19,7 @@ from producer.errors import UsageError
 from producer.options import Telling
 from producer.render import to_json
 from producer.results.queries import find_run
-from producer.runs.broker import nudge
+from producer.runs.broker import notify
 from producer.runs.embedded import embedded_broker
 from producer.runs.lifecycle import existing_database, resume_run
 
@@ -35,7 +35,7 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *
     num_queued, num_running = cancel(database, run_id, custom_ids)
     broker = settings.broker or embedded_broker(settings)
     if num_running and broker is not None:
-        nudge(settings.model_copy(update={"broker": broker}))
+        notify(settings.model_copy(update={"broker": broker}))
     if as_json:
         print(to_json({"id": run_id, "queued": num_queued, "running": num_running}))  # noqa: T201
     say(f"{num_queued + num_running:,} jobs of run {run_id} cancelled, {num_running:,} of them were running")

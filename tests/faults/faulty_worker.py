@@ -1,4 +1,4 @@
-"""`worker start` with something wrong on purpose: the variable ALTERED is `poison`, `clock` or `storage`."""
+"""`worker start` with something wrong on purpose: the variable FAULT is `poison`, `clock` or `storage`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def broken_commit(*arguments: Any) -> NoReturn:  # noqa: ARG001
 
 
 if __name__ == "__main__":
-    if os.environ["ALTERED"] == "poison":
+    if os.environ["FAULT"] == "poison":
         worker.engine_process.supervisor.engine_main = poisoned_engine_main
-    elif os.environ["ALTERED"] == "storage":
-        worker.storage.job_store.Store.commit = broken_commit  # type: ignore[method-assign]
+    elif os.environ["FAULT"] == "storage":
+        worker.storage.job_store.JobStore.commit = broken_commit  # type: ignore[method-assign]
     else:
         worker.storage.job_store.datetime = worker.storage.reaper.datetime = FastClock  # type: ignore[misc]
     main()

@@ -142,7 +142,7 @@ class Soak:
 
     def _empty_redis(self) -> None:
         self.topology.redis.kill()
-        self.topology.redis.forget()
+        self.topology.redis.lose_data()
         self.topology.redis.start()
 
     def _send_again(self) -> None:

@@ -29,7 +29,7 @@ def submit_unsent(topology: Topology, jobs: Jobs) -> str:
     """A run whose jobs are in the outbox."""
     redis = topology.redis.client()
     redis.config_set("maxmemory", 1)
-    arguments = ["submit", topology.write(jobs), "--model", TOY_MODEL, *topology.places]
+    arguments = ["submit", topology.write(jobs), "--model", TOY_MODEL, *topology.connection]
     run_id = topology.producer(*arguments, exit_code=1).stdout.strip()
     redis.config_set("maxmemory", 0)
     return run_id
@@ -83,7 +83,7 @@ def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expect
     """One raises, one ends the process, one hangs, one allocates without end: each gets its error, others succeed."""
     topology.need_workers()
     topology.start_worker(
-        "altered", module="tests.faults.faulty_worker", ALTERED="poison", NOCTURNE_MAX_ATTEMPTS="2",
+        "faulty", module="tests.faults.faulty_worker", FAULT="poison", NOCTURNE_MAX_ATTEMPTS="2",
         NOCTURNE_ENGINE_TIMEOUT="1.5",
     )  # fmt: skip
     neighbours = jobs[:60]
@@ -122,7 +122,7 @@ def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expe
     queued = topology.submit(jobs)
     assert (
         f"{len(jobs)} jobs of run {queued} cancelled, 0 of them"
-        in topology.producer("cancel", queued, *topology.places).stderr
+        in topology.producer("cancel", queued, *topology.connection).stderr
     )
     topology.need_workers("first")
     topology.check_nothing_left()
@@ -131,18 +131,18 @@ def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expe
     # While some run: their room is free for others at once.
     running = topology.submit(long_jobs)
     wait_until(lambda: states_of(topology, running).get(JobState.RUNNING, 0) > 0)
-    topology.producer("cancel", running, "job-0", *topology.places)
+    topology.producer("cancel", running, "job-0", *topology.connection)
     assert states_of(topology, running)[JobState.CANCELLED] == 1
-    topology.producer("cancel", running, *topology.places)
+    topology.producer("cancel", running, *topology.connection)
     assert set(states_of(topology, running)) <= {JobState.CANCELLED, JobState.SUCCEEDED}
     topology.check_nothing_left()
     with topology.database.connect() as connection:
         assert connection.execute(select(Run.state).where(Run.id == running)).scalar_one() == "finished"
 
     # Once more, and after the end: what is finished stays.
-    topology.producer("retry", queued, "--cancelled", *topology.places)
+    topology.producer("retry", queued, "--cancelled", *topology.connection)
     topology.wait(queued)
-    topology.producer("cancel", queued, *topology.places)
+    topology.producer("cancel", queued, *topology.connection)
     topology.check(queued, expected)
 
 
@@ -169,7 +169,7 @@ def test_late_jobs_expire(topology: Topology, jobs: Jobs, expected: Expected) ->
     topology.need_workers("first")
     topology.wait(run_id)
     assert states_of(topology, run_id) == {JobState.SUCCEEDED: len(jobs) - 2, JobState.EXPIRED: 2}
-    topology.producer("retry", run_id, "--expired", *topology.places)
+    topology.producer("retry", run_id, "--expired", *topology.connection)
     topology.wait(run_id)
     topology.check(run_id, expected)
 
@@ -178,7 +178,7 @@ def test_late_jobs_expire(topology: Topology, jobs: Jobs, expected: Expected) ->
 def test_a_database_of_another_schema_is_refused(topology: Topology) -> None:
     with topology.database.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
-    arguments = ["start", "--devices", "cpu", "--model", TOY_MODEL, *topology.places]
+    arguments = ["start", "--devices", "cpu", "--model", TOY_MODEL, *topology.connection]
     with CommandProcess("worker", arguments, topology.folder) as refused:
         assert refused.finish() == 2
     assert "run: producer db upgrade" in "".join(refused.lines)

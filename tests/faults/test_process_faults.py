@@ -95,7 +95,7 @@ def test_a_worker_that_was_taken_for_dead(topology: Topology, jobs: Jobs, expect
 def test_a_thread_that_ends_by_a_fault_of_ours(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """Its process ends at once, instead of renewing leases of jobs that it would never store."""
     topology.need_workers()
-    broken = topology.start_worker("broken", module="tests.faults.faulty_worker", ALTERED="storage")
+    broken = topology.start_worker("broken", module="tests.faults.faulty_worker", FAULT="storage")
     run_id = topology.submit(jobs)
     assert broken.finish() == 1
     assert any("a fault in the worker's committer" in line for line in broken.lines)
@@ -118,7 +118,7 @@ def test_two_workers_of_one_name(topology: Topology, jobs: Jobs, expected: Expec
 @ON_POSTGRESQL
 def test_a_clock_an_hour_ahead(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     topology.need_workers("first")
-    topology.start_worker("fast", module="tests.faults.faulty_worker", ALTERED="clock")
+    topology.start_worker("fast", module="tests.faults.faulty_worker", FAULT="clock")
     run_id = topology.submit(jobs, "--expires", "30m")
     topology.wait(run_id)
     topology.check(run_id, expected)
@@ -137,7 +137,7 @@ def test_jobs_longer_than_the_visibility_timeout(topology: Topology, jobs: Jobs,
 def test_a_producer_killed_before_and_after_its_commit(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """Absent, or whole: never in between."""
     topology.need_workers("first")
-    arguments = ["submit", topology.write(jobs), "--model", TOY_MODEL, *topology.places, "--name", "killed"]
+    arguments = ["submit", topology.write(jobs), "--model", TOY_MODEL, *topology.connection, "--name", "killed"]
 
     def runs() -> list[str]:
         with topology.database.connect() as connection:
@@ -158,7 +158,7 @@ def test_a_producer_killed_before_and_after_its_commit(topology: Topology, jobs:
         wait_until(lambda: bool(runs()))  # it has committed, and is loading what it sends with
         submitting.kill_all()
     (run_id,) = runs()
-    assert f"{len(jobs)} jobs sent" in topology.producer("resume", run_id, *topology.places).stderr
+    assert f"{len(jobs)} jobs sent" in topology.producer("resume", run_id, *topology.connection).stderr
     topology.wait(run_id)
     topology.check(run_id, expected)
 

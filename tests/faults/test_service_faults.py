@@ -33,7 +33,7 @@ def test_redis_killed(topology: Topology, jobs: Jobs, expected: Expected, comes_
     topology.wait_for_some(run_id)
     topology.redis.kill()
     if comes_back == "empty":
-        topology.redis.forget()
+        topology.redis.lose_data()
     topology.redis.start()
     topology.wait(run_id)
     topology.check(run_id, expected)
@@ -59,13 +59,13 @@ def test_redis_has_no_memory(topology: Topology, jobs: Jobs, expected: Expected)
     redis.config_set("maxmemory-policy", "noeviction")
     redis.config_set("maxmemory", 1)
     try:
-        arguments = ["submit", topology.write(jobs), "--model", TOY_MODEL, *topology.places]
+        arguments = ["submit", topology.write(jobs), "--model", TOY_MODEL, *topology.connection]
         done = topology.producer(*arguments, exit_code=1)
     finally:
         redis.config_set("maxmemory", 0)
     run_id = done.stdout.strip()
     assert f"send the rest with: producer resume {run_id}" in done.stderr and "maxmemory" in done.stderr
-    topology.producer("resume", run_id, *topology.places)
+    topology.producer("resume", run_id, *topology.connection)
     topology.wait(run_id)
     topology.check(run_id, expected)
 

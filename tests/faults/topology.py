@@ -106,7 +106,7 @@ class Topology:
         return self.database.dialect.name == "sqlite"
 
     @property
-    def places(self) -> list[str]:
+    def connection(self) -> list[str]:
         return ["--database", self.database_url, "--broker", self.redis.url]
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ class Topology:
         self, name: str, *, module: str = "worker", is_awaited: bool = True, **settings: str
     ) -> WorkerProcess:
         self.workers[name] = WorkerProcess(
-            "--model", self.model, "--name", name, *self.places,
+            "--model", self.model, "--name", name, *self.connection,
             cwd=self.folder, module=module, is_awaited=is_awaited, **{**self.settings, **settings},
         )  # fmt: skip
         return self.workers[name]
@@ -159,7 +159,7 @@ class Topology:
 
     def submit(self, jobs: list[dict[str, Any]], *options: Any) -> str:
         """Submits the jobs as a run; its id."""
-        arguments = ["submit", self.write(jobs), "--model", self.model, *self.places, *options]
+        arguments = ["submit", self.write(jobs), "--model", self.model, *self.connection, *options]
         return self.producer(*arguments).stdout.strip()
 
     def num_final(self, run_id: str) -> int:

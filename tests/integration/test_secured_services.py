@@ -33,7 +33,7 @@ def locked_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def places(locked_redis: RedisServer, postgres_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def connection(locked_redis: RedisServer, postgres_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of every process: URLs with passwords are given so, never on a command line."""
     plain = make_url(postgres_url)
     postgres_socket = Path(str(plain.query["host"])) / ".s.PGSQL.5432"
@@ -54,23 +54,23 @@ def places(locked_redis: RedisServer, postgres_url: str, tmp_path: Path) -> Iter
         }
 
 
-def test_a_night_behind_passwords_and_tls(producer: Producer, places: dict[str, str], tmp_path: Path) -> None:
+def test_a_night_behind_passwords_and_tls(producer: Producer, connection: dict[str, str], tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join((ROOT / "examples" / "prompts.jsonl").read_text().splitlines()[:NUM_PROMPTS]))
-    producer("db", "upgrade", **places)
+    producer("db", "upgrade", **connection)
     with (
-        WorkerProcess("--name", "first", cwd=tmp_path, **places) as first,
-        WorkerProcess("--name", "second", cwd=tmp_path, **places) as second,
+        WorkerProcess("--name", "first", cwd=tmp_path, **connection) as first,
+        WorkerProcess("--name", "second", cwd=tmp_path, **connection) as second,
     ):
-        sent = producer("submit", prompts, "--name", "night", **places)
-        producer("status", "--watch", **places)
-        doctor = producer("doctor", **places)
+        sent = producer("submit", prompts, "--name", "night", **connection)
+        producer("status", "--watch", **connection)
+        doctor = producer("doctor", **connection)
         processes = [psutil.Process(worker.pid) for worker in (first, second)]
         command_lines = [
             " ".join(p.cmdline()) for parent in processes for p in (parent, *parent.children(recursive=True))
         ]
     query = "select count(*) as answers, count(distinct job_id) as jobs from job_results where state = 'succeeded'"
-    (row,) = json.loads(producer("sql", query, "--format", "json", **places).stdout)
+    (row,) = json.loads(producer("sql", query, "--format", "json", **connection).stdout)
     assert row["jobs"] == NUM_PROMPTS
     assert "first" in doctor.stdout and "second" in doctor.stdout
     told = [sent.stdout, sent.stderr, doctor.stdout, *first.lines, *second.lines, *command_lines]
@@ -86,13 +86,13 @@ def test_a_night_behind_passwords_and_tls(producer: Producer, places: dict[str, 
     ],
 )
 def test_who_is_not_let_in_is_told_so_without_the_password(
-    producer: Producer, places: dict[str, str], tmp_path: Path, setting: str, old: str, new: str, complaint: str
+    producer: Producer, connection: dict[str, str], tmp_path: Path, setting: str, old: str, new: str, complaint: str
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Hello"}')
-    producer("db", "upgrade", **places)
-    assert old in places[setting]
-    refused = producer("submit", prompts, exit_code=2, **{**places, setting: places[setting].replace(old, new)})
+    producer("db", "upgrade", **connection)
+    assert old in connection[setting]
+    refused = producer("submit", prompts, exit_code=2, **{**connection, setting: connection[setting].replace(old, new)})
     assert complaint in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     for word in (PASSWORD, "wrong-horse"):

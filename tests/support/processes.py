@@ -60,7 +60,7 @@ class RedisServer:
         self._process.communicate()
         self._process = None
 
-    def forget(self) -> None:
+    def lose_data(self) -> None:
         """Removes what it wrote, while it is off: it comes back empty."""
         written = [*self.folder.glob("appendonly*"), *self.folder.glob("*.rdb")]
         assert written

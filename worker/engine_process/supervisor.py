@@ -15,7 +15,7 @@ from threading import Event, Lock
 from time import monotonic
 
 from models.message import JobMessage
-from worker.critical_thread import VitalThread
+from worker.critical_thread import CriticalThread
 from worker.engine.request import ModelUnavailable, RequestOutput
 from worker.engine_process.main import engine_main
 from worker.engine_process.protocol import (
@@ -71,7 +71,7 @@ class EngineSupervisor:
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
         self._is_stopping = Event()
-        self._reader: VitalThread | None = None
+        self._reader: CriticalThread | None = None
         self.ready: Ready | None = None
         self.stats = Stats(0, 0, 0)
 
@@ -88,9 +88,9 @@ class EngineSupervisor:
     def start(self) -> Ready:
         """Starts the process and waits until its model is loaded. Raises `ModelUnavailable`."""
         ready = self._spawn()
-        self._reader = VitalThread(target=self._read, name="engine-reader", daemon=True)
+        self._reader = CriticalThread(target=self._read, name="engine-reader", daemon=True)
         self._reader.start()
-        VitalThread(target=self._watch, name="engine-watch", daemon=True).start()
+        CriticalThread(target=self._watch, name="engine-watch", daemon=True).start()
         return ready
 
     def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:
@@ -136,7 +136,7 @@ class EngineSupervisor:
         assert isinstance(message, Ready)
         with self._lock:
             self._connection, self._process, self.ready = ours, process, message
-            VitalThread(target=_deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
+            CriticalThread(target=_deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
         return message
 
     def _read(self) -> None:

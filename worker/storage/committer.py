@@ -9,8 +9,8 @@ from queue import Empty, SimpleQueue
 
 from sqlalchemy.exc import DBAPIError
 
-from worker.storage.job_store import Claim, FinishedJob, Store
-from worker.storage.outages import GaveUp, Patience
+from worker.storage.job_store import Claim, FinishedJob, JobStore
+from worker.storage.outages import DatabaseOutages, RetryAborted
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +19,15 @@ COMMIT_WAIT_SECONDS = 0.02  # others that finish within it share the transaction
 
 
 class Committer:
-    """`settled` is called with the claim of each job that is stored, or cannot be.
+    """`on_final` is called with the claim of each job that is stored, or cannot be.
 
     What it holds while the database is away is bounded by what the worker has claimed: nothing is claimed then.
     """
 
-    def __init__(self, store: Store, patience: Patience, settled: Callable[[Claim], None]) -> None:
+    def __init__(self, store: JobStore, outages: DatabaseOutages, on_final: Callable[[Claim], None]) -> None:
         self._store = store
-        self._patience = patience
-        self._settled = settled
+        self._outages = outages
+        self._on_final = on_final
         self._finished: SimpleQueue[FinishedJob | None] = SimpleQueue()
 
     def add(self, job: FinishedJob) -> None:
@@ -43,10 +43,10 @@ class Committer:
             batch = self._collect(first)
             try:
                 self._commit(batch)
-            except GaveUp as error:
+            except RetryAborted as error:
                 logger.warning("%d finished jobs were not stored, they will be decoded again: %s", len(batch), error)
             for job in batch:
-                self._settled(job.claim)
+                self._on_final(job.claim)
 
     def _collect(self, first: FinishedJob) -> list[FinishedJob]:
         batch = [first]
@@ -65,7 +65,7 @@ class Committer:
     def _commit(self, batch: list[FinishedJob]) -> None:
         """Stores the batch; where the database refuses a row of it, each job alone, to find whose it is."""
         try:
-            self._patience.until_answered(lambda: self._store.commit(batch))
+            self._outages.retry_until_available(lambda: self._store.commit(batch))
         except DBAPIError as error:
             reason = str(error.orig).strip().splitlines()[0]
             if len(batch) > 1:
@@ -74,4 +74,4 @@ class Committer:
                     self._commit([job])
                 return
             logger.error("the database refuses the results of job %d: %s", batch[0].claim.job_id, reason)
-            self._patience.until_answered(lambda: self._store.fail(batch[0].claim, "StorageError", reason))
+            self._outages.retry_until_available(lambda: self._store.fail(batch[0].claim, "StorageError", reason))

@@ -46,7 +46,7 @@ class FinishedJob:
     output: RequestOutput
 
 
-class Store:
+class JobStore:
     def __init__(self, database: Engine, worker: str, lease_seconds: float) -> None:
         self._database = database
         self._worker = worker
@@ -100,11 +100,11 @@ class Store:
             close_runs(connection, {job.claim.run_id for job in owned}, moment)
         return len(owned)
 
-    def give_back(self, claims: Iterable[Claim], reason: str) -> list[int]:
+    def requeue(self, claims: Iterable[Claim], reason: str) -> list[int]:
         """Returns claimed jobs to the outbox; the ids of those that were still this worker's."""
         return self._give_back(claims, {"state_reason": reason})
 
-    def give_back_suspects(self, claims: Iterable[Claim], reason: str) -> list[int]:
+    def requeue_suspects(self, claims: Iterable[Claim], reason: str) -> list[int]:
         """The same for jobs that may be why the engine died: they will be tried alone."""
         return self._give_back(
             claims, {"state_reason": reason, "is_suspect": True, "num_crashes": Job.num_crashes + 1, "error": reason}

@@ -17,18 +17,18 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts; the last one repeats
 
 #: What passes when the database is back. Other errors of a driver mean that the statement itself is wrong.
-OUTAGES = (OperationalError, InterfaceError)
+OUTAGE_ERRORS = (OperationalError, InterfaceError)
 
 
 #: PostgreSQL's codes for a transaction that lost to another one and may simply be repeated.
-WORTH_ANOTHER_TRY = ("40001", "40P01")
+SERIALIZATION_FAILURES = ("40001", "40P01")
 
 
-class GaveUp(Exception):
+class RetryAborted(Exception):
     """The worker must end now, and the database still does not answer."""
 
 
-class Patience:
+class DatabaseOutages:
     """Shared by all threads of a worker, so that they complain with one voice."""
 
     def __init__(self) -> None:
@@ -37,25 +37,25 @@ class Patience:
         self._ended: float | None = None  # when the last outage was over
         self._is_over = Event()
 
-    def end(self) -> None:
-        """From now on nothing waits: what fails raises `GaveUp`."""
+    def abort_retries(self) -> None:
+        """From now on nothing waits: what fails raises `RetryAborted`."""
         self._is_over.set()
 
-    def until_answered(self, write: Callable[[], T]) -> T:
-        """The write's result, however long the database is away. Raises `GaveUp`."""
+    def retry_until_available(self, write: Callable[[], T]) -> T:
+        """The write's result, however long the database is away. Raises `RetryAborted`."""
         attempt = 0
         while True:
             try:
                 result = write()
-            except OUTAGES as error:
-                if getattr(error.orig, "sqlstate", None) in WORTH_ANOTHER_TRY:
+            except OUTAGE_ERRORS as error:
+                if getattr(error.orig, "sqlstate", None) in SERIALIZATION_FAILURES:
                     continue
                 self.note_outage(error)
                 if self._is_over.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]):
-                    raise GaveUp(str(error.orig)) from error
+                    raise RetryAborted(str(error.orig)) from error
                 attempt += 1
             else:
-                self.note_answer()
+                self.note_available()
                 return result
 
     def note_outage(self, error: OperationalError | InterfaceError) -> None:
@@ -65,14 +65,14 @@ class Patience:
                 reason = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
                 logger.warning("the database does not answer; results are held until it does: %s", reason[0])
 
-    def note_answer(self) -> None:
+    def note_available(self) -> None:
         with self._lock:
             if self._since is not None:
                 self._ended = time.monotonic()
                 logger.warning("the database answers again after %.1f s", self._ended - self._since)
                 self._since = None
 
-    def has_been_answered_for(self, seconds: float) -> bool:
+    def has_been_available_for(self, seconds: float) -> bool:
         """Whether there was no outage for so long: time for every worker to renew its leases."""
         with self._lock:
             return self._since is None and (self._ended is None or time.monotonic() - self._ended >= seconds)

@@ -67,7 +67,7 @@ def expire_overdue(database: Engine) -> int:
     return _end_jobs(database, statement, JobState.EXPIRED)
 
 
-def forget_lost_messages(database: Engine, model: str, min_age_seconds: float) -> int:
+def mark_lost_messages_unsent(database: Engine, model: str, min_age_seconds: float) -> int:
     """Puts queued jobs of a model whose messages are gone into the outbox; how many.
 
     For one who has seen the model's queue empty: whatever was sent a while ago and is not claimed is in no

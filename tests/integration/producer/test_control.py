@@ -9,12 +9,12 @@ from models.schema.run import Run
 from models.states import JobState, RunState
 from producer.runs.control import UNSUCCESSFUL, cancel, requeue
 from tests.support.rows import RUN_ID, column_of, insert_run, output_of
-from worker.storage.job_store import FinishedJob, Store
+from worker.storage.job_store import FinishedJob, JobStore
 
 
 def test_a_cancelled_run_ends_and_late_results_change_nothing(database: Engine) -> None:
     job_ids = insert_run(database, 4)
-    store = Store(database, "worker", 30.0)
+    store = JobStore(database, "worker", 30.0)
     claims = store.claim(job_ids[:2])
     store.commit([FinishedJob(claims[0], output_of(job_ids[0]))])
     assert cancel(database, RUN_ID) == (2, 1)
@@ -35,7 +35,7 @@ def test_some_jobs_are_cancelled_by_name(database: Engine) -> None:
 
 def test_a_retry_starts_with_a_clean_record(database: Engine) -> None:
     job_ids = insert_run(database, 3)
-    store = Store(database, "worker", 30.0)
+    store = JobStore(database, "worker", 30.0)
     claims = store.claim(job_ids[:2])
     store.commit([FinishedJob(claims[0], output_of(job_ids[0]))])
     store.fail(claims[1], "EngineDied", "the engine died")

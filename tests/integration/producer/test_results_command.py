@@ -20,7 +20,7 @@ from models.schema.trace import TokenTrace
 from tests.conftest import Producer
 from tests.support.rows import RUN_ID, insert_run, output_of
 from worker.engine.request import Hypothesis
-from worker.storage.job_store import FinishedJob, Store
+from worker.storage.job_store import FinishedJob, JobStore
 
 HOSTILE = "\x1b[2J<script>alert(1)</script>[bold]"
 
@@ -29,7 +29,7 @@ HOSTILE = "\x1b[2J<script>alert(1)</script>[bold]"
 def filled(sqlite_database: Engine) -> Engine:
     """Three jobs: two samples, a beam search that says hostile things, and one that failed."""
     job_ids = insert_run(sqlite_database, 3)
-    store = Store(sqlite_database, "worker", 30.0)
+    store = JobStore(sqlite_database, "worker", 30.0)
     claims = store.claim(job_ids)
     hostile = output_of(job_ids[1])
     object.__setattr__(hostile.completions[0], "text", HOSTILE)

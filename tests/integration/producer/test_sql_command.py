@@ -14,7 +14,7 @@ from producer.results.queries import run_sql
 from producer.results.sql_examples import EXAMPLES, Example
 from tests.conftest import Producer
 from tests.support.rows import insert_run, output_of
-from worker.storage.job_store import FinishedJob, Store
+from worker.storage.job_store import FinishedJob, JobStore
 
 
 def url_of(database: Engine) -> str:
@@ -25,7 +25,7 @@ def url_of(database: Engine) -> str:
 def filled(database: Engine) -> Engine:
     """One job with two samples, one that failed."""
     job_ids = insert_run(database, 2, metadata={"topic": "cats"})
-    store = Store(database, "worker", 30.0)
+    store = JobStore(database, "worker", 30.0)
     claims = store.claim(job_ids)
     store.commit([FinishedJob(claims[0], output_of(job_ids[0], samples=2))])
     store.fail(claims[1], "EngineDied", "why")

@@ -12,19 +12,19 @@ from models.schema.trace import TokenTrace
 from models.states import JobState, RunState
 from tests.support.rows import column_of, insert_run, output_of
 from worker.engine.request import InvalidRequest, RequestOutput
-from worker.storage.job_store import FinishedJob, Store
+from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.reaper import release_expired_leases
 from worker.storage.registry import Registry
 
 
 @pytest.fixture
-def store(database: Engine) -> Store:
+def store(database: Engine) -> JobStore:
     return make_store(database, "first")
 
 
-def make_store(database: Engine, name: str, lease_seconds: float = 30.0) -> Store:
+def make_store(database: Engine, name: str, lease_seconds: float = 30.0) -> JobStore:
     Registry(database, name, lease_seconds).register(host="here", device="cpu", model="toy", max_num_seqs=8)
-    return Store(database, name, lease_seconds)
+    return JobStore(database, name, lease_seconds)
 
 
 def count(database: Engine, table: type) -> int:
@@ -32,7 +32,7 @@ def count(database: Engine, table: type) -> int:
         return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
 
-def test_a_claim_takes_what_is_queued_and_only_once(database: Engine, store: Store) -> None:
+def test_a_claim_takes_what_is_queued_and_only_once(database: Engine, store: JobStore) -> None:
     job_ids = insert_run(database, 4)
     assert [claim.job_id for claim in store.claim(job_ids[:3])] == job_ids[:3]
     assert store.claim(job_ids[:3]) == []
@@ -41,7 +41,7 @@ def test_a_claim_takes_what_is_queued_and_only_once(database: Engine, store: Sto
     assert column_of(database, Job.worker) == ["first", "first", "first", "second"]
 
 
-def test_results_traces_and_state_come_together(database: Engine, store: Store) -> None:
+def test_results_traces_and_state_come_together(database: Engine, store: JobStore) -> None:
     job_ids = insert_run(database, 2)
     claims = store.claim(job_ids)
     assert store.commit([FinishedJob(claims[0], output_of(job_ids[0], length=4, samples=2))]) == 1
@@ -59,7 +59,7 @@ def test_results_traces_and_state_come_together(database: Engine, store: Store) 
     assert (alternative.alternative, alternative.token_id, alternative.token) == (1, 1, "\ufffd")
 
 
-def test_the_run_is_finished_with_its_last_job(database: Engine, store: Store) -> None:
+def test_the_run_is_finished_with_its_last_job(database: Engine, store: JobStore) -> None:
     job_ids = insert_run(database, 2)
     claims = store.claim(job_ids)
     store.commit([FinishedJob(claims[0], output_of(job_ids[0]))])
@@ -71,7 +71,7 @@ def test_the_run_is_finished_with_its_last_job(database: Engine, store: Store) -
     assert column_of(database, Job.error) == [None, "no good"]
 
 
-def test_a_second_commit_changes_nothing(database: Engine, store: Store) -> None:
+def test_a_second_commit_changes_nothing(database: Engine, store: JobStore) -> None:
     (job_id,) = insert_run(database, 1)
     (claim,) = store.claim([job_id])
     finished = FinishedJob(claim, output_of(job_id))
@@ -90,17 +90,17 @@ def test_a_worker_believed_dead_changes_nothing(database: Engine) -> None:
     (claim,) = other.claim([job_id])
     assert claim.attempt == 2
     assert slow.commit([FinishedJob(late, output_of(job_id))]) == 0
-    assert slow.give_back([late], "stopped") == []
+    assert slow.requeue([late], "stopped") == []
     slow.fail(late, "EngineDied", "too late")
     assert column_of(database, Job.state) == [JobState.RUNNING]
     assert other.commit([FinishedJob(claim, output_of(job_id))]) == 1
     assert count(database, Result) == 1
 
 
-def test_the_same_worker_in_an_earlier_attempt_changes_nothing(database: Engine, store: Store) -> None:
+def test_the_same_worker_in_an_earlier_attempt_changes_nothing(database: Engine, store: JobStore) -> None:
     (job_id,) = insert_run(database, 1)
     (early,) = store.claim([job_id])
-    store.give_back([early], "stopped")
+    store.requeue([early], "stopped")
     (late,) = store.claim([job_id])
     assert store.commit([FinishedJob(early, output_of(job_id))]) == 0
     assert store.commit([FinishedJob(late, output_of(job_id))]) == 1
@@ -119,10 +119,10 @@ def test_a_heartbeat_keeps_the_lease(database: Engine) -> None:
     assert release_expired_leases(database, 9) == 1
 
 
-def test_a_suspect_is_marked_and_a_failed_job_counted(database: Engine, store: Store) -> None:
+def test_a_suspect_is_marked_and_a_failed_job_counted(database: Engine, store: JobStore) -> None:
     job_ids = insert_run(database, 2)
     claims = store.claim(job_ids)
-    assert store.give_back_suspects(claims[:1], "the engine died") == job_ids[:1]
+    assert store.requeue_suspects(claims[:1], "the engine died") == job_ids[:1]
     assert column_of(database, Job.is_suspect) == [True, False]
     assert column_of(database, Job.error) == ["the engine died", None]
     store.fail(claims[1], "EngineDied", "poison")
@@ -130,7 +130,7 @@ def test_a_suspect_is_marked_and_a_failed_job_counted(database: Engine, store: S
     assert column_of(database, Run.num_failed) == [1]
 
 
-def test_a_fault_in_the_middle_of_a_commit_leaves_nothing(database: Engine, store: Store) -> None:
+def test_a_fault_in_the_middle_of_a_commit_leaves_nothing(database: Engine, store: JobStore) -> None:
     job_ids = insert_run(database, 2)
     claims = store.claim(job_ids)
     good, bad = output_of(job_ids[0]), output_of(job_ids[1])

@@ -11,13 +11,13 @@ from models.schema.job import Job
 from models.schema.run import Run
 from models.states import JobState, RunState
 from tests.support.rows import column_of, insert_run
-from worker.storage.job_store import Store
-from worker.storage.reaper import expire_overdue, forget_lost_messages, release_expired_leases
+from worker.storage.job_store import JobStore
+from worker.storage.reaper import expire_overdue, mark_lost_messages_unsent, release_expired_leases
 
 
 def lose_worker(database: Engine, job_ids: list[int], max_attempts: int) -> int:
     """The jobs are claimed by a worker whose lease is over at once."""
-    assert Store(database, "lost", -1.0).claim(job_ids)
+    assert JobStore(database, "lost", -1.0).claim(job_ids)
     return release_expired_leases(database, max_attempts)
 
 
@@ -42,7 +42,7 @@ def test_what_is_overdue_expires_and_is_not_claimed(database: Engine) -> None:
     with database.begin() as connection:
         connection.execute(update(Job).where(Job.id == job_ids[0]).values(expires_at=now - timedelta(hours=1)))
         connection.execute(update(Job).where(Job.id == job_ids[1]).values(expires_at=now + timedelta(hours=1)))
-    claims = Store(database, "worker", 30.0).claim(job_ids)
+    claims = JobStore(database, "worker", 30.0).claim(job_ids)
     assert sorted(claim.job_id for claim in claims) == job_ids[1:]
     assert expire_overdue(database) == 1
     assert expire_overdue(database) == 0
@@ -53,5 +53,5 @@ def test_what_is_overdue_expires_and_is_not_claimed(database: Engine) -> None:
 @pytest.mark.parametrize(("seconds_ago", "model", "count"), [(60, "toy", 1), (2, "toy", 0), (60, "other", 0)])
 def test_lost_messages_are_sent_again(database: Engine, seconds_ago: int, model: str, count: int) -> None:
     insert_run(database, 1, sent_at=datetime.now(UTC) - timedelta(seconds=seconds_ago))
-    assert forget_lost_messages(database, model, 10.0) == count
+    assert mark_lost_messages_unsent(database, model, 10.0) == count
     assert (column_of(database, Job.sent_at) == [None]) == bool(count)

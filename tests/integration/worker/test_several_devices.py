@@ -24,13 +24,13 @@ NUM_JOBS = 400
 
 
 def test_two_workers_share_a_run(producer: Producer, postgres_url: str, broker: str, tmp_path: Path) -> None:
-    places = ["--database", postgres_url, "--broker", broker]
-    producer("db", "upgrade", *places[:2])
+    connection = ["--database", postgres_url, "--broker", broker]
+    producer("db", "upgrade", *connection[:2])
     lines = [
         {"custom_id": f"{n}", "prompt": f"Story {n}", "max_new_tokens": 24, "ignore_eos": True} for n in range(NUM_JOBS)
     ]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    arguments = ["start", "--devices", "cpu,cpu", "--name", "pair", "--model", TOY_MODEL, *places]
+    arguments = ["start", "--devices", "cpu,cpu", "--name", "pair", "--model", TOY_MODEL, *connection]
     settings = {"NOCTURNE_MAX_NUM_SEQS": "16", "NOCTURNE_HEARTBEAT_SECONDS": "0.2", "NOCTURNE_LEASE_SECONDS": "2"}
     database = open_database(postgres_url)
 
@@ -46,11 +46,11 @@ def test_two_workers_share_a_run(producer: Producer, postgres_url: str, broker: 
     with CommandProcess("worker", arguments, tmp_path, **settings) as both:
         both.read_in_background()
         wait_until(lambda: names_of(Worker.name) == ["pair-cpu-0", "pair-cpu-1"])
-        producer("submit", "prompts.jsonl", "--model", TOY_MODEL, *places)
+        producer("submit", "prompts.jsonl", "--model", TOY_MODEL, *connection)
         wait_until(lambda: num_done() > 20)
         first, _ = [child for child in psutil.Process(both.pid).children() if "worker" in child.cmdline()]
         os.kill(first.pid, signal.SIGKILL)
-        producer("status", "--watch", *places[:2])
+        producer("status", "--watch", *connection[:2])
         wait_until(lambda: len([c for c in psutil.Process(both.pid).children() if c.status() != "zombie"]) == 2)
         both.signal(signal.SIGTERM)
         assert both.finish() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.devices import Place, device_names, plan_places
+from worker.devices import DeviceAssignment, assign_devices, device_names
 
 
 @pytest.mark.parametrize(
@@ -21,24 +21,24 @@ def test_names(devices: str, environment: dict[str, str], names: list[str]) -> N
 
 
 def test_workers_on_the_cpu_divide_its_threads() -> None:
-    one, two = plan_places(["cpu", "cpu"], 8, {})
-    assert one == two == Place("cpu", "cpu", {"NOCTURNE_NUM_THREADS": "4"})
-    (given,) = plan_places(["cpu"], 8, {"NOCTURNE_NUM_THREADS": "3"})
+    one, two = assign_devices(["cpu", "cpu"], 8, {})
+    assert one == two == DeviceAssignment("cpu", "cpu", {"NOCTURNE_NUM_THREADS": "4"})
+    (given,) = assign_devices(["cpu"], 8, {"NOCTURNE_NUM_THREADS": "3"})
     assert given.environment == {}
-    assert plan_places(["cpu"] * 3, 2, {})[0].environment == {"NOCTURNE_NUM_THREADS": "1"}
+    assert assign_devices(["cpu"] * 3, 2, {})[0].environment == {"NOCTURNE_NUM_THREADS": "1"}
 
 
 def test_a_gpus_worker_sees_only_its_own() -> None:
-    places = plan_places(["cuda:0", "cuda:1", "cpu"], 8, {"CUDA_VISIBLE_DEVICES": "3,GPU-5"})
-    assert [(place.label, place.device, place.environment) for place in places] == [
+    assignments = assign_devices(["cuda:0", "cuda:1", "cpu"], 8, {"CUDA_VISIBLE_DEVICES": "3,GPU-5"})
+    assert [(each.label, each.device, each.environment) for each in assignments] == [
         ("cuda:0", "cuda:0", {"CUDA_VISIBLE_DEVICES": "3"}),
         ("cuda:1", "cuda:0", {"CUDA_VISIBLE_DEVICES": "GPU-5"}),
         ("cpu", "cpu", {"NOCTURNE_NUM_THREADS": "8"}),
     ]
-    assert plan_places(["cuda:4"], 8, {})[0].environment == {"CUDA_VISIBLE_DEVICES": "4"}
+    assert assign_devices(["cuda:4"], 8, {})[0].environment == {"CUDA_VISIBLE_DEVICES": "4"}
 
 
 def test_one_worker_may_have_several_gpus() -> None:
-    pair, single = plan_places(["cuda:2+cuda:0", "cuda:1"], 8, {"CUDA_VISIBLE_DEVICES": "4,5,6"})
-    assert pair == Place("cuda:2+cuda:0", "cuda:0+cuda:1", {"CUDA_VISIBLE_DEVICES": "6,4"})
+    pair, single = assign_devices(["cuda:2+cuda:0", "cuda:1"], 8, {"CUDA_VISIBLE_DEVICES": "4,5,6"})
+    assert pair == DeviceAssignment("cuda:2+cuda:0", "cuda:0+cuda:1", {"CUDA_VISIBLE_DEVICES": "6,4"})
     assert single.environment == {"CUDA_VISIBLE_DEVICES": "5"}

@@ -30,9 +30,7 @@ RESULT_COLUMNS = (
     "started_at", "finished_at",
 )  # fmt: skip
 
-TRACE_COLUMNS = (
-    "position", "token_id", "token", "logprob", "sampling_logprob", "entropy", "rank", "kept", "top_logprobs", "beam",
-)  # fmt: skip
+TRACE_COLUMNS = tuple(name for name in TokenTrace.__table__.columns.keys() if name != "result_id")
 
 TIME_COLUMNS = ("created_at", "started_at", "finished_at", "expires_at")
 ROWS_PER_FETCH = 500

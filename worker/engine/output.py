@@ -69,7 +69,8 @@ def _completion(
 
 
 def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | None) -> Trace:
-    columns = sequence.trace
+    """The sequence's choices as columns, with the text of each token."""
+    choices = sequence.trace
     alternatives = None
     if sequence.request.params.top_logprobs:
         alternatives = [
@@ -79,17 +80,17 @@ def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | Non
                     "token": "" if detokenizer is None else detokenizer.token_text(token_id),
                     "logprob": logprob,
                 }
-                for token_id, logprob in row
+                for token_id, logprob in choice.alternatives
             ]
-            for row in columns.alternatives
+            for choice in choices
         ]
     return Trace(
         tokens=pieces,
-        logprobs=columns.logprobs,
-        sampling_logprobs=columns.sampling_logprobs,
-        entropies=columns.entropies,
-        ranks=columns.ranks,
-        kept=columns.kept,
+        logprobs=[choice.logprob for choice in choices],
+        sampling_logprobs=[choice.sampling_logprob for choice in choices],
+        entropies=[choice.entropy for choice in choices],
+        ranks=[choice.rank for choice in choices],
+        kept=[choice.kept for choice in choices],
         top_logprobs=alternatives,
-        beams=columns.beams or None,
+        beams=[choice.beam for choice in choices if choice.beam is not None] or None,
     )

@@ -45,7 +45,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Trace:
-    """What was known at each generated token: parallel columns, one entry a token."""
+    """What was known of each generated token: a `Choice` per token as parallel columns, with texts."""
 
     tokens: list[str]  # text that became visible
     logprobs: list[float]  # nats, raw distribution

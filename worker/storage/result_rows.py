@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from models.database.bulk_insert import insert_rows, to_json, without_nul
+from models.schema.trace import TokenTrace
 from worker.engine.request import Trace
 
 RESULT_COLUMNS = (
@@ -15,10 +16,7 @@ RESULT_COLUMNS = (
     "score", "hypotheses", "queued_seconds", "prefill_seconds", "decode_seconds", "environment_id",
 )  # fmt: skip
 
-TRACE_COLUMNS = (
-    "result_id", "position", "token_id", "token", "logprob", "sampling_logprob", "entropy", "rank", "kept",
-    "top_logprobs", "beam",
-)  # fmt: skip
+TRACE_COLUMNS = tuple(TokenTrace.__table__.columns.keys())
 
 #: A result's id, the ids of its tokens, and its trace.
 TracedResult = tuple[int, Sequence[int], Trace]
@@ -49,17 +47,17 @@ def _trace_rows(traced: Sequence[TracedResult]) -> Iterator[tuple[Any, ...]]:
     for result_id, token_ids, trace in traced:
         length = len(token_ids)
         alternatives = [None] * length if trace.top_logprobs is None else map(to_json, trace.top_logprobs)
-        yield from zip(
-            [result_id] * length,
-            range(length),
-            token_ids,
-            map(without_nul, trace.tokens),
-            trace.logprobs,
-            trace.sampling_logprobs,
-            trace.entropies,
-            trace.ranks,
-            trace.kept,
-            alternatives,
-            [None] * length if trace.beams is None else trace.beams,
-            strict=True,
-        )
+        columns: dict[str, Iterable[Any]] = {
+            "result_id": [result_id] * length,
+            "position": range(length),
+            "token_id": token_ids,
+            "token": map(without_nul, trace.tokens),
+            "logprob": trace.logprobs,
+            "sampling_logprob": trace.sampling_logprobs,
+            "entropy": trace.entropies,
+            "rank": trace.ranks,
+            "kept": trace.kept,
+            "top_logprobs": alternatives,
+            "beam": [None] * length if trace.beams is None else trace.beams,
+        }
+        yield from zip(*(columns[name] for name in TRACE_COLUMNS), strict=True)

@@ -20,7 +20,8 @@ from worker.engine.engine import Engine
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.request import Request
-from worker.engine.sampling.batch_sampler import Choices, LaunchedChoices, choose_batch, launch_batch
+from worker.engine.sampling.batch_sampler import LaunchedChoices, choose_batch, launch_batch
+from worker.engine.sampling.choices import Choices
 
 KINDS: list[dict[str, Any]] = [
     {},

@@ -17,7 +17,7 @@ from models.states import Strategy
 from worker.engine.cpu.large_pages import LargePages, large_pages
 from worker.engine.cpu.library import cpu_library, pointer
 from worker.engine.cpu.weight_layout import SIDE, WORD_BYTES, pack_panels, pack_tiles
-from worker.engine.sampling.batch_sampler import COLUMNS, Choices
+from worker.engine.sampling.choices import COLUMNS, Choices
 
 #: A row of a tile of AMX.
 TILE_ROW_BYTES = SIDE * WORD_BYTES

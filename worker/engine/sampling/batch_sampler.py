@@ -14,23 +14,11 @@ from torch import Tensor
 from models.params import GenerationParams
 from models.states import Strategy
 from worker.engine.model.device_copies import fetch, to_device
+from worker.engine.sampling.choices import COLUMNS, Choices
 from worker.engine.sampling.nucleus import TOP_P_SLACK
 
 #: Sorted this many first; a nucleus that is larger is found by sorting the whole row.
 NUM_LARGEST = 1024
-
-#: Columns of a choice beside its alternatives, in this order, as float64.
-COLUMNS = ("token_id", "logprob", "sampling_logprob", "entropy", "rank", "kept")
-
-
-@dataclass(frozen=True)
-class Choices:
-    """On the host: one row of `COLUMNS` each, and the `k` most probable tokens with their logprobs."""
-
-    columns: list[list[float]]  # [rows][len(COLUMNS)]
-    alternative_ids: list[list[int]]  # [rows][k]
-    alternative_logprobs: list[list[float]]
-
 
 #: Chooses for logits [rows, vocab], given each row's parameters and number; knows no history and no filters.
 ChooseBatch = Callable[[Tensor, Sequence[GenerationParams], Sequence[float]], Choices]

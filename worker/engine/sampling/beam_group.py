@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.params import GenerationParams
 from models.states import FinishReason
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.sampling.beam_search import BeamSearch, Candidate
+from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.logits_processors import apply_history_processors, has_history_processors
 from worker.engine.sampling.row_sampler import entropies_of, top_alternatives
 from worker.engine.scheduling.block_manager import KVBlocks
@@ -126,21 +128,27 @@ def _finish_reason(
 def _extend(parent: Sequence, candidate: Candidate, columns: StepColumns) -> Sequence:
     """The parent with one token more, and that token's trace."""
     child = _copy(parent)
-    child.token_ids.append(candidate.token_id)
-    child.cumulative_logprob = candidate.total
-    params = parent.request.params
-    if params.trace != "none":
-        raw = columns.raw[candidate.parent]
-        logprob = raw[candidate.token_id]
-        trace = child.trace
-        trace.logprobs.append(float(logprob))
-        trace.sampling_logprobs.append(candidate.logprob)
-        trace.entropies.append(columns.entropies[candidate.parent])
-        trace.ranks.append(int((raw > logprob).sum()) + 1)
-        trace.kept.append(params.num_beams)
-        trace.alternatives.append(top_alternatives(raw, params.top_logprobs))
-        trace.beams.append(candidate.parent)
+    child.append(_choice(candidate, parent.request.params, columns))
+    child.cumulative_logprob = candidate.total  # with the penalties, if any, that the search ranks by
     return child
+
+
+def _choice(candidate: Candidate, params: GenerationParams, columns: StepColumns) -> Choice:
+    """The candidate's token; entropy, rank and alternatives only for a trace, because each costs a pass over a row."""
+    if params.trace == "none":
+        return Choice(candidate.token_id, candidate.logprob, candidate.logprob, 0.0, 0, params.num_beams, [])
+    raw = columns.raw[candidate.parent]
+    logprob = raw[candidate.token_id]
+    return Choice(
+        token_id=candidate.token_id,
+        logprob=float(logprob),
+        sampling_logprob=candidate.logprob,
+        entropy=columns.entropies[candidate.parent],
+        rank=int((raw > logprob).sum()) + 1,
+        kept=params.num_beams,
+        alternatives=top_alternatives(raw, params.top_logprobs),
+        beam=candidate.parent,
+    )
 
 
 def _copy(sequence: Sequence) -> Sequence:
@@ -150,7 +158,7 @@ def _copy(sequence: Sequence) -> Sequence:
         max_new_tokens=sequence.max_new_tokens,
         token_ids=list(sequence.token_ids),
         num_computed=sequence.num_computed,
-        trace=sequence.trace.copy(),
+        trace=list(sequence.trace),
         cumulative_logprob=sequence.cumulative_logprob,
         detokenizer=None if sequence.detokenizer is None else sequence.detokenizer.copy(),
     )

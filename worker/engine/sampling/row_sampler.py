@@ -16,7 +16,8 @@ from torch import Tensor
 from models.params import GenerationParams
 from models.states import Strategy
 from worker.engine.model.step_batch import MIN_ROWS
-from worker.engine.sampling.batch_sampler import Choices, ChooseBatch
+from worker.engine.sampling.batch_sampler import ChooseBatch
+from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.draw import Draw, draw_from_all, draw_nucleus
 from worker.engine.sampling.logits_processors import (
     apply_history_processors,
@@ -39,19 +40,6 @@ class SamplingRow:
     uniform: float  # this draw's number in [0, 1)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The token of one row and its trace."""
-
-    token_id: int
-    logprob: float
-    sampling_logprob: float
-    entropy: float
-    rank: int
-    kept: int
-    alternatives: list[tuple[int, float]]  # (token id, raw logprob), best first
-
-
 def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow], choose_batch: ChooseBatch | None = None) -> list[Choice]:
     """One choice per row of logits [rows, vocab], of any dtype; computed in fp32.
 
@@ -66,7 +54,7 @@ def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow], choose_batch: Cho
         picked = logits if not special else logits[together]
         found = choose_batch(picked, [rows[index].params for index in together], [rows[i].uniform for i in together])
         for place, index in enumerate(together):
-            choices[index] = choice_of(found, place, rows[index].params.top_logprobs)
+            choices[index] = found.of_row(place, rows[index].params.top_logprobs)
     if special:
         singled_out = _choose_by_chunks(logits[special], [rows[index] for index in special])
         choices.update(zip(special, singled_out, strict=True))
@@ -76,14 +64,6 @@ def choose_tokens(logits: Tensor, rows: Sequence[SamplingRow], choose_batch: Cho
 def is_special(params: GenerationParams) -> bool:
     """Whether a row needs its history or a filter, which `ChooseBatch` does not know."""
     return has_history_processors(params) or params.top_k is not None or bool(params.min_p)
-
-
-def choice_of(found: Choices, place: int, num_alternatives: int) -> Choice:
-    """One row of a batch's choices."""
-    token_id, logprob, sampling_logprob, entropy, rank, kept = found.columns[place]
-    alternatives = zip(found.alternative_ids[place], found.alternative_logprobs[place], strict=True)
-    ordered = sorted(alternatives, key=lambda pair: (-pair[1], pair[0]))[:num_alternatives]
-    return Choice(int(token_id), logprob, sampling_logprob, entropy, int(rank), int(kept), ordered)
 
 
 def _choose_by_chunks(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:

@@ -15,8 +15,9 @@ from worker.engine.model_loader import LoadedModel
 from worker.engine.request import Request
 from worker.engine.sampling.batch_sampler import LaunchedChoices
 from worker.engine.sampling.beam_group import advance_beams, fork_sequences, start_beams
+from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.philox import uniforms
-from worker.engine.sampling.row_sampler import Choice, SamplingRow, choice_of, choose_tokens, is_special
+from worker.engine.sampling.row_sampler import SamplingRow, choose_tokens, is_special
 from worker.engine.scheduling.block_manager import KVBlocks
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.stopping import check_stop, eos_ids_of
@@ -71,7 +72,7 @@ class TokenChooser:
         for place, (sequence, group) in enumerate(pending.rows):
             sequence.pending_row = None
             if self._groups.get(group.request.id) is group:  # not cancelled meanwhile
-                self._take(sequence, choice_of(found, place, sequence.request.params.top_logprobs))
+                self._take(sequence, found.of_row(place, sequence.request.params.top_logprobs))
                 touched[group.request.id] = group
         return touched.values()
 
@@ -140,23 +141,10 @@ class TokenChooser:
             self._take(sequence, choice)
 
     def _take(self, sequence: Sequence, choice: Choice) -> None:
-        _append(sequence, choice)
+        sequence.append(choice)
         check_stop(sequence, self._eos_ids(sequence.request), self._detokenizer)
         if sequence.finish_reason is not None:
             self._blocks.free(sequence.table)
 
     def _eos_ids(self, request: Request) -> tuple[int, ...]:
         return eos_ids_of(request.params, self._loaded.eos_token_ids)
-
-
-def _append(sequence: Sequence, choice: Choice) -> None:
-    sequence.token_ids.append(choice.token_id)
-    sequence.cumulative_logprob += choice.logprob
-    if sequence.request.params.trace != "none":
-        trace = sequence.trace
-        trace.logprobs.append(choice.logprob)
-        trace.sampling_logprobs.append(choice.sampling_logprob)
-        trace.entropies.append(choice.entropy)
-        trace.ranks.append(choice.rank)
-        trace.kept.append(choice.kept)
-        trace.alternatives.append(choice.alternatives)

@@ -8,23 +8,8 @@ from typing import Any
 
 from models.states import FinishReason, Strategy
 from worker.engine.request import Request
+from worker.engine.sampling.choices import Choice
 from worker.engine.scheduling.block_manager import BlockTable, Prefix
-
-
-@dataclass
-class TraceColumns:
-    """A trace while it grows; see `request.Trace` for what the columns mean."""
-
-    logprobs: list[float] = field(default_factory=list)
-    sampling_logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
-    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)  # (token id, logprob)
-    beams: list[int] = field(default_factory=list)
-
-    def copy(self) -> TraceColumns:
-        return TraceColumns(**{name: list(column) for name, column in vars(self).items()})
 
 
 @dataclass
@@ -37,12 +22,19 @@ class Sequence:
     table: BlockTable = field(default_factory=BlockTable)
     token_ids: list[int] = field(default_factory=list)  # generated
     num_computed: int = 0  # tokens whose keys and values are in the cache
-    trace: TraceColumns = field(default_factory=TraceColumns)
+    trace: list[Choice] = field(default_factory=list)  # one entry per generated token, where a trace is asked for
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     text_end: int | None = None  # where a stop string cuts the text
     detokenizer: Any = None  # only where stop strings must be looked for
     pending_row: int | None = None  # its place among choices that are still on the device
+
+    def append(self, choice: Choice) -> None:
+        """Adds a generated token, and its trace if the request asks for one."""
+        self.token_ids.append(choice.token_id)
+        self.cumulative_logprob += choice.logprob
+        if self.request.params.trace != "none":
+            self.trace.append(choice)
 
     @property
     def num_prompt_tokens(self) -> int:

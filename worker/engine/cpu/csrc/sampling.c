@@ -273,7 +273,7 @@ INLINE void take_best(int32_t *ids, float *values, int64_t k, Logits x) {
 /* What a row asks for; a temperature of 0 is greedy, and a top_p of 1 or more keeps everything. */
 typedef struct { double temperature, top_p, uniform; } Asked;
 
-/* What is said of its choice; COLUMNS of batched_sampler.py. */
+/* What is said of its choice; COLUMNS of choices.py. */
 typedef struct { double token_id, logprob, sampling_logprob, entropy, rank, kept; } Chosen;
 
 INLINE Chosen choose(Logits x, Asked asked, int64_t k, int32_t *best_ids, float *best, float *weights,

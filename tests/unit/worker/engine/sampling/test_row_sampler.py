@@ -21,10 +21,11 @@ from models.params import GenerationParams
 from models.states import Strategy
 from tests.support.kernels import kernels_of
 from worker.engine.sampling.batch_sampler import ChooseBatch, choose_batch
+from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.draw import draw_from_all
 from worker.engine.sampling.logits_processors import apply_history_processors, apply_sampling_filters
 from worker.engine.sampling.philox import uniforms
-from worker.engine.sampling.row_sampler import Choice, SamplingRow, argmax, choose_tokens
+from worker.engine.sampling.row_sampler import SamplingRow, argmax, choose_tokens
 
 NUM_DRAWS = 100_000
 #: A correct sampler fails the check once in so many seeds; the seeds are fixed.

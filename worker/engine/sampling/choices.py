@@ -1,0 +1,42 @@
+"""The values that every sampler returns: one row's `Choice`, or the `Choices` of many rows.
+
+Holds plain numbers that are on the host already; imports no torch, so whoever stores a trace need not load it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A sampled token and what was known of it: one entry of a trace."""
+
+    token_id: int
+    logprob: float  # nats, raw distribution
+    sampling_logprob: float  # nats, distribution drawn from
+    entropy: float  # nats, raw distribution
+    rank: int  # 1 is the most probable
+    kept: int  # tokens that could have been drawn
+    alternatives: list[tuple[int, float]]  # (token id, raw logprob), the most probable first
+    beam: int | None = None  # row of the beam group that the token's history came from
+
+
+#: The numbers of a `Choice`, in the order in which a batch sampler writes them, as float64.
+COLUMNS = ("token_id", "logprob", "sampling_logprob", "entropy", "rank", "kept")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The choices of several rows."""
+
+    columns: list[list[float]]  # [rows][len(COLUMNS)]
+    alternative_ids: list[list[int]]  # [rows][k], the most probable tokens
+    alternative_logprobs: list[list[float]]  # [rows][k]
+
+    def of_row(self, row: int, num_alternatives: int) -> Choice:
+        """One row's choice, with at most `num_alternatives` of its alternatives."""
+        token_id, logprob, sampling_logprob, entropy, rank, kept = self.columns[row]
+        pairs = zip(self.alternative_ids[row], self.alternative_logprobs[row], strict=True)
+        ordered = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:num_alternatives]
+        return Choice(int(token_id), logprob, sampling_logprob, entropy, int(rank), int(kept), ordered)

@@ -1,4 +1,4 @@
-"""states that the database keeps: allowed transitions, events, crashes, deadlines, content keys
+"""The database keeps job states: allowed transitions and events by trigger; crashes, deadlines and content keys.
 
 Revision ID: 0002
 Revises: 0001
@@ -77,14 +77,41 @@ NO_TRIGGERS = {
 }
 
 
+NEW_COLUMNS_OF_JOBS = ("state_reason", "num_crashes", "error_code", "content_key", "expires_at")
+
+
 def upgrade() -> None:
-    # Plain ALTER TABLE on both: copying the table would fail on SQLite while views refer to it.
+    _extend_jobs()
+    _create_job_transitions()
+    _create_job_events()
+    for statement in TRIGGERS[op.get_bind().dialect.name]:
+        op.execute(statement)
+    _replace_job_results(revision)
+
+
+def downgrade() -> None:
+    _replace_job_results(down_revision)
+    for statement in NO_TRIGGERS[op.get_bind().dialect.name]:
+        op.execute(statement)
+    op.drop_table("job_events")
+    op.drop_table("job_transitions")
+    op.drop_index("ix_jobs_expiry", "jobs")
+    for name in reversed(NEW_COLUMNS_OF_JOBS):
+        op.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+
+
+def _extend_jobs() -> None:
+    """Plain ALTER TABLE on both: copying the table, as batch mode does, fails on SQLite while views refer to it."""
     op.add_column("jobs", sa.Column("state_reason", sa.String(), nullable=True))
     op.add_column("jobs", sa.Column("num_crashes", sa.Integer(), nullable=False, server_default=sa.text("0")))
     op.add_column("jobs", sa.Column("error_code", sa.String(), nullable=True))
     op.add_column("jobs", sa.Column("content_key", sa.String(), nullable=True))
     op.add_column("jobs", sa.Column("expires_at", UtcDateTime(), nullable=True))
     op.create_index("ix_jobs_expiry", "jobs", ["expires_at"], sqlite_where=EXPIRY, postgresql_where=EXPIRY)
+
+
+def _create_job_transitions() -> None:
+    """The allowed changes of state, as rows."""
     transitions = op.create_table(
         "job_transitions",
         sa.Column("from_state", sa.String(), nullable=False),
@@ -92,6 +119,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("from_state", "to_state", name=op.f("pk_job_transitions")),
     )
     op.bulk_insert(transitions, [{"from_state": old, "to_state": new} for old, new in TRANSITIONS])
+
+
+def _create_job_events() -> None:
+    """The history of each job; the triggers write it."""
     op.create_table(
         "job_events",
         sa.Column("id", BigId, nullable=False),
@@ -106,22 +137,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_job_events")),
     )
     op.create_index("ix_job_events_job_id", "job_events", ["job_id"])
-    for statement in TRIGGERS[op.get_bind().dialect.name]:
-        op.execute(statement)
-    _replace_job_results(revision)
-
-
-def downgrade() -> None:
-    _replace_job_results(down_revision)
-    for statement in NO_TRIGGERS[op.get_bind().dialect.name]:
-        op.execute(statement)
-    op.drop_table("job_events")
-    op.drop_table("job_transitions")
-    op.drop_index("ix_jobs_expiry", "jobs")
-    for name in ("expires_at", "content_key", "error_code", "num_crashes", "state_reason"):
-        op.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
 
 
 def _replace_job_results(of_revision: str) -> None:
+    """Makes the view again, as a revision has it."""
     op.execute("DROP VIEW job_results")
     op.execute(f"CREATE VIEW job_results AS {view_definitions(op.get_bind().dialect.name, of_revision)['job_results']}")

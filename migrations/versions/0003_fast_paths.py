@@ -1,4 +1,4 @@
-"""fast paths: the outbox is read in its order from an index; PostgreSQL checks and records a statement's changes at once
+"""Fast paths: an index in the order of the outbox; on PostgreSQL one trigger call for each statement.
 
 Revision ID: 0003
 Revises: 0002
@@ -16,8 +16,8 @@ depends_on = None
 
 UNSENT = sa.text("state = 'queued' AND sent_at IS NULL")
 
-#: A trigger for each statement instead of each row: a worker claims and finishes many jobs in one.
-BY_STATEMENT = [
+#: One trigger call for each statement: a worker claims and finishes many jobs in one.
+STATEMENT_TRIGGER = [
     "DROP TRIGGER jobs_transition ON jobs",
     """
     CREATE OR REPLACE FUNCTION record_job_transition() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -47,7 +47,8 @@ BY_STATEMENT = [
     """,
 ]
 
-BY_ROW = [
+#: One trigger call for each row, as revision 0002 has it.
+ROW_TRIGGER = [
     "DROP TRIGGER jobs_transition ON jobs",
     """
     CREATE OR REPLACE FUNCTION record_job_transition() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -75,13 +76,13 @@ def upgrade() -> None:
     )
     op.create_index("ix_jobs_run_id_id", "jobs", ["run_id", "id"])
     if op.get_bind().dialect.name == "postgresql":
-        for statement in BY_STATEMENT:
+        for statement in STATEMENT_TRIGGER:
             op.execute(statement)
 
 
 def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
-        for statement in BY_ROW:
+        for statement in ROW_TRIGGER:
             op.execute(statement)
     op.drop_index("ix_jobs_run_id_id", "jobs")
     op.drop_index("ix_jobs_unsent", "jobs")

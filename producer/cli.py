@@ -36,11 +36,11 @@ RunArgument = Annotated[str | None, typer.Argument(help="id, its beginning, or n
 @flat
 def run(
     file: File,
-    decoding: given.Decoding,
-    reading: given.Reading,
-    submitting: given.Submitting,
-    places: given.Places,
-    telling: given.Telling,
+    decoding: given.DecodingOptions,
+    input_options: given.InputOptions,
+    submit_options: given.SubmitOptions,
+    connection: given.ConnectionOptions,
+    output_options: given.OutputOptions,
 ) -> None:
     """Submits a file and decodes it here: own Redis, SQLite and one local worker.
 
@@ -50,17 +50,19 @@ def run(
     """
     from producer.runs.lifecycle import run_here
 
-    raise typer.Exit(run_here(places.settings(), file, decoding.grid(), submitting, reading, telling))
+    raise typer.Exit(
+        run_here(connection.settings(), file, decoding.grid(), submit_options, input_options, output_options)
+    )
 
 
 @app.command()
 @flat
 def submit(
     file: File,
-    decoding: given.Decoding,
-    reading: given.Reading,
-    submitting: given.Submitting,
-    places: given.Places,
+    decoding: given.DecodingOptions,
+    input_options: given.InputOptions,
+    submit_options: given.SubmitOptions,
+    connection: given.ConnectionOptions,
     as_json: given.AsJson = False,
 ) -> None:
     """Submits a file to workers that run elsewhere, and prints the run's id.
@@ -69,13 +71,15 @@ def submit(
     """
     from producer.runs.lifecycle import submit_run
 
-    raise typer.Exit(submit_run(places.settings(), file, decoding.grid(), submitting, reading, as_json=as_json))
+    raise typer.Exit(
+        submit_run(connection.settings(), file, decoding.grid(), submit_options, input_options, as_json=as_json)
+    )
 
 
 @app.command()
 @flat
 def status(
-    places: given.DatabasePlace,
+    connection: given.DatabaseOptions,
     run: RunArgument = None,
     watch: Annotated[bool, typer.Option("--watch", help="until the run is finished")] = False,
     as_json: given.AsJson = False,
@@ -86,13 +90,13 @@ def status(
     """
     from producer.results.status import show_status
 
-    raise typer.Exit(show_status(places.settings(), run, is_watching=watch, as_json=as_json))
+    raise typer.Exit(show_status(connection.settings(), run, is_watching=watch, as_json=as_json))
 
 
 @app.command()
 @flat
 def results(
-    places: given.DatabasePlace,
+    connection: given.DatabaseOptions,
     run: RunArgument = None,
     format: Annotated[str, typer.Option(help="jsonl, csv, parquet or openai")] = "jsonl",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a file; default: stdout")] = None,
@@ -111,13 +115,13 @@ def results(
     from producer.results.selection import parse_selection
 
     selection = parse_selection(state, strategy, where or [])
-    export_results(places.settings(), run, format, output, selection, with_traces=traces)
+    export_results(connection.settings(), run, format, output, selection, with_traces=traces)
 
 
 @app.command()
 @flat
 def sql(
-    places: given.DatabasePlace,
+    connection: given.DatabaseOptions,
     statement: Annotated[str | None, typer.Argument(help="a SELECT; without one, a console or stdin")] = None,
     format: Annotated[str, typer.Option(help="table, json, csv or markdown")] = "table",
     examples: Annotated[bool, typer.Option("--examples", help="print a dozen queries to begin with")] = False,
@@ -129,15 +133,15 @@ def sql(
     from producer.results.sql import print_examples, print_sql
 
     if examples:
-        print_examples(places.settings())
+        print_examples(connection.settings())
     else:
-        print_sql(places.settings(), statement, format)
+        print_sql(connection.settings(), statement, format)
 
 
 @app.command()
 @flat
 def show(
-    places: given.DatabasePlace,
+    connection: given.DatabaseOptions,
     run: Annotated[str, typer.Argument(help="id, its beginning, or name")],
     custom_id: Annotated[str, typer.Argument(help="the job")],
     alternatives: Annotated[bool, typer.Option("--alternatives", help="each token with what else was likely")] = False,
@@ -149,13 +153,13 @@ def show(
     """
     from producer.results.show import show_job
 
-    show_job(places.settings(), run, custom_id, with_alternatives=alternatives, as_json=as_json)
+    show_job(connection.settings(), run, custom_id, with_alternatives=alternatives, as_json=as_json)
 
 
 @app.command()
 @flat
 def report(
-    places: given.DatabasePlace,
+    connection: given.DatabaseOptions,
     run: RunArgument = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the page")] = Path("report.html"),
 ) -> None:
@@ -165,25 +169,25 @@ def report(
     """
     from producer.results.report import write_report
 
-    write_report(places.settings(), run, output)
+    write_report(connection.settings(), run, output)
 
 
 @app.command()
 @flat
-def resume(places: given.QueuePlace, telling: given.Telling, run: RunArgument = None) -> None:
+def resume(connection: given.BrokerOptions, output_options: given.OutputOptions, run: RunArgument = None) -> None:
     """Goes on with an unfinished run: here, or with --broker by sending again what was not sent.
 
     Example: producer resume
     """
     from producer.runs.lifecycle import resume_run
 
-    raise typer.Exit(resume_run(places.settings(), run, telling))
+    raise typer.Exit(resume_run(connection.settings(), run, output_options))
 
 
 @app.command()
 @flat
 def cancel(
-    places: given.QueuePlace,
+    connection: given.BrokerOptions,
     run: Annotated[str, typer.Argument(help="id, its beginning, or name")],
     custom_ids: Annotated[list[str] | None, typer.Argument(help="these jobs only", metavar="[CUSTOM_ID]...")] = None,
     as_json: given.AsJson = False,
@@ -196,14 +200,14 @@ def cancel(
     """
     from producer.runs.control import cancel_jobs
 
-    cancel_jobs(places.settings(), run, custom_ids or [], as_json=as_json)
+    cancel_jobs(connection.settings(), run, custom_ids or [], as_json=as_json)
 
 
 @app.command()
 @flat
 def retry(
-    places: given.QueuePlace,
-    telling: given.Telling,
+    connection: given.BrokerOptions,
+    output_options: given.OutputOptions,
     run: RunArgument = None,
     failed: Annotated[bool, typer.Option("--failed", help="the failed jobs")] = False,
     cancelled: Annotated[bool, typer.Option("--cancelled", help="the cancelled jobs")] = False,
@@ -219,20 +223,20 @@ def retry(
 
     kinds = {"failed": failed, "cancelled": cancelled, "expired": expired}
     raise typer.Exit(
-        retry_jobs(places.settings(), run, [kind for kind, is_asked in kinds.items() if is_asked], telling)
+        retry_jobs(connection.settings(), run, [kind for kind, is_asked in kinds.items() if is_asked], output_options)
     )
 
 
 @app.command()
 @flat
-def doctor(places: given.Places, as_json: given.AsJson = False) -> None:
+def doctor(connection: given.ConnectionOptions, as_json: given.AsJson = False) -> None:
     """Checks model, disk, Redis, database and workers, and says what to do.
 
     Example: producer doctor --broker redis://localhost:6379/0
     """
     from producer.runs.doctor import examine
 
-    findings = list(examine(places.settings()))
+    findings = list(examine(connection.settings()))
     if as_json:
         typer.echo(json.dumps([vars(finding) for finding in findings], ensure_ascii=False))
     for finding in [] if as_json else findings:
@@ -243,7 +247,7 @@ def doctor(places: given.Places, as_json: given.AsJson = False) -> None:
 @app.command()
 @flat
 def prune(
-    places: given.DatabasePlace,
+    connection: given.DatabaseOptions,
     older_than: Annotated[str, typer.Option(help="finished so long ago: 30d, 12h")],
     traces_only: Annotated[bool, typer.Option("--traces-only", help="keep jobs and answers")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
@@ -257,12 +261,12 @@ def prune(
     from producer.runs.prune import prune_runs
 
     age = parse_duration("--older-than", older_than)
-    prune_runs(places.settings(), age, traces_only=traces_only, is_dry=dry_run, as_json=as_json)
+    prune_runs(connection.settings(), age, traces_only=traces_only, is_dry=dry_run, as_json=as_json)
 
 
 @db_app.command("upgrade")
 @flat
-def db_upgrade(places: given.DatabasePlace) -> None:
+def db_upgrade(connection: given.DatabaseOptions) -> None:
     """Brings the database to this version's schema.
 
     Example: producer db upgrade --database postgresql+psycopg://localhost/nocturne
@@ -270,7 +274,7 @@ def db_upgrade(places: given.DatabasePlace) -> None:
     from migrations.upgrade import current_revision, upgrade
     from models.database.connection import check_connection, open_database
 
-    engine = open_database(places.settings().database_url)
+    engine = open_database(connection.settings().database_url)
     check_connection(engine)
     upgrade(engine)
     say(f"{engine.url.render_as_string()} is at revision {current_revision(engine)}")

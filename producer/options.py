@@ -13,10 +13,10 @@ from models.settings import InvalidSettings, Settings, read_settings
 from producer.duration import parse_duration
 from producer.errors import UsageError
 from producer.prompts.grid import RULES, Grid, parse_option
-from producer.prompts.records import FORMATS, InputOptions
+from producer.prompts.records import FORMATS, ReaderOptions
 
 GRID = "Decoding (a comma list makes a grid of all combinations)"
-PLACES = "Places"
+CONNECTIONS = "Connections"
 RUN = "The run"
 INPUT = "The file"
 
@@ -27,8 +27,8 @@ def _grid(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=GRID)
 
 
-def _place(help: str) -> Any:
-    return typer.Option(help=help, rich_help_panel=PLACES)
+def _connection(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel=CONNECTIONS)
 
 
 def _input(help: str, *names: str) -> Any:
@@ -43,7 +43,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="for programs: what came of
 
 
 @dataclass(frozen=True)
-class Telling:
+class OutputOptions:
     """How much is said meanwhile, and how the end is told."""
 
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no summary")] = False
@@ -51,11 +51,11 @@ class Telling:
 
 
 @dataclass(frozen=True)
-class DatabasePlace:
+class DatabaseOptions:
     """Where what is read lies."""
 
-    database: Annotated[str | None, _place("SQLAlchemy URL (default: <home>/nocturne.db)")] = None
-    home: Annotated[Path | None, _place("embedded state (default: .nocturne)")] = None
+    database: Annotated[str | None, _connection("SQLAlchemy URL (default: <home>/nocturne.db)")] = None
+    home: Annotated[Path | None, _connection("embedded state (default: .nocturne)")] = None
 
     def settings(self) -> Settings:
         """Settings with these flags on top of the environment. Raises `UsageError`."""
@@ -63,21 +63,21 @@ class DatabasePlace:
 
 
 @dataclass(frozen=True)
-class QueuePlace(DatabasePlace):
+class BrokerOptions(DatabaseOptions):
     """… and the queue of the workers."""
 
-    broker: Annotated[str | None, _place("Redis URL (default: the embedded one)")] = None
+    broker: Annotated[str | None, _connection("Redis URL (default: the embedded one)")] = None
 
 
 @dataclass(frozen=True)
-class Places(QueuePlace):
+class ConnectionOptions(BrokerOptions):
     """… and the model."""
 
-    model: Annotated[str | None, _place("hub id or folder (default: Qwen/Qwen2-0.5B)")] = None
+    model: Annotated[str | None, _connection("hub id or folder (default: Qwen/Qwen2-0.5B)")] = None
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingOptions:
     """How prompts are decoded; each comma list is a dimension of the grid."""
 
     strategy: Annotated[str | None, _grid("greedy, sample, nucleus, beam")] = None
@@ -110,7 +110,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Submitting:
+class SubmitOptions:
     """What holds for the run as a whole."""
 
     name: Annotated[str | None, _of_run("a name; the same file under the same name is submitted once")] = None
@@ -131,7 +131,7 @@ class Submitting:
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputOptions:
     """How the file is read."""
 
     input_format: Annotated[str | None, _input(f"{', '.join(FORMATS)} (default: by the file's name)")] = None
@@ -142,8 +142,8 @@ class Reading:
     dry_run: Annotated[bool, _input("only show what would be submitted", "--dry-run")] = False
     yes: Annotated[bool, _input("also a grid of more than a million jobs", "--yes")] = False
 
-    def input_options(self) -> InputOptions:
-        return InputOptions(self.input_format, self.prompt_column, self.template, self.replace_nul)
+    def reader_options(self) -> ReaderOptions:
+        return ReaderOptions(self.input_format, self.prompt_column, self.template, self.replace_nul)
 
 
 def settings_from(**flags: Any) -> Settings:

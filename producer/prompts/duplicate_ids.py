@@ -10,7 +10,7 @@ from array import array
 from hashlib import blake2b
 
 
-class CustomIds:
+class DuplicateFinder:
     """The hashes of all ids of a file."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class CustomIds:
     def add(self, custom_id: str) -> None:
         self._hashes.append(_hash(custom_id))
 
-    def repeated(self) -> frozenset[int]:
+    def duplicate_hashes(self) -> frozenset[int]:
         """The hashes that came more than once."""
         import numpy
 
@@ -27,14 +27,14 @@ class CustomIds:
         return frozenset(int(value) for value in numpy.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
 
 
-class Repeated:
+class FirstUses:
     """Watches a pass over the file for the ids that come again."""
 
     def __init__(self, hashes: frozenset[int]) -> None:
         self._hashes = hashes
         self._first_line: dict[str, int] = {}
 
-    def first_line_of(self, custom_id: str, number: int) -> int | None:
+    def first_line(self, custom_id: str, number: int) -> int | None:
         """The line that had the id before this one, if one had."""
         if not self._hashes or _hash(custom_id) not in self._hashes:
             return None

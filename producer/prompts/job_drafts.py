@@ -11,10 +11,10 @@ from typing import Any
 
 from models.params import MAX_SEED, GenerationParams
 from models.settings import DEFAULT_PRIORITY
-from producer.prompts.duplicate_ids import Repeated
+from producer.prompts.duplicate_ids import FirstUses
 from producer.prompts.grid import Grid, InvalidParameters, label, validate
 from producer.prompts.lines import LineError, PromptLine, misspelt_parameter, read_prompts
-from producer.prompts.records import InputOptions
+from producer.prompts.records import ReaderOptions
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Submission:
     priority: int = DEFAULT_PRIORITY
     name: str | None = None
     seed: int | None = None  # the run's; None draws one
-    reading: InputOptions = InputOptions()
+    reader: ReaderOptions = ReaderOptions()
     source: str | None = None  # what the path is called; None: itself
 
     @property
@@ -68,10 +68,10 @@ class Line:
     error: LineError | None = None
 
 
-def read_lines(submission: Submission, repeated: frozenset[int], warnings: dict[str, str]) -> Iterator[Line]:
-    """Every line with its jobs. A line with one bad job has none; `repeated` are hashes of ids that come twice."""
-    watch = Repeated(repeated)
-    for line in read_prompts(submission.path, submission.reading):
+def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warnings: dict[str, str]) -> Iterator[Line]:
+    """Every line with its jobs. A line with one bad job has none; `duplicate_hashes` are of ids that come twice."""
+    first_uses = FirstUses(duplicate_hashes)
+    for line in read_prompts(submission.path, submission.reader):
         if isinstance(line, LineError):
             yield Line(line.number, line.raw, error=line)
             continue
@@ -80,7 +80,7 @@ def read_lines(submission: Submission, repeated: frozenset[int], warnings: dict[
         try:
             for params, varied in submission.grid.points(line.params, line.default_strategy):
                 draft = _draft(line, validate(params), varied, submission)
-                if (first := watch.first_line_of(draft.custom_id, line.number)) is not None:
+                if (first := first_uses.first_line(draft.custom_id, line.number)) is not None:
                     problem = f"{draft.custom_id!r} was already used in line {first}; make it unique"
                     raise InvalidParameters("custom_id", problem)
                 read.drafts.append(draft)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.params import GenerationParams
-from producer.prompts.records import InputOptions, InvalidLine, Record, read_records
+from producer.prompts.records import InvalidLine, ReaderOptions, Record, read_records
 
 PARAMETER_FIELDS = frozenset(GenerationParams.model_fields)
 OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"})
@@ -48,7 +48,7 @@ class LineError:
         return f"{self.field} {self.problem}" if self.field else self.problem
 
 
-def read_prompts(path: Path, options: InputOptions = InputOptions()) -> Iterator[PromptLine | LineError]:
+def read_prompts(path: Path, options: ReaderOptions = ReaderOptions()) -> Iterator[PromptLine | LineError]:
     """Every line that is not blank, in order. Raises `UsageError` where the file cannot be read."""
     for record in read_records(path, options):
         try:

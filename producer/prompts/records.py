@@ -33,7 +33,7 @@ FORMATS = ("jsonl", "csv", "tsv", "parquet", "text")
 
 
 @dataclass(frozen=True)
-class InputOptions:
+class ReaderOptions:
     """How a file is read; `format` None goes by its name."""
 
     format: str | None = None
@@ -60,7 +60,7 @@ class Record:
     error: InvalidLine | None = None
 
 
-def read_records(path: Path, options: InputOptions) -> Iterator[Record]:
+def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     """Every record that is not blank. Raises `UsageError` where the file as a whole cannot be used."""
     format = _format_of(path, options)
     template = None if options.template is None else PromptTemplate(options.template)
@@ -80,7 +80,7 @@ def read_records(path: Path, options: InputOptions) -> Iterator[Record]:
         yield record if record.error is not None else _finished(record, options, template)
 
 
-def _format_of(path: Path, options: InputOptions) -> str:
+def _format_of(path: Path, options: ReaderOptions) -> str:
     if options.format is not None:
         if options.format not in FORMATS:
             raise UsageError(f"--input-format must be one of {', '.join(FORMATS)}, got {options.format!r}")
@@ -91,7 +91,7 @@ def _format_of(path: Path, options: InputOptions) -> str:
     return FORMAT_OF_SUFFIX[suffix]
 
 
-def _finished(record: Record, options: InputOptions, template: PromptTemplate | None) -> Record:
+def _finished(record: Record, options: ReaderOptions, template: PromptTemplate | None) -> Record:
     """The record with its prompt in `prompt`, and without NUL where that was asked."""
     fields = record.fields
     try:

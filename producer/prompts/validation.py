@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from producer.errors import InvalidInput, UsageError
-from producer.prompts.duplicate_ids import CustomIds
+from producer.prompts.duplicate_ids import DuplicateFinder
 from producer.prompts.job_drafts import JobDraft, Line, Submission, read_lines
 
 MAX_ERRORS_SHOWN = 20
@@ -18,7 +18,7 @@ MAX_GRID_JOBS = 1_000_000
 
 
 @dataclass
-class Checked:
+class ValidationReport:
     """What validation found."""
 
     num_lines: int = 0  # valid ones
@@ -29,31 +29,31 @@ class Checked:
     jobs_of_strategy: Counter[str] = field(default_factory=Counter)
     first: JobDraft | None = None
     content_hash: str = ""
-    repeated: frozenset[int] = frozenset()  # hashes of custom ids that come twice
+    duplicate_hashes: frozenset[int] = frozenset()  # hashes of custom ids that come twice
     warnings: dict[str, str] = field(default_factory=dict)
 
 
-def check(submission: Submission, *, skip_invalid: bool = False, allow_many: bool = False) -> Checked:
+def check(submission: Submission, *, skip_invalid: bool = False, allow_many: bool = False) -> ValidationReport:
     """Reads the whole file. Raises `InvalidInput` with its first errors, `UsageError` where it cannot be read.
 
     With `skip_invalid` bad lines are only counted, for `write_invalid`. A grid of more than a million jobs needs
     `allow_many`.
     """
     submission.grid.check_values()
-    ids = CustomIds()
-    checked, errors = _pass(submission, frozenset(), ids, allow_many=allow_many)
-    if repeated := ids.repeated():
-        checked, errors = _pass(submission, repeated, ids, allow_many=allow_many)
-    if checked.num_invalid and not (skip_invalid and checked.num_jobs):
-        more = f"\n… and {checked.num_invalid - len(errors):,} more" if checked.num_invalid > len(errors) else ""
-        count = "1 error" if checked.num_invalid == 1 else f"{checked.num_invalid:,} errors"
-        hint = "" if skip_invalid else f"; --skip-invalid submits the other {checked.num_jobs:,} jobs"
-        hint = hint if checked.num_jobs else ""
+    ids = DuplicateFinder()
+    report, errors = _pass(submission, frozenset(), ids, allow_many=allow_many)
+    if duplicate_hashes := ids.duplicate_hashes():
+        report, errors = _pass(submission, duplicate_hashes, ids, allow_many=allow_many)
+    if report.num_invalid and not (skip_invalid and report.num_jobs):
+        more = f"\n… and {report.num_invalid - len(errors):,} more" if report.num_invalid > len(errors) else ""
+        count = "1 error" if report.num_invalid == 1 else f"{report.num_invalid:,} errors"
+        hint = "" if skip_invalid else f"; --skip-invalid submits the other {report.num_jobs:,} jobs"
+        hint = hint if report.num_jobs else ""
         raise InvalidInput("\n".join(errors) + f"{more}\n{count}; nothing was submitted{hint}")
-    if not checked.num_jobs:
+    if not report.num_jobs:
         raise InvalidInput(f"{submission.shown_path} has no prompts; give one JSON object per line")
     submission.grid.check_all_used()
-    return checked
+    return report
 
 
 def invalid_path(submission: Submission) -> Path:
@@ -63,12 +63,12 @@ def invalid_path(submission: Submission) -> Path:
     )  # fmt: skip
 
 
-def write_invalid(submission: Submission, checked: Checked) -> Path:
+def write_invalid(submission: Submission, report: ValidationReport) -> Path:
     """Writes the bad lines with their errors; returns where. Raises `UsageError`."""
     path = invalid_path(submission)
     try:
         with path.open("w", encoding="utf-8") as file:
-            for line in read_lines(submission, checked.repeated, {}):
+            for line in read_lines(submission, report.duplicate_hashes, {}):
                 if line.error is not None:
                     _write_invalid_line(file, line)
     except OSError as error:
@@ -82,39 +82,39 @@ def _write_invalid_line(file: TextIO, line: Line) -> None:
 
 
 def _pass(
-    submission: Submission, repeated: frozenset[int], ids: CustomIds, *, allow_many: bool
-) -> tuple[Checked, list[str]]:
-    checked = Checked(repeated=repeated)
+    submission: Submission, duplicate_hashes: frozenset[int], ids: DuplicateFinder, *, allow_many: bool
+) -> tuple[ValidationReport, list[str]]:
+    report = ValidationReport(duplicate_hashes=duplicate_hashes)
     errors: list[str] = []
     digest = blake2b(f"{submission.model}\n{submission.seed}\n".encode(), digest_size=16)
-    for line in read_lines(submission, repeated, checked.warnings):
+    for line in read_lines(submission, duplicate_hashes, report.warnings):
         if line.error is not None:
-            checked.num_invalid += 1
+            report.num_invalid += 1
             if len(errors) < MAX_ERRORS_SHOWN:
                 errors.append(f"{submission.shown_path}:{line.number}: {line.error}")
             continue
-        checked.num_lines += 1
+        report.num_lines += 1
         for draft in line.drafts:
-            _count(checked, draft)
+            _count(report, draft)
             digest.update(_content(draft))
-            if not repeated:
+            if not duplicate_hashes:
                 ids.add(draft.custom_id)
-        if submission.grid.is_varied and checked.num_jobs > MAX_GRID_JOBS and not allow_many:
+        if submission.grid.is_varied and report.num_jobs > MAX_GRID_JOBS and not allow_many:
             raise UsageError(
                 f"the grid makes more than {MAX_GRID_JOBS:,} jobs (so many by line {line.number}); "
                 "make it smaller, or give --yes"
             )
-    checked.content_hash = digest.hexdigest()
-    return checked, errors
+    report.content_hash = digest.hexdigest()
+    return report, errors
 
 
-def _count(checked: Checked, draft: JobDraft) -> None:
-    checked.first = checked.first or draft
-    checked.num_jobs += 1
-    checked.jobs_of_strategy[draft.params.strategy] += 1
-    checked.num_new_tokens += draft.params.num_sequences * draft.params.max_new_tokens
+def _count(report: ValidationReport, draft: JobDraft) -> None:
+    report.first = report.first or draft
+    report.num_jobs += 1
+    report.jobs_of_strategy[draft.params.strategy] += 1
+    report.num_new_tokens += draft.params.num_sequences * draft.params.max_new_tokens
     texts = [draft.prompt] if draft.prompt is not None else [message["content"] for message in draft.messages or []]
-    checked.num_characters += sum(map(len, filter(None, texts)))
+    report.num_characters += sum(map(len, filter(None, texts)))
 
 
 def _content(draft: JobDraft) -> bytes:

@@ -16,7 +16,7 @@ from models.settings import Settings
 from models.states import JobState, RunState
 from producer.console import say
 from producer.errors import UsageError
-from producer.options import Telling
+from producer.options import OutputOptions
 from producer.render import to_json
 from producer.results.queries import find_run
 from producer.runs.broker import notify
@@ -41,13 +41,13 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *
     say(f"{num_queued + num_running:,} jobs of run {run_id} cancelled, {num_running:,} of them were running")
 
 
-def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], telling: Telling) -> int:
+def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], output_options: OutputOptions) -> int:
     """Queues jobs once more and has them run; returns the exit code. Raises `UsageError`."""
     database = existing_database(settings)
     run_id = find_run(database, reference)
     count = requeue(database, run_id, [JobState(kind) for kind in kinds] or UNSUCCESSFUL)
     say(f"{count:,} jobs of run {run_id} queued again")
-    return resume_run(settings, run_id, telling)
+    return resume_run(settings, run_id, output_options)
 
 
 def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tuple[int, int]:

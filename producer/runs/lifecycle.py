@@ -19,18 +19,18 @@ from models.database.connection import check_connection, open_database
 from models.settings import DEFAULT_MODEL, Settings
 from producer.console import say
 from producer.errors import UsageError
-from producer.options import Reading, Submitting, Telling
+from producer.options import InputOptions, OutputOptions, SubmitOptions
 from producer.prompts.dry_run import show_dry_run
 from producer.prompts.grid import Grid
 from producer.prompts.job_drafts import Submission
-from producer.prompts.validation import Checked, check, write_invalid
+from producer.prompts.validation import ValidationReport, check, write_invalid
 from producer.render import print_progress, to_json, visible
 from producer.results.progress import watch
 from producer.results.queries import RunProgress, find_run, recent_errors, run_progress
 from producer.runs.broker import check_broker, send_run
 from producer.runs.embedded import LocalServices
 from producer.runs.model_check import check_model
-from producer.runs.writer import Written, find_unfinished, write
+from producer.runs.writer import SubmitResult, find_unfinished, write
 
 EXIT_OK, EXIT_FAILED_JOBS, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -42,58 +42,69 @@ QUERIES = (
 
 
 def run_here(
-    settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading, telling: Telling
+    settings: Settings,
+    file: Path,
+    grid: Grid,
+    submit_options: SubmitOptions,
+    input_options: InputOptions,
+    output_options: OutputOptions,
 ) -> int:
     """`producer run`: validates, starts what is needed, decodes, sums up; returns the exit code."""
-    with _submission(settings, file, grid, submitting, reading) as submission:
+    with _submission(settings, file, grid, submit_options, input_options) as submission:
         submission = replace(submission, model=check_model(settings.model))
         settings = settings.model_copy(update={"model": submission.model})
-        checked = _check(submission, reading)
-        if reading.dry_run:
-            return show_dry_run(submission, checked, as_json=telling.json)
+        report = _check(submission, input_options)
+        if input_options.dry_run:
+            return show_dry_run(submission, report, as_json=output_options.json)
         with LocalServices(settings) as local:
             database = local.open_database()
-            run_id = _write_or_resume(submission, checked, database, local, submitting)
-            return _decode(local, database, run_id, telling)
+            run_id = _write_or_resume(submission, report, database, local, submit_options)
+            return _decode(local, database, run_id, output_options)
 
 
 def submit_run(
-    settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading, *, as_json: bool
+    settings: Settings,
+    file: Path,
+    grid: Grid,
+    submit_options: SubmitOptions,
+    input_options: InputOptions,
+    *,
+    as_json: bool,
 ) -> int:
     """`producer submit`: validates, writes, sends, prints the run's id; returns the exit code."""
-    with _submission(settings, file, grid, submitting, reading) as submission:
+    with _submission(settings, file, grid, submit_options, input_options) as submission:
         if settings.model != DEFAULT_MODEL:
             submission = replace(submission, model=check_model(settings.model))
-        checked = _check(submission, reading)
-        if reading.dry_run:
-            return show_dry_run(submission, checked, as_json=as_json)
+        report = _check(submission, input_options)
+        if input_options.dry_run:
+            return show_dry_run(submission, report, as_json=as_json)
         broker = _required_broker(settings)
         database = ready_database(settings)
         check_broker(broker)
-        written = _write(submission, checked, database, submitting)
-    told = to_json({"id": written.run_id, "new": written.num_new, "already_there": written.num_known})
-    print(told if as_json else written.run_id, flush=True)  # noqa: T201 - before anything is sent: the run is there whatever happens now
-    return _send(settings, database, written.run_id)
+        result = _write(submission, report, database, submit_options)
+    told = to_json({"id": result.run_id, "new": result.num_new, "already_there": result.num_known})
+    print(told if as_json else result.run_id, flush=True)  # noqa: T201 - before anything is sent: the run is there whatever happens now
+    return _send(settings, database, result.run_id)
 
 
-def resume_run(settings: Settings, reference: str | None, telling: Telling) -> int:
+def resume_run(settings: Settings, reference: str | None, output_options: OutputOptions) -> int:
     """`producer resume`: with a broker, sends what was not sent; without one, decodes the rest here."""
     database = existing_database(settings)
     if settings.broker is not None:
         check_broker(settings.broker)
         named = None if reference is None else find_run(database, reference)
-        return _send(settings, database, named, as_json=telling.json)
+        return _send(settings, database, named, as_json=output_options.json)
     run_id = find_run(database, reference)
     progress = run_progress(database, run_id)
     if progress.is_finished:
         say(f"run {run_id} is finished: nothing to resume")
-        if telling.json:
+        if output_options.json:
             print_progress(progress)
         return EXIT_OK
     settings = settings.model_copy(update={"model": progress.model})
     with LocalServices(settings) as local:
         local.return_interrupted(database, run_id)
-        return _decode(local, database, run_id, telling)
+        return _decode(local, database, run_id, output_options)
 
 
 def ready_database(settings: Settings) -> Engine:
@@ -120,14 +131,18 @@ def existing_database(settings: Settings) -> Engine:
 
 
 def _write_or_resume(
-    submission: Submission, checked: Checked, database: Engine, local: LocalServices, submitting: Submitting
+    submission: Submission,
+    report: ValidationReport,
+    database: Engine,
+    local: LocalServices,
+    submit_options: SubmitOptions,
 ) -> str:
     """The run's id: a new one, or the unfinished one with the same content."""
     unfinished = None
-    if submitting.on_duplicate == "skip":
-        unfinished = find_unfinished(database, checked.content_hash)
+    if submit_options.on_duplicate == "skip":
+        unfinished = find_unfinished(database, report.content_hash)
     if unfinished is None:
-        run_id = _write(submission, checked, database, submitting).run_id
+        run_id = _write(submission, report, database, submit_options).run_id
     else:
         run_id = unfinished.id
         done = run_progress(database, run_id).num_final
@@ -136,17 +151,19 @@ def _write_or_resume(
     return run_id
 
 
-def _write(submission: Submission, checked: Checked, database: Engine, submitting: Submitting) -> Written:
-    written = write(
+def _write(
+    submission: Submission, report: ValidationReport, database: Engine, submit_options: SubmitOptions
+) -> SubmitResult:
+    result = write(
         submission,
-        checked,
+        report,
         database,
-        expires_after=submitting.expires_after(),
-        on_duplicate=submitting.on_duplicate,
+        expires_after=submit_options.expires_after(),
+        on_duplicate=submit_options.on_duplicate,
     )
-    if written.num_known:
-        say(f"run {written.run_id}: {written.num_known:,} already there, {written.num_new:,} new")
-    return written
+    if result.num_known:
+        say(f"run {result.run_id}: {result.num_known:,} already there, {result.num_new:,} new")
+    return result
 
 
 def _send(settings: Settings, database: Engine, run_id: str | None, *, as_json: bool = False) -> int:
@@ -163,7 +180,7 @@ def _send(settings: Settings, database: Engine, run_id: str | None, *, as_json: 
     return EXIT_OK
 
 
-def _decode(local: LocalServices, database: Engine, run_id: str, telling: Telling) -> int:
+def _decode(local: LocalServices, database: Engine, run_id: str, output_options: OutputOptions) -> int:
     """Starts the worker, sends the run, watches it to its end and sums up."""
     progress = run_progress(database, run_id)
     try:
@@ -172,14 +189,18 @@ def _decode(local: LocalServices, database: Engine, run_id: str, telling: Tellin
                 local.start_worker()
                 send_run(local.settings, database, run_id)
                 progress = watch(
-                    database, run_id, check=local.check_worker, is_interrupted=is_interrupted, quiet=telling.quiet
+                    database,
+                    run_id,
+                    check=local.check_worker,
+                    is_interrupted=is_interrupted,
+                    quiet=output_options.quiet,
                 )
     except KeyboardInterrupt:
         say(f"\ninterrupted; run {run_id} goes on with the same command, or with: producer resume {run_id}")
         return EXIT_INTERRUPTED
-    if telling.json:
+    if output_options.json:
         print_progress(progress)
-    elif not telling.quiet:
+    elif not output_options.quiet:
         _sum_up(database, progress, local.settings)
     return EXIT_OK if progress.succeeded == progress.num_jobs else EXIT_FAILED_JOBS
 
@@ -206,15 +227,15 @@ def _place(database: Engine) -> str:
     return relpath(database.url.database)
 
 
-def _check(submission: Submission, reading: Reading) -> Checked:
-    checked = check(submission, skip_invalid=reading.skip_invalid, allow_many=reading.yes)
-    for warning in checked.warnings.values():
+def _check(submission: Submission, input_options: InputOptions) -> ValidationReport:
+    report = check(submission, skip_invalid=input_options.skip_invalid, allow_many=input_options.yes)
+    for warning in report.warnings.values():
         say(f"warning: {visible(warning)}")
-    if checked.num_invalid and reading.dry_run:
-        say(f"{checked.num_invalid:,} invalid lines would be left out")
-    elif checked.num_invalid:
-        say(f"{checked.num_invalid:,} invalid lines are left out; they are in {write_invalid(submission, checked)}")
-    return checked
+    if report.num_invalid and input_options.dry_run:
+        say(f"{report.num_invalid:,} invalid lines would be left out")
+    elif report.num_invalid:
+        say(f"{report.num_invalid:,} invalid lines are left out; they are in {write_invalid(submission, report)}")
+    return report
 
 
 def _required_broker(settings: Settings) -> str:
@@ -225,18 +246,18 @@ def _required_broker(settings: Settings) -> str:
 
 @contextmanager
 def _submission(
-    settings: Settings, file: Path, grid: Grid, submitting: Submitting, reading: Reading
+    settings: Settings, file: Path, grid: Grid, submit_options: SubmitOptions, input_options: InputOptions
 ) -> Iterator[Submission]:
     """What the command asks for. Stdin is copied to a file, because it is read twice. Raises `UsageError`."""
-    submitting.check()
+    submit_options.check()
     submission = Submission(
         path=file,
         model=settings.model,
         grid=grid,
-        priority=submitting.priority,
-        name=submitting.name,
-        seed=submitting.seed,
-        reading=reading.input_options(),
+        priority=submit_options.priority,
+        name=submit_options.name,
+        seed=submit_options.seed,
+        reader=input_options.reader_options(),
     )
     if str(file) != "-":
         if file.is_dir():

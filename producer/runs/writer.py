@@ -1,4 +1,4 @@
-"""Writing a run: all its jobs in one transaction. What is there already under its name is not written again."""
+"""Writing a run: all its jobs in one transaction. What is there already under its name is not result again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.schema.run import Run
 from models.states import JobState, RunState
 from producer.errors import InvalidInput, UsageError
 from producer.prompts.job_drafts import JobDraft, Submission, read_lines
-from producer.prompts.validation import MAX_ERRORS_SHOWN, Checked
+from producer.prompts.validation import MAX_ERRORS_SHOWN, ValidationReport
 
 ROWS_PER_INSERT = 2_000
 
@@ -33,7 +33,7 @@ OWN_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Written:
+class SubmitResult:
     """The run that holds the file's jobs now."""
 
     run_id: str
@@ -43,12 +43,12 @@ class Written:
 
 def write(
     submission: Submission,
-    checked: Checked,
+    report: ValidationReport,
     database: Engine,
     *,
     expires_after: timedelta | None = None,
     on_duplicate: str = "skip",
-) -> Written:
+) -> SubmitResult:
     """Writes what is new, in one transaction; the messages come after. Raises `UsageError`.
 
     A run of the same name and model takes the new jobs in; `on_duplicate` says what happens to those it has.
@@ -59,8 +59,8 @@ def write(
         run_id = f"{created_at:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}" if existing is None else existing.id
         run_seed = _run_seed(submission, existing)
         if existing is None:
-            _insert_run(connection, submission, checked, run_id, run_seed, created_at)
-        new = _new_jobs(connection, submission, checked, run_id if existing is not None else None, run_seed)
+            _insert_run(connection, submission, report, run_id, run_seed, created_at)
+        new = _new_jobs(connection, submission, report, run_id if existing is not None else None, run_seed)
         common = _common_values(connection, run_id, created_at, expires_after)
         num_new = 0
         while batch := list(islice(new, ROWS_PER_INSERT)):
@@ -68,13 +68,13 @@ def write(
             insert_rows(connection, "jobs", COMMON_COLUMNS + OWN_COLUMNS, rows)
             num_new += len(rows)
         if existing is not None:
-            if on_duplicate == "error" and num_new < checked.num_jobs:
+            if on_duplicate == "error" and num_new < report.num_jobs:
                 raise UsageError(
-                    f"{checked.num_jobs - num_new:,} of the {checked.num_jobs:,} jobs are in run {run_id} already; "
+                    f"{report.num_jobs - num_new:,} of the {report.num_jobs:,} jobs are in run {run_id} already; "
                     "--on-duplicate skip submits the others, rerun decodes all of them once more"
                 )
             _reopen_run(connection, run_id, num_new)
-    return Written(run_id, num_new, checked.num_jobs - num_new)
+    return SubmitResult(run_id, num_new, report.num_jobs - num_new)
 
 
 def find_unfinished(database: Engine, content_hash: str) -> Run | None:
@@ -109,7 +109,12 @@ def _run_seed(submission: Submission, existing: Row[str, int] | None) -> int:
 
 
 def _insert_run(
-    connection: Connection, submission: Submission, checked: Checked, run_id: str, run_seed: int, created_at: datetime
+    connection: Connection,
+    submission: Submission,
+    report: ValidationReport,
+    run_id: str,
+    run_seed: int,
+    created_at: datetime,
 ) -> None:
     connection.execute(
         insert(Run).values(
@@ -119,9 +124,9 @@ def _insert_run(
             state=RunState.RUNNING,
             created_at=created_at,
             source=submission.shown_path,
-            content_hash=checked.content_hash,
+            content_hash=report.content_hash,
             seed=run_seed,
-            num_jobs=checked.num_jobs,
+            num_jobs=report.num_jobs,
         )
     )
 
@@ -133,10 +138,10 @@ def _reopen_run(connection: Connection, run_id: str, num_new: int) -> None:
 
 
 def _new_jobs(
-    connection: Connection, submission: Submission, checked: Checked, existing_id: str | None, run_seed: int
+    connection: Connection, submission: Submission, report: ValidationReport, existing_id: str | None, run_seed: int
 ) -> Iterator[JobDraft]:
     """The file's jobs that the existing run has not; all of them where there is none. Raises `InvalidInput`."""
-    lines = (line for line in read_lines(submission, checked.repeated, {}) if line.error is None)
+    lines = (line for line in read_lines(submission, report.duplicate_hashes, {}) if line.error is None)
     drafts = ((line.number, draft) for line in lines for draft in line.drafts)
     if existing_id is None:
         yield from (draft for _, draft in drafts)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from producer.duration import parse_duration
 from producer.errors import UsageError
 from producer.option_groups import flat
-from producer.prompts.duplicate_ids import CustomIds, Repeated
+from producer.prompts.duplicate_ids import DuplicateFinder, FirstUses
 from producer.results.report import is_json, repetition
 from producer.results.show import colour_of
 
@@ -37,16 +37,16 @@ def test_what_is_no_duration(text: str) -> None:
 
 
 def test_ids_that_come_twice_are_found_among_many() -> None:
-    ids = CustomIds()
+    ids = DuplicateFinder()
     for number in range(20_000):
         ids.add(f"job-{number}")
-    assert ids.repeated() == frozenset()
+    assert ids.duplicate_hashes() == frozenset()
     ids.add("job-77")
-    watch = Repeated(ids.repeated())
-    assert watch.first_line_of("job-76", 1) is None
-    assert watch.first_line_of("job-77", 78) is None
-    assert watch.first_line_of("job-77", 90) == 78
-    assert CustomIds().repeated() == frozenset()
+    watch = FirstUses(ids.duplicate_hashes())
+    assert watch.first_line("job-76", 1) is None
+    assert watch.first_line("job-77", 78) is None
+    assert watch.first_line("job-77", 90) == 78
+    assert DuplicateFinder().duplicate_hashes() == frozenset()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from models.schema.tables import Base
 from producer.errors import UsageError
 from producer.prompts.grid import Grid, parse_option
 from producer.prompts.job_drafts import Submission
-from producer.prompts.records import InputOptions
+from producer.prompts.records import ReaderOptions
 from producer.prompts.validation import check
 from producer.runs.writer import write
 
@@ -46,7 +46,7 @@ def memory_database() -> Engine:
     return engine
 
 
-def submit(path: Path, grid: Grid, reading: InputOptions, database: Engine, skip_invalid: bool) -> None:
+def submit(path: Path, grid: Grid, reader: ReaderOptions, database: Engine, skip_invalid: bool) -> None:
     """Either all jobs that were counted are written, or none is and there is a message."""
 
     def count() -> int:
@@ -54,7 +54,7 @@ def submit(path: Path, grid: Grid, reading: InputOptions, database: Engine, skip
             return connection.execute(select(func.count()).select_from(Job)).scalar_one()
 
     before = count()
-    submission = Submission(path, "toy", grid, seed=1, reading=reading)
+    submission = Submission(path, "toy", grid, seed=1, reader=reader)
     try:
         checked = check(submission, skip_invalid=skip_invalid)
     except UsageError as error:
@@ -71,7 +71,7 @@ def test_any_jsonl(memory_database: Engine, content: list[bytes], skip_invalid: 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.jsonl"
         path.write_bytes(b"\n".join(content))
-        submit(path, Grid({}), InputOptions(replace_nul=replace_nul), memory_database, skip_invalid)
+        submit(path, Grid({}), ReaderOptions(replace_nul=replace_nul), memory_database, skip_invalid)
 
 
 @settings(max_examples=150, deadline=None)
@@ -84,7 +84,7 @@ def test_any_table(memory_database: Engine, content: bytes, format: str, templat
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.data"
         path.write_bytes(content)
-        submit(path, Grid({}), InputOptions(format=format, template=template), memory_database, True)
+        submit(path, Grid({}), ReaderOptions(format=format, template=template), memory_database, True)
 
 
 @settings(max_examples=150, deadline=None)
@@ -104,4 +104,4 @@ def test_any_flag(memory_database: Engine, options: dict[str, str]) -> None:
         except UsageError as error:
             assert str(error)
             return
-        submit(path, Grid(grid), InputOptions(), memory_database, False)
+        submit(path, Grid(grid), ReaderOptions(), memory_database, False)

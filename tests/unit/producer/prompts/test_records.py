@@ -15,19 +15,19 @@ from pyarrow import parquet
 
 from producer.errors import UsageError
 from producer.prompts.lines import LineError, PromptLine, read_prompts
-from producer.prompts.records import InputOptions
+from producer.prompts.records import ReaderOptions
 
 CSV = 'custom_id,text,temperature,strategy,topic\na,one,0.5,sample,cats\nb,"two,\nlines",,greedy,dogs\n'
 
 
 def good(path: Path, **options: Any) -> list[PromptLine]:
-    lines = list(read_prompts(path, InputOptions(**options)))
+    lines = list(read_prompts(path, ReaderOptions(**options)))
     assert all(isinstance(line, PromptLine) for line in lines), lines
     return lines  # type: ignore[return-value]
 
 
 def errors(path: Path, **options: Any) -> list[str]:
-    lines = read_prompts(path, InputOptions(**options))
+    lines = read_prompts(path, ReaderOptions(**options))
     return [f"{line.number}: {line}" for line in lines if isinstance(line, LineError)]
 
 
@@ -54,7 +54,7 @@ def test_a_template_makes_the_prompt(tmp_path: Path, template: str) -> None:
 
 def test_a_template_may_be_used_with_jsonl_and_braces_of_json_stay(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", '{"text": "x"}\n{"other": 1}\n')
-    lines = list(read_prompts(path, InputOptions(template='{"word": "{text}"}')))
+    lines = list(read_prompts(path, ReaderOptions(template='{"word": "{text}"}')))
     assert isinstance(lines[0], PromptLine) and lines[0].prompt == '{"word": "x"}'
     assert isinstance(lines[1], LineError) and "'text' is undefined" in str(lines[1])
 

@@ -17,7 +17,7 @@ from producer.errors import InvalidInput, UsageError
 from producer.prompts.grid import Grid
 from producer.prompts.job_drafts import Submission, derived_seed
 from producer.prompts.validation import MAX_ERRORS_SHOWN, check, write_invalid
-from producer.runs.writer import Written, find_unfinished, write
+from producer.runs.writer import SubmitResult, find_unfinished, write
 
 
 def prompt_file(folder: Path, *records: object) -> Path:
@@ -124,7 +124,7 @@ def named(path: Path, **changes: object) -> Submission:
     return replace(submission(path), name="night", seed=None, **changes)  # type: ignore[arg-type]
 
 
-def write_named(path: Path, database: Engine, on_duplicate: str = "skip", **changes: object) -> Written:
+def write_named(path: Path, database: Engine, on_duplicate: str = "skip", **changes: object) -> SubmitResult:
     asked = named(path, **changes)
     return write(asked, check(asked), database, on_duplicate=on_duplicate)
 
@@ -134,9 +134,9 @@ def test_the_same_file_under_the_same_name_is_submitted_once(tmp_path: Path, dat
     path = prompt_file(tmp_path, *[{"custom_id": f"{n}", "prompt": "x", **sampled} for n in range(10)])
     first = write_named(path, database)
     assert (first.num_new, first.num_known) == (10, 0)
-    assert write_named(path, database) == Written(first.run_id, 0, 10)
+    assert write_named(path, database) == SubmitResult(first.run_id, 0, 10)
     more = prompt_file(tmp_path, *[{"custom_id": f"{n}", "prompt": "x", **sampled} for n in range(12)])
-    assert write_named(more, database) == Written(first.run_id, 2, 10)
+    assert write_named(more, database) == SubmitResult(first.run_id, 2, 10)
     with database.begin() as connection:
         assert connection.execute(select(Run.num_jobs)).scalars().all() == [12]
         assert connection.execute(select(func.count(func.distinct(Job.content_key)))).scalar_one() == 12

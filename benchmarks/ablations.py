@@ -20,7 +20,7 @@ import torch
 from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_billion
 from benchmarks.throughput import timed
 from worker.engine.cpu.kernels import cpu_kernels
-from worker.engine.cpu.onednn_linear import PackedLinear
+from worker.engine.cpu.onednn_linear import OneDnnLinear
 from worker.engine.engine import Engine
 from worker.engine.model.fused_decoder import FusedDecoder, PlainRowOperations
 from worker.engine.model.linear import MakeLinear, PlainLinear
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     given = parser.parse_args()
     base = engine_for(getattr(torch, given.dtype), max_num_seqs=SLOTS)
-    plain, packed = with_products(base, PlainLinear), with_products(base, PackedLinear)
+    plain, packed = with_products(base, PlainLinear), with_products(base, OneDnnLinear)
     requests = long_tailed(given.requests)
     num_tokens = sum(request.params.max_new_tokens for request in requests)
     ways: dict[str, Callable[[], None]] = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_billion_config
-from worker.engine.cpu.onednn_linear import PackedLinear
+from worker.engine.cpu.onednn_linear import OneDnnLinear
 from worker.engine.engine import Engine
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.request import Request
@@ -80,8 +80,8 @@ class Bound:
         return self._inputs[rows, width]
 
 
-def _random_linear(inputs: int, outputs: int, dtype: torch.dtype) -> PackedLinear:
-    return PackedLinear([torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype)])
+def _random_linear(inputs: int, outputs: int, dtype: torch.dtype) -> OneDnnLinear:
+    return OneDnnLinear([torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype)])
 
 
 def decode(engine: Engine, requests: Sequence[Request]) -> list[Step]:

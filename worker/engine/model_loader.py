@@ -22,10 +22,9 @@ from models.states import Quantization
 from worker.engine.batch_invariance import align_activations, settle_vector_math
 from worker.engine.cpu.allocator import keep_freed_memory
 from worker.engine.cpu.attention import cpu_attention
-from worker.engine.cpu.int8_linear import Int8Linear
 from worker.engine.cpu.kernels import CpuKernels, cpu_kernels
-from worker.engine.cpu.linear import TiledInt8Linear, TiledLinear, TiledModule
-from worker.engine.cpu.onednn_linear import PackedLinear, can_pack, keep_from_amx
+from worker.engine.cpu.linear import GemmLinear, GemmModule, Int8GemmLinear
+from worker.engine.cpu.onednn_linear import OneDnnInt8Linear, OneDnnLinear, can_pack, keep_onednn_from_amx
 from worker.engine.cuda.paged_attention import PAGE_SIZE, varlen_attention
 from worker.engine.model.attention import ATTENTION_NAME, AttentionStep, PagedAttention, ShapeProbe
 from worker.engine.model.fused_decoder import FusedDecoder, PlainRowOperations, can_fuse
@@ -64,9 +63,9 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     context_window: int
-    products: str  # how the decoder multiplies, for the provenance of results
+    gemm: str  # which one the decoder uses, for the provenance of results
     block_size: int  # tokens in a KV block, where nothing else is asked for
-    needs_fixed_sizes: bool = False  # answers are to be independent of the batch, and products depend on their size
+    needs_fixed_sizes: bool = False  # answers are to be independent of the batch, and matmuls depend on their size
     is_spread: bool = False  # over several devices
 
 
@@ -134,8 +133,8 @@ def prepare_model(
     if device.type == "cpu":
         keep_freed_memory()
         settle_vector_math()
-        if kernels is None or not kernels.has_products:
-            keep_from_amx()
+        if kernels is None or not kernels.has_matmul:
+            keep_onednn_from_amx()
     model.set_attn_implementation(ATTENTION_NAME)
     model = (model if is_spread else model.to(device)).eval().requires_grad_(False)
     config = model.config.get_text_config()
@@ -144,11 +143,11 @@ def prepare_model(
     if quantize == "int8":
         if kernels is None or not is_fused:
             raise ModelUnavailable(
-                f"{name!r} cannot be quantised here: int8 needs a CPU, a C compiler and a model of Llama's family"
+                f"{name!r} cannot be quantized here: int8 needs a CPU, a C compiler and a model of Llama's family"
             )
-        decoder, products = _int8_decoder(model, kernels)
+        decoder, gemm = _int8_decoder(model, kernels)
     else:
-        decoder, products = _make_decoder(model, device, kernels, fuse=is_fused)
+        decoder, gemm = _make_decoder(model, device, kernels, fuse=is_fused)
     paged_attention: PagedAttention | None = None
     if device.type == "cpu" and use_kernels:
         paged_attention = cpu_attention(model.dtype, layers.values(), config.num_attention_heads)
@@ -156,7 +155,7 @@ def prepare_model(
         paged_attention = varlen_attention(
             device, model.dtype, layers[0], config.num_attention_heads, is_deterministic=deterministic
         )
-    choose = None if kernels is None else kernels.choose
+    choose = None if kernels is None else kernels.sample
     if device.type == "cuda":
         choose = choose_batch
     if getattr(config, "attn_logit_softcapping", None) is not None:
@@ -175,7 +174,7 @@ def prepare_model(
         eos_token_ids=default_eos_ids(model, tokenizer),
         vocab_size=config.vocab_size,
         context_window=config.max_position_embeddings,
-        products=products,
+        gemm=gemm,
         block_size=PAGE_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE,
         needs_fixed_sizes=deterministic and device.type != "cpu",
         is_spread=is_spread,
@@ -183,29 +182,29 @@ def prepare_model(
 
 
 def _make_decoder(model: Any, device: torch.device, kernels: CpuKernels | None, *, fuse: bool) -> tuple[Decoder, str]:
-    """The decoder, and how it multiplies."""
-    own = kernels if kernels is not None and kernels.has_products else None
+    """The decoder, and the name of its gemm."""
+    own = kernels if kernels is not None and kernels.has_matmul else None
     is_packed = device.type == "cpu" and can_pack(model.dtype)
-    products = f"own products, {own.products}" if own else "packed products" if is_packed else "plain products"
+    gemm = f"own gemm, {own.matmul_name}" if own else "oneDNN gemm" if is_packed else "torch gemm"
     if fuse:
-        make_linear: MakeLinear = PackedLinear if is_packed else PlainLinear
+        make_linear: MakeLinear = OneDnnLinear if is_packed else PlainLinear
         if own is not None:
-            make_linear = partial(TiledLinear, kernels=own)
-        return FusedDecoder(model, make_linear, kernels or PlainRowOperations()), f"fused decoder, {products}"
+            make_linear = partial(GemmLinear, kernels=own)
+        return FusedDecoder(model, make_linear, kernels or PlainRowOperations()), f"fused decoder, {gemm}"
     if device.type == "cpu":
         align_activations(model)
     if own is not None:
-        replace_linears(model, partial(TiledModule, kernels=own))
+        replace_linears(model, partial(GemmModule, kernels=own))
     elif is_packed:
-        replace_linears(model, lambda linear: PackedLinear([linear]))
-    return TransformersDecoder(model), products
+        replace_linears(model, lambda linear: OneDnnLinear([linear]))
+    return TransformersDecoder(model), gemm
 
 
 def _int8_decoder(model: Any, kernels: CpuKernels) -> tuple[Decoder, str]:
-    """The decoder, and how it multiplies."""
-    linear = TiledInt8Linear if kernels.has_int8_products else Int8Linear
-    products = f"own products, {kernels.int8_products}" if kernels.has_int8_products else "packed int8 products"
-    return FusedDecoder(model, partial(linear, kernels=kernels), kernels), f"fused decoder, {products}"
+    """The decoder, and the name of its gemm."""
+    linear = Int8GemmLinear if kernels.has_int8_matmul else OneDnnInt8Linear
+    gemm = f"own gemm, {kernels.int8_matmul_name}" if kernels.has_int8_matmul else "oneDNN int8 gemm"
+    return FusedDecoder(model, partial(linear, kernels=kernels), kernels), f"fused decoder, {gemm}"
 
 
 def choose_device(device: str) -> torch.device:
@@ -279,7 +278,7 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
         "tokenizer_hash": _hash_files(loaded, "tokenizer*"),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": _device_name(loaded.device),
-        "attention": f"{'sdpa tiles' if loaded.paged_attention is None else 'paged kernel'}, {loaded.products}",
+        "attention": f"{'sdpa tiles' if loaded.paged_attention is None else 'paged kernel'}, {loaded.gemm}",
         "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
     }
 

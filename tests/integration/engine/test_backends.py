@@ -61,7 +61,7 @@ def test_llamas_family_is_fused_and_others_are_not() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_answers_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     loaded = prepared("qwen2", dtype, quantize="int8")
-    assert "int8" in loaded.products
+    assert "int8" in loaded.gemm
     assert answers(loaded, max_num_seqs=3) == answers(loaded)
 
 

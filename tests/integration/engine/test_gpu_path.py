@@ -137,7 +137,7 @@ def test_steps_of_fixed_sizes_give_the_same_tokens(use_graphs: bool, varlen: Var
 
 def test_the_check_at_the_start_knows_a_right_kernel_from_a_wrong_one() -> None:
     shape = LayerShape(2, 64, 64)
-    attention = CpuAttention(the_library(), "attend_rows_f32")
+    attention = CpuAttention(the_library(), "paged_attention_f32")
     assert difference_to_reference(attention, CPU, torch.float32, shape, 14) < 1e-5
 
     class OffByOne:

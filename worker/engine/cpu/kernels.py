@@ -1,4 +1,7 @@
-"""The C kernels of `csrc/` on tensors of one dtype; `cpu_library` builds them."""
+"""The C kernels of `csrc/` on tensors of one dtype: gemm, norm, rotary positions, quantization and sampling.
+
+`cpu_library` builds them, `weight_layout` orders the weights that they read. Knows no model.
+"""
 
 from __future__ import annotations
 
@@ -16,207 +19,222 @@ from models.params import GenerationParams
 from models.states import Strategy
 from worker.engine.cpu.large_pages import LargePages, large_pages
 from worker.engine.cpu.library import cpu_library, pointer
-from worker.engine.cpu.weight_layout import SIDE, WORD_BYTES, pack_panels, pack_tiles
+from worker.engine.cpu.weight_layout import TILE_DIM, VNNI_BYTES, pack_amx, pack_vnni
 from worker.engine.sampling.choices import COLUMNS, Choices
 
-#: A row of a tile of AMX.
-TILE_ROW_BYTES = SIDE * WORD_BYTES
+#: Bytes of a row of an AMX tile.
+TILE_ROW_BYTES = TILE_DIM * VNNI_BYTES
 
 _SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
-class After(Enum):
-    """What follows a product; the enum of epilogue.h."""
+class Epilogue(Enum):
+    """The elementwise step after a matmul, before its one rounding; the enum of epilogue.h."""
 
-    NOTHING = 0
-    PLUS = 1
-    GATED = 2
+    NONE = 0
+    ADD = 1  # y + residual
+    SWIGLU = 2  # swish(gate) * up
 
 
 @dataclass(frozen=True)
-class Panels:
-    """Weights of a product as gemm.c wants them; made by `CpuKernels.pack`."""
+class PackedWeights:
+    """Weights in the order that gemm.c reads; made with `CpuKernels.pack`."""
 
     packed: Tensor
-    inputs: int  # whole words or rows of tiles
-    bias: Tensor | None  # [outputs], fp32
+    in_features: int  # padded to whole VNNI groups or tile rows
+    bias: Tensor | None  # [out_features], fp32
 
 
 @dataclass(frozen=True)
-class Int8Panels(Panels):
-    scales: Tensor  # [outputs], fp32
-    zeros: Tensor  # [outputs], int32: the products of zeros, which are bytes of 128
+class Int8PackedWeights(PackedWeights):
+    scales: Tensor  # [out_features], fp32
+    compensation: Tensor  # [out_features], int32: the zero point of the rows times the sum of each channel's weights
 
 
-class _Worth(ctypes.Structure):
-    """The `Worth` of gemm.c."""
+class _DequantizationScales(ctypes.Structure):
+    """The `DequantizationScales` of gemm.c."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("row_scales", "weight_scales", "zeros")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("row_scales", "weight_scales", "compensation")]
+
+
+class LogitsWorkspace:
+    """Memory that every step's logits are written to.
+
+    Kept, because torch returns blocks of tens of megabytes to the system, and fresh ones cost a page fault for every
+    4 KiB.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def view(self, num_rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
+        """[num_rows, vocab] of the workspace, which grows when it must."""
+        num_bytes = num_rows * vocab * dtype.itemsize
+        if num_bytes > len(self._memory):
+            self._memory = large_pages(num_bytes)
+        return self._memory[:num_bytes].view(dtype).view(num_rows, vocab)
 
 
 class CpuKernels:
     """The functions of the library for one dtype."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, products: str | None = None) -> None:
-        """`products` is a function of gemm.c, the fastest one unless a test names another."""
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, matmul_name: str | None = None) -> None:
+        """`matmul_name` is a function of gemm.c, the fastest one unless a test names another."""
+        suffix = _SUFFIXES[dtype]
         self.dtype = dtype
-        self.products = products or fastest_products(library, dtype)
-        self._may_use_amx = bool(library.may_use_amx())
-        self.int8_products = f"multiply_int8_{'amx_' * self._may_use_amx}{_SUFFIXES[dtype]}"
-        self.memory = LargePages()
-        self._logits = torch.empty(0, dtype=torch.uint8)
-        self._many_outputs = ctypes.c_int64.in_dll(library, "many_outputs").value  # a row of so many is logits
-        self._rotate = getattr(library, f"rotate_{_SUFFIXES[dtype]}")
+        self.matmul_name = matmul_name or fastest_matmul(library, dtype)
+        self._has_amx = bool(library.request_amx())
+        self.int8_matmul_name = f"matmul_int8_{'amx_' * self._has_amx}{suffix}"
+        self._weight_memory = LargePages()
+        self._logits_workspace = LogitsWorkspace()
+        self._min_logits_n = ctypes.c_int64.in_dll(library, "min_logits_n").value
+        self._rotate = getattr(library, f"rotate_{suffix}")
         # Logits may be of another dtype than the model: some architectures compute them in fp32.
-        self._choose = {each: getattr(library, f"choose_{suffix}") for each, suffix in _SUFFIXES.items()}
-        self._normalise = getattr(library, f"rms_norm_{_SUFFIXES[dtype]}")
-        self._quantise = getattr(library, f"quantise_{_SUFFIXES[dtype]}")
-        # Only where the processor has AVX-512, and for int8 instructions that multiply four bytes.
-        self._multiply = getattr(library, self.products, None)
-        self._multiply_int8 = getattr(library, self.int8_products, None)
-        self._finish = getattr(library, f"finish_{_SUFFIXES[dtype]}")
+        self._sample = {each: getattr(library, f"sample_{its_suffix}") for each, its_suffix in _SUFFIXES.items()}
+        self._rms_norm = getattr(library, f"rms_norm_{suffix}")
+        self._quantize = getattr(library, f"quantize_{suffix}")
+        # Only where the processor has AVX-512, and for int8 VNNI.
+        self._matmul = getattr(library, self.matmul_name, None)
+        self._matmul_int8 = getattr(library, self.int8_matmul_name, None)
+        self._epilogue = getattr(library, f"epilogue_{suffix}")
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """rows / sqrt(mean of squares + eps) * weight over the last dimension."""
         rows = rows.contiguous()
         output = torch.empty_like(rows)
         size = rows.shape[-1]
-        self._normalise(
+        self._rms_norm(
             pointer(output), pointer(rows), pointer(weight),
             ctypes.c_int64(rows.numel() // size), ctypes.c_int64(size), ctypes.c_float(eps),
         )  # fmt: skip
         return output
 
     def rotate(self, heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-        """Rotates heads [rows, heads, dim] in place by angles [rows, 1, dim]; rows may lie apart."""
+        """Rotates heads [rows, heads, dim] in place by angles [rows, 1, dim]; rows need not be adjacent."""
         num_rows, num_heads, dim = heads.shape
         sizes = (num_rows, num_heads, dim, heads.stride(0))
         self._rotate(pointer(heads), pointer(cos), pointer(signed_sin), *map(ctypes.c_int64, sizes))
         return heads
 
-    def choose(self, logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> Choices:
+    def sample(self, logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> Choices:
         """As `choose_batch` does, each row on one thread."""
-        logits = (logits if logits.dtype in self._choose else logits.float()).contiguous()
+        logits = (logits if logits.dtype in self._sample else logits.float()).contiguous()
         num_rows, vocab = logits.shape
         k = min(max(each.top_logprobs for each in params), vocab)
-        asked = torch.tensor(
-            [(*_as_asked(each), number) for each, number in zip(params, uniforms, strict=True)], dtype=torch.float64
-        )
-        chosen = torch.empty(num_rows, len(COLUMNS), dtype=torch.float64)
-        best_ids, best = torch.empty(num_rows, k, dtype=torch.int32), torch.empty(num_rows, k)
-        pointers = map(pointer, (chosen, best_ids, best, logits, asked))
-        if self._choose[logits.dtype](*pointers, *map(ctypes.c_int64, (num_rows, vocab, k))):
-            raise MemoryError("not enough memory to choose tokens")
-        return Choices(chosen.tolist(), best_ids.tolist(), best.tolist())
+        draws = [(*_temperature_and_top_p(each), uniform) for each, uniform in zip(params, uniforms, strict=True)]
+        row_params = torch.tensor(draws, dtype=torch.float64)
+        columns = torch.empty(num_rows, len(COLUMNS), dtype=torch.float64)
+        top_ids, top_logprobs = torch.empty(num_rows, k, dtype=torch.int32), torch.empty(num_rows, k)
+        pointers = map(pointer, (columns, top_ids, top_logprobs, logits, row_params))
+        if self._sample[logits.dtype](*pointers, *map(ctypes.c_int64, (num_rows, vocab, k))):
+            raise MemoryError("not enough memory to sample tokens")
+        return Choices(columns.tolist(), top_ids.tolist(), top_logprobs.tolist())
 
     @property
-    def has_products(self) -> bool:
-        """Products of the dtype itself."""
-        return self._multiply is not None and (self._may_use_amx or not self._is_amx(self.dtype))
+    def has_matmul(self) -> bool:
+        """Whether this processor has the matmul of the dtype itself."""
+        return self._matmul is not None and (self._has_amx or not self._is_amx(self.dtype))
 
     @property
-    def has_int8_products(self) -> bool:
-        return self._multiply_int8 is not None
+    def has_int8_matmul(self) -> bool:
+        return self._matmul_int8 is not None
 
-    def filled(self, weight: Tensor) -> Tensor:
-        """Weight [out_features, in_features] with zeros up to what products of its dtype multiply at a time."""
-        least = (TILE_ROW_BYTES if self._is_amx(weight.dtype) else WORD_BYTES) // weight.itemsize
-        return F.pad(weight, (0, -weight.shape[1] % least))
+    def pad_in_features(self, weight: Tensor) -> Tensor:
+        """Weight [out_features, in_features] with zeros up to whole VNNI groups, or for AMX whole tile rows."""
+        multiple = (TILE_ROW_BYTES if self._is_amx(weight.dtype) else VNNI_BYTES) // weight.itemsize
+        return F.pad(weight, (0, -weight.shape[1] % multiple))
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A filled weight, of the dtype or int8, in the order of the products, in large pages."""
-        return self.memory.keep(pack_tiles(weight) if self._is_amx(weight.dtype) else pack_panels(weight))
+        """A padded weight, of the dtype or int8, in the order that its matmul reads, in large pages."""
+        return self._weight_memory.keep(pack_amx(weight) if self._is_amx(weight.dtype) else pack_vnni(weight))
 
     def _is_amx(self, dtype: torch.dtype) -> bool:
-        return "amx" in (self.products if dtype is self.dtype else self.int8_products)
+        return "amx" in (self.matmul_name if dtype is self.dtype else self.int8_matmul_name)
 
-    def multiply(
-        self, rows: Tensor, weights: Panels, after: After, outputs: int, other: Tensor | None = None
-    ) -> Tensor:
-        """Rows [rows, inputs] times the weights, plus their bias, and what follows; [rows, outputs].
-
-        Logits lie where the next logits will: they are to be used, or copied, before.
-        """
-        return self._product(self._multiply, rows, _filled(rows, weights), weights, None, after, outputs, other)
-
-    def multiply_int8(
-        self, rows: Tensor, weights: Int8Panels, after: After, outputs: int, other: Tensor | None = None
-    ) -> Tensor:
-        """The same in bytes: rows are quantised one by one."""
-        quantised, scales = self.quantise(_filled(rows, weights))
-        worth = _Worth(*map(pointer, (scales, weights.scales, weights.zeros)))
-        return self._product(self._multiply_int8, rows, quantised, weights, worth, after, outputs, other)
-
-    def _product(
-        self, multiply: Any, rows: Tensor, words: Tensor, weights: Panels, worth: _Worth | None,
-        after: After, outputs: int, other: Tensor | None,
+    def matmul(
+        self, rows: Tensor, weights: PackedWeights, epilogue: Epilogue, out_features: int,
+        residual: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """A function of gemm.c on rows that are made of the words to be multiplied."""
-        words, other = words.contiguous(), None if other is None else other.contiguous()
-        output = self._room(rows, outputs)
-        pointers = map(pointer, (output, words, weights.packed, weights.bias, other))
-        num_words = words.shape[1] * words.itemsize // WORD_BYTES
-        sizes = map(ctypes.c_int64, (len(output), num_words, outputs, after.value))
-        multiply(*pointers, None if worth is None else ctypes.byref(worth), *sizes)
+        """Rows [rows, in_features] times the weights plus bias, through the epilogue; [rows, out_features].
+
+        The next logits overwrite these: use or copy them before.
+        """
+        output = self._empty_output(rows, out_features)
+        return self._gemm(self._matmul, output, _pad_rows(rows, weights), weights, None, epilogue, residual)
+
+    def matmul_int8(
+        self, rows: Tensor, weights: Int8PackedWeights, epilogue: Epilogue, out_features: int,
+        residual: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`matmul` in int8, of rows quantized one by one."""
+        quantized, row_scales = self.quantize(_pad_rows(rows, weights))
+        scales = _DequantizationScales(*map(pointer, (row_scales, weights.scales, weights.compensation)))
+        output = self._empty_output(rows, out_features)
+        return self._gemm(self._matmul_int8, output, quantized, weights, scales, epilogue, residual)
+
+    def _gemm(
+        self, function: Any, output: Tensor, rows: Tensor, weights: PackedWeights,
+        scales: _DequantizationScales | None, epilogue: Epilogue, residual: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """A function of gemm.c on padded rows; returns the output."""
+        rows, residual = rows.contiguous(), None if residual is None else residual.contiguous()
+        pointers = map(pointer, (output, rows, weights.packed, weights.bias, residual))
+        num_vnni_groups = rows.shape[1] * rows.itemsize // VNNI_BYTES
+        sizes = map(ctypes.c_int64, (len(output), num_vnni_groups, output.shape[1], epilogue.value))
+        function(*pointers, None if scales is None else ctypes.byref(scales), *sizes)
         return output
 
-    def _room(self, rows: Tensor, outputs: int) -> Tensor:
-        """Room for [rows, outputs] of the rows' dtype.
+    def _empty_output(self, rows: Tensor, out_features: int) -> Tensor:
+        """[rows, out_features] of the rows' dtype; logits are in their workspace."""
+        if out_features < self._min_logits_n:
+            return rows.new_empty(len(rows), out_features)
+        return self._logits_workspace.view(len(rows), out_features, rows.dtype)
 
-        That of logits is kept: small blocks settle in freed ones of tens of megabytes, and new ones cost a page
-        fault for every 4 KiB.
-        """
-        if outputs < self._many_outputs:
-            return rows.new_empty(len(rows), outputs)
-        num_bytes = len(rows) * outputs * rows.itemsize
-        if num_bytes > len(self._logits):
-            self._logits = large_pages(num_bytes)
-        return self._logits[:num_bytes].view(rows.dtype).view(len(rows), outputs)
-
-    def quantise(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [rows, size] as bytes around 128, and each row's scale [rows]: rows ~ (bytes - 128) * scale."""
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [rows, size] as uint8 with zero point 128, and each row's scale [rows]: rows ~ (q - 128) * scale."""
         rows = rows.contiguous()
         num_rows, size = rows.shape
-        quantised = rows.new_empty(num_rows, size, dtype=torch.uint8)
+        quantized = rows.new_empty(num_rows, size, dtype=torch.uint8)
         scales = rows.new_empty(num_rows, dtype=torch.float32)
-        self._quantise(
-            pointer(quantised), pointer(scales), pointer(rows), ctypes.c_int64(num_rows), ctypes.c_int64(size)
+        self._quantize(
+            pointer(quantized), pointer(scales), pointer(rows), ctypes.c_int64(num_rows), ctypes.c_int64(size)
         )
-        return quantised, scales
+        return quantized, scales
 
-    def finish(
-        self, products: Tensor, scales: Tensor, bias: Tensor | None, after: After, outputs: int, other: Tensor | None
-    ) -> Tensor:
-        """fp32 products [rows, size] times each row's scale, plus bias [size], and what follows.
+    def apply_epilogue(
+        self, accumulators: Tensor, row_scales: Tensor, bias: Tensor | None, epilogue: Epilogue, out_features: int,
+        residual: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """fp32 accumulators [rows, size] times each row's scale, plus bias [size], through the epilogue.
 
-        Returns [rows, outputs] in the model's dtype.
+        Returns [rows, out_features] in the model's dtype.
         """
-        output = products.new_empty(len(products), outputs, dtype=self.dtype)
-        self._finish(
-            pointer(output), pointer(products), pointer(scales), pointer(bias),
-            pointer(None if other is None else other.contiguous()),
-            ctypes.c_int64(len(products)), ctypes.c_int64(outputs), ctypes.c_int64(after.value),
+        output = accumulators.new_empty(len(accumulators), out_features, dtype=self.dtype)
+        self._epilogue(
+            pointer(output), pointer(accumulators), pointer(row_scales), pointer(bias),
+            pointer(None if residual is None else residual.contiguous()),
+            ctypes.c_int64(len(accumulators)), ctypes.c_int64(out_features), ctypes.c_int64(epilogue.value),
         )  # fmt: skip
         return output
 
 
-def _filled(rows: Tensor, weights: Panels) -> Tensor:
+def _pad_rows(rows: Tensor, weights: PackedWeights) -> Tensor:
     """Rows [rows, in_features] with as many zeros as the weights have."""
-    missing = weights.inputs - rows.shape[1]
+    missing = weights.in_features - rows.shape[1]
     return F.pad(rows, (0, missing)) if missing else rows
 
 
-def fastest_products(library: ctypes.CDLL, dtype: torch.dtype) -> str:
-    """Which products are fastest here; a processor's are always the same ones, so its answers are too."""
+def fastest_matmul(library: ctypes.CDLL, dtype: torch.dtype) -> str:
+    """The name of the fastest matmul here; a processor always has the same one, so its answers stay the same."""
     if dtype is torch.float32:
-        return "multiply_f32"
-    if library.may_use_amx():
-        return "multiply_bf16_amx"
-    return "multiply_bf16_pairs" if library.pairs_are_fast() else "multiply_bf16_widened"
+        return "matmul_f32"
+    if library.request_amx():
+        return "matmul_bf16_amx"
+    return "matmul_bf16_pairs" if library.is_dpbf16_fast() else "matmul_bf16_widened"
 
 
-def _as_asked(params: GenerationParams) -> tuple[float, float]:
-    """Temperature and top_p of sampling.c; a greedy row has a temperature of 0."""
+def _temperature_and_top_p(params: GenerationParams) -> tuple[float, float]:
+    """As sampling.c takes them: a temperature of 0 is greedy, a top_p of 1 keeps every token."""
     if params.strategy is Strategy.GREEDY:
         return 0.0, 1.0
     return params.temperature, params.top_p if params.strategy is Strategy.NUCLEUS else 1.0

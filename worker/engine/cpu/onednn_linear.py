@@ -1,7 +1,7 @@
-"""Linear layers whose weights oneDNN has packed once for the CPU.
+"""Linear layers on oneDNN's gemm, in bf16, fp32 and int8: what a processor without AVX-512 has.
 
-Packing saves the reordering that `F.linear` does at every call (`benchmarks/ablations.py` measures it), and its
-products give each row the same bits whatever the other rows are, which plain fp32 products do not.
+oneDNN packs the weights once, which saves the reordering that `F.linear` does at every call
+(`benchmarks/ablations.py` measures it), and is batch-invariant without AMX, which plain fp32 products are not.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from worker.engine.model.linear import gated_halves, merged_weights
+from worker.engine.cpu.kernels import Epilogue
+from worker.engine.cpu.linear import ZERO_POINT, KernelLinear, quantize_weight
+from worker.engine.model.linear import merged_weights, swiglu
 
 
-class PackedLinear(nn.Module):
+class OneDnnLinear(nn.Module):
     """Stands in for one or several `nn.Linear` on the CPU in inference; the weight can no longer be read back."""
 
     packed: Tensor
     bias: Tensor | None
 
-    def __init__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> None:  # noqa: ARG002 halves either way
+    def __init__(self, linears: Sequence[nn.Linear], *, is_gate_up: bool = False) -> None:  # noqa: ARG002 halves either way
         super().__init__()
         weight, self.bias = merged_weights(linears)
         self.out_features, self.in_features = weight.shape
@@ -31,16 +33,34 @@ class PackedLinear(nn.Module):
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
         return outputs
 
-    def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
+    def add_residual(self, rows: Tensor, residual: Tensor) -> Tensor:
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.packed, self.bias, "add")
         return outputs
 
-    def gated(self, rows: Tensor) -> Tensor:
-        return gated_halves(self(rows))
+    def swiglu(self, rows: Tensor) -> Tensor:
+        return swiglu(self(rows))
+
+
+class OneDnnInt8Linear(KernelLinear):
+    """The same in int8; quantization and epilogue are kernels of our own."""
+
+    def _pack(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.bias = bias
+        quantized, self.scales = quantize_weight(weight)
+        self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
+        self.packed: Tensor = torch.ops.onednn.qlinear_prepack(quantized, None)
+
+    def _matmul(self, rows: Tensor, epilogue: Epilogue, out_features: int, residual: Tensor | None = None) -> Tensor:
+        quantized, row_scales = self._kernels.quantize(rows)
+        accumulators: Tensor = torch.ops.onednn.qlinear_pointwise(
+            quantized, 1.0, ZERO_POINT, self.packed, self.scales, self.zero_points,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return self._kernels.apply_epilogue(accumulators, row_scales, self.bias, epilogue, out_features, residual)
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """True where this build of torch and this processor have the packed products for the dtype."""
+    """Whether this build of torch and this processor have oneDNN's packed weights for the dtype."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     if dtype is torch.bfloat16:
@@ -48,10 +68,10 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype is torch.float32
 
 
-def keep_from_amx() -> None:
-    """Makes oneDNN do without AMX, before it multiplies for the first time in this process.
+def keep_onednn_from_amx() -> None:
+    """Makes oneDNN do without AMX; only before its first matmul in this process.
 
-    Its kernels for AMX divide the sums of a small layer among the threads by the number of rows, so that a row's
-    bits depend on its neighbours (docs/decisions/0014).
+    Its AMX kernels split K of a small layer among the threads by the number of rows, so that a row's bits depend on
+    its neighbours (docs/decisions/0014).
     """
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")

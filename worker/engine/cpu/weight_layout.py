@@ -1,4 +1,8 @@
-"""The order of weights that gemm.c wants: panels of 64 outputs, and in them words of 4 bytes."""
+"""The order in which gemm.c reads weights: blocks of NR output features, and in them VNNI groups of 4 bytes.
+
+VNNI is Intel's name for instructions that multiply the 4 bytes of a lane and add up the products: one fp32, two bf16
+or four int8 of K. The inputs of a group therefore stand side by side.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +10,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Inputs that are multiplied at a time.
-WORD_BYTES = 4
+#: Bytes of K that a lane multiplies at a time.
+VNNI_BYTES = 4
 
-#: Outputs whose weights stand together; PANEL of gemm_avx512.h.
-PANEL = 64
+#: Output features whose weights stand together; NR of gemm_avx512.h, named as in BLIS.
+NR = 64
 
-#: Rows of a tile, outputs and words; tiles of a group; SIDE and GROUP of gemm_amx.h.
-SIDE, GROUP = 16, 4
+#: Rows of an AMX tile, and VNNI groups of a row; steps of K whose tiles stand together. As in gemm_amx.h.
+TILE_DIM, K_STEPS_L1 = 16, 4
 
 
-def alternate(both: Tensor) -> Tensor:
-    """Weights or biases [2 * outputs, …] with a panel of the first half before each of the second.
+def interleave_gate_up(gate_up: Tensor) -> Tensor:
+    """Weights or biases [2 * out_features, …] with a block of NR gates before each block of NR ups.
 
-    Zeros fill both halves up to whole panels.
+    Zeros fill both halves up to whole blocks.
     """
-    halves = both.view(2, len(both) // 2, -1)
-    padded = F.pad(halves, (0, 0, 0, -halves.shape[1] % PANEL))
-    return padded.view(2, -1, PANEL, halves.shape[2]).transpose(0, 1).reshape(-1, *both.shape[1:])
+    halves = gate_up.view(2, len(gate_up) // 2, -1)
+    padded = F.pad(halves, (0, 0, 0, -halves.shape[1] % NR))
+    return padded.view(2, -1, NR, halves.shape[2]).transpose(0, 1).reshape(-1, *gate_up.shape[1:])
 
 
-def pack_panels(weight: Tensor) -> Tensor:
-    """Weight [out_features, in_features] as [panels, words, PANEL, inputs in a word]; the rest is zeros.
+def pack_vnni(weight: Tensor) -> Tensor:
+    """Weight [out_features, in_features] as [blocks of N, VNNI groups of K, NR, inputs of a group].
 
-    `in_features` fill whole words.
+    Zeros fill the last block; `in_features` fill whole groups.
     """
-    per_word = WORD_BYTES // weight.itemsize
-    padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % PANEL))
-    return padded.view(-1, PANEL, weight.shape[1] // per_word, per_word).transpose(1, 2).contiguous()
+    per_group = VNNI_BYTES // weight.itemsize
+    padded = F.pad(weight, (0, 0, 0, -weight.shape[0] % NR))
+    return padded.view(-1, NR, weight.shape[1] // per_group, per_group).transpose(1, 2).contiguous()
 
 
-def pack_tiles(weight: Tensor) -> Tensor:
-    """The same as [panels, inputs * PANEL] in the order in which AMX multiplies; `in_features` fill whole tiles.
+def pack_amx(weight: Tensor) -> Tensor:
+    """`pack_vnni` as [blocks of N, K * NR], tile by tile in the order of use; `in_features` fill whole tiles.
 
-    Of up to GROUP tiles of inputs each: [columns of the panel, tiles, words, outputs, inputs in a word].
+    Each K_STEPS_L1 steps of K are [columns of tiles in NR, steps, VNNI groups, output features, inputs of a group].
     """
-    panels = pack_panels(weight)
-    num_panels, num_words, _, per_word = panels.shape
-    tiles = panels.view(num_panels, num_words // SIDE, SIDE, PANEL // SIDE, SIDE, per_word).permute(0, 3, 1, 2, 4, 5)
-    groups = [group.reshape(num_panels, -1) for group in tiles.split(GROUP, dim=2)]
-    return torch.cat(groups, dim=1)
+    packed = pack_vnni(weight)
+    num_blocks, num_groups, _, per_group = packed.shape
+    tiles = packed.view(num_blocks, num_groups // TILE_DIM, TILE_DIM, NR // TILE_DIM, TILE_DIM, per_group)
+    parts = [part.reshape(num_blocks, -1) for part in tiles.permute(0, 3, 1, 2, 4, 5).split(K_STEPS_L1, dim=2)]
+    return torch.cat(parts, dim=1)

@@ -1,5 +1,5 @@
-"""The decoder of Llama's family with few operations a layer: one product for query, key and value, one for
-gate and what it is for, and every activation and residual fused into the product before it.
+"""The decoder of Llama's family with few operations a layer: one matmul for query, key and value, one for
+gate and up, and every activation and residual fused into the matmul before it as its epilogue.
 
 Takes the weights of Transformers' own model and computes what its layers compute; `tests` compare the two. A
 layer of Transformers' makes about sixty small operations, which cost as much as the products when few
@@ -82,9 +82,9 @@ class FusedLayer:
         """[rows, hidden] to [rows, hidden]"""
         query, key, value = self._project(self.input_norm(hidden), rotation)
         attended = attend(self.attention, query, key, value, step)
-        hidden = self.output.plus(attended.view(len(hidden), -1), hidden)
+        hidden = self.output.add_residual(attended.view(len(hidden), -1), hidden)
         rows = self.mlp_norm(hidden)
-        return self.down.plus(self.gate_up.gated(rows), hidden)
+        return self.down.add_residual(self.gate_up.swiglu(rows), hidden)
 
     def _project(self, rows: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query [rows, heads, dim], key and value [rows, kv_heads, dim]."""
@@ -150,7 +150,7 @@ def _fused_layer(layer: Any, make_linear: MakeLinear, operations: RowOperations)
         key_norm=None if key_norm is None else _norm(key_norm, operations),
         output=make_linear([attention.o_proj]),
         mlp_norm=_norm(layer.post_attention_layernorm, operations),
-        gate_up=make_linear([mlp.gate_proj, mlp.up_proj], is_gated=True),
+        gate_up=make_linear([mlp.gate_proj, mlp.up_proj], is_gate_up=True),
         down=make_linear([mlp.down_proj]),
     )
 

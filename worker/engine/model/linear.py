@@ -1,6 +1,6 @@
-"""What a decoder asks of its matrix products: each with the elementwise step that follows it.
+"""The linear layers of a decoder: a matmul, each with the elementwise step after it as its epilogue.
 
-`PlainLinear` is the reference, for every device; those on `CpuKernels` fuse the two.
+`PlainLinear` is the reference, for every device; those on `CpuKernels` fuse matmul and epilogue.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ class Linear(Protocol):
     def __call__(self, rows: Tensor) -> Tensor:
         """y, [rows, out_features]"""
 
-    def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
+    def add_residual(self, rows: Tensor, residual: Tensor) -> Tensor:
         """y + residual, [rows, out_features]"""
 
-    def gated(self, rows: Tensor) -> Tensor:
-        """swish(g) * y, [rows, out_features of one], of a gate g and a y that were made with `is_gated`."""
+    def swiglu(self, rows: Tensor) -> Tensor:
+        """swish(gate) * up, [rows, out_features / 2], of two layers merged with `is_gate_up` (Shazeer 2020)."""
 
 
 class MakeLinear(Protocol):
-    def __call__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> Linear:
-        """One product of linear layers that read the same rows.
+    def __call__(self, linears: Sequence[nn.Linear], *, is_gate_up: bool = False) -> Linear:
+        """Merges linear layers that read the same rows into one matmul; their outputs stand side by side.
 
-        Their outputs stand side by side; or, with `is_gated`, they are two of one size, a gate and what it is for.
+        With `is_gate_up` they are SwiGLU's gate and up projections, of one size.
         """
 
 
 class PlainLinear:
-    def __init__(self, linears: Sequence[nn.Linear], *, is_gated: bool = False) -> None:  # noqa: ARG002 halves either way
+    def __init__(self, linears: Sequence[nn.Linear], *, is_gate_up: bool = False) -> None:  # noqa: ARG002 halves either way
         self.weight, self.bias = merged_weights(linears)
         self.out_features, self.in_features = self.weight.shape
 
     def __call__(self, rows: Tensor) -> Tensor:
         return F.linear(rows, self.weight, self.bias)
 
-    def plus(self, rows: Tensor, residual: Tensor) -> Tensor:
+    def add_residual(self, rows: Tensor, residual: Tensor) -> Tensor:
         return self(rows).add_(residual)
 
-    def gated(self, rows: Tensor) -> Tensor:
-        return gated_halves(self(rows))
+    def swiglu(self, rows: Tensor) -> Tensor:
+        return swiglu(self(rows))
 
 
-def gated_halves(both: Tensor) -> Tensor:
-    """swish(g) * y of a gate g and a y side by side, [rows, 2 * size] to [rows, size]."""
-    gate, other = both.chunk(2, dim=-1)
-    swish = F.silu(gate) if both.is_cuda else _ALIGNED_SWISH(gate.contiguous())
-    return swish.mul_(other)
+def swiglu(gate_up: Tensor) -> Tensor:
+    """swish(gate) * up of a gate and an up side by side, [rows, 2 * size] to [rows, size]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    swish = F.silu(gate) if gate_up.is_cuda else _ALIGNED_SWISH(gate.contiguous())
+    return swish.mul_(up)
 
 
 _ALIGNED_SWISH = AlignedActivation(nn.SiLU())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from worker.engine.batch_invariance import AlignedActivation, align_activations, settle_vector_math
-from worker.engine.cpu.onednn_linear import PackedLinear, can_pack
+from worker.engine.cpu.onednn_linear import OneDnnLinear, can_pack
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -55,7 +55,7 @@ SHAPES = [(64, 199), (96, 64), (896, 128), (4864, 896)]
 def check_packed_products(dtype: torch.dtype) -> None:
     for inputs, outputs in SHAPES:
         torch.manual_seed(2)
-        linear = PackedLinear([nn.Linear(inputs, outputs).to(dtype)])
+        linear = OneDnnLinear([nn.Linear(inputs, outputs).to(dtype)])
         rows = rows_of(inputs, dtype)
         together = linear(rows)
         for size in SIZES:
@@ -69,8 +69,8 @@ def test_packed_products(dtype: torch.dtype) -> None:
     if not can_pack(dtype):
         pytest.skip(f"this processor has no packed products in {dtype}")
     script = (
-        "import torch; from worker.engine.cpu.onednn_linear import keep_from_amx\n"
-        "keep_from_amx(); torch.set_num_threads(2)\n"
+        "import torch; from worker.engine.cpu.onednn_linear import keep_onednn_from_amx\n"
+        "keep_onednn_from_amx(); torch.set_num_threads(2)\n"
         f"from {__name__} import check_packed_products; check_packed_products({dtype})"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)

@@ -184,13 +184,13 @@ INLINE int attend_all(void *output, const void *query, const void *keys, const v
 }
 
 /* Runs of one row each, so that first_rows says nothing more. */
-int attend_rows_bf16(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
+int paged_attention_bf16(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
                      const int32_t *num_keys, const int32_t *first_rows, int64_t num_runs, const Shape *shape) {
     (void)first_rows;
     return attend_all(output, query, keys, values, blocks, num_keys, num_runs, *shape, 1);
 }
 
-int attend_rows_f32(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
+int paged_attention_f32(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
                     const int32_t *num_keys, const int32_t *first_rows, int64_t num_runs, const Shape *shape) {
     (void)first_rows;
     return attend_all(output, query, keys, values, blocks, num_keys, num_runs, *shape, 0);

@@ -489,7 +489,7 @@ static int attend_all(const Call *call) {
  * sequence's rows blocks [runs, max_blocks], num_keys [runs] in the cache, the last row's own included, and first_rows
  * [runs + 1]; writes output [rows, heads, value_dim]. At most 16 heads may share a key head, and dim and value_dim are
  * multiples of 32. Returns 0, or 1 where memory ran out. */
-int attend_runs_amx(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
+int varlen_attention_amx(void *output, const void *query, const void *keys, const void *values, const int32_t *blocks,
                     const int32_t *num_keys, const int32_t *first_rows, int64_t num_runs, const Shape *shape) {
     int64_t group = shape->num_heads / shape->num_kv_heads, num_rows = first_rows[num_runs];
     Row *rows = malloc(sizeof(Row) * num_rows);

@@ -10,7 +10,7 @@
 
 /* Whether two bf16 at once are faster than one after the other. On Intel's processors an instruction with pairs takes four
  * times as long as one with fp32. */
-int pairs_are_fast(void) {
+int is_dpbf16_fast(void) {
 #ifdef __AVX512BF16__
     return !__builtin_cpu_is("intel");
 #else
@@ -19,7 +19,7 @@ int pairs_are_fast(void) {
 }
 
 /* Rows of so many outputs are logits. */
-const int64_t many_outputs = 1 << 15;
+const int64_t min_logits_n = 1 << 15;
 
 #ifdef __AVX512F__
 #include <omp.h>
@@ -154,7 +154,7 @@ INLINE int64_t parts_of(int64_t whole, int64_t size) { return (whole + size - 1)
  * everything where AMX waits for memory anyway. */
 INLINE int is_streamed(const Product *p, Kind kind) {
     int64_t row_bytes = p->outputs * (kind.is_bf16 ? 2 : 4);
-    int is_worth_it = kind.is_amx || p->outputs >= many_outputs;
+    int is_worth_it = kind.is_amx || p->outputs >= min_logits_n;
     return is_worth_it && row_bytes % LINE == 0 && (uintptr_t)p->output % LINE == 0;
 }
 
@@ -236,7 +236,7 @@ INLINE void multiply(Product p, BlockProduct multiply_one, Kind kind) {
     static void multiply_block_##name(const Product *p, int64_t first, int64_t end, int64_t panel, int is_cold) {      \
         multiply_block(*p, first, end, panel, is_cold, (Kind){__VA_ARGS__});                                           \
     }                                                                                                                  \
-    void multiply_##name(void *output, const char *rows, const char *packed, const float *bias, const void *other,     \
+    void matmul_##name(void *output, const char *rows, const char *packed, const float *bias, const void *other,     \
                          const Worth *worth, int64_t num_rows, int64_t num_words, int64_t outputs, int64_t what) {     \
         Product p = {output, rows, packed, bias, other, worth, num_rows, num_words, outputs, what};                    \
         multiply(p, multiply_block_##name, (Kind){__VA_ARGS__});                                                       \
@@ -262,7 +262,7 @@ PRODUCT_OF(int8_amx_f32, IN_TILES(int8_amx), .is_bf16 = 0)
 #endif
 
 /* Whether this process may multiply with AMX; it must have asked before it does. */
-int may_use_amx(void) {
+int request_amx(void) {
 #ifdef HAS_AMX
     return ask_for_amx();
 #else

@@ -2,7 +2,7 @@
 #include "epilogue.h"
 
 /* Each row as unsigned bytes around 128, and what a byte of it is worth: rows ~ (bytes - 128) * scale. */
-INLINE void quantise(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size, int is_bf16) {
+INLINE void quantize(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size, int is_bf16) {
 #pragma omp parallel for schedule(static) if (num_rows * size > 16384)
     for (int64_t row = 0; row < num_rows; row++) {
         float x[size], sizes[size];
@@ -14,12 +14,12 @@ INLINE void quantise(uint8_t *bytes, float *scales, const void *rows, int64_t nu
     }
 }
 
-void quantise_bf16(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size) {
-    quantise(bytes, scales, rows, num_rows, size, 1);
+void quantize_bf16(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size) {
+    quantize(bytes, scales, rows, num_rows, size, 1);
 }
 
-void quantise_f32(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size) {
-    quantise(bytes, scales, rows, num_rows, size, 0);
+void quantize_f32(uint8_t *bytes, float *scales, const void *rows, int64_t num_rows, int64_t size) {
+    quantize(bytes, scales, rows, num_rows, size, 0);
 }
 
 /* Products [num_rows, size, or panels of gates and others alternately] times each row's scale, plus bias, and what
@@ -45,12 +45,12 @@ INLINE void finish(void *output, const float *products, const float *scales, con
         }
 }
 
-void finish_bf16(void *output, const float *products, const float *scales, const float *bias, const void *other,
+void epilogue_bf16(void *output, const float *products, const float *scales, const float *bias, const void *other,
                  int64_t num_rows, int64_t size, int64_t what) {
     finish(output, products, scales, bias, other, num_rows, size, what, 1);
 }
 
-void finish_f32(void *output, const float *products, const float *scales, const float *bias, const void *other,
+void epilogue_f32(void *output, const float *products, const float *scales, const float *bias, const void *other,
                 int64_t num_rows, int64_t size, int64_t what) {
     finish(output, products, scales, bias, other, num_rows, size, what, 0);
 }

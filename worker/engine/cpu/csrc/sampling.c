@@ -338,12 +338,12 @@ INLINE int choose_all(Chosen *chosen, int32_t *best_ids, float *best, const void
     return failed;
 }
 
-int choose_bf16(Chosen *chosen, int32_t *best_ids, float *best, const void *logits, const Asked *asked, int64_t num_rows,
+int sample_bf16(Chosen *chosen, int32_t *best_ids, float *best, const void *logits, const Asked *asked, int64_t num_rows,
                 int64_t vocab, int64_t k) {
     return choose_all(chosen, best_ids, best, logits, asked, num_rows, vocab, k, 1);
 }
 
-int choose_f32(Chosen *chosen, int32_t *best_ids, float *best, const void *logits, const Asked *asked, int64_t num_rows,
+int sample_f32(Chosen *chosen, int32_t *best_ids, float *best, const void *logits, const Asked *asked, int64_t num_rows,
                int64_t vocab, int64_t k) {
     return choose_all(chosen, best_ids, best, logits, asked, num_rows, vocab, k, 0);
 }

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 CPU = torch.device("cpu")
 NUM_BLOCKS = 120
-NAMES = ["attend_rows_f32", "attend_rows_bf16", "attend_runs_amx"]
+NAMES = ["paged_attention_f32", "paged_attention_bf16", "varlen_attention_amx"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def paged(runs: list[Run]) -> PagedRows:
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     """Every kind of attention that this processor has, also those that are not the fastest."""
     library = the_library()
-    if request.param == "attend_runs_amx" and not library.may_use_amx():
+    if request.param == "varlen_attention_amx" and not library.request_amx():
         pytest.skip("this processor has no AMX")
     dtype = torch.float32 if request.param.endswith("f32") else torch.bfloat16
     return Kernel(CpuAttention(library, request.param), dtype)

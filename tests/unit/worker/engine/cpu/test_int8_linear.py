@@ -1,4 +1,4 @@
-"""Products in int8 against the exact ones, with everything that may follow them."""
+"""Linear layers in int8, with every epilogue, against exact products of the rounded numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.kernels import kernels_of
-from worker.engine.cpu.int8_linear import Int8Linear, quantise_weight
-from worker.engine.cpu.kernel_linear import KernelLinear
-from worker.engine.cpu.linear import TiledInt8Linear
+from worker.engine.cpu.linear import Int8GemmLinear, KernelLinear, quantize_weight
+from worker.engine.cpu.onednn_linear import OneDnnInt8Linear
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -20,11 +19,11 @@ DTYPES = (torch.float32, torch.bfloat16)
 Make = Callable[..., KernelLinear]
 
 
-@pytest.fixture(params=[Int8Linear, TiledInt8Linear])
+@pytest.fixture(params=[OneDnnInt8Linear, Int8GemmLinear])
 def make(request: pytest.FixtureRequest) -> Make:
-    """oneDNN's products, and ours where the processor has what they need."""
-    if request.param is TiledInt8Linear and not kernels_of(torch.float32).has_int8_products:
-        pytest.skip("this processor does not multiply fours of bytes")
+    """oneDNN's gemm, and ours where the processor has its instructions."""
+    if request.param is Int8GemmLinear and not kernels_of(torch.float32).has_int8_matmul:
+        pytest.skip("this processor has no VNNI")
     made: Make = request.param
     return made
 
@@ -35,8 +34,8 @@ def layer(dtype: torch.dtype, inputs: int, outputs: int, *, bias: bool, seed: in
 
 
 def rounded(rows: Tensor, linear: nn.Linear) -> Tensor:
-    """The product of what int8 makes of rows and weight, in float64."""
-    weight, scales = quantise_weight(linear.weight.detach())
+    """The exact product of rows and weight after their rounding to int8, in float64."""
+    weight, scales = quantize_weight(linear.weight.detach())
     row_scales = rows.double().abs().amax(1, keepdim=True) / 127
     exact = (rows.double() / row_scales).round() @ weight.double().t() * row_scales * scales.double()
     return exact if linear.bias is None else exact + linear.bias.double()
@@ -44,24 +43,24 @@ def rounded(rows: Tensor, linear: nn.Linear) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [2, 33])
-def test_products_are_those_of_the_rounded_numbers(make: Make, dtype: torch.dtype, num_rows: int) -> None:
+def test_matmul_is_exact_for_the_rounded_numbers(make: Make, dtype: torch.dtype, num_rows: int) -> None:
     linear = layer(dtype, 192, 1000, bias=True)
     rows = torch.randn(num_rows, 192).to(dtype) * 3
-    other = torch.randn(num_rows, 1000).to(dtype)
+    residual = torch.randn(num_rows, 1000).to(dtype)
     int8, exact = make([linear], kernels_of(dtype)), rounded(rows, linear)
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(int8(rows).double(), exact, **tolerance)
-    torch.testing.assert_close(int8.plus(rows, other).double(), exact + other.double(), **tolerance)
+    torch.testing.assert_close(int8.add_residual(rows, residual).double(), exact + residual.double(), **tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("outputs", [70, 128])
 @pytest.mark.parametrize("bias", [False, True])
-def test_gated_products(make: Make, dtype: torch.dtype, outputs: int, bias: bool) -> None:
-    gate, other = layer(dtype, 192, outputs, bias=bias), layer(dtype, 192, outputs, bias=bias, seed=1)
+def test_swiglu(make: Make, dtype: torch.dtype, outputs: int, bias: bool) -> None:
+    gate, up = layer(dtype, 192, outputs, bias=bias), layer(dtype, 192, outputs, bias=bias, seed=1)
     rows = torch.randn(33, 192).to(dtype) * 3
-    found = make([gate, other], kernels_of(dtype), is_gated=True).gated(rows)
-    exact = F.silu(rounded(rows, gate)) * rounded(rows, other)
+    found = make([gate, up], kernels_of(dtype), is_gate_up=True).swiglu(rows)
+    exact = F.silu(rounded(rows, gate)) * rounded(rows, up)
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     assert found.shape == exact.shape
     torch.testing.assert_close(found.double(), exact, **tolerance)
@@ -85,12 +84,12 @@ def test_several_layers_stand_side_by_side(make: Make) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_in_any_batch(make: Make, dtype: torch.dtype) -> None:
     layers = [layer(dtype, 160, 2432, bias=False), layer(dtype, 160, 2432, bias=False, seed=1)]
-    int8, gated = make(layers, kernels_of(dtype)), make(layers, kernels_of(dtype), is_gated=True)
+    int8, gate_up = make(layers, kernels_of(dtype)), make(layers, kernels_of(dtype), is_gate_up=True)
     rows = torch.randn(70, 160).to(dtype)
-    for multiply in (int8, gated.gated):
-        together = multiply(rows)
+    for apply in (int8, gate_up.swiglu):
+        together = apply(rows)
         for start, end in ((0, 2), (5, 21), (3, 67)):
-            assert torch.equal(multiply(rows[start:end]), together[start:end])
+            assert torch.equal(apply(rows[start:end]), together[start:end])
 
 
 def test_zeros_stay_zeros(make: Make) -> None:

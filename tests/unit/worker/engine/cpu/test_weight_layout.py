@@ -1,4 +1,4 @@
-"""The orders of weights that gemm.c and gemm_amx.h read, and the pages that they lie in."""
+"""The weight layouts that gemm.c and gemm_amx.h read, and the large pages that hold them."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import pytest
 import torch
 
 from worker.engine.cpu.large_pages import CHUNK_BYTES, LINE_BYTES, PAGE_BYTES, LargePages, large_pages
-from worker.engine.cpu.weight_layout import GROUP, PANEL, SIDE, pack_panels, pack_tiles
+from worker.engine.cpu.weight_layout import K_STEPS_L1, NR, TILE_DIM, pack_amx, pack_vnni
 
 
-def test_panels_hold_pairs_of_inputs() -> None:
+def test_vnni_layout_of_bf16_holds_pairs_of_inputs() -> None:
     weight = torch.arange(70 * 4).view(70, 4).bfloat16()
-    packed = pack_panels(weight)
-    assert packed.shape == (2, 2, PANEL, 2)
+    packed = pack_vnni(weight)
+    assert packed.shape == (2, 2, NR, 2)
     assert torch.equal(packed[1, 1, 5], weight[69, 2:])
     assert not packed[1, :, 6:].any()
 
 
-def test_panels_of_bytes_hold_fours() -> None:
+def test_vnni_layout_of_int8_holds_fours_of_inputs() -> None:
     weight = torch.arange(3 * 8, dtype=torch.int8).view(3, 8)
-    packed = pack_panels(weight)
-    assert packed.shape == (1, 2, PANEL, 4)
+    packed = pack_vnni(weight)
+    assert packed.shape == (1, 2, NR, 4)
     assert torch.equal(packed[0, 1, 2], weight[2, 4:])
 
 
-@pytest.mark.parametrize("num_tiles", [1, GROUP, GROUP + 2])
-def test_tiles_stand_in_the_order_of_their_use(num_tiles: int) -> None:
-    """One by one: groups of tiles, columns of outputs, tiles of a group, words, outputs, the inputs of a word."""
-    inputs = num_tiles * SIDE * 2
-    weight = torch.randperm(PANEL * inputs).view(PANEL, inputs).int().view(torch.int16)[:, ::2].contiguous()
+@pytest.mark.parametrize("num_tiles", [1, K_STEPS_L1, K_STEPS_L1 + 2])
+def test_amx_layout_is_in_the_order_of_use(num_tiles: int) -> None:
+    """Element by element: L1 blocks of K, columns of tiles, tiles of K, VNNI groups, outputs, inputs of a group."""
+    inputs = num_tiles * TILE_DIM * 2
+    weight = torch.randperm(NR * inputs).view(NR, inputs).int().view(torch.int16)[:, ::2].contiguous()
     expected = [
-        int(weight[column * SIDE + output, (tile * SIDE + word) * 2 + place])
-        for start in range(0, num_tiles, GROUP)
-        for column in range(PANEL // SIDE)
-        for tile in range(start, min(start + GROUP, num_tiles))
-        for word in range(SIDE)
-        for output in range(SIDE)
+        int(weight[column * TILE_DIM + output, (tile * TILE_DIM + group) * 2 + place])
+        for start in range(0, num_tiles, K_STEPS_L1)
+        for column in range(NR // TILE_DIM)
+        for tile in range(start, min(start + K_STEPS_L1, num_tiles))
+        for group in range(TILE_DIM)
+        for output in range(TILE_DIM)
         for place in range(2)
     ]
-    assert pack_tiles(weight)[0].tolist() == expected
+    assert pack_amx(weight)[0].tolist() == expected
 
 
 def test_memory_begins_with_a_page_and_is_zero() -> None:

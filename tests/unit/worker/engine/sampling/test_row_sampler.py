@@ -54,7 +54,7 @@ class Choose:
 def choose(request: pytest.FixtureRequest) -> Choose:
     """Each test is for all samplers: a few rows at a time, all on the device, and in C."""
     if request.param == "kernels":
-        return Choose(kernels_of(torch.float32).choose)
+        return Choose(kernels_of(torch.float32).sample)
     return Choose(choose_batch if request.param == "batched" else None)
 
 

@@ -15,16 +15,17 @@ from pathlib import Path
 from statistics import mean, median
 
 from models.params import GenerationParams
+from models.states import Quantization
 from worker.engine.engine import Engine
 from worker.engine.request import Completion, Request
 
 ROOT = Path(__file__).parent.parent
 
 
-def answers(prompts: list[str], *, quantize: str) -> list[Completion]:
+def answers(prompts: list[str], *, quantize: Quantization) -> list[Completion]:
     engine = Engine.load(
         str(ROOT / "examples" / "tiny" / "model"), dtype="float32", device="cpu", quantize=quantize, kv_memory=0.5
-    )  # type: ignore[arg-type]
+    )
     params = GenerationParams(max_new_tokens=200)
     found = {
         output.request_id: output.completions[0]

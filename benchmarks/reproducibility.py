@@ -73,9 +73,8 @@ class Kept:
         self.answers: Answers = {}
         if path is not None and path.exists():
             for line in path.read_text().splitlines():
-                index, *columns = json.loads(line)
-                token_ids, *logprobs = map(tuple, columns)
-                self.answers[index] = (token_ids, *logprobs)
+                index, token_ids, logprobs, sampling_logprobs = json.loads(line)
+                self.answers[index] = (tuple(token_ids), tuple(logprobs), tuple(sampling_logprobs))
 
     def add(self, index: int, answer: Answer) -> None:
         self.answers[index] = answer

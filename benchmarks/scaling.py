@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -39,7 +40,7 @@ def main() -> None:
         taken: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(given.rounds):
             for name in names:
-                taken[name].append(timed(lambda name=name: contenders.run(name)))
+                taken[name].append(timed(partial(contenders.run, name)))
         for name in names:
             seconds[name][count] = median(taken[name])
         told = ", ".join(

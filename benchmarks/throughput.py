@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(given.rounds):
         for name in names:
-            seconds[name].append(timed(lambda name=name: contenders.run(name)))
+            seconds[name].append(timed(partial(contenders.run, name)))
             print(f"round {number + 1}: {name:10} {num_tokens / seconds[name][-1]:8.1f} tokens/s", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, {given.slots} slots")

@@ -56,8 +56,12 @@ def last_finish(topology: Topology) -> dict[str, float]:
     """Seconds from the first claim to each worker's last commit."""
     with topology.database.connect() as connection:
         began = connection.execute(select(func.min(Job.started_at))).scalar_one()
-        rows = connection.execute(select(Job.worker, func.max(Job.finished_at)).group_by(Job.worker))
-        return {worker: (ended - began).total_seconds() for worker, ended in rows}
+        rows = connection.execute(select(Job.worker, func.max(Job.finished_at)).group_by(Job.worker)).all()
+    seconds = {}
+    for worker, ended in rows:
+        assert began is not None and worker is not None and ended is not None
+        seconds[worker] = (ended - began).total_seconds()
+    return seconds
 
 
 def share(model: Path, jobs: list[dict[str, Any]], *names: str) -> tuple[float, dict[str, float]]:

@@ -67,7 +67,7 @@ def _name(name: str) -> str:
 
 class Decoder:
     def __init__(self, path: Path) -> None:
-        llama.llama_log_set(_silence, ctypes.c_void_p(0))
+        llama.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
         llama.llama_backend_init()
         params = llama.llama_model_default_params()
         self.model = llama.llama_model_load_from_file(str(path).encode(), params)
@@ -81,7 +81,8 @@ class Decoder:
 
     def decode(self, requests: list[dict[str, Any]]) -> int:
         memory = llama.llama_get_memory(self.context)
-        waiting, free, running, num_tokens = deque(requests), list(range(SLOTS)), {}, 0
+        waiting, free, num_tokens = deque(requests), list(range(SLOTS)), 0
+        running: dict[int, dict[str, int]] = {}
         while waiting or running:
             self.batch.n_tokens = 0
             places: list[tuple[int, int]] = []
@@ -117,9 +118,11 @@ class Decoder:
         batch.n_tokens += 1
 
 
-@llama.llama_log_callback
-def _silence(level: int, text: bytes, data: Any) -> None:
-    """It tells much."""
+def _ignore_log(level: int, text: bytes, data: Any) -> None:
+    """llama.cpp logs every buffer it allocates."""
+
+
+_LOG_CALLBACK = llama.llama_log_callback(_ignore_log)  # ctypes needs it alive
 
 
 def main() -> None:

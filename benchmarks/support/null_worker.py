@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from multiprocessing.connection import Connection
+from unittest.mock import patch
 
-import worker.engine_process.supervisor
 from models.message import JobMessage
 from models.states import FinishReason
 from worker.cli import main
@@ -42,5 +42,5 @@ def null_engine_main(connection: Connection, options: EngineOptions) -> None:
 
 
 if __name__ == "__main__":
-    worker.engine_process.supervisor.engine_main = null_engine_main
-    main()
+    with patch("worker.engine_process.supervisor.engine_main", null_engine_main):
+        main()

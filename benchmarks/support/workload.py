@@ -29,7 +29,6 @@ def qwen2_half_billion_config(num_layers: int = 24) -> Qwen2Config:
         num_hidden_layers=num_layers,
         num_attention_heads=14,
         num_key_value_heads=2,
-        head_dim=64,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -42,7 +41,7 @@ def qwen2_half_billion(dtype: torch.dtype, num_layers: int = 24) -> Any:
     torch.manual_seed(0)
     config = qwen2_half_billion_config(num_layers)
     with torch.device("meta"):
-        model = Qwen2ForCausalLM(config)
+        model: Any = Qwen2ForCausalLM(config)
     model = model.to(dtype).to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -56,6 +56,13 @@ def train_tokenizer(rng: random.Random, vocab_size: int) -> PreTrainedTokenizerF
     )
 
 
+def id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of a single token."""
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(token_id, int)
+    return token_id
+
+
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     """A Qwen2 of about three million weights, with grouped key-value heads like the real one."""
     config = Qwen2Config(
@@ -67,9 +74,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
-        eos_token_id=tokenizer.convert_tokens_to_ids(IM_END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
+        bos_token_id=id_of(tokenizer, END_OF_TEXT),
+        eos_token_id=id_of(tokenizer, IM_END),
+        pad_token_id=id_of(tokenizer, END_OF_TEXT),
     )
     return Qwen2ForCausalLM(config)
 
@@ -78,7 +85,7 @@ def make_batch(
     rng: random.Random, tokenizer: PreTrainedTokenizerFast, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids, attention mask and labels, each [size, length]; only the answer is learnt."""
-    end = [tokenizer.convert_tokens_to_ids(IM_END), tokenizer.convert_tokens_to_ids(END_OF_TEXT)]
+    end = [id_of(tokenizer, token) for token in (IM_END, END_OF_TEXT)]
     rows, prompt_lengths = [], []
     for _ in range(size):
         sample = exchange(rng)
@@ -118,11 +125,11 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
     """Writes bfloat16 safetensors, the tokenizer and a generation_config with both end tokens."""
-    end_ids = [tokenizer.convert_tokens_to_ids(token) for token in (IM_END, END_OF_TEXT)]
+    end_ids = [id_of(tokenizer, token) for token in (IM_END, END_OF_TEXT)]
     model.generation_config = GenerationConfig(
         bos_token_id=end_ids[1], eos_token_id=end_ids, pad_token_id=end_ids[1], max_length=None
     )
-    model.to(torch.bfloat16).save_pretrained(output, safe_serialization=True)
+    model.bfloat16().save_pretrained(output, safe_serialization=True)
     tokenizer.save_pretrained(output)
 
 

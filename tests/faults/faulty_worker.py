@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, NoReturn, Self
+from unittest.mock import patch
 
-import worker.engine_process.supervisor
-import worker.storage.job_store
-import worker.storage.reaper
 from tests.faults.poison import poisoned_engine_main
 from worker.cli import main
 
@@ -25,11 +24,15 @@ def broken_commit(*arguments: Any) -> NoReturn:  # noqa: ARG001
     raise TypeError("a fault of the worker's own")
 
 
+REPLACEMENTS: dict[str, dict[str, object]] = {
+    "poison": {"worker.engine_process.supervisor.engine_main": poisoned_engine_main},
+    "storage": {"worker.storage.job_store.JobStore.commit": broken_commit},
+    "clock": {"worker.storage.job_store.datetime": FastClock, "worker.storage.reaper.datetime": FastClock},
+}
+
+
 if __name__ == "__main__":
-    if os.environ["FAULT"] == "poison":
-        worker.engine_process.supervisor.engine_main = poisoned_engine_main
-    elif os.environ["FAULT"] == "storage":
-        worker.storage.job_store.JobStore.commit = broken_commit  # type: ignore[method-assign]
-    else:
-        worker.storage.job_store.datetime = worker.storage.reaper.datetime = FastClock  # type: ignore[misc]
-    main()
+    with ExitStack() as stack:
+        for target, replacement in REPLACEMENTS[os.environ["FAULT"]].items():
+            stack.enter_context(patch(target, replacement))
+        main()

@@ -9,10 +9,12 @@ import os
 import time
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from worker.engine.model_runner import ModelRunner
+from worker.engine.scheduling.scheduler import StepPlan
 from worker.engine_process.loop import run_engine
 from worker.engine_process.protocol import EngineOptions
 
@@ -23,14 +25,14 @@ def poisoned_engine_main(connection: Connection, options: EngineOptions) -> None
     """The engine's main function, with a model runner that minds the seeds."""
     healthy = ModelRunner.run
 
-    def run(self: ModelRunner, plan: Any, *arguments: Any) -> Any:
+    def run(self: ModelRunner, plan: StepPlan, *arguments: Any) -> Any:
         sequences = plan.decodes + [chunk.sequence for chunk in plan.prefills]
         for seed in {sequence.request.params.seed for sequence in sequences}:
             _act(seed)
         return healthy(self, plan, *arguments)
 
-    ModelRunner.run = run  # type: ignore[method-assign]
-    run_engine(connection, options)
+    with patch.object(ModelRunner, "run", run):
+        run_engine(connection, options)
 
 
 def _act(seed: int | None) -> None:

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Soak:
             self.counts[name] += 1
             self._replace_the_dead()
         for run_id in self.run_ids:
-            wait_until(lambda run_id=run_id: self._with_workers(lambda: self.topology.is_finished(run_id)), seconds=240)
+            is_finished = partial(self.topology.is_finished, run_id)
+            wait_until(partial(self._with_workers, is_finished), seconds=240)
         wait_until(lambda: self._with_workers(self.topology.is_drained), seconds=240)
         self.topology.check_nothing_left()
         return self._sum_up(jobs, expected)

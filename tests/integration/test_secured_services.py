@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -33,7 +34,7 @@ def locked_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def connection(locked_redis: RedisServer, postgres_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def connection(locked_redis: RedisServer, postgres_url: str, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """The environment of every process: URLs with passwords are given so, never on a command line."""
     plain = make_url(postgres_url)
     postgres_socket = Path(str(plain.query["host"])) / ".s.PGSQL.5432"
@@ -54,7 +55,7 @@ def connection(locked_redis: RedisServer, postgres_url: str, tmp_path: Path) -> 
         }
 
 
-def test_a_night_behind_passwords_and_tls(producer: Producer, connection: dict[str, str], tmp_path: Path) -> None:
+def test_a_night_behind_passwords_and_tls(producer: Producer, connection: dict[str, Any], tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join((ROOT / "examples" / "prompts.jsonl").read_text().splitlines()[:NUM_PROMPTS]))
     producer("db", "upgrade", **connection)
@@ -86,7 +87,7 @@ def test_a_night_behind_passwords_and_tls(producer: Producer, connection: dict[s
     ],
 )
 def test_who_is_not_let_in_is_told_so_without_the_password(
-    producer: Producer, connection: dict[str, str], tmp_path: Path, setting: str, old: str, new: str, complaint: str
+    producer: Producer, connection: dict[str, Any], tmp_path: Path, setting: str, old: str, new: str, complaint: str
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Hello"}')

@@ -30,7 +30,7 @@ from worker.engine.model_loader import LoadedModel, prepare_model
 
 VOCAB = 199
 WINDOW = 512
-_SHAPE = {
+_SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -41,7 +41,7 @@ _SHAPE = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-_GROUPED = {**_SHAPE, "num_key_value_heads": 2}
+_GROUPED: dict[str, Any] = {**_SHAPE, "num_key_value_heads": 2}
 
 ARCHITECTURES: dict[str, Any] = {
     "qwen2": lambda: Qwen2Config(**_GROUPED),

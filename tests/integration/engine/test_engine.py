@@ -180,7 +180,7 @@ def test_a_cache_that_holds_nothing_is_refused_at_the_start() -> None:
         random_pair("qwen2").engine(kv_memory=1e-9)
 
 
-STRATEGIES = [
+STRATEGIES: list[dict[str, Any]] = [
     {"strategy": "greedy"},
     {"strategy": "sample", "n": 3},
     {"strategy": "nucleus", "top_p": 0.7},
@@ -205,7 +205,7 @@ def test_no_schedule_leaks_room(events: list[tuple[str, int, int]], share: bool,
     ended: list[int] = []
     for kind, number, length in events:
         if kind == "submit":
-            params = {"max_new_tokens": 6, "eos_token_ids": (20, 21), **STRATEGIES[number]}
+            params: dict[str, Any] = {"max_new_tokens": 6, "eos_token_ids": (20, 21), **STRATEGIES[number]}
             prompt_ids = tuple([7] * (length // 2) + rng.choices(range(3, VOCAB), k=length - length // 2))
             request = Request(len(submitted), prompt_ids, GenerationParams.model_validate(params))
             submitted.add(request.id)

@@ -43,13 +43,17 @@ def documented_varlen_attn(
     outputs = []
     for run, num_keys in enumerate(seqused_k.tolist()):
         rows = query[cu_seq_q[run] : cu_seq_q[run + 1]].transpose(0, 1)  # [heads, queries, dim]
-        pages = [pool[block_table[run].long()].flatten(0, 1)[:num_keys].transpose(0, 1) for pool in (key, value)]
+        own_key, own_value = (
+            pool[block_table[run].long()].flatten(0, 1)[:num_keys].transpose(0, 1) for pool in (key, value)
+        )
         places = torch.arange(num_keys - rows.shape[1], num_keys)[:, None]
         keys = torch.arange(num_keys)
         visible = keys <= places
         if window_size[0] >= 0:
             visible &= keys >= places - window_size[0]
-        attended = F.scaled_dot_product_attention(rows, *pages, attn_mask=visible, scale=scale, enable_gqa=enable_gqa)
+        attended = F.scaled_dot_product_attention(
+            rows, own_key, own_value, attn_mask=visible, scale=scale, enable_gqa=enable_gqa
+        )
         outputs.append(attended.transpose(0, 1))
     return torch.cat(outputs)
 

@@ -83,7 +83,7 @@ def test_the_study_from_file_to_sql(producer: Producer, tmp_path: Path) -> None:
 
 def test_two_thousand_prompts_of_long_tailed_lengths(producer: Producer, tmp_path: Path) -> None:
     rng = random.Random(12)
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "custom_id": f"job-{number}",
             "prompt": f"Story {number}",

@@ -17,6 +17,7 @@ from models.schema.job_event import JobEvent
 from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
+from models.states import FinishReason
 from tests.conftest import Producer
 from tests.support.rows import RUN_ID, insert_run, output_of
 from worker.engine.request import Hypothesis
@@ -35,7 +36,9 @@ def filled(sqlite_database: Engine) -> Engine:
     object.__setattr__(hostile.completions[0], "text", HOSTILE)
     object.__setattr__(hostile.completions[0].trace, "tokens", [HOSTILE] * 3)
     finished = [("one two three", -1.0), ("one two four", -2.0), ("other", -3.0)]
-    object.__setattr__(hostile, "hypotheses", tuple(Hypothesis(text, score, "eos", 3) for text, score in finished))
+    object.__setattr__(
+        hostile, "hypotheses", tuple(Hypothesis(text, score, FinishReason.EOS, 3) for text, score in finished)
+    )
     store.commit([FinishedJob(claims[0], output_of(job_ids[0], samples=2)), FinishedJob(claims[1], hostile)])
     store.fail(claims[2], "EngineDied", "why")
     with sqlite_database.begin() as connection:

@@ -51,7 +51,7 @@ def test_the_configuration_file_gives_way_to_environment_and_flags(producer: Pro
 
     def place_of(finding: str, *flags: str, **environment: str) -> str:
         found = json.loads(producer("doctor", "--json", *flags, **environment).stdout)
-        return next(each["message"] for each in found if each["part"] == finding)
+        return next(str(each["message"]) for each in found if each["part"] == finding)
 
     assert place_of("model") == str(TOY_MODEL)
     assert "elsewhere/nocturne.db" in place_of("database")

@@ -23,7 +23,7 @@ def lose_worker(database: Engine, job_ids: list[int], max_attempts: int) -> int:
 
 def test_a_job_that_lost_its_workers_runs_alone_and_is_failed_in_the_end(database: Engine) -> None:
     job_ids = insert_run(database, 1)
-    suspicion = []
+    suspicion: list[bool] = []
     for _ in range(3):
         assert lose_worker(database, job_ids, max_attempts=4) == 1
         suspicion += column_of(database, Job.is_suspect)

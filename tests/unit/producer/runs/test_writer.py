@@ -207,4 +207,4 @@ def test_a_deadline_is_kept_with_each_job(tmp_path: Path, sqlite_database: Engin
     write(asked, check(asked), sqlite_database, expires_after=timedelta(hours=8))
     with sqlite_database.begin() as connection:
         created, expires = connection.execute(select(Job.created_at, Job.expires_at)).one()
-    assert expires - created == timedelta(hours=8)
+    assert expires is not None and expires - created == timedelta(hours=8)

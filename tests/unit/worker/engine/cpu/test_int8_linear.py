@@ -48,9 +48,11 @@ def test_matmul_is_exact_for_the_rounded_numbers(make: Make, dtype: torch.dtype,
     rows = torch.randn(num_rows, 192).to(dtype) * 3
     residual = torch.randn(num_rows, 1000).to(dtype)
     int8, exact = make([linear], kernels_of(dtype)), rounded(rows, linear)
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    torch.testing.assert_close(int8(rows).double(), exact, **tolerance)
-    torch.testing.assert_close(int8.add_residual(rows, residual).double(), exact + residual.double(), **tolerance)
+    tolerance = 1e-4 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(int8(rows).double(), exact, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        int8.add_residual(rows, residual).double(), exact + residual.double(), rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -61,9 +63,9 @@ def test_swiglu(make: Make, dtype: torch.dtype, outputs: int, bias: bool) -> Non
     rows = torch.randn(33, 192).to(dtype) * 3
     found = make([gate, up], kernels_of(dtype), is_gate_up=True).swiglu(rows)
     exact = F.silu(rounded(rows, gate)) * rounded(rows, up)
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    tolerance = 1e-4 if dtype is torch.float32 else 2e-2
     assert found.shape == exact.shape
-    torch.testing.assert_close(found.double(), exact, **tolerance)
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
 
 
 def test_rounding_costs_about_a_percent(make: Make) -> None:

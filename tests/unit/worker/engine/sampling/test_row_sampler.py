@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,10 +219,10 @@ def test_a_row_gives_the_same_bits_whatever_stands_beside_it(choose: Choose) -> 
 # Processors, value by value. Histories differ per row, as they do in a batch.
 
 PROMPT, ANSWER = (3, 5, 5, 9), (5, 7, 7, 7, 30)
-HISTORY = torch.tensor([[*PROMPT, *ANSWER]])
+HISTORY = torch.LongTensor([[*PROMPT, *ANSWER]])
 
 
-def processed(logits: Tensor, eos_ids: tuple[int, ...] = (), **params: object) -> Tensor:
+def processed(logits: Tensor, eos_ids: tuple[int, ...] = (), **params: Any) -> Tensor:
     return apply_history_processors(logits, GenerationParams(**params), PROMPT, ANSWER, eos_ids)
 
 

@@ -1,4 +1,7 @@
-"""The Celery app alone, so that a producer can send without loading a worker. The task is in `worker.tasks`."""
+"""The Celery app without its task, so that a producer sends messages without loading a worker.
+
+The task is in `worker.tasks`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from models.settings import NUM_PRIORITIES, Settings
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
 
-#: The remote-control command of `notify_workers`.
+#: The remote-control command of `notify_workers`; older workers know it by this name.
 NOTIFY_COMMAND = "nocturne_look_now"
 
 
@@ -38,7 +41,7 @@ def create_app(settings: Settings) -> Celery:
             "priority_steps": list(range(NUM_PRIORITIES)),
             "queue_order_strategy": "priority",
             "visibility_timeout": settings.visibility_timeout,
-            # kombu looks for messages of dead workers every interval * throttle; its own 10 * 10 s are long.
+            # kombu restores messages of dead workers every interval * throttle; its default, 10 * 10 s, is long.
             "unacked_restore_interval": min(10.0, settings.visibility_timeout / 5),
             "unacked_restore_throttle": 1,
         },
@@ -47,42 +50,42 @@ def create_app(settings: Settings) -> Celery:
 
 
 def broker_priority(priority: int) -> int:
-    """Kombu's priority on Redis, where 0 goes first; ours are the human way round."""
+    """Kombu's priority on Redis, where 0 goes first; in ours 9 does."""
     return NUM_PRIORITIES - 1 - priority
 
 
 def send_chunk(app: Celery, chunk: ChunkMessage) -> None:
-    """Hands a chunk to the broker. Raises `ConnectionError` where it is away or does not take it."""
+    """Sends a chunk to the broker. Raises `ConnectionError` if it is away or refuses the message."""
     with _broker_errors():
         app.send_task(
             TASK_NAME,
             args=[chunk.model_dump(mode="json", exclude_unset=True) | {"version": MESSAGE_VERSION}],
             queue=queue_name(chunk.model),
             priority=broker_priority(chunk.priority),
-            argsrepr=f"({len(chunk.jobs)} jobs of {chunk.run_id},)",  # Celery would write all of it out, for its log
-            retry=False,  # the outbox is what tries again
+            argsrepr=f"({len(chunk.jobs)} jobs of {chunk.run_id},)",  # Celery would print every job for its log
+            retry=False,  # the outbox retries
         )
 
 
 def queue_length(app: Celery, model: str) -> int:
-    """Messages that wait for a model, of every priority. Raises `ConnectionError`."""
-    with _broker_errors(), app.pool.acquire(block=True) as connection:  # a new one costs more than a sweep
+    """The number of messages of every priority that wait for a model. Raises `ConnectionError`."""
+    with _broker_errors(), app.pool.acquire(block=True) as connection:  # a new connection costs more than a sweep
         connection.ensure_connection(max_retries=1, timeout=5)
         try:
             return int(connection.default_channel.queue_declare(queue_name(model), passive=True).message_count)
         except connection.channel_errors:
-            return 0  # no such queue: nothing was ever sent
+            return 0  # the queue does not exist: nothing was ever sent
 
 
 def notify_workers(app: Celery) -> None:
-    """Makes every worker look at once which of its jobs were cancelled. Raises `ConnectionError`."""
+    """Makes every worker drop its cancelled jobs at once. Raises `ConnectionError`."""
     with _broker_errors():
         app.control.broadcast(NOTIFY_COMMAND)
 
 
 @contextmanager
 def _broker_errors() -> Iterator[None]:
-    """Whatever kombu or Redis complains of, as one kind of error with one line of text."""
+    """Turns the errors of kombu and Redis into `ConnectionError` with one line of text."""
     try:
         yield
     except (OperationalError, RedisError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A thread that the worker cannot do without."""
+"""Threads without which a worker does harm: an unexpected error in one ends the process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ logger = logging.getLogger(__name__)
 
 
 class CriticalThread(Thread):
-    """An error that nobody expected in it ends the whole process, as a `kill -9` would.
+    """Ends the whole process on an unexpected error, as a `kill -9` would.
 
-    Its leases run out and its jobs go to others. Without its committer, say, a worker would renew leases for ever.
+    The leases run out and the jobs go to other workers. A worker without its committer would renew leases forever.
     """
 
     def run(self) -> None:

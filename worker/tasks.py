@@ -1,4 +1,7 @@
-"""The Celery task, and the signals that start and end the worker's runtime."""
+"""The Celery task, and the signals that start and end the worker's runtime.
+
+The only module that knows both Celery and `Runtime`.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,16 @@ logger = logging.getLogger(__name__)
 _runtime: Runtime | None = None
 
 
-@app.task(name=TASK_NAME, bind=True)
-def generate(self: Any, chunk: dict[str, Any]) -> None:  # noqa: ARG001 - bound for its retries
-    """Decodes the jobs of one chunk; returning acknowledges the message, after everything is committed."""
+@app.task(name=TASK_NAME)
+def generate(chunk: dict[str, Any]) -> None:
+    """Decodes the jobs of one chunk. Returning acknowledges the message, so it returns after the last commit."""
     assert _runtime is not None, "the worker was not initialised"
     if _runtime.is_stopping:
         raise Reject("the worker is stopping", requeue=True)
     try:
         message = ChunkMessage.model_validate(chunk)
     except ValidationError as error:
-        # Its jobs stay queued in the database; who can read them gets them from the outbox.
+        # Its jobs stay queued in the database: the outbox sends them to a worker of their version.
         logger.error("a message that this version cannot read was dropped: %s", error)
         raise Reject("unreadable message", requeue=False) from error
     if message.version != MESSAGE_VERSION:
@@ -51,7 +54,7 @@ def generate(self: Any, chunk: dict[str, Any]) -> None:  # noqa: ARG001 - bound 
 
 @control_command(name=NOTIFY_COMMAND)
 def notify(state: Any) -> None:  # noqa: ARG001
-    """Jobs were cancelled: drops them at once instead of at the next heartbeat."""
+    """Drops cancelled jobs at once instead of at the next heartbeat."""
     if _runtime is not None:
         _runtime.notify()
 
@@ -94,7 +97,7 @@ def _shut_down(**kwargs: Any) -> None:  # noqa: ARG001
         _runtime.hurry()  # asked a second time
     else:
         _runtime.stop_claiming()
-        # In a thread: the signal arrives in the loop that must go on acknowledging messages.
+        # In a thread: the signal arrives in the event loop, which must go on acknowledging messages.
         CriticalThread(target=_runtime.shut_down, name="shut-down", daemon=True).start()
 
 

@@ -1,6 +1,6 @@
-"""The engine in a process of its own: loads the model, then steps for as long as there is work.
+"""The main loop of the engine process: loads the model, then steps as long as there is work.
 
-It obeys the messages of `worker.engine_process.protocol`.
+Obeys the messages of `worker.engine_process.protocol`; knows neither Celery nor SQL.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATS_INTERVAL = 1.0  # seconds between two reports
 
 
 def run_engine(connection: Connection, options: EngineOptions) -> None:
-    """The process's main function: loads the model, then steps until told to stop or the parent is gone."""
+    """Loads the model, then steps until a `Stop` or the end of the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
     transformers.utils.logging.disable_progress_bar()  # its standard error is a log
     if options.num_threads is not None:
@@ -55,7 +55,7 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     try:
         _serve(connection, engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone, and with it whoever wanted the answers
+        return  # the parent is gone: nobody reads the answers
     except Exception as error:
         connection.send(Crashed(f"the engine ended with {type(error).__name__}: {error}"[:1000]))
         raise
@@ -88,7 +88,7 @@ def _send(connection: Connection, outputs: list[RequestOutput]) -> None:
 
 
 def _submit(engine: Engine, message: Submit) -> list[RequestOutput]:
-    """Tokenises and queues the jobs; returns those that could not be."""
+    """Tokenises and queues the jobs; returns an output with an error for each that could not be."""
     refused = []
     for job in message.jobs:
         try:

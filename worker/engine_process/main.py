@@ -1,4 +1,4 @@
-"""The engine process's way in. Loads torch only when it is called, so that who starts the process needs none."""
+"""The entry point of the engine process. Imports torch only when called: the parent needs none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from worker.engine_process.protocol import EngineOptions
 
 
 def engine_main(connection: Connection, options: EngineOptions) -> None:
-    """What the new process runs."""
+    """The new process's main function."""
     from worker.engine_process.loop import run_engine
 
     run_engine(connection, options)

@@ -1,7 +1,7 @@
-"""The messages between a worker and its engine process. Loads no torch: the worker's side needs none.
+"""The messages between a worker and its engine process. Imports no torch: the worker's side needs none.
 
 The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` or `Failed`, then `Started`,
-`Finished` and `Stats`; `Crashed` is the last word of one that meets an error it did not expect.
+`Finished` and `Stats`; `Crashed` is its last message after an unexpected error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from worker.engine.request import RequestOutput
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What the process is started with."""
+    """The options of an engine process."""
 
     model: str
     device: str
@@ -31,7 +31,7 @@ class EngineOptions:
 @dataclass(frozen=True)
 class Submit:
     jobs: tuple[JobMessage, ...]
-    priority: int  # those of a higher one go first
+    priority: int  # higher goes first
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Stop:
-    """End after what was already sent."""
+    """Ends the process after the jobs already sent."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +50,35 @@ class Ready:
 
     environment: dict[str, Any]
     device: str
-    kv_tokens: int  # room in the KV cache
+    kv_tokens: int  # capacity of the KV cache
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The engine could not start; for a person."""
+    """The engine could not start; `reason` is a sentence for its user."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Crashed:
-    """The last message of a process that ends because of an error it did not expect."""
+    """The last message of a process that ends because of an unexpected error."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts since the start, sent now and then."""
+    """Counts since the start, sent about once a second."""
 
     num_steps: int
-    num_sequence_steps: int  # sequences worked on, summed over the steps
+    num_sequence_steps: int  # running sequences, summed over the steps
     num_generated_tokens: int
 
 
 @dataclass(frozen=True)
 class Started:
-    """Jobs that are in the running batch from now on: if the process dies, one of these may be why."""
+    """Jobs that enter the running batch: if the process dies, one of them may have killed it."""
 
     job_ids: tuple[int, ...]
 

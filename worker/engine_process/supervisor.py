@@ -1,6 +1,6 @@
-"""Keeps one engine process alive: starts it, feeds it, hands its outputs on, starts it again when it dies.
+"""Keeps one engine process alive: starts it, feeds it, passes its outputs on, restarts it when it dies.
 
-Knows nothing of SQL or Celery. Callbacks run on the reader thread.
+Knows neither SQL nor Celery. Callbacks run on the reader thread.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from worker.engine_process.protocol import (
 
 @dataclass(frozen=True)
 class EngineDeath:
-    """An engine process that ended unasked, and the jobs it had."""
+    """The unexpected end of an engine process, and the jobs it had."""
 
     reason: str
-    running: list[int]  # in the batch: one of them may be why
+    running: list[int]  # in the batch: one of them may have killed it
     waiting: list[int]
 
 
 class EngineSupervisor:
-    """`on_output` gets each finished request, `on_death` what was lost with a process that died.
+    """Calls `on_output` with each finished request and `on_death` with the jobs lost with a dead process.
 
-    `on_lost` is told why no new process could be started. A process that has work and shows no step for
-    `timeout` seconds is killed.
+    Calls `on_lost` with the reason if no new process can be started. Kills a process that has work and makes no
+    step for `timeout` seconds.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class EngineSupervisor:
         self._on_lost = on_lost
         self._timeout = timeout
         self._last_sign = monotonic()
-        self._crash = ""  # why the process ends or is ended, where that is known
+        self._crash = ""  # the reason of the next death, if it is known beforehand
         self._context = multiprocessing.get_context("spawn")
         self._lock = Lock()  # guards the five below
         self._inside: set[int] = set()
-        self._running: set[int] = set()  # of those, the ones in the batch
-        self._outbox: SimpleQueue[object] = SimpleQueue()  # for the process that runs, or is being started
+        self._running: set[int] = set()  # the jobs inside that are in the batch
+        self._outbox: SimpleQueue[object] = SimpleQueue()  # for the current process, or the one that is being started
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
         self._is_stopping = Event()
@@ -79,14 +79,8 @@ class EngineSupervisor:
     def process_id(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
-    @property
-    def num_inside(self) -> int:
-        """Jobs that the engine has and has not finished."""
-        with self._lock:
-            return len(self._inside)
-
     def start(self) -> Ready:
-        """Starts the process and waits until its model is loaded. Raises `ModelUnavailable`."""
+        """Starts the process and returns when its model is loaded. Raises `ModelUnavailable`."""
         ready = self._spawn()
         self._reader = CriticalThread(target=self._read, name="engine-reader", daemon=True)
         self._reader.start()
@@ -94,7 +88,7 @@ class EngineSupervisor:
         return ready
 
     def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:
-        """Sends jobs to the engine; if it dies with them, `on_death` names them."""
+        """Sends jobs to the engine."""
         with self._lock:
             if not self._inside:
                 self._last_sign = monotonic()
@@ -102,7 +96,7 @@ class EngineSupervisor:
             self._outbox.put(Submit(tuple(jobs), priority))
 
     def cancel(self, job_ids: Sequence[int]) -> None:
-        """Drops jobs; no output follows for those that were still inside."""
+        """Drops jobs; no output of theirs follows."""
         if not job_ids:
             return
         with self._lock:
@@ -111,7 +105,7 @@ class EngineSupervisor:
             self._outbox.put(Cancel(tuple(job_ids)))
 
     def stop(self) -> None:
-        """Ends the process after what it has; returns when it is gone."""
+        """Ends the process after the jobs it has; returns when it is gone."""
         self._is_stopping.set()
         with self._lock:
             self._outbox.put(Stop())
@@ -150,7 +144,7 @@ class EngineSupervisor:
                 continue
             self._last_sign = monotonic()
             if isinstance(message, Finished):
-                self._hand_on(message.outputs)
+                self._pass_on(message.outputs)
             elif isinstance(message, Started):
                 with self._lock:
                     self._running.update(self._inside.intersection(message.job_ids))
@@ -160,7 +154,7 @@ class EngineSupervisor:
                 self._crash = message.reason
 
     def _watch(self) -> None:
-        """Kills a process that has work and shows no sign of it; the reader then sees its end."""
+        """Kills a process that has work and makes no step; the reader then sees its end."""
         while not self._is_stopping.wait(min(1.0, self._timeout / 4)):
             with self._lock:
                 process, is_busy = self._process, bool(self._inside)
@@ -170,7 +164,7 @@ class EngineSupervisor:
                 self._crash = self._crash or f"the engine made no step for {silence:.0f} s"
                 process.kill()
 
-    def _hand_on(self, outputs: Sequence[RequestOutput]) -> None:
+    def _pass_on(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:
             with self._lock:
                 is_expected = output.request_id in self._inside
@@ -180,7 +174,7 @@ class EngineSupervisor:
                 self._on_output(output)
 
     def _restart(self) -> bool:
-        """Reports what died with the engine and starts it again; false where it should not run any more."""
+        """Reports the jobs that died with the engine and starts another; false if none is to run any more."""
         assert self._process is not None
         self._process.join()
         with self._lock:
@@ -189,7 +183,7 @@ class EngineSupervisor:
             self._running.clear()
             self._connection = None
             self._outbox.put(None)
-            self._outbox = SimpleQueue()  # what comes from now on is for the next process
+            self._outbox = SimpleQueue()  # later messages are for the next process
         reason = self._crash or f"the engine process ended with exit code {self._process.exitcode}"
         self._crash = ""
         death = EngineDeath(reason, running, waiting)
@@ -198,7 +192,7 @@ class EngineSupervisor:
                 self._on_death(death)
             return False
         try:
-            self._spawn()  # the new process must stand before the jobs are tried again
+            self._spawn()  # the new process must be ready before the jobs are retried
         except ModelUnavailable as error:
             self._on_death(death)
             self._on_lost(str(error))
@@ -209,9 +203,9 @@ class EngineSupervisor:
 
 
 def _deliver(outbox: SimpleQueue[object], connection: Connection) -> None:
-    """Sends what is in the outbox up to a None; holds no lock, because a process that is busy lets it wait."""
+    """Sends the messages of the outbox up to a None; holds no lock, because a busy process makes it wait."""
     while (message := outbox.get()) is not None:
         try:
             connection.send(message)
         except OSError:
-            return  # the reader sees the same end of the pipe and reports what was inside
+            return  # the reader sees the same end of the pipe and reports the jobs inside

@@ -1,1 +1,1 @@
-"""Every SQL write of a worker, each one transaction, and what is done while the database is away."""
+"""Every SQL write of a worker, each one transaction; what is done while the database is away."""

@@ -1,4 +1,7 @@
-"""Stores what the engine finished, many jobs in one transaction, on a thread of its own."""
+"""Commits finished jobs, many in one transaction, on a thread of its own.
+
+Knows no engine: finished jobs come in by `add`.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from worker.storage.outages import DatabaseOutages, RetryAborted
 logger = logging.getLogger(__name__)
 
 MAX_COMMIT_JOBS = 256
-COMMIT_WAIT_SECONDS = 0.02  # others that finish within it share the transaction
+COMMIT_WAIT_SECONDS = 0.02  # jobs that finish within it share the transaction
 
 
 class Committer:
-    """`on_final` is called with the claim of each job that is stored, or cannot be.
+    """Calls `on_final` with the claim of each job after its commit, or after giving it up.
 
-    What it holds while the database is away is bounded by what the worker has claimed: nothing is claimed then.
+    Jobs held while the database is away are bounded by the claims of the worker, which claims nothing then.
     """
 
     def __init__(self, store: JobStore, outages: DatabaseOutages, on_final: Callable[[Claim], None]) -> None:
@@ -34,7 +37,7 @@ class Committer:
         self._finished.put(job)
 
     def stop(self) -> None:
-        """Lets `run` end after what is already here."""
+        """Ends `run` after the jobs already added."""
         self._finished.put(None)
 
     def run(self) -> None:
@@ -63,7 +66,7 @@ class Committer:
         return batch
 
     def _commit(self, batch: list[FinishedJob]) -> None:
-        """Stores the batch; where the database refuses a row of it, each job alone, to find whose it is."""
+        """Commits the batch; if the database refuses a row of it, each job alone, to find the job at fault."""
         try:
             self._outages.retry_until_available(lambda: self._store.commit(batch))
         except DBAPIError as error:

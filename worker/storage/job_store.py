@@ -1,7 +1,6 @@
-"""Every write that a worker makes to its jobs, each one transaction.
+"""A worker's reads and writes of its jobs: claim, commit, requeue, fail.
 
-Claims and commits are conditional on state and attempt, so a message that comes twice or a worker that was
-believed dead changes nothing.
+Knows neither the engine nor what happens while the database is away: its errors reach the caller.
 """
 
 from __future__ import annotations
@@ -33,28 +32,34 @@ class Claim:
     job_id: int
     run_id: str
     attempt: int
-    num_crashes: int  # processes that died with it inside
-    is_suspect: bool  # it may be why: it runs alone
+    num_crashes: int  # processes that died while they ran it
+    is_suspect: bool  # it may have killed them, so it runs alone
     created_at: datetime
 
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A claimed job with what the engine made of it."""
+    """A claimed job and the engine's output."""
 
     claim: Claim
     output: RequestOutput
 
 
 class JobStore:
+    """The jobs table as one worker writes it; each public method is one transaction.
+
+    Every write is conditional on state, worker and attempt: a message that comes twice, or a worker that was
+    believed dead and wakes up, changes nothing. Locks are taken in the order of job ids, as everywhere.
+    """
+
     def __init__(self, database: Engine, worker: str, lease_seconds: float) -> None:
         self._database = database
         self._worker = worker
         self._lease_seconds = lease_seconds
-        self.environment_id: str | None = None  # what its results are decoded by
+        self.environment_id: str | None = None  # of the engine that decodes its results
 
     def claim(self, job_ids: Sequence[int]) -> list[Claim]:
-        """Takes the queued ones among the jobs that are in time; the others are somebody else's or final."""
+        """Claims those of the jobs that are queued and before their deadline."""
         statement = (
             update(Job)
             .where(
@@ -80,13 +85,13 @@ class JobStore:
             return [Claim(*row) for row in connection.execute(statement)]
 
     def lost(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Those of the claims that do not hold any more: cancelled, or taken to be dead and given away."""
+        """The claims that no longer hold: cancelled, or given to another worker after the lease ran out."""
         with self._database.connect() as connection:
             held = held_claims(connection, self._worker, claims)
         return [claim for claim in claims if claim not in held]
 
     def commit(self, finished: Sequence[FinishedJob]) -> int:
-        """Stores results, traces and final states together; returns how many jobs were still this worker's."""
+        """Stores results, traces and final states; returns how many of the jobs were still this worker's."""
         with self._database.begin() as connection:
             moment = datetime.now(UTC)
             held = held_claims(connection, self._worker, [job.claim for job in finished], lock=True)
@@ -101,17 +106,17 @@ class JobStore:
         return len(owned)
 
     def requeue(self, claims: Iterable[Claim], reason: str) -> list[int]:
-        """Returns claimed jobs to the outbox; the ids of those that were still this worker's."""
+        """Returns claimed jobs to the outbox; returns the ids of those that were still this worker's."""
         return self._give_back(claims, {"state_reason": reason})
 
     def requeue_suspects(self, claims: Iterable[Claim], reason: str) -> list[int]:
-        """The same for jobs that may be why the engine died: they will be tried alone."""
+        """Requeues jobs that may have killed the engine: each counts a crash and runs alone from now on."""
         return self._give_back(
             claims, {"state_reason": reason, "is_suspect": True, "num_crashes": Job.num_crashes + 1, "error": reason}
         )
 
     def fail(self, claim: Claim, code: str, error: str) -> None:
-        """Ends a job without results."""
+        """Fails a job."""
         values = _ending(JobState.FAILED, error, code) | {"num_crashes": Job.num_crashes + int(code == "EngineDied")}
         with self._database.begin() as connection:
             if self._change(connection, claim, values):
@@ -132,7 +137,7 @@ class JobStore:
             connection.execute(update(Job).where(Job.id.in_(job_ids)).values(_ending(JobState.SUCCEEDED)))
 
     def _change(self, connection: Connection, claim: Claim, values: dict[str, Any]) -> bool:
-        """Changes a job only while it runs in this worker's attempt."""
+        """Updates a job if this worker's attempt still runs it; returns whether it did."""
         changed = connection.execute(
             update(Job)
             .where(
@@ -164,7 +169,7 @@ class JobStore:
         )
 
     def _result_row(self, job: FinishedJob, completion: Completion, moment: datetime) -> tuple[Any, ...]:
-        """The values of `RESULT_COLUMNS`, but for the id."""
+        """The values of `RESULT_COLUMNS` after the id."""
         output = job.output
         hypotheses = [vars(each) for each in output.hypotheses] if completion.sample_index == 0 else []
         in_engine = output.waiting_seconds + output.prefill_seconds + output.decode_seconds
@@ -189,13 +194,13 @@ class JobStore:
 def held_claims(
     connection: Connection, worker: str, claims: Sequence[Claim], *, lock: bool = False, skip_locked: bool = False
 ) -> set[Claim]:
-    """Those of the claims that this worker still has: nobody cancelled the job or gave it away.
+    """The claims that this worker still holds: its jobs are neither cancelled nor given away.
 
-    With `lock` they stay so until the transaction ends; locked in the order in which everybody locks jobs.
+    With `lock` they stay so until the transaction ends.
     """
     held: set[tuple[int, int]] = set()
     for ids in in_statements([claim.job_id for claim in claims]):
-        # By id alone, so that PostgreSQL takes the primary key: other indexes hold all that was ever running.
+        # By id alone, so that PostgreSQL uses the primary key: other indexes hold every job that ever ran.
         statement = select(Job.id, Job.attempts, Job.state, Job.worker).where(Job.id.in_(ids)).order_by(Job.id)
         if lock:
             statement = statement.with_for_update(skip_locked=skip_locked)
@@ -206,19 +211,19 @@ def held_claims(
 
 
 def in_statements(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Ids a statement's worth at a time."""
+    """Splits ids into one statement's worth each."""
     for start in range(0, len(ids), IDS_PER_STATEMENT):
         yield ids[start : start + IDS_PER_STATEMENT]
 
 
 def count_rows(result: Any) -> int:
-    """Rows that a statement changed."""
+    """The number of rows that a statement changed."""
     assert isinstance(result, CursorResult)
     return result.rowcount
 
 
 def _ending(state: JobState, error: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The columns of a job that becomes final."""
+    """The column values of a job that becomes final."""
     return {
         "state": state,
         "state_reason": code or "finished",

@@ -1,4 +1,4 @@
-"""Waiting for a database that does not answer: each outage is said once, and so is its end."""
+"""Outages of the database: writes are retried until it is back; each outage and its end are logged once."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts; the last one repeats
 
-#: What passes when the database is back. Other errors of a driver mean that the statement itself is wrong.
+#: Errors of an outage, gone when the database is back. Any other error of a driver means a wrong statement.
 OUTAGE_ERRORS = (OperationalError, InterfaceError)
 
 
-#: PostgreSQL's codes for a transaction that lost to another one and may simply be repeated.
+#: PostgreSQL's codes for a transaction that lost to another one and may be repeated at once.
 SERIALIZATION_FAILURES = ("40001", "40P01")
 
 
 class RetryAborted(Exception):
-    """The worker must end now, and the database still does not answer."""
+    """The worker must end while the database is still away."""
 
 
 class DatabaseOutages:
-    """Shared by all threads of a worker, so that they complain with one voice."""
+    """The state of the database as the worker's threads see it; shared, so that they log an outage once."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -38,11 +38,11 @@ class DatabaseOutages:
         self._is_over = Event()
 
     def abort_retries(self) -> None:
-        """From now on nothing waits: what fails raises `RetryAborted`."""
+        """Ends every wait, now and later: a write that fails raises `RetryAborted`."""
         self._is_over.set()
 
     def retry_until_available(self, write: Callable[[], T]) -> T:
-        """The write's result, however long the database is away. Raises `RetryAborted`."""
+        """Returns the write's result, however long the database is away. Raises `RetryAborted`."""
         attempt = 0
         while True:
             try:
@@ -73,6 +73,6 @@ class DatabaseOutages:
                 self._since = None
 
     def has_been_available_for(self, seconds: float) -> bool:
-        """Whether there was no outage for so long: time for every worker to renew its leases."""
+        """Whether the last outage ended that long ago: every worker has had the time to renew its leases."""
         with self._lock:
             return self._since is None and (self._ended is None or time.monotonic() - self._ended >= seconds)

@@ -1,4 +1,4 @@
-"""The sweeps that any worker makes for all: expired leases, passed deadlines, lost messages, unsent jobs."""
+"""The sweeps that any worker makes for all: expired leases, passed deadlines, lost messages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from worker.storage.job_store import count_rows
 
 
 def release_expired_leases(database: Engine, max_attempts: int) -> int:
-    """Ends the claims of workers that gave no sign of life; how many.
+    """Ends the claims of silent workers; returns how many.
 
-    The jobs go back to the outbox. One that lost its worker twice runs alone from then on, and one that did so
-    `max_attempts` times is failed: it may be what kills them.
+    The jobs return to the outbox. A job may be what kills its workers: after losing two it runs alone, after
+    losing `max_attempts` it fails.
     """
     is_worn_out = Job.num_crashes + 1 >= max_attempts
     error = "the worker that ran it was lost, in each of its attempts"
@@ -44,7 +44,7 @@ def release_expired_leases(database: Engine, max_attempts: int) -> int:
 
 
 def expire_overdue(database: Engine) -> int:
-    """Ends queued jobs whose deadline has passed; how many."""
+    """Expires queued jobs whose deadline has passed; returns how many."""
     statement = (
         update(Job)
         .where(
@@ -68,10 +68,10 @@ def expire_overdue(database: Engine) -> int:
 
 
 def mark_lost_messages_unsent(database: Engine, model: str, min_age_seconds: float) -> int:
-    """Puts queued jobs of a model whose messages are gone into the outbox; how many.
+    """Returns a model's queued jobs without a message to the outbox; returns how many.
 
-    For one who has seen the model's queue empty: whatever was sent a while ago and is not claimed is in no
-    queue, because a message that is taken out is claimed at once.
+    Call only after seeing the queue empty: a job sent `min_age_seconds` ago and still unclaimed has lost its
+    message, because a message taken out of the queue is claimed at once.
     """
     of_model = select(Run.id).where(Run.model == model, Run.state == RunState.RUNNING)
     statement = (
@@ -91,7 +91,7 @@ def mark_lost_messages_unsent(database: Engine, model: str, min_age_seconds: flo
 
 
 def _end_jobs(database: Engine, statement: Any, final: JobState) -> int:
-    """Runs an update that returns run ids and states, and counts those that became final; how many rows."""
+    """Runs an update that returns run ids and states, counts the jobs now final; returns the number of rows."""
     with database.begin() as connection:
         rows = connection.execute(statement).all()
         ended = Counter(run_id for run_id, state in rows if state == final)

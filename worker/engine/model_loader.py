@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models.states import Quantization
 from worker.engine.batch_invariance import align_activations, settle_vector_math
+from worker.engine.config import ModelLimits
 from worker.engine.cpu.allocator import keep_freed_memory
 from worker.engine.cpu.attention import cpu_attention
 from worker.engine.cpu.kernels import CpuKernels, cpu_kernels
@@ -50,7 +51,7 @@ Decoder = Callable[[AttentionStep], Tensor]
 class LoadedModel:
     """A model with what the engine must know of it."""
 
-    name: str
+    limits: ModelLimits
     config: Any  # PreTrainedConfig
     decoder: Decoder
     paged_attention: PagedAttention | None  # None: attention goes through SDPA's tiles
@@ -60,9 +61,6 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     layers: dict[int, LayerShape]
-    eos_token_ids: tuple[int, ...]
-    vocab_size: int
-    context_window: int
     gemm: str  # which one the decoder uses, for the provenance of results
     block_size: int  # tokens in a KV block, where nothing else is asked for
     needs_fixed_sizes: bool = False  # answers are to be independent of the batch, and matmuls depend on their size
@@ -161,7 +159,13 @@ def prepare_model(
     if getattr(config, "attn_logit_softcapping", None) is not None:
         paged_attention = None
     return LoadedModel(
-        name=name,
+        limits=ModelLimits(
+            name=name,
+            context_window=config.max_position_embeddings,
+            vocab_size=config.vocab_size,
+            eos_token_ids=default_eos_ids(model, tokenizer),
+            has_tokenizer=tokenizer is not None,
+        ),
         config=model.config,
         decoder=decoder,
         paged_attention=paged_attention,
@@ -171,9 +175,6 @@ def prepare_model(
         device=device,
         dtype=model.dtype,
         layers=layers,
-        eos_token_ids=default_eos_ids(model, tokenizer),
-        vocab_size=config.vocab_size,
-        context_window=config.max_position_embeddings,
         gemm=gemm,
         block_size=PAGE_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE,
         needs_fixed_sizes=deterministic and device.type != "cpu",
@@ -273,7 +274,7 @@ def default_eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
     """Where its results come from: the columns of the `environments` table but for the id."""
     return {
-        "model": loaded.name,
+        "model": loaded.limits.name,
         "weights_hash": _hash_files(loaded, "*.safetensors"),
         "tokenizer_hash": _hash_files(loaded, "tokenizer*"),
         "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -285,7 +286,7 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
 
 def _hash_files(loaded: LoadedModel, pattern: str) -> str:
     """A hash over the files of a model folder; for a hub model its commit."""
-    folder = Path(loaded.name)
+    folder = Path(loaded.limits.name)
     if not folder.is_dir():
         return str(getattr(loaded.config, "_commit_hash", None) or "unknown")
     digest = hashlib.blake2b(digest_size=16)

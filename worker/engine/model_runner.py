@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,7 @@ from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.kv_cache import KVCache
 from worker.engine.model.step_batch import MIN_ROWS, Paging, build_step_batch, insert_ids
 from worker.engine.model_loader import LoadedModel
-from worker.engine.scheduling.scheduler import StepPlan
-from worker.engine.scheduling.sequence import Sequence
+from worker.engine.scheduling.step_plan import SampledRow, StepPlan
 
 CPU = torch.device("cpu")
 
@@ -51,24 +49,27 @@ class ModelRunner:
         if use_graphs and loaded.paged_attention is not None:
             buckets = graph_buckets(max_num_seqs) if fixed is None else [fixed.decode_rows]
             self._graphs = DecodeGraphs(
-                loaded.decoder, cache, loaded.paged_attention, buckets, loaded.context_window, loaded.device, record
+                loaded.decoder,
+                cache,
+                loaded.paged_attention,
+                buckets,
+                loaded.limits.context_window,
+                loaded.device,
+                record,
             )
 
-    def run(
-        self, plan: StepPlan, copies: list[tuple[int, int]], chosen_ids: Tensor | None = None
-    ) -> tuple[Tensor | None, SequenceOf[Sequence]]:
-        """Computes the plan after copying blocks; returns logits [num_logits, vocab] and whose they are.
+    def run(self, plan: StepPlan, ids_in_flight: Tensor | None = None) -> tuple[Tensor, list[SampledRow]]:
+        """Logits [num_logits, vocab], and which sequences get a token from which of their rows.
 
-        `chosen_ids` [choices] are the last step's where the host does not know them yet.
-        The logits are None where no prompt was completed and nothing decodes.
+        `ids_in_flight` [tokens] are the last step's where the host does not know them yet.
         """
-        if copies:
-            self._cache.copy_blocks(copies)
+        if plan.block_copies:
+            self._cache.copy_blocks(plan.block_copies)
         num_rows, num_logits = self._least_sizes(plan)
         graphs = self._graphs
         if graphs is not None and (plan.prefills or bucket_for(len(plan.decodes), graphs.buckets) is None):
             graphs = None
-        batch, sequences = build_step_batch(
+        batch, sampled = build_step_batch(
             plan.decodes,
             plan.prefills,
             self._cache.block_size,
@@ -78,11 +79,11 @@ class ModelRunner:
             num_logits=num_logits,
         )
         if graphs is not None:
-            logits = graphs.run(batch, chosen_ids)
+            logits = graphs.run(batch, ids_in_flight)
         else:
-            insert_ids(batch.input_ids, batch.pending, chosen_ids)
+            insert_ids(batch.input_ids, batch.pending, ids_in_flight)
             logits = self._decoder(AttentionStep(batch, self._cache, self._paged_attention))
-        return (logits[: len(sequences)], sequences) if sequences else (None, [])
+        return logits, sampled
 
     def _least_sizes(self, plan: StepPlan) -> tuple[int, int]:
         """Rows and logits that the step is padded to."""

@@ -30,6 +30,7 @@ def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer:
         completions = [
             _completion(sequence, sequence.index, None, eos_ids, detokenizer) for sequence in group.sequences
         ]
+    assert group.admitted is not None and group.prefilled is not None
     return RequestOutput(
         group.request.id,
         len(group.request.prompt_ids),

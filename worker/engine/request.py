@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from models.params import GenerationParams
 from models.states import FinishReason
@@ -12,25 +12,37 @@ from models.states import FinishReason
 class EngineError(Exception):
     """A request or a model that the engine refuses; the message is for the person who sent it."""
 
+    code: ClassVar[str] = "EngineError"  # as databases and result files have it
+
 
 class PromptTooLong(EngineError):
     """The prompt leaves no room in the model's context window."""
 
+    code = "PromptTooLong"
 
-class DoesNotFit(EngineError):
-    """The request needs more room than the engine has in all."""
+
+class CapacityExceeded(EngineError):
+    """The request needs more batch rows or KV blocks than the engine has."""
+
+    code = "DoesNotFit"
 
 
 class InvalidRequest(EngineError):
     """The request names something this model does not have."""
 
+    code = "InvalidRequest"
+
 
 class OutOfMemory(EngineError):
     """The request does not go through even with the engine to itself."""
 
+    code = "OutOfMemory"
+
 
 class ModelUnavailable(EngineError):
     """The model cannot be loaded."""
+
+    code = "ModelUnavailable"
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,7 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     except EngineError as error:
         connection.send(Failed(str(error)))
         return
-    kv_tokens = engine.blocks.num_usable * engine.block_size
-    connection.send(Ready(describe_environment(loaded), str(loaded.device), kv_tokens))
+    connection.send(Ready(describe_environment(loaded), str(loaded.device), engine.kv_tokens))
     try:
         _serve(connection, engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -73,9 +72,7 @@ def _serve(connection: Connection, engine: Engine) -> None:
                     engine.cancel(job_id)
             elif isinstance(message, Stop):
                 is_stopping = True
-        if started := engine.admit():
-            connection.send(Started(tuple(started)))
-        _send(connection, engine.step())
+        _send(connection, engine.step(on_admitted=lambda job_ids: connection.send(Started(tuple(job_ids)))))
         if monotonic() - reported >= STATS_INTERVAL or not engine.has_work:
             stats = engine.stats
             connection.send(Stats(stats.num_steps, stats.num_sequence_steps, stats.num_generated_tokens))

@@ -99,7 +99,7 @@ class JobStore:
             self._succeed(connection, [job.claim.job_id for job in owned if job.output.error is None])
             for job in owned:
                 if (error := job.output.error) is not None:
-                    self._change(connection, job.claim, _ending(JobState.FAILED, str(error), type(error).__name__))
+                    self._change(connection, job.claim, _ending(JobState.FAILED, str(error), error.code))
             self._insert_results(connection, [(job, done) for job in owned for done in job.output.completions], moment)
             _count(connection, owned)
             close_runs(connection, {job.claim.run_id for job in owned}, moment)

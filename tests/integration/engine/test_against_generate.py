@@ -25,7 +25,7 @@ def decode(engine_of: str, requests: list[Request], **config: object) -> dict[in
     engine = random_pair(engine_of).engine(**config)
     outputs = {output.request_id: output for output in engine.generate(requests)}
     assert sorted(outputs) == sorted(request.id for request in requests)
-    assert engine.blocks.num_in_use == 0
+    assert engine.scheduler.blocks.num_in_use == 0
     return outputs
 
 

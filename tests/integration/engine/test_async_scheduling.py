@@ -65,7 +65,7 @@ def requests_of(engine: Engine, kinds: Sequence[dict[str, Any]], count: int = 42
 
 def answers(engine: Engine, kinds: Sequence[dict[str, Any]]) -> dict[int, Any]:
     found = {output.request_id: output for output in engine.generate(requests_of(engine, kinds))}
-    assert engine.blocks.num_in_use == 0 and not engine.has_work
+    assert engine.scheduler.blocks.num_in_use == 0 and not engine.has_work
     return {number: (output.completions, output.hypotheses, output.error) for number, output in found.items()}
 
 
@@ -132,7 +132,7 @@ def test_a_request_cancelled_while_its_token_is_on_the_device(ahead: LoadedModel
             break
     assert cancelled and set(found) == set(expected) - cancelled
     assert all(found[number] == expected[number] for number in found)
-    assert engine.blocks.num_in_use == 0
+    assert engine.scheduler.blocks.num_in_use == 0
 
 
 def test_memory_that_runs_out_meanwhile(ahead: LoadedModel, waiting: LoadedModel) -> None:

@@ -15,8 +15,8 @@ from tests.conftest import TOY_MODEL
 from tests.support.random_models import VOCAB, WINDOW, random_pair, random_prompts
 from worker.engine.engine import Engine
 from worker.engine.request import (
+    CapacityExceeded,
     Completion,
-    DoesNotFit,
     EngineError,
     InvalidRequest,
     ModelUnavailable,
@@ -56,7 +56,7 @@ def refused(engine: Engine, request: Request) -> EngineError:
 def test_each_way_to_stop(toy: Engine) -> None:
     whole = ask(toy)
     assert whole.finish_reason is FinishReason.EOS
-    assert whole.token_ids[-1] in toy.loaded.eos_token_ids
+    assert whole.token_ids[-1] in toy.loaded.limits.eos_token_ids
     cut = ask(toy, max_new_tokens=7)
     assert (cut.finish_reason, cut.token_ids) == (FinishReason.LENGTH, whole.token_ids[:7])
     stopped = ask(toy, stop=(".",))
@@ -78,7 +78,7 @@ def test_no_end_before_the_minimum_length(toy: Engine) -> None:
     whole = ask(toy)
     longer = ask(toy, min_new_tokens=len(whole.token_ids) + 5, max_new_tokens=200)
     assert len(longer.token_ids) >= len(whole.token_ids) + 5
-    assert not set(longer.token_ids[: len(whole.token_ids) + 4]) & set(toy.loaded.eos_token_ids)
+    assert not set(longer.token_ids[: len(whole.token_ids) + 4]) & set(toy.loaded.limits.eos_token_ids)
 
 
 @pytest.mark.parametrize("length", [2, 5, 11])
@@ -151,9 +151,9 @@ def test_what_can_never_run_is_refused_with_a_reason() -> None:
     pair = random_pair("qwen2")
     small = pair.engine(kv_memory=0.0001, max_num_seqs=4)
     too_large = refused(small, Request(0, (5,) * 300, GenerationParams(max_new_tokens=200)))
-    assert isinstance(too_large, DoesNotFit) and "--kv-memory" in str(too_large)
+    assert isinstance(too_large, CapacityExceeded) and "--kv-memory" in str(too_large)
     too_wide = refused(small, Request(0, (5,), GenerationParams(strategy=Strategy.SAMPLE, n=5)))
-    assert isinstance(too_wide, DoesNotFit) and "--max-num-seqs" in str(too_wide)
+    assert isinstance(too_wide, CapacityExceeded) and "--max-num-seqs" in str(too_wide)
     assert isinstance(refused(small, Request(0, ())), InvalidRequest)
     unknown = refused(small, Request(0, (5,), GenerationParams(stop_token_ids=(VOCAB,))))
     assert str(unknown) == f"token id {VOCAB} is not in the vocabulary of {VOCAB}"
@@ -169,14 +169,14 @@ def test_more_sequences_than_fit_wait_and_none_fails() -> None:
     most, outputs = 0, []
     while engine.has_work:
         outputs += engine.step()
-        most = max(most, engine.blocks.num_in_use)
+        most = max(most, engine.scheduler.blocks.num_in_use)
     assert engine.num_waiting == 0
     assert len(outputs) == 60 and all(output.error is None for output in outputs)
-    assert engine.blocks.num_usable // 2 < most <= engine.blocks.num_usable
+    assert engine.scheduler.blocks.num_usable // 2 < most <= engine.scheduler.blocks.num_usable
 
 
 def test_a_cache_that_holds_nothing_is_refused_at_the_start() -> None:
-    with pytest.raises(DoesNotFit, match="raise --kv-memory"):
+    with pytest.raises(CapacityExceeded, match="raise --kv-memory"):
         random_pair("qwen2").engine(kv_memory=1e-9)
 
 
@@ -217,8 +217,8 @@ def test_no_schedule_leaks_room(events: list[tuple[str, int, int]], share: bool,
     while engine.has_work:
         ended += [output.request_id for output in engine.step()]
     assert sorted(ended) == sorted(submitted)  # each once
-    assert engine.blocks.num_in_use == 0
-    assert engine.blocks.num_available == engine.blocks.num_usable
+    assert engine.scheduler.blocks.num_in_use == 0
+    assert engine.scheduler.blocks.num_available == engine.scheduler.blocks.num_usable
 
 
 # Loading

@@ -88,7 +88,7 @@ def answers(loaded: LoadedModel, runner: Callable[[Engine], ModelRunner] | None 
     found = {
         output.request_id: [done.token_ids for done in output.completions] for output in engine.generate(requests())
     }
-    assert engine.blocks.num_in_use == 0
+    assert engine.scheduler.blocks.num_in_use == 0
     return found
 
 

@@ -13,7 +13,7 @@ from tests.conftest import TOY_MODEL
 from worker.engine.engine import Engine
 from worker.engine.model_runner import ModelRunner
 from worker.engine.request import Request
-from worker.engine.scheduling.scheduler import StepPlan
+from worker.engine.scheduling.step_plan import StepPlan
 
 GREEDY = GenerationParams(max_new_tokens=20, ignore_eos=True)
 SAMPLED = GenerationParams.model_validate(
@@ -63,7 +63,7 @@ def test_a_smaller_batch_gives_the_same_answers(limit_rows: Callable[[int], list
     assert answers(engine) == expected
     assert engine.stats.num_out_of_memory > 0
     assert max(seen) <= most
-    assert engine.blocks.num_in_use == 0
+    assert engine.scheduler.blocks.num_in_use == 0
 
 
 def test_the_batch_grows_again(limit_rows: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_job_that_is_too_large_fails_alone(limit_rows: Callable[[int], list[in
     outputs = {o.request_id: o for o in engine.generate([*requests_for(engine), Request(99, (5, 6), large)])}
     assert type(outputs[99].error).__name__ == "OutOfMemory"
     assert {index: output.completions for index, output in outputs.items() if index != 99} == expected
-    assert engine.blocks.num_in_use == 0
+    assert engine.scheduler.blocks.num_in_use == 0
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from worker.engine.model.device_copies import send, to_device
-from worker.engine.scheduling.scheduler import PrefillChunk
 from worker.engine.scheduling.sequence import Sequence
+from worker.engine.scheduling.step_plan import PrefillChunk, SampledRow
 
 #: KV block that belongs to no sequence; padding rows write there.
 SCRATCH_BLOCK = 0
@@ -142,8 +142,8 @@ class _Rows:
     def add(self, sequence: Sequence, start: int, end: int, block_size: int) -> int:
         """Appends the tokens `start` … `end` of a sequence; returns the first row."""
         first = len(self.ids)
-        if sequence.pending_row is not None:
-            self.pending.append((first, sequence.pending_row))
+        if sequence.in_flight_index is not None:
+            self.pending.append((first, sequence.in_flight_index))
         self.ids += sequence.tokens_between(start, end)
         self.positions += range(start, end)
         blocks = sequence.table.block_ids
@@ -176,12 +176,14 @@ def build_step_batch(
     *,
     num_rows: int = MIN_ROWS,
     num_logits: int = MIN_ROWS,
-) -> tuple[StepBatch, list[Sequence]]:
-    """The step's tensors, and the sequences whose logits come out, in that order.
+) -> tuple[StepBatch, list[SampledRow]]:
+    """The step's tensors, and which sequences get a token from which row of its logits.
 
     Padded to at least `num_rows` rows and `num_logits` logits.
     """
-    rows, tiles, runs, logit_rows, sequences = _Rows(), [], [], [], []
+    rows, tiles, runs = _Rows(), [], []
+    logit_rows: list[int] = []
+    sampled: list[SampledRow] = []
     for sequence in sorted(decodes, key=lambda s: _place(s, paging)):
         position = sequence.num_tokens - 1
         row = rows.add(sequence, position, position + 1, block_size)
@@ -189,8 +191,8 @@ def build_step_batch(
             tiles.append(_Tile([row], [position], sequence.table.block_ids))
         else:
             runs.append(_Run(1, position + 1, sequence.table.block_ids))
+        sampled.append((len(logit_rows), sequence))
         logit_rows.append(row)
-        sequences.append(sequence)
     for chunk, is_paged in _paged_first(prefills, paging, block_size):
         first = rows.add(chunk.sequence, chunk.start, chunk.end, block_size)
         if is_paged:
@@ -198,8 +200,8 @@ def build_step_batch(
         else:
             tiles += _prefill_tiles(chunk, first, block_size)
         if chunk.is_last:
+            sampled += [(len(logit_rows), sequence) for sequence in chunk.group.sequences]
             logit_rows.append(len(rows.ids) - 1)
-            sequences.append(chunk.sequence)
     while len(rows.ids) < num_rows:
         rows.ids.append(rows.ids[0])
         rows.positions.append(rows.positions[0])
@@ -217,7 +219,7 @@ def build_step_batch(
         num_paged_rows=sum(run.num_rows for run in runs),
         pending=_pending_ids(rows.pending, device) if rows.pending else None,
     )
-    return batch, sequences
+    return batch, sampled
 
 
 def _place(sequence: Sequence, paging: Paging) -> list[int]:
@@ -256,9 +258,9 @@ def _paged_first(
     for chunk in prefills:
         border = max(chunk.start, min(chunk.end, num_paged.get(paging, chunk.end)))
         if border > chunk.start:
-            paged.append((PrefillChunk(chunk.sequence, chunk.start, border), True))
+            paged.append((replace(chunk, end=border), True))
         if border < chunk.end:
-            others.append((PrefillChunk(chunk.sequence, border, chunk.end), False))
+            others.append((replace(chunk, start=border), False))
     return paged + others
 
 

@@ -1,4 +1,4 @@
-"""A beam request in the running batch: joins the search's decisions to sequences and their KV blocks."""
+"""A beam request in the running batch: joins the search's decisions to sequences. Knows no KV blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from worker.engine.sampling.beam_search import BeamSearch, Candidate
 from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.logits_processors import apply_history_processors, has_history_processors
 from worker.engine.sampling.row_sampler import entropies_of, top_alternatives
-from worker.engine.scheduling.block_manager import KVBlocks
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.stopping import check_stop
 
@@ -29,31 +28,15 @@ class StepColumns:
     entropies: list[float]
 
 
-def start_beams(group: SequenceGroup, eos_ids: tuple[int, ...], blocks: KVBlocks) -> None:
-    """Turns the prefilled first sequence into `num_beams` that share its blocks."""
+def start_beams(group: SequenceGroup, eos_ids: tuple[int, ...]) -> None:
     params = group.request.params
     group.beam_search = BeamSearch(params.num_beams, params.length_penalty, len(eos_ids))
-    fork_sequences(group, blocks)
-
-
-def fork_sequences(group: SequenceGroup, blocks: KVBlocks) -> None:
-    """Turns the prefilled first sequence into all of the group's, its beams or samples; they share its blocks."""
-    first = group.sequences[0]
-    for index in range(1, group.num_rows):
-        child = _copy(first)
-        child.index, child.table = index, blocks.fork(first.table)
-        group.sequences.append(child)
 
 
 def advance_beams(
-    group: SequenceGroup,
-    logits: Tensor,
-    eos_ids: tuple[int, ...],
-    detokenizer: Detokenizer | None,
-    blocks: KVBlocks,
-) -> None:
-    """One step of the search on logits [num_beams, vocab]; the group's sequences become the beams that go on."""
-    search: BeamSearch = group.beam_search
+    group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None
+) -> list[tuple[Sequence, Sequence]]:
+    """One step of the search on logits [num_beams, vocab]; (parent, beam) for each beam that continues."""
     columns, scored = _score(group, logits, eos_ids)
 
     def extended(candidate: Candidate) -> Sequence:
@@ -70,16 +53,13 @@ def advance_beams(
         return finished
 
     length = len(group.sequences[0].token_ids) + 1
-    chosen = search.advance(scored, length, finish_reason, on_finish)
-    old = group.sequences
-    beams = []
-    for index, candidate in enumerate(chosen):
-        beam = extended(candidate)
-        beam.index, beam.table = index, blocks.fork(old[candidate.parent].table)
-        beams.append(beam)
-    for sequence in old:
-        blocks.free(sequence.table, keep_reserved=True)
-    group.sequences = beams or old[:1]
+    chosen = _search_of(group).advance(scored, length, finish_reason, on_finish)
+    return [(group.sequences[candidate.parent], extended(candidate)) for candidate in chosen]
+
+
+def _search_of(group: SequenceGroup) -> BeamSearch:
+    assert isinstance(group.beam_search, BeamSearch)
+    return group.beam_search
 
 
 def _score(group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...]) -> tuple[StepColumns, Tensor]:
@@ -119,7 +99,7 @@ def _finish_reason(
         return FinishReason.EOS
     if not params.stop and candidate.token_id not in params.stop_token_ids:
         return FinishReason.LENGTH if len(parent.token_ids) + 1 >= parent.max_new_tokens else None
-    trial = _copy(parent)
+    trial = parent.fork(parent.index)
     trial.token_ids.append(candidate.token_id)
     check_stop(trial, eos_ids, detokenizer)
     return trial.finish_reason
@@ -127,7 +107,7 @@ def _finish_reason(
 
 def _extend(parent: Sequence, candidate: Candidate, columns: StepColumns) -> Sequence:
     """The parent with one token more, and that token's trace."""
-    child = _copy(parent)
+    child = parent.fork(parent.index)
     child.append(_choice(candidate, parent.request.params, columns))
     child.cumulative_logprob = candidate.total  # with the penalties, if any, that the search ranks by
     return child
@@ -151,20 +131,6 @@ def _choice(candidate: Candidate, params: GenerationParams, columns: StepColumns
     )
 
 
-def _copy(sequence: Sequence) -> Sequence:
-    return Sequence(
-        request=sequence.request,
-        index=sequence.index,
-        max_new_tokens=sequence.max_new_tokens,
-        token_ids=list(sequence.token_ids),
-        num_computed=sequence.num_computed,
-        trace=list(sequence.trace),
-        cumulative_logprob=sequence.cumulative_logprob,
-        detokenizer=None if sequence.detokenizer is None else sequence.detokenizer.copy(),
-    )
-
-
 def beam_results(group: SequenceGroup) -> SequenceOf[tuple[float, Sequence]]:
     """Score and sequence of every finished hypothesis, the best first."""
-    search: BeamSearch = group.beam_search
-    return [(beam.score, beam.origin) for beam in search.best() if isinstance(beam.origin, Sequence)]
+    return [(beam.score, beam.origin) for beam in _search_of(group).best() if isinstance(beam.origin, Sequence)]

@@ -1,45 +1,44 @@
-"""Requests that can never run, and what to change about them."""
+"""Requests that can never run, and how to change them."""
 
 from __future__ import annotations
 
 from models.params import GenerationParams
-from worker.engine.model_loader import LoadedModel
-from worker.engine.request import DoesNotFit, EngineError, InvalidRequest, PromptTooLong
-from worker.engine.scheduling.block_manager import KVBlocks
+from worker.engine.config import ModelLimits
+from worker.engine.request import CapacityExceeded, EngineError, InvalidRequest, PromptTooLong, Request
+from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.sequence import SequenceGroup
 
 
-def refusal_by_model(group: SequenceGroup, loaded: LoadedModel) -> EngineError | None:
-    """Where the model cannot take the prompt or what is asked of it."""
-    request, window = group.request, loaded.context_window
+def model_error(request: Request, limits: ModelLimits) -> EngineError | None:
+    """The error of a request whose prompt or parameters the model does not take, else None."""
     num_prompt = len(request.prompt_ids)
     if not num_prompt:
         return InvalidRequest("the prompt has no tokens; give at least one")
-    if num_prompt >= window:
+    if num_prompt >= limits.context_window:
         return PromptTooLong(
-            f"the prompt has {num_prompt} tokens, and the context window of {loaded.name} is {window}; "
+            f"the prompt has {num_prompt} tokens, and the context window of {limits.name} is {limits.context_window}; "
             "at least one token must be left for the answer"
         )
-    if (bad := _unknown_token(request.params, loaded.vocab_size)) is not None:
-        return InvalidRequest(f"token id {bad} is not in the vocabulary of {loaded.vocab_size}")
-    if request.params.stop and loaded.tokenizer is None:
+    if (bad := _unknown_token(request.params, limits.vocab_size)) is not None:
+        return InvalidRequest(f"token id {bad} is not in the vocabulary of {limits.vocab_size}")
+    if request.params.stop and not limits.has_tokenizer:
         return InvalidRequest("stop strings need a tokenizer, and this model was loaded without one")
     return None
 
 
-def refusal_by_room(
-    group: SequenceGroup, max_num_seqs: int, blocks_needed: int, blocks: KVBlocks
+def capacity_error(
+    group: SequenceGroup, max_num_seqs: int, num_blocks_needed: int, blocks: BlockManager
 ) -> EngineError | None:
-    """Where the batch or the cache is too small even for this request alone."""
-    if group.num_rows > max_num_seqs:
-        return DoesNotFit(
-            f"the job needs {group.num_rows} sequences side by side, and the worker runs "
+    """The error of a group for which the batch or the KV cache is too small even with nothing beside it, else None."""
+    if group.max_sequences > max_num_seqs:
+        return CapacityExceeded(
+            f"the job needs {group.max_sequences} sequences side by side, and the worker runs "
             f"{max_num_seqs}; ask for fewer, or start the worker with a larger --max-num-seqs"
         )
-    if blocks_needed > blocks.num_usable:
+    if num_blocks_needed > blocks.num_usable:
         size = blocks.block_size
-        return DoesNotFit(
-            f"the job needs room for {blocks_needed * size} tokens in the KV cache, which holds "
+        return CapacityExceeded(
+            f"the job needs room for {num_blocks_needed * size} tokens in the KV cache, which holds "
             f"{blocks.num_usable * size}; lower max_new_tokens, or start the worker with more --kv-memory"
         )
     return None

@@ -1,8 +1,8 @@
-"""KV-cache room: which blocks are free, shared or reserved. Counts and ids only; no tensors.
+"""The blocks of the KV cache: free, shared or reserved. Counts and ids only; knows no tensors and no requests.
 
-A block holds `block_size` tokens. Full blocks of a prompt are remembered by their content and shared by
-later prompts that begin alike; beams share blocks too and copy one when they write to it. A sequence's
-worst case is reserved for it when it is admitted, so a running sequence never lacks room.
+A block holds `block_size` tokens. Full blocks of a prompt are remembered by their content and shared with
+later prompts that begin alike; beams share blocks too and copy one before they write to it. A request's
+worst case is reserved when it is admitted, so a running sequence always gets its next block.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt's full blocks, each by a key that stands for its content and everything before it."""
+    """A prompt's full blocks, each by a key: a hash of its content and of everything before it."""
 
     keys: tuple[bytes, ...] = ()
-    num_usable: int = 0  # the block with the last token is computed anew: its logits are needed
+    num_usable: int = 0  # the block with the last token is recomputed: its logits are needed
 
 
 @dataclass
@@ -39,8 +39,8 @@ class BlockTable:
     reservation: Reservation = field(default_factory=Reservation)
 
 
-class KVBlocks:
-    """Hands out block ids. Block 0 is never handed out: padding rows write there."""
+class BlockManager:
+    """Hands out block ids, except block 0: padding rows write there."""
 
     def __init__(self, num_blocks: int, block_size: int, *, share_prefixes: bool = True) -> None:
         self.num_blocks = num_blocks
@@ -51,12 +51,12 @@ class KVBlocks:
         self._num_references = [0] * num_blocks
         self._block_of_prefix: dict[bytes, int] = {}
         self._prefix_of_block: dict[int, bytes] = {}
-        self._unreferenced: OrderedDict[int, None] = OrderedDict()  # remembered but unused, oldest first
+        self._unreferenced: OrderedDict[int, None] = OrderedDict()  # remembered and unused, oldest first
         self._num_reserved = 0
 
     @property
     def num_usable(self) -> int:
-        """Blocks that sequences can have in all."""
+        """All blocks that sequences can have together."""
         return self.num_blocks - 1
 
     @property
@@ -72,7 +72,7 @@ class KVBlocks:
         return -(-num_tokens // self.block_size)
 
     def prefix_of(self, prompt_ids: Sequence[int]) -> Prefix:
-        """What of the prompt can be shared; empty where sharing is off."""
+        """The keys of the prompt's full blocks; empty where sharing is off."""
         if not self._share_prefixes:
             return Prefix()
         keys, key = [], b""
@@ -87,13 +87,13 @@ class KVBlocks:
         usable = prefix.keys[: prefix.num_usable]
         return next((key for key in usable if key not in self._block_of_prefix), None)
 
-    def admit(self, prefix: Prefix, num_blocks_needed: int) -> tuple[BlockTable, int] | None:
-        """A table with the shared prefix filled in, and the number of tokens that covers.
+    def allocate(self, prefix: Prefix, num_blocks_needed: int) -> tuple[BlockTable, int] | None:
+        """A table that begins with the blocks of the prefix, and the number of tokens they cover.
 
-        `num_blocks_needed` is the worst case over the sequence's life. None where it does not fit now.
+        Reserves `num_blocks_needed`, the request's worst case. None where it does not fit now.
         """
         shared = self._shared_blocks(prefix)
-        num_reused = sum(block in self._unreferenced for block in shared)  # these leave the free room too
+        num_reused = sum(block in self._unreferenced for block in shared)  # they are no longer available either
         if num_blocks_needed - len(shared) + num_reused > self.num_available:
             return None
         for block in shared:
@@ -102,8 +102,8 @@ class KVBlocks:
         self._num_reserved += reservation.num_blocks
         return BlockTable(list(shared), reservation), len(shared) * self.block_size
 
-    def extend(self, table: BlockTable, num_tokens: int) -> None:
-        """Makes the table long enough for `num_tokens`."""
+    def append(self, table: BlockTable, num_tokens: int) -> None:
+        """Appends blocks until the table holds `num_tokens`."""
         while len(table.block_ids) < self.blocks_for(num_tokens):
             table.block_ids.append(self._take(table))
 
@@ -113,8 +113,8 @@ class KVBlocks:
             self._reference(block)
         return BlockTable(list(table.block_ids), table.reservation)
 
-    def make_writable(self, table: BlockTable, index: int) -> tuple[int, int] | None:
-        """Gives the table its own copy of a shared block; returns (from, to) where one must be copied."""
+    def copy_on_write(self, table: BlockTable, index: int) -> tuple[int, int] | None:
+        """Replaces a shared block by one of the table's own; returns (from, to) where its content must be copied."""
         old = table.block_ids[index]
         if self._num_references[old] == 1 and old not in self._prefix_of_block:
             return None
@@ -132,7 +132,7 @@ class KVBlocks:
                 self._prefix_of_block[block] = key
 
     def free(self, table: BlockTable, *, keep_reserved: bool = False) -> None:
-        """Gives the table's blocks back; with `keep_reserved` to its own request, which will need them again."""
+        """Frees the table's blocks; with `keep_reserved` they stay reserved for the same request."""
         for block in table.block_ids:
             is_free = self._release(block)
             if is_free and keep_reserved:
@@ -141,7 +141,7 @@ class KVBlocks:
         table.block_ids = []
 
     def cancel(self, reservation: Reservation) -> None:
-        """Gives back what a request reserved and did not take."""
+        """Frees what a request reserved and did not take."""
         self._num_reserved -= reservation.num_blocks
         reservation.num_blocks = 0
 
@@ -155,7 +155,7 @@ class KVBlocks:
         return blocks
 
     def _take(self, table: BlockTable) -> int:
-        """A free block against the table's reservation; forgets the oldest unused prefix where none is free."""
+        """A free block from the table's reservation; evicts the oldest unused prefix where none is free."""
         assert table.reservation.num_blocks > 0, "a sequence asked for more blocks than its request reserved"
         table.reservation.num_blocks -= 1
         self._num_reserved -= 1

@@ -1,142 +1,168 @@
-"""Decides what the next step computes: who decodes, whose prompt is prefilled, who is let in. No tensors.
+"""Decides the work of each step: who decodes, whose prompt is prefilled, who is admitted. No tensors.
 
-Sequences are admitted in order of priority and arrival when a row and their worst case of KV room are free; a
-sequence that ends frees both at the next step.
+Requests are admitted in order of priority and arrival when their batch rows and their worst case of KV blocks are
+free. The scheduler alone allocates, shares, copies and frees blocks.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from time import monotonic
 
-from worker.engine.scheduling.block_manager import KVBlocks
+from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
 
 #: Steps without trouble before a batch that was halved may double again.
 STEPS_BEFORE_GROWING = 256
 
 
-@dataclass(frozen=True)
-class PrefillChunk:
-    """Prompt tokens `start` … `end` of a sequence."""
-
-    sequence: Sequence
-    start: int
-    end: int
-
-    @property
-    def is_last(self) -> bool:
-        return self.end == self.sequence.num_prompt_tokens
-
-
-@dataclass
-class StepPlan:
-    """One step: sequences that decode a token, and prompt chunks that are prefilled beside them."""
-
-    decodes: list[Sequence] = field(default_factory=list)
-    prefills: list[PrefillChunk] = field(default_factory=list)
-
-
 class Scheduler:
-    """Holds the waiting and the running groups. `prefill_tile` keeps chunk borders where attention tiles end."""
+    """The waiting and the running groups, and the KV blocks of the running ones.
+
+    With `keep_phases_apart` no step prefills and decodes. Prompt chunks end at borders of blocks, which are the
+    borders of attention tiles.
+    """
 
     def __init__(
-        self,
-        blocks: KVBlocks,
-        max_num_seqs: int,
-        max_prefill_tokens: int,
-        prefill_tile: int,
-        *,
-        keep_phases_apart: bool = False,
+        self, blocks: BlockManager, max_num_seqs: int, max_prefill_tokens: int, *, keep_phases_apart: bool = False
     ) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
-        self._max_prefill_tokens = max(max_prefill_tokens // prefill_tile, 1) * prefill_tile
-        self._prefill_tile = prefill_tile
+        self._max_prefill_tokens = max(max_prefill_tokens // blocks.block_size, 1) * blocks.block_size
         self._keep_phases_apart = keep_phases_apart
-        # What is in force: less than the above for a while after memory ran out.
-        self._row_limit, self._prefill_limit = max_num_seqs, self._max_prefill_tokens
+        # The limits in force: lower than the above for a while after memory ran out.
+        self._sequence_limit, self._prefill_limit = max_num_seqs, self._max_prefill_tokens
         self._steps_since_halved = 0
         self._steps_before_growing = STEPS_BEFORE_GROWING
+        self.groups: dict[int, SequenceGroup] = {}  # waiting and running ones, by request id
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
-        self._num_rows = 0
+        self._num_sequences = 0  # that the running groups may have
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.groups)
 
     def blocks_needed(self, group: SequenceGroup) -> int:
-        """KV blocks that the group needs in the worst case: a prompt once, then each row's own tail."""
+        """KV blocks that the group needs in the worst case: a prompt once, then each sequence's own tail."""
         sequence = group.sequences[0]
-        total = self.blocks.blocks_for(sequence.num_prompt_tokens + sequence.max_new_tokens)
-        if group.num_rows == 1:
-            return total
+        longest = self.blocks.blocks_for(sequence.num_prompt_tokens + sequence.max_new_tokens)
+        if group.max_sequences == 1:
+            return longest
         shared = sequence.num_prompt_tokens // self.blocks.block_size
-        return shared + group.num_rows * (total - shared)
+        return shared + group.max_sequences * (longest - shared)
 
     def enqueue(self, group: SequenceGroup) -> None:
         """Lets a group wait behind those of its priority."""
+        group.prefix = self.blocks.prefix_of(group.request.prompt_ids)
+        self.groups[group.request.id] = group
         place = len(self.waiting)
         while place and self.waiting[place - 1].request.priority < group.request.priority:
             place -= 1
         self.waiting.insert(place, group)
 
-    def halve(self) -> None:
-        """After memory ran out: all that runs waits again, first in line, and half as much runs at once."""
-        self._row_limit = max(1, self._num_rows // 2)
-        self._prefill_limit = max(self._prefill_tile, self._prefill_limit // 2)
-        self._steps_since_halved = 0
-        self._steps_before_growing *= 2  # each time later: what starts over must come to its end once
-        for group in reversed(list(self.running)):
-            self._free(group)
-            group.start_over()
-            self.waiting.appendleft(group)
-
     def plan(self) -> StepPlan:
-        """Admits what fits, then lists this step's work; empty only where nothing can run."""
+        """Admits what fits, then plans a step, with blocks for all that it writes; empty only where nothing can run."""
         self._grow()
-        self.admit()
-        plan = StepPlan()
+        plan = StepPlan(admitted=self._admit())
         budget = self._prefill_limit
         for group in self.running:
             if group.sequences[0].is_prefilled:
-                plan.decodes += [s for s in group.sequences if s.finish_reason is None and not s.ends_with_pending]
+                plan.decodes += [sequence for sequence in group.sequences if sequence.decodes]
             elif budget > 0:
-                chunk = self._chunk(group.sequences[0], budget)
+                chunk = self._chunk(group, budget)
                 plan.prefills.append(chunk)
-                budget -= self._round_up(chunk.end - chunk.start)
+                budget -= self.blocks.blocks_for(chunk.num_tokens) * self.blocks.block_size
         if plan.prefills and self._keep_phases_apart:
             plan.decodes = []
+        for sequence in plan.decodes:
+            plan.block_copies += self._append_writable(sequence)
+        for chunk in plan.prefills:
+            self.blocks.append(chunk.sequence.table, chunk.end)
+            if chunk.is_last:
+                self._fork_first(chunk.group)
         return plan
 
+    def complete(self, plan: StepPlan) -> None:
+        """Notes that the plan is computed; its full prompt blocks are available to other prompts from now on."""
+        for sequence in plan.decodes:
+            sequence.num_computed += 1
+        for chunk in plan.prefills:
+            for sequence in chunk.group.sequences:
+                sequence.num_computed = chunk.end
+            self.blocks.remember_prefix(chunk.group.prefix, chunk.sequence.table, chunk.end)
+            if chunk.is_last:
+                chunk.group.prefilled = monotonic()
+
+    def fork_beams(self, group: SequenceGroup, beams: SequenceOf[tuple[Sequence, Sequence]]) -> None:
+        """Replaces the group's sequences by (parent, beam) pairs: each beam continues on its parent's blocks."""
+        for index, (parent, beam) in enumerate(beams):
+            beam.index, beam.table = index, self.blocks.fork(parent.table)
+        for sequence in group.sequences:
+            self.blocks.free(sequence.table, keep_reserved=True)
+        group.sequences = [beam for _, beam in beams] or group.sequences[:1]
+
+    def retire_finished(self, groups: Iterable[SequenceGroup]) -> list[SequenceGroup]:
+        """Frees the blocks of sequences that have ended; takes out and returns the groups that have."""
+        finished = []
+        for group in groups:
+            for sequence in group.sequences:
+                if sequence.finish_reason is not None:
+                    self.blocks.free(sequence.table)
+            if group.is_finished:
+                self.retire(group)
+                finished.append(group)
+        return finished
+
     def retire(self, group: SequenceGroup) -> None:
-        """Takes a group out, whatever state it is in, and frees its rows and its room."""
+        """Takes a group out, waiting or running, and frees its blocks."""
+        del self.groups[group.request.id]
         if group in self.running:
-            self._free(group)
+            self._stop(group)
         else:
             self.waiting.remove(group)
 
-    def _free(self, group: SequenceGroup) -> None:
+    def halve(self) -> SequenceGroup | None:
+        """After memory ran out: all that runs waits again, first in line, and half as much runs at once.
+
+        A group that ran alone is retired and returned.
+        """
+        if len(self.running) == 1:
+            (alone,) = self.running
+            self.retire(alone)
+            return alone
+        self._sequence_limit = max(1, self._num_sequences // 2)
+        self._prefill_limit = max(self.blocks.block_size, self._prefill_limit // 2)
+        self._steps_since_halved = 0
+        self._steps_before_growing *= 2  # each time later: what starts over must come to its end once
+        for group in reversed(list(self.running)):
+            self._stop(group)
+            group.start_over()
+            self.waiting.appendleft(group)
+        return None
+
+    def _stop(self, group: SequenceGroup) -> None:
         for sequence in group.sequences:
             self.blocks.free(sequence.table)
             self.blocks.cancel(sequence.table.reservation)
         self.running.remove(group)
-        self._num_rows -= group.num_rows
+        self._num_sequences -= group.max_sequences
 
     def _grow(self) -> None:
-        """After enough steps without trouble, twice as much may run again, up to what was configured."""
+        """After enough steps without trouble, twice as much may run again, up to the configured limits."""
         self._steps_since_halved += 1
-        if self._steps_since_halved >= self._steps_before_growing and self._row_limit < self.max_num_seqs:
-            self._row_limit = min(self.max_num_seqs, self._row_limit * 2)
+        if self._steps_since_halved >= self._steps_before_growing and self._sequence_limit < self.max_num_seqs:
+            self._sequence_limit = min(self.max_num_seqs, self._sequence_limit * 2)
             self._prefill_limit = min(self._max_prefill_tokens, self._prefill_limit * 2)
             self._steps_since_halved = 0
 
-    def admit(self) -> list[SequenceGroup]:
-        """Lets in, in order of priority and arrival, what has room; returns those groups.
+    def _admit(self) -> list[SequenceGroup]:
+        """Moves waiting groups that fit to the running ones, in order of priority and arrival; returns them.
 
-        One whose prefix another is just computing is passed over: it will find it computed.
+        A group is passed over while another computes a block of its prefix: it will find it computed.
         """
         being_computed = {key for group in self.running for key in self._uncomputed_keys(group)}
         admitted, passed_over = [], []
@@ -145,33 +171,46 @@ class Scheduler:
             if self.blocks.first_missing(group.prefix) in being_computed:
                 passed_over.append(self.waiting.popleft())
                 continue
-            room = self.blocks.admit(group.prefix, self.blocks_needed(group))
-            if room is None:
+            allocated = self.blocks.allocate(group.prefix, self.blocks_needed(group))
+            if allocated is None:
                 break
             sequence = group.sequences[0]
-            sequence.table, sequence.num_computed = room
+            sequence.table, sequence.num_computed = allocated
             group.admitted = monotonic()
             self.running.append(self.waiting.popleft())
-            self._num_rows += group.num_rows
+            self._num_sequences += group.max_sequences
             being_computed.update(self._uncomputed_keys(group))
             admitted.append(group)
         self.waiting.extendleft(reversed(passed_over))
         return admitted
 
     def _has_rows_for(self, group: SequenceGroup) -> bool:
-        """Whether its rows are free. One that needs more than the limit of a bad moment runs alone."""
-        return self._num_rows + group.num_rows <= self._row_limit or not self.running
+        """Whether its batch rows are free. A group above a limit that was halved runs alone."""
+        return self._num_sequences + group.max_sequences <= self._sequence_limit or not self.running
 
     def _uncomputed_keys(self, group: SequenceGroup) -> tuple[bytes, ...]:
-        """The group's prefix blocks that its prefill has still to compute."""
+        """The blocks of the group's prefix that its prefill has still to compute."""
         return group.prefix.keys[group.sequences[0].num_computed // self.blocks.block_size :]
 
-    def _chunk(self, sequence: Sequence, budget: int) -> PrefillChunk:
+    def _chunk(self, group: SequenceGroup, budget: int) -> PrefillChunk:
+        sequence = group.sequences[0]
         start = sequence.num_computed
         end = min(sequence.num_prompt_tokens, start + budget)
         if end < sequence.num_prompt_tokens:
-            end -= end % self._prefill_tile
-        return PrefillChunk(sequence, start, end)
+            end -= end % self.blocks.block_size
+        return PrefillChunk(group, start, end)
 
-    def _round_up(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._prefill_tile) * self._prefill_tile
+    def _append_writable(self, sequence: Sequence) -> list[tuple[int, int]]:
+        """Gives a decoding sequence a block of its own to write to; returns the copy that this needs, if any."""
+        self.blocks.append(sequence.table, sequence.num_tokens)
+        index = (sequence.num_tokens - 1) // self.blocks.block_size
+        copy = self.blocks.copy_on_write(sequence.table, index)
+        return [] if copy is None else [copy]
+
+    def _fork_first(self, group: SequenceGroup) -> None:
+        """Makes all samples or beams of the group out of its first sequence; they share its blocks."""
+        first = group.sequences[0]
+        for index in range(1, group.max_sequences):
+            child = first.fork(index)
+            child.table = self.blocks.fork(first.table)
+            group.sequences.append(child)

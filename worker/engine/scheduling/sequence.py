@@ -1,15 +1,24 @@
-"""The engine's mutable state of one request: its sequences, their tokens and how far each has come."""
+"""The mutable state of one request: its sequences, their tokens, how far each has come. No tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 from models.states import FinishReason, Strategy
+from worker.engine.detokenizer import TextStream
 from worker.engine.request import Request
 from worker.engine.sampling.choices import Choice
 from worker.engine.scheduling.block_manager import BlockTable, Prefix
+
+
+class BeamSearchState(Protocol):
+    """A beam search, as far as scheduling knows one."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no running beam can improve the result."""
 
 
 @dataclass
@@ -17,8 +26,8 @@ class Sequence:
     """One decode: a sample of a request, or one of its beams."""
 
     request: Request
-    index: int  # sample index, or row of the beam group
-    max_new_tokens: int  # what was asked for, cut to the context window
+    index: int  # of the sample, or of the beam
+    max_new_tokens: int  # as asked for, cut to the context window
     table: BlockTable = field(default_factory=BlockTable)
     token_ids: list[int] = field(default_factory=list)  # generated
     num_computed: int = 0  # tokens whose keys and values are in the cache
@@ -26,8 +35,21 @@ class Sequence:
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     text_end: int | None = None  # where a stop string cuts the text
-    detokenizer: Any = None  # only where stop strings must be looked for
-    pending_row: int | None = None  # its place among choices that are still on the device
+    text_stream: TextStream | None = None  # only where stop strings must be looked for
+    in_flight_index: int | None = None  # of its newest token among those that are still on the device
+
+    def fork(self, index: int) -> Sequence:
+        """A copy with the same tokens and trace, and no blocks yet."""
+        return Sequence(
+            request=self.request,
+            index=index,
+            max_new_tokens=self.max_new_tokens,
+            token_ids=list(self.token_ids),
+            num_computed=self.num_computed,
+            trace=list(self.trace),
+            cumulative_logprob=self.cumulative_logprob,
+            text_stream=None if self.text_stream is None else self.text_stream.copy(),
+        )
 
     def append(self, choice: Choice) -> None:
         """Adds a generated token, and its trace if the request asks for one."""
@@ -42,50 +64,63 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and generated tokens, one that is still on the device included."""
-        return len(self.request.prompt_ids) + len(self.token_ids) + (self.pending_row is not None)
+        """Prompt and generated tokens, including one in flight."""
+        return len(self.request.prompt_ids) + len(self.token_ids) + (self.in_flight_index is not None)
 
     @property
-    def ends_with_pending(self) -> bool:
-        """Whether its token on the device is its last one, whatever it is."""
-        return self.pending_row is not None and len(self.token_ids) + 1 >= self.max_new_tokens
+    def ends_in_flight(self) -> bool:
+        """Whether its token in flight is its last one, whatever it is."""
+        return self.in_flight_index is not None and len(self.token_ids) + 1 >= self.max_new_tokens
 
     @property
     def is_prefilled(self) -> bool:
         return self.num_computed >= self.num_prompt_tokens
 
+    @property
+    def decodes(self) -> bool:
+        """Whether the next step computes its newest token."""
+        return self.finish_reason is None and not self.ends_in_flight
+
     def tokens_between(self, start: int, end: int) -> SequenceOf[int]:
-        """Prompt and generated ids from `start` to `end`; a chunk never straddles both. An id on the device is a 0."""
+        """Prompt and generated ids from `start` to `end`; a chunk never straddles both. An id in flight is a 0."""
         if end <= self.num_prompt_tokens:
             return self.request.prompt_ids[start:end]
-        if self.pending_row is not None and end == self.num_tokens:
+        if self.in_flight_index is not None and end == self.num_tokens:
             return [*self.token_ids[start - self.num_prompt_tokens :], 0]
         return self.token_ids[start - self.num_prompt_tokens : end - self.num_prompt_tokens]
 
 
 @dataclass
 class SequenceGroup:
-    """A request in the engine, with its sequences and its times."""
+    """A request in the engine, with its sequences and its times in seconds of the monotonic clock.
+
+    It has one sequence until its prompt is planned to the end, then a sequence for each sample or beam.
+    """
 
     request: Request
     sequences: list[Sequence]
-    arrived: float  # seconds, monotonic
+    arrived: float
     prefix: Prefix = Prefix()
-    admitted: float = 0.0
-    prefilled: float = 0.0
-    beam_search: Any = None  # BeamSearch, for the strategy that has one
+    admitted: float | None = None  # None while it waits
+    prefilled: float | None = None  # None until its whole prompt is computed
+    beam_search: BeamSearchState | None = None
 
     def start_over(self) -> None:
-        """Back to the prompt; since draws are keyed by position, the same tokens come again."""
+        """Returns to the prompt; since draws are keyed by position, the same tokens come again."""
         first = self.sequences[0]
         self.sequences = [Sequence(self.request, 0, first.max_new_tokens)]
-        self.admitted = self.prefilled = 0.0
-        self.beam_search = None
+        self.admitted = self.prefilled = self.beam_search = None
 
     @property
-    def num_rows(self) -> int:
-        """Batch rows that it takes at most."""
+    def max_sequences(self) -> int:
+        """Sequences that it decodes side by side at most."""
         return self.request.params.num_sequences
+
+    @property
+    def is_finished(self) -> bool:
+        if self.is_beam:
+            return self.beam_search is not None and self.beam_search.is_done
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
 
     @property
     def is_beam(self) -> bool:

@@ -29,11 +29,11 @@ def check_stop(sequence: Sequence, eos_ids: tuple[int, ...], detokenizer: Detoke
 
 
 def _ends_with_stop_string(sequence: Sequence, detokenizer: Detokenizer) -> bool:
-    if sequence.detokenizer is None:
-        sequence.detokenizer = TextStream(detokenizer)
+    if sequence.text_stream is None:
+        sequence.text_stream = TextStream(detokenizer)
         for token_id in sequence.token_ids[:-1]:
-            sequence.detokenizer.append(token_id)
-    stream: TextStream = sequence.detokenizer
+            sequence.text_stream.append(token_id)
+    stream = sequence.text_stream
     added = stream.append(sequence.token_ids[-1])
     found = [_find(stream.text, stop, len(added)) for stop in sequence.request.params.stop]
     places = [place for place in found if place >= 0]

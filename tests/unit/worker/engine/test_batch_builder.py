@@ -8,8 +8,8 @@ from models.params import GenerationParams
 from worker.engine.model.step_batch import SHORT_BLOCKS, Paging, StepBatch, build_step_batch
 from worker.engine.request import Request
 from worker.engine.scheduling.block_manager import BlockTable
-from worker.engine.scheduling.scheduler import PrefillChunk
-from worker.engine.scheduling.sequence import Sequence
+from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+from worker.engine.scheduling.step_plan import PrefillChunk
 
 BLOCK_SIZE = 4
 SHORT = SHORT_BLOCKS * BLOCK_SIZE
@@ -26,7 +26,8 @@ def sequence_of(request_id: int, num_prompt_tokens: int, num_generated: int = 0)
 
 
 def chunk_of(sequence: Sequence, start: int = 0, end: int | None = None) -> PrefillChunk:
-    return PrefillChunk(sequence, start, sequence.num_prompt_tokens if end is None else end)
+    group = SequenceGroup(sequence.request, [sequence], arrived=0.0)
+    return PrefillChunk(group, start, sequence.num_prompt_tokens if end is None else end)
 
 
 def rows_in_tiles(batch: StepBatch) -> list[int]:
@@ -35,7 +36,7 @@ def rows_in_tiles(batch: StepBatch) -> list[int]:
 
 def test_the_beginning_of_a_prompt_is_attended_as_decoding_rows_are() -> None:
     decoding, short, long = sequence_of(1, 6, num_generated=3), sequence_of(2, SHORT - 1), sequence_of(3, SHORT + 6)
-    batch, sequences = build_step_batch([decoding], [chunk_of(long), chunk_of(short)], BLOCK_SIZE, CPU, Paging.SHORT)
+    batch, sampled = build_step_batch([decoding], [chunk_of(long), chunk_of(short)], BLOCK_SIZE, CPU, Paging.SHORT)
     num_paged = 1 + SHORT + SHORT - 1
     assert batch.num_paged_rows == num_paged
     assert batch.paged is not None and batch.paged.max_queries == 1
@@ -46,7 +47,7 @@ def test_the_beginning_of_a_prompt_is_attended_as_decoding_rows_are() -> None:
     # The others, the end of the long prompt, are in tiles.
     assert rows_in_tiles(batch) == list(range(num_paged, num_paged + 6))
     assert batch.positions[0, num_paged:].tolist() == list(range(SHORT, SHORT + 6))
-    assert [each.request.id for each in sequences] == [1, 2, 3]
+    assert [(row, sequence.request.id) for row, sequence in sampled] == [(0, 1), (1, 2), (2, 3)]
     last_ids = batch.input_ids[0, batch.logit_rows].tolist()
     assert last_ids == [decoding.token_ids[-1], short.request.prompt_ids[-1], long.request.prompt_ids[-1]]
 

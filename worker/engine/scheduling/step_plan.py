@@ -1,0 +1,50 @@
+"""The work of one step as plain data: who decodes, whose prompt is prefilled, which KV blocks are copied before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+
+#: A row of the step's logits, and a sequence that gets its next token from it.
+SampledRow = tuple[int, Sequence]
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Prompt tokens `start` … `end` of a group's first sequence."""
+
+    group: SequenceGroup
+    start: int
+    end: int
+
+    @property
+    def sequence(self) -> Sequence:
+        return self.group.sequences[0]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt ends with it, so that its sequences get their first token."""
+        return self.end == self.sequence.num_prompt_tokens
+
+
+@dataclass
+class StepPlan:
+    """One step: sequences that decode a token, and prompt chunks that are prefilled beside them."""
+
+    decodes: list[Sequence] = field(default_factory=list)
+    prefills: list[PrefillChunk] = field(default_factory=list)
+    block_copies: list[tuple[int, int]] = field(default_factory=list)  # (from, to), before anything is computed
+    admitted: list[SequenceGroup] = field(default_factory=list)  # running from this step on
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.decodes and not self.prefills
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.prefills)

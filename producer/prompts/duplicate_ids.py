@@ -1,7 +1,7 @@
-"""Finding custom ids that come twice among millions, in eight bytes each.
+"""Finding the custom ids that a file uses twice, among millions, in eight bytes each.
 
-The first pass over a file collects a hash of every id; only ids whose hash came twice are remembered with their
-lines in the passes after it.
+The first pass over a file collects a hash of every id; later passes remember the line of those ids only whose hash
+came twice.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class DuplicateFinder:
 
 
 class FirstUses:
-    """Watches a pass over the file for the ids that come again."""
+    """The line that first used each duplicate id, collected in one pass over the file."""
 
-    def __init__(self, hashes: frozenset[int]) -> None:
-        self._hashes = hashes
+    def __init__(self, duplicate_hashes: frozenset[int]) -> None:
+        self._hashes = duplicate_hashes
         self._first_line: dict[str, int] = {}
 
     def first_line(self, custom_id: str, number: int) -> int | None:
-        """The line that had the id before this one, if one had."""
+        """The line that used the id before this one; None for a first use."""
         if not self._hashes or _hash(custom_id) not in self._hashes:
             return None
         first = self._first_line.setdefault(custom_id, number)

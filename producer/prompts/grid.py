@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from models.params import GenerationParams, parameters_of
 from models.states import Strategy
-from producer.errors import UsageError
+from producer.errors import LineProblem, UsageError
 
 #: What a value of each parameter must be, for messages.
 RULES = {
@@ -52,14 +52,6 @@ INTEGERS = frozenset({
 })  # fmt: skip
 
 
-class InvalidParameters(Exception):
-    """Parameters that no job can have; `field` is empty where several do not go together."""
-
-    def __init__(self, field_name: str, problem: str) -> None:
-        super().__init__(f"{field_name} {problem}".strip())
-        self.field, self.problem = field_name, problem
-
-
 @dataclass
 class Grid:
     """Parameter -> its values. `used` collects which parameters some job took."""
@@ -95,7 +87,7 @@ class Grid:
         for params, _ in Grid(self.values).points({}):
             try:
                 validate(params)
-            except InvalidParameters as error:
+            except LineProblem as error:
                 if error.field:  # what does not go together, a line may still put right
                     raise UsageError(f"--{error.field.replace('_', '-')} {error.problem}") from error
 
@@ -126,7 +118,7 @@ def parse_option(name: str, text: str) -> list[Any]:
 
 
 def validate(params: dict[str, Any]) -> GenerationParams:
-    """The parameters as a job has them. Raises `InvalidParameters` with the first problem.
+    """The parameters as a job has them. Raises `LineProblem` with the first problem.
 
     Lines with the same parameters, which most files have, get the same object.
     """
@@ -145,11 +137,11 @@ def _validate(params: dict[str, Any]) -> GenerationParams:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         if not name:
-            raise InvalidParameters("", first["msg"].removeprefix("Value error, ")) from error
+            raise LineProblem("", first["msg"].removeprefix("Value error, ")) from error
         problem = f"{RULES.get(name, 'is not valid')}, got {_shorten(params.get(name))}"
         if name == "strategy" and (near := get_close_matches(str(params.get(name)), list(Strategy), n=1)):
             problem += f"; did you mean {near[0]}?"
-        raise InvalidParameters(name, problem) from error
+        raise LineProblem(name, problem) from error
 
 
 def label(varied: dict[str, Any]) -> str:

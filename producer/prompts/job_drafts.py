@@ -1,4 +1,4 @@
-"""From prompt lines and the command's grid to jobs as they will be written, or what is wrong with each."""
+"""Prompt lines and the command's grid as job drafts: the last step before a database, of which it knows nothing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 
 from models.params import MAX_SEED, GenerationParams
 from models.settings import DEFAULT_PRIORITY
+from producer.errors import LineProblem
 from producer.prompts.duplicate_ids import FirstUses
-from producer.prompts.grid import Grid, InvalidParameters, label, validate
-from producer.prompts.lines import LineError, PromptLine, misspelt_parameter, read_prompts
-from producer.prompts.records import ReaderOptions
+from producer.prompts.grid import Grid, label, validate
+from producer.prompts.lines import PromptLine, misspelt_parameter, prompt_line
+from producer.prompts.records import ReaderOptions, Record, read_records
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What a command submits."""
+    """A file with all that the command says of it."""
 
     path: Path
     model: str
@@ -28,7 +29,7 @@ class Submission:
     name: str | None = None
     seed: int | None = None  # the run's; None draws one
     reader: ReaderOptions = ReaderOptions()
-    source: str | None = None  # what the path is called; None: itself
+    source: str | None = None  # the path's name in messages; None: itself
 
     @property
     def shown_path(self) -> str:
@@ -37,7 +38,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class JobDraft:
-    """A job as it will be written, but for the run and the derived seed."""
+    """A job without its run and its derived seed."""
 
     custom_id: str
     prompt: str | None
@@ -48,45 +49,48 @@ class JobDraft:
     grid_point: dict[str, Any] | None
 
     def seed(self, run_seed: int) -> int:
-        """The seed it names, or the one derived from its run's."""
+        """The seed that the job names, or the one derived from its run's."""
         given = self.params.seed
         return derived_seed(run_seed, self.custom_id) if given is None else given
 
     def content_key(self, model: str, seed: int) -> str:
-        """A hash of all that decides its answer: jobs with the same key have the same answer."""
+        """A hash of all that decides the answer: jobs with the same key have the same answer."""
         content = [model, self.prompt, self.messages, self.params.stored_json, seed]
         return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @dataclass
 class Line:
-    """What became of one line: its jobs, or what is wrong with it."""
+    """One line of the file with its jobs, or with what is wrong with it."""
 
     number: int
     raw: str
     drafts: list[JobDraft] = field(default_factory=list)
-    error: LineError | None = None
+    problem: LineProblem | None = None  # set: the line has no jobs
 
 
 def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warnings: dict[str, str]) -> Iterator[Line]:
-    """Every line with its jobs. A line with one bad job has none; `duplicate_hashes` are of ids that come twice."""
+    """Every line with its jobs; one bad job spoils its line. Adds to `warnings`, by metadata field."""
     first_uses = FirstUses(duplicate_hashes)
-    for line in read_prompts(submission.path, submission.reader):
-        if isinstance(line, LineError):
-            yield Line(line.number, line.raw, error=line)
-            continue
-        _warn(submission, line, warnings)
-        read = Line(line.number, line.raw)
+    for record in read_records(submission.path, submission.reader):
+        line = Line(record.number, record.raw)
         try:
-            for params, varied in submission.grid.points(line.params, line.default_strategy):
-                draft = _draft(line, validate(params), varied, submission)
-                if (first := first_uses.first_line(draft.custom_id, line.number)) is not None:
-                    problem = f"{draft.custom_id!r} was already used in line {first}; make it unique"
-                    raise InvalidParameters("custom_id", problem)
-                read.drafts.append(draft)
-        except InvalidParameters as error:
-            read = Line(line.number, line.raw, error=LineError(line.number, error.field, error.problem, line.raw))
-        yield read
+            line.drafts = _drafts(submission, record, first_uses, warnings)
+        except LineProblem as problem:
+            line.problem = problem
+        yield line
+
+
+def _drafts(submission: Submission, record: Record, first_uses: FirstUses, warnings: dict[str, str]) -> list[JobDraft]:
+    line = prompt_line(record)
+    _warn(submission, record.number, line.metadata, warnings)
+    drafts = []
+    for params, varied in submission.grid.points(line.params, line.default_strategy):
+        draft = _draft(line, validate(params), varied, submission)
+        if (first := first_uses.first_line(draft.custom_id, record.number)) is not None:
+            raise LineProblem("custom_id", f"{draft.custom_id!r} was already used in line {first}; make it unique")
+        drafts.append(draft)
+    return drafts
 
 
 def derived_seed(run_seed: int, custom_id: str) -> int:
@@ -95,10 +99,10 @@ def derived_seed(run_seed: int, custom_id: str) -> int:
     return int.from_bytes(digest, "little") & MAX_SEED
 
 
-def _warn(submission: Submission, line: PromptLine, warnings: dict[str, str]) -> None:
-    for name in line.metadata:
+def _warn(submission: Submission, number: int, metadata: dict[str, Any], warnings: dict[str, str]) -> None:
+    for name in metadata:
         if name not in warnings and (meant := misspelt_parameter(name)) is not None:
-            place = f"{submission.shown_path}:{line.number}"
+            place = f"{submission.shown_path}:{number}"
             warnings[name] = f"{place}: {name} is kept as metadata; did you mean {meant}?"
 
 

@@ -1,18 +1,17 @@
-"""Records as prompts: what a line asks for, or the first thing that is wrong with it. Knows nothing of grids."""
+"""A record as a prompt with its parameters, or the first thing that is wrong with it. Knows no grids."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from models.params import GenerationParams
-from producer.prompts.records import InvalidLine, ReaderOptions, Record, read_records
+from producer.errors import LineProblem
+from producer.prompts.records import Record
 
 PARAMETER_FIELDS = frozenset(GenerationParams.model_fields)
 OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"})
@@ -22,64 +21,32 @@ MAX_CUSTOM_ID = 512
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One valid line: what to decode, and the parameters it sets itself (not validated yet)."""
+    """One valid line: a prompt or a conversation, and the parameters the line sets."""
 
-    number: int
-    raw: str
     custom_id: str
     prompt: str | None
     messages: list[dict[str, Any]] | None
-    params: dict[str, Any]
+    params: dict[str, Any]  # not validated yet: the grid's come below them
     priority: int | None
     metadata: dict[str, Any]
     default_strategy: str = "greedy"  # where neither the line nor the command names one
 
 
-@dataclass(frozen=True)
-class LineError:
-    """What is wrong with a line; `field` is empty where the line as a whole is."""
-
-    number: int
-    field: str
-    problem: str
-    raw: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.field} {self.problem}" if self.field else self.problem
-
-
-def read_prompts(path: Path, options: ReaderOptions = ReaderOptions()) -> Iterator[PromptLine | LineError]:
-    """Every line that is not blank, in order. Raises `UsageError` where the file cannot be read."""
-    for record in read_records(path, options):
-        try:
-            if record.error is not None:
-                raise record.error
-            yield _prompt_line(record)
-        except InvalidLine as error:
-            yield LineError(record.number, error.field, error.problem, record.raw)
-
-
-@lru_cache(maxsize=1024)
-def misspelt_parameter(field: str) -> str | None:
-    """The parameter that a metadata field's name looks like a misspelling of, if any."""
-    matches = get_close_matches(field.lower(), PARAMETER_FIELDS | OWN_FIELDS, n=1, cutoff=0.8)
-    return matches[0] if matches else None
-
-
-def _prompt_line(record: Record) -> PromptLine:
+def prompt_line(record: Record) -> PromptLine:
+    """The record as a prompt. Raises `LineProblem`."""
+    if record.problem is not None:
+        raise record.problem
     fields = dict(record.fields)
     _check_strings(fields)
     params = {name: fields.pop(name) for name in PARAMETER_FIELDS & fields.keys()}
     prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
     if (prompt is None) == (messages is None):
-        raise InvalidLine("", "needs either prompt or messages" + (", not both" if prompt is not None else ""))
+        raise LineProblem("", "needs either prompt or messages" + (", not both" if prompt is not None else ""))
     if prompt is not None:
         _check_text("prompt", prompt)
     else:
         _check_messages(messages)
     return PromptLine(
-        number=record.number,
-        raw=record.raw,
         custom_id=_custom_id(fields.pop("custom_id", None), record.number),
         prompt=prompt,
         messages=messages,
@@ -90,12 +57,19 @@ def _prompt_line(record: Record) -> PromptLine:
     )
 
 
+@lru_cache(maxsize=1024)
+def misspelt_parameter(field: str) -> str | None:
+    """The parameter that a metadata field's name looks like a misspelling of, if any."""
+    matches = get_close_matches(field.lower(), PARAMETER_FIELDS | OWN_FIELDS, n=1, cutoff=0.8)
+    return matches[0] if matches else None
+
+
 def _check_strings(fields: dict[str, Any]) -> None:
-    """What JSON can say and the databases cannot store. Raises `InvalidLine`."""
+    """Raises `LineProblem` for strings and numbers that JSON allows and the databases cannot store."""
     for field, value in fields.items():
         text = field + _joined(value, field if field not in PARAMETER_FIELDS else None)
         if "\0" in text:
-            raise InvalidLine(
+            raise LineProblem(
                 field, "has a NUL character (\\u0000), which PostgreSQL cannot store; remove it, or give --replace-nul"
             )
         try:
@@ -106,7 +80,7 @@ def _check_strings(fields: dict[str, Any]) -> None:
             problem = "is not UTF-8; save the file as UTF-8" if is_byte else (
                 "has a lone surrogate (\\ud800 … \\udfff); write the character whole"
             )  # fmt: skip
-            raise InvalidLine(field, problem) from error
+            raise LineProblem(field, problem) from error
 
 
 def _joined(value: Any, metadata_field: str | None) -> str:
@@ -118,30 +92,30 @@ def _joined(value: Any, metadata_field: str | None) -> str:
     if isinstance(value, list):
         return "".join(_joined(inner, metadata_field) for inner in value)
     if isinstance(value, float) and metadata_field is not None and not math.isfinite(value):
-        raise InvalidLine(metadata_field, f"must be a finite number, got {value}")
+        raise LineProblem(metadata_field, f"must be a finite number, got {value}")
     return ""
 
 
 def _check_text(field: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise InvalidLine(field, f"must be a string, got {_shorten(value)}")
+        raise LineProblem(field, f"must be a string, got {_shorten(value)}")
     if not value:
-        raise InvalidLine(field, "is empty; give at least one character")
+        raise LineProblem(field, "is empty; give at least one character")
 
 
 def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
-        raise InvalidLine("messages", f"must be a list of at least one message, got {_shorten(messages)}")
+        raise LineProblem("messages", f"must be a list of at least one message, got {_shorten(messages)}")
     for index, message in enumerate(messages):
         field = f"messages[{index}]"
         if not isinstance(message, dict):
-            raise InvalidLine(field, f"must be an object with role and content, got {_shorten(message)}")
+            raise LineProblem(field, f"must be an object with role and content, got {_shorten(message)}")
         if message.get("role") not in ROLES:
-            raise InvalidLine(
+            raise LineProblem(
                 f"{field}.role", f"must be one of {', '.join(ROLES)}, got {_shorten(message.get('role'))}"
             )
         if not isinstance(message.get("content"), str):
-            raise InvalidLine(f"{field}.content", f"must be a string, got {_shorten(message.get('content'))}")
+            raise LineProblem(f"{field}.content", f"must be a string, got {_shorten(message.get('content'))}")
 
 
 def _custom_id(value: Any, number: int) -> str:
@@ -151,7 +125,7 @@ def _custom_id(value: Any, number: int) -> str:
         return str(value)  # tables often number their rows
     _check_text("custom_id", value)
     if len(value) > MAX_CUSTOM_ID:
-        raise InvalidLine("custom_id", f"must have at most {MAX_CUSTOM_ID} characters, got {len(value)}")
+        raise LineProblem("custom_id", f"must have at most {MAX_CUSTOM_ID} characters, got {len(value)}")
     return str(value)
 
 
@@ -159,7 +133,7 @@ def _priority(value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
-        raise InvalidLine("priority", f"must be a whole number from 0 to 9 (9 goes first), got {_shorten(value)}")
+        raise LineProblem("priority", f"must be a whole number from 0 to 9 (9 goes first), got {_shorten(value)}")
     return value
 
 

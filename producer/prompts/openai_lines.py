@@ -1,4 +1,4 @@
-"""Lines of OpenAI's Batch API as native ones: what a body asks for, or what of it is not supported.
+"""Lines of OpenAI's Batch API, translated to native ones. Knows the fields of a body, not their valid values.
 
 Source: the batch and chat completion reference of the OpenAI API.
 """
@@ -6,6 +6,8 @@ Source: the batch and chat completion reference of the OpenAI API.
 from __future__ import annotations
 
 from typing import Any
+
+from producer.errors import LineProblem
 
 CHAT_URL, COMPLETION_URL = "/v1/chat/completions", "/v1/completions"
 
@@ -22,27 +24,19 @@ HARMLESS = {
 }  # fmt: skip
 
 
-class UnsupportedLine(Exception):
-    """What a line asks for and does not get."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field, self.problem = field, problem
-
-
 def is_openai_line(record: dict[str, Any]) -> bool:
     return "body" in record and "url" in record
 
 
 def native_line(record: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a native line. Raises `UnsupportedLine`."""
+    """The fields of a native line. Raises `LineProblem`."""
     url, body = record["url"], record["body"]
     if record.get("method", "POST") != "POST":
-        raise UnsupportedLine("method", f"must be POST, got {record['method']!r}")
+        raise LineProblem("method", f"must be POST, got {record['method']!r}")
     if url not in (CHAT_URL, COMPLETION_URL):
-        raise UnsupportedLine("url", f"must be {CHAT_URL} or {COMPLETION_URL}, got {url!r}")
+        raise LineProblem("url", f"must be {CHAT_URL} or {COMPLETION_URL}, got {url!r}")
     if not isinstance(body, dict):
-        raise UnsupportedLine("body", f"must be an object, got {body!r:.60}")
+        raise LineProblem("body", f"must be an object, got {body!r:.60}")
     body = {name: value for name, value in body.items() if value is not None}
     body.pop("model", None)  # the run's own model answers
     line: dict[str, Any] = {"url": url}
@@ -54,14 +48,14 @@ def native_line(record: dict[str, Any]) -> dict[str, Any]:
     line |= _length(body) | _sampling(body) | _logprobs(body, url)
     for name, value in body.items():
         if name not in HARMLESS or HARMLESS[name] != value:
-            raise UnsupportedLine(f"body.{name}", f"is not supported ({value!r:.60}); leave it out")
+            raise LineProblem(f"body.{name}", f"is not supported ({value!r:.60}); leave it out")
     return line
 
 
 def _messages(body: dict[str, Any]) -> dict[str, Any]:
     messages = body.pop("messages", None)
     if not isinstance(messages, list):
-        raise UnsupportedLine("body.messages", "must be a list of messages")
+        raise LineProblem("body.messages", "must be a list of messages")
     return {"messages": [_plain(message, index) for index, message in enumerate(messages)]}
 
 
@@ -72,7 +66,7 @@ def _plain(message: Any, index: int) -> Any:
     texts = []
     for part in message["content"]:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise UnsupportedLine(f"body.messages[{index}].content", "may only hold parts of type text")
+            raise LineProblem(f"body.messages[{index}].content", "may only hold parts of type text")
         texts.append(part["text"])
     return {**message, "content": "".join(texts)}
 
@@ -80,7 +74,7 @@ def _plain(message: Any, index: int) -> Any:
 def _prompt(body: dict[str, Any]) -> dict[str, Any]:
     prompt = body.pop("prompt", None)
     if not isinstance(prompt, str):
-        raise UnsupportedLine("body.prompt", "must be one string; give each prompt a line of its own")
+        raise LineProblem("body.prompt", "must be one string; give each prompt a line of its own")
     return {"prompt": prompt}
 
 
@@ -105,10 +99,10 @@ def _logprobs(body: dict[str, Any], url: str) -> dict[str, Any]:
     wanted, top = body.pop("logprobs", None), body.pop("top_logprobs", None)
     if url == COMPLETION_URL:
         if isinstance(wanted, bool) or not isinstance(wanted, int | None):
-            raise UnsupportedLine("body.logprobs", f"must be a whole number, got {wanted!r}")
+            raise LineProblem("body.logprobs", f"must be a whole number, got {wanted!r}")
         return {} if wanted is None else {"logprobs": True, "top_logprobs": wanted}
     if top is not None and not wanted:
-        raise UnsupportedLine("body.top_logprobs", "needs logprobs: true")
+        raise LineProblem("body.top_logprobs", "needs logprobs: true")
     if not wanted:
         return {}
     return {"logprobs": True} | ({"top_logprobs": top} if top is not None else {})

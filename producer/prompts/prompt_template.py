@@ -1,7 +1,7 @@
 """`--template`: a prompt made of a row's columns, by Jinja2 in its sandbox.
 
-`{text}` is short for `{{ text }}`; a template that has `{{` or `{%` is taken as it is. `row` is the whole row, for
-columns whose names are no identifiers: `{{ row["the text"] }}`.
+`{text}` is short for `{{ text }}`; a template that has `{{` or `{%` is compiled as it is. `row` is the whole row, for
+columns whose names are not identifiers: `{{ row["the text"] }}`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,13 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from producer.errors import UsageError
+from producer.errors import LineProblem, UsageError
 
 SHORT_FORM = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
-class TemplateProblem(Exception):
-    """The template does not go with a row; for the message of that line."""
-
-
 class PromptTemplate:
-    """A compiled template. Raises `UsageError` where it is none."""
+    """A compiled template. Raises `UsageError` for a source that does not compile."""
 
     def __init__(self, source: str) -> None:
         from jinja2 import StrictUndefined, TemplateSyntaxError, meta
@@ -36,16 +32,16 @@ class PromptTemplate:
             raise UsageError(f"--template is not a Jinja2 template: {error.message} in line {error.lineno}") from error
 
     def check_columns(self, columns: Collection[str]) -> None:
-        """Raises `UsageError` for a name that is no column."""
+        """Raises `UsageError` for a name that is not a column."""
         for name in sorted(self.names):
             if name not in columns:
                 raise UsageError(f"--template names {name!r}, and the columns are {', '.join(columns)}")
 
     def render(self, row: dict[str, Any]) -> str:
-        """The prompt of a row. Raises `TemplateProblem`."""
+        """The prompt of a row. Raises `LineProblem`."""
         from jinja2 import TemplateError
 
         try:
             return self._template.render({**row, "row": row})
         except (TemplateError, TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
-            raise TemplateProblem(f"does not go with --template: {error}") from error
+            raise LineProblem("", f"does not go with --template: {error}") from error

@@ -1,7 +1,7 @@
 """Prompt files of every format as records: JSONL (native or OpenAI's), CSV, Parquet and plain text.
 
-A record is a line's or row's fields, or what is wrong with it. Files are read a line or a batch at a time, so they
-may be of any length.
+A record is a line's or row's fields, or what is wrong with it. Files are read a line or a batch at a time and may be
+of any length. Knows no parameters beyond their names: `lines` says what a field may hold.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from models.params import GenerationParams
-from producer.errors import UsageError
+from producer.errors import LineProblem, UsageError
 from producer.prompts.files import base_suffix, open_file
-from producer.prompts.openai_lines import UnsupportedLine, is_openai_line, native_line
-from producer.prompts.prompt_template import PromptTemplate, TemplateProblem
+from producer.prompts.openai_lines import is_openai_line, native_line
+from producer.prompts.prompt_template import PromptTemplate
 
 MAX_LINE_BYTES = 16 * 2**20
+MAX_RAW_BYTES = 1_000  # of a line that cannot be decoded, kept for the file of invalid lines
 ROWS_PER_BATCH = 1_000
 
 FORMAT_OF_SUFFIX = {
@@ -34,34 +36,30 @@ FORMATS = ("jsonl", "csv", "tsv", "parquet", "text")
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """How a file is read; `format` None goes by its name."""
+    """How a file is read."""
 
-    format: str | None = None
+    format: str | None = None  # None: by the file's name
     prompt_column: str | None = None
     template: str | None = None
     replace_nul: bool = False
 
 
-class InvalidLine(Exception):
-    """Raised while a line is read; `field` is empty where the line as a whole is wrong."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field, self.problem = field, problem
-
-
 @dataclass(frozen=True)
 class Record:
-    """One line or row; `raw` is what stood there, for the file of invalid lines."""
+    """One line or row of a file."""
 
     number: int
-    raw: str
+    raw: str  # as it stands in the file, for the file of invalid lines
     fields: dict[str, Any]
-    error: InvalidLine | None = None
+    problem: LineProblem | None = None  # set: there are no fields
+
+
+#: Raises `UsageError` for a header that lacks a column the options name.
+CheckColumns = Callable[[list[str]], None]
 
 
 def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
-    """Every record that is not blank. Raises `UsageError` where the file as a whole cannot be used."""
+    """Every record that is not blank, its prompt in `prompt`. Raises `UsageError` for a file that cannot be read."""
     format = _format_of(path, options)
     template = None if options.template is None else PromptTemplate(options.template)
     if template is not None and options.prompt_column is not None:
@@ -77,7 +75,9 @@ def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
             )
 
     for record in _READERS[format](path, check_columns):
-        yield record if record.error is not None else _finished(record, options, template)
+        if record.problem is None:
+            record = _record(record.number, record.raw, partial(_with_prompt, record.fields, options, template))
+        yield record
 
 
 def _format_of(path: Path, options: ReaderOptions) -> str:
@@ -91,28 +91,29 @@ def _format_of(path: Path, options: ReaderOptions) -> str:
     return FORMAT_OF_SUFFIX[suffix]
 
 
-def _finished(record: Record, options: ReaderOptions, template: PromptTemplate | None) -> Record:
-    """The record with its prompt in `prompt`, and without NUL where that was asked."""
-    fields = record.fields
+def _record(number: int, raw: str, parse: Callable[[], dict[str, Any]]) -> Record:
+    """The record with the fields that `parse` returns, or with the problem that it raises."""
     try:
-        if options.replace_nul:
-            fields = _without_nul(fields)
-        if is_openai_line(fields):
-            fields = native_line(fields)
-        if template is not None:
-            fields = {**fields, "prompt": template.render(fields)}
-        elif options.prompt_column is not None:
-            if options.prompt_column not in fields:
-                raise InvalidLine(options.prompt_column, "is missing, and --prompt-column names it")
-            fields = dict(fields)
-            fields["prompt"] = fields.pop(options.prompt_column)
-    except UnsupportedLine as error:
-        return Record(record.number, record.raw, {}, InvalidLine(error.field, error.problem))
-    except TemplateProblem as error:
-        return Record(record.number, record.raw, {}, InvalidLine("", str(error)))
-    except InvalidLine as error:
-        return Record(record.number, record.raw, {}, error)
-    return Record(record.number, record.raw, fields)
+        return Record(number, raw, parse())
+    except LineProblem as problem:
+        return Record(number, raw, {}, problem)
+
+
+def _with_prompt(fields: dict[str, Any], options: ReaderOptions, template: PromptTemplate | None) -> dict[str, Any]:
+    """A record's fields with the prompt in `prompt`, and without NUL under --replace-nul. Raises `LineProblem`."""
+    if options.replace_nul:
+        fields = _without_nul(fields)
+    if is_openai_line(fields):
+        fields = native_line(fields)
+    if template is not None:
+        return {**fields, "prompt": template.render(fields)}
+    if options.prompt_column is None:
+        return fields
+    if options.prompt_column not in fields:
+        raise LineProblem(options.prompt_column, "is missing, and --prompt-column names it")
+    fields = dict(fields)
+    fields["prompt"] = fields.pop(options.prompt_column)
+    return fields
 
 
 def _without_nul(value: Any) -> Any:
@@ -125,30 +126,31 @@ def _without_nul(value: Any) -> Any:
     return value
 
 
-CheckColumns = Callable[[list[str]], None]
-
-
 def _read_jsonl(path: Path, _: CheckColumns) -> Iterator[Record]:
-    for number, raw in _lines(path):
-        text = ""
-        try:
-            if text := _decode(raw, number).strip():
-                yield Record(number, text, _load_object(text))
-        except InvalidLine as error:
-            yield Record(number, text or raw[:1000].decode("utf-8", "replace"), {}, error)
+    for line in _text_lines(path):
+        text = line.raw.strip()
+        yield line if line.problem is not None else _record(line.number, text, partial(_load_object, text))
 
 
 def _read_text(path: Path, _: CheckColumns) -> Iterator[Record]:
-    for number, raw in _lines(path):
+    for line in _text_lines(path):
+        yield line if line.problem is not None else Record(line.number, line.raw, {"prompt": line.raw})
+
+
+def _text_lines(path: Path) -> Iterator[Record]:
+    """Every line that is not blank, without its line end; its fields are not parsed yet."""
+    for number, raw in _raw_lines(path):
         try:
-            if (text := _decode(raw, number).rstrip("\r\n")).strip():
-                yield Record(number, text, {"prompt": text})
-        except InvalidLine as error:
-            yield Record(number, raw[:1000].decode("utf-8", "replace"), {}, error)
+            text = _decode(raw, number)
+        except LineProblem as problem:
+            yield Record(number, raw[:MAX_RAW_BYTES].decode("utf-8", "replace"), {}, problem)
+            continue
+        if text.strip():
+            yield Record(number, text.rstrip("\r\n"), {})
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and lines; of one that is too long, its beginning."""
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Line numbers and lines; of a line longer than `MAX_LINE_BYTES`, its beginning."""
     number = 0
     with open_file(path) as file:
         while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -160,24 +162,24 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _decode(raw: bytes, number: int) -> str:
     if len(raw) > MAX_LINE_BYTES:
-        raise InvalidLine("", f"is longer than {MAX_LINE_BYTES // 2**20} MiB; split the prompt")
+        raise LineProblem("", f"is longer than {MAX_LINE_BYTES // 2**20} MiB; split the prompt")
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidLine("", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
+        raise LineProblem("", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
 
 
 def _load_object(text: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InvalidLine("", f"is not JSON: {error.msg} at column {error.colno}; one object per line") from error
+        raise LineProblem("", f"is not JSON: {error.msg} at column {error.colno}; one object per line") from error
     except RecursionError as error:
-        raise InvalidLine("", "is nested too deeply") from error
+        raise LineProblem("", "is nested too deeply") from error
     except ValueError as error:
-        raise InvalidLine("", f"is not usable JSON: {error}") from error
+        raise LineProblem("", f"is not usable JSON: {error}") from error
     if not isinstance(record, dict):
-        raise InvalidLine("", f"must be a JSON object, got {text[:60]}")
+        raise LineProblem("", f"must be a JSON object, got {text[:60]}")
     return record
 
 
@@ -201,22 +203,18 @@ def _read_csv(path: Path, check_columns: CheckColumns, delimiter: str = ",") -> 
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Record(number, "", {}, InvalidLine("", f"is not CSV: {error}"))
+                yield Record(number, "", {}, LineProblem("", f"is not CSV: {error}"))
                 continue
-            if not row:
-                continue
-            raw = ",".join(row)
-            if len(row) != len(header):
-                problem = f"has {len(row)} columns, and the header has {len(header)}"
-                yield Record(number, raw, {}, InvalidLine("", problem))
-                continue
-            yield Record(number, raw, _typed(dict(zip(header, row, strict=True))))
+            if row:
+                yield _record(number, ",".join(row), partial(_named_cells, header, row))
 
 
-def _typed(row: dict[str, str]) -> dict[str, Any]:
-    """CSV knows text only: a parameter's cell is read as JSON where it is some, and an empty one is not given."""
+def _named_cells(header: list[str], row: list[str]) -> dict[str, Any]:
+    """A CSV row as fields. CSV knows text only: a parameter's cell is parsed as JSON, an empty one is not given."""
+    if len(row) != len(header):
+        raise LineProblem("", f"has {len(row)} columns, and the header has {len(header)}")
     fields: dict[str, Any] = {}
-    for name, cell in row.items():
+    for name, cell in dict(zip(header, row, strict=True)).items():
         if name not in GenerationParams.model_fields and name not in ("priority", "messages"):
             if name != "custom_id" or cell:
                 fields[name] = cell
@@ -252,19 +250,19 @@ def _read_parquet(path: Path, check_columns: CheckColumns) -> Iterator[Record]:
 def _parquet_record(number: int, row: dict[str, Any]) -> Record:
     try:
         fields = {name: _json_value(name, value) for name, value in row.items() if value is not None}
-    except InvalidLine as error:
-        return Record(number, repr(row), {}, error)
+    except LineProblem as problem:
+        return Record(number, repr(row), {}, problem)
     return Record(number, json.dumps(fields, ensure_ascii=False), fields)
 
 
 def _json_value(field: str, value: Any) -> Any:
-    """A Parquet value as JSON has it."""
+    """A Parquet value as JSON has it. Raises `LineProblem`."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, bytes):
-        raise InvalidLine(field, f"is binary ({len(value)} bytes); cast the column to a string")
+        raise LineProblem(field, f"is binary ({len(value)} bytes); cast the column to a string")
     if isinstance(value, dict):
         return {str(key): _json_value(field, inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):

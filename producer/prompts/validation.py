@@ -69,7 +69,7 @@ def write_invalid(submission: Submission, report: ValidationReport) -> Path:
     try:
         with path.open("w", encoding="utf-8") as file:
             for line in read_lines(submission, report.duplicate_hashes, {}):
-                if line.error is not None:
+                if line.problem is not None:
                     _write_invalid_line(file, line)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
@@ -77,7 +77,7 @@ def write_invalid(submission: Submission, report: ValidationReport) -> Path:
 
 
 def _write_invalid_line(file: TextIO, line: Line) -> None:
-    record = {"line": line.number, "error": str(line.error), "text": line.raw}
+    record = {"line": line.number, "error": str(line.problem), "text": line.raw}
     file.write(json.dumps(record) + "\n")
 
 
@@ -88,10 +88,10 @@ def _pass(
     errors: list[str] = []
     digest = blake2b(f"{submission.model}\n{submission.seed}\n".encode(), digest_size=16)
     for line in read_lines(submission, duplicate_hashes, report.warnings):
-        if line.error is not None:
+        if line.problem is not None:
             report.num_invalid += 1
             if len(errors) < MAX_ERRORS_SHOWN:
-                errors.append(f"{submission.shown_path}:{line.number}: {line.error}")
+                errors.append(f"{submission.shown_path}:{line.number}: {line.problem}")
             continue
         report.num_lines += 1
         for draft in line.drafts:

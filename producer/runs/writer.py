@@ -141,7 +141,7 @@ def _new_jobs(
     connection: Connection, submission: Submission, report: ValidationReport, existing_id: str | None, run_seed: int
 ) -> Iterator[JobDraft]:
     """The file's jobs that the existing run has not; all of them where there is none. Raises `InvalidInput`."""
-    lines = (line for line in read_lines(submission, report.duplicate_hashes, {}) if line.error is None)
+    lines = (line for line in read_lines(submission, report.duplicate_hashes, {}) if line.problem is None)
     drafts = ((line.number, draft) for line in lines for draft in line.drafts)
     if existing_id is None:
         yield from (draft for _, draft in drafts)

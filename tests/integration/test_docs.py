@@ -19,7 +19,9 @@ from migrations.views import view_definitions
 from models.params import GenerationParams
 from models.settings import Settings
 from producer.cli import app as producer_app
+from producer.prompts.lines import PromptLine
 from tests.support.processes import ROOT, clean_environment
+from tests.support.prompts import read_prompts
 from worker.cli import app as worker_app
 
 DOCS = [ROOT / "README.md", ROOT / "examples" / "tiny" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,13 +103,11 @@ def test_the_readme_names_every_parameter() -> None:
 
 
 def test_the_readmes_prompt_lines_are_valid(tmp_path: Path) -> None:
-    from producer.prompts.lines import PromptLine, read_prompts
-
     lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith('    {"')]
     assert len(lines) >= 3
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(lines))
-    for line in read_prompts(path):
+    for _, line in read_prompts(path):
         assert isinstance(line, PromptLine)
         GenerationParams.model_validate(line.params)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from producer.errors import UsageError
-from producer.prompts.grid import Grid, InvalidParameters, label, parse_option, validate
+from producer.errors import LineProblem, UsageError
+from producer.prompts.grid import Grid, label, parse_option, validate
 
 
 def test_comma_lists_make_all_combinations_of_what_each_strategy_takes() -> None:
@@ -50,7 +50,7 @@ def test_options_are_parsed_by_kind() -> None:
 
 
 def test_a_wrong_value_is_named_with_its_rule() -> None:
-    with pytest.raises(InvalidParameters, match=r"top_p must be in \(0, 1\], got 1.5"):
+    with pytest.raises(LineProblem, match=r"top_p must be in \(0, 1\], got 1.5"):
         validate({"strategy": "nucleus", "top_p": 1.5})
 
 

@@ -8,18 +8,23 @@ from typing import Any
 
 import pytest
 
-from producer.errors import UsageError
-from producer.prompts.lines import LineError, PromptLine, misspelt_parameter, read_prompts
+from producer.errors import LineProblem, UsageError
+from producer.prompts.lines import PromptLine, misspelt_parameter
 from producer.prompts.records import MAX_LINE_BYTES
+from tests.support.prompts import read_prompts
 
 
-def read(path: Path, *lines: str | bytes) -> list[PromptLine | LineError]:
+def read_numbered(path: Path, *lines: str | bytes) -> list[tuple[int, PromptLine | LineProblem]]:
     file = path / "prompts.jsonl"
     file.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines))
-    return list(read_prompts(file))
+    return read_prompts(file)
 
 
-def only(read_lines: list[PromptLine | LineError]) -> PromptLine:
+def read(path: Path, *lines: str | bytes) -> list[PromptLine | LineProblem]:
+    return [line for _, line in read_numbered(path, *lines)]
+
+
+def only(read_lines: list[PromptLine | LineProblem]) -> PromptLine:
     (line,) = read_lines
     assert isinstance(line, PromptLine), line
     return line
@@ -75,10 +80,11 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
 )
 def test_a_bad_line_says_what_is_wrong_with_it(tmp_path: Path, text: str | bytes, message: str) -> None:
     good = '{"prompt": "x"}'
-    lines = read(tmp_path, good, text, good)
-    assert [type(line) for line in lines] == [PromptLine, LineError, PromptLine]
-    assert str(lines[1]) == message
-    assert lines[1].number == 2
+    lines = read_numbered(tmp_path, good, text, good)
+    assert [type(line) for _, line in lines] == [PromptLine, LineProblem, PromptLine]
+    number, problem = lines[1]
+    assert str(problem) == message
+    assert number == 2
 
 
 def test_an_escaped_backslash_before_u0000_is_no_nul(tmp_path: Path) -> None:
@@ -87,15 +93,15 @@ def test_an_escaped_backslash_before_u0000_is_no_nul(tmp_path: Path) -> None:
 
 def test_a_line_that_is_too_long_is_one_error_and_reading_goes_on(tmp_path: Path) -> None:
     long_line = json.dumps({"prompt": "x" * (2 * MAX_LINE_BYTES)})
-    lines = read(tmp_path, long_line, '{"prompt": "x"}')
-    assert [line.number for line in lines] == [1, 2]
-    assert "longer than 16 MiB" in str(lines[0])
-    assert isinstance(lines[1], PromptLine)
+    (first, problem), (second, line) = read_numbered(tmp_path, long_line, '{"prompt": "x"}')
+    assert [first, second] == [1, 2]
+    assert "longer than 16 MiB" in str(problem)
+    assert isinstance(line, PromptLine)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        list(read_prompts(tmp_path / "none.jsonl"))
+        read_prompts(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from models.params import GenerationParams
+from producer.errors import LineProblem
 from producer.prompts.grid import Grid, validate
-from producer.prompts.lines import PromptLine, read_prompts
-from producer.prompts.openai_lines import CHAT_URL, COMPLETION_URL, UnsupportedLine, native_line
+from producer.prompts.lines import PromptLine
+from producer.prompts.openai_lines import CHAT_URL, COMPLETION_URL, native_line
 from producer.results.openai_results import openai_lines
+from tests.support.prompts import read_prompts
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -29,7 +31,7 @@ def chat(**body: Any) -> dict[str, Any]:
 def parameters(tmp_path: Path, record: dict[str, Any], **grid: list[Any]) -> GenerationParams:
     path = tmp_path / "batch.jsonl"
     path.write_text(json.dumps(record))
-    (line,) = read_prompts(path)
+    ((_, line),) = read_prompts(path)
     assert isinstance(line, PromptLine), line
     ((params, _),) = Grid(grid).points(line.params, line.default_strategy)
     return validate(params)
@@ -77,7 +79,7 @@ def test_the_commands_strategy_is_taken_where_the_line_names_none(tmp_path: Path
     ],
 )
 def test_what_is_not_supported_is_named(record: dict[str, Any], field: str) -> None:
-    with pytest.raises(UnsupportedLine) as raised:
+    with pytest.raises(LineProblem) as raised:
         native_line(record)
     assert raised.value.field == field
 

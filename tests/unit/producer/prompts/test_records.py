@@ -13,22 +13,23 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from producer.errors import UsageError
-from producer.prompts.lines import LineError, PromptLine, read_prompts
+from producer.errors import LineProblem, UsageError
+from producer.prompts.lines import PromptLine
 from producer.prompts.records import ReaderOptions
+from tests.support.prompts import read_prompts
 
 CSV = 'custom_id,text,temperature,strategy,topic\na,one,0.5,sample,cats\nb,"two,\nlines",,greedy,dogs\n'
 
 
 def good(path: Path, **options: Any) -> list[PromptLine]:
-    lines = list(read_prompts(path, ReaderOptions(**options)))
+    lines = [line for _, line in read_prompts(path, ReaderOptions(**options))]
     assert all(isinstance(line, PromptLine) for line in lines), lines
     return lines  # type: ignore[return-value]
 
 
 def errors(path: Path, **options: Any) -> list[str]:
     lines = read_prompts(path, ReaderOptions(**options))
-    return [f"{line.number}: {line}" for line in lines if isinstance(line, LineError)]
+    return [f"{number}: {line}" for number, line in lines if isinstance(line, LineProblem)]
 
 
 def written(folder: Path, name: str, content: str | bytes) -> Path:
@@ -38,11 +39,12 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def test_csv_columns_are_prompt_parameters_and_metadata(tmp_path: Path) -> None:
-    first, second = good(written(tmp_path, "a.csv", CSV), prompt_column="text")
+    path = written(tmp_path, "a.csv", CSV)
+    first, second = good(path, prompt_column="text")
     assert (first.custom_id, first.prompt, first.metadata) == ("a", "one", {"topic": "cats"})
     assert first.params == {"temperature": 0.5, "strategy": "sample"}
     assert (second.prompt, second.params) == ("two,\nlines", {"strategy": "greedy"})
-    assert second.number == 3
+    assert [number for number, _ in read_prompts(path, ReaderOptions(prompt_column="text"))] == [2, 3]
 
 
 @pytest.mark.parametrize("template", ["About {topic}: {text}", "About {{ topic }}: {{ row['text'] }}"])
@@ -54,9 +56,9 @@ def test_a_template_makes_the_prompt(tmp_path: Path, template: str) -> None:
 
 def test_a_template_may_be_used_with_jsonl_and_braces_of_json_stay(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", '{"text": "x"}\n{"other": 1}\n')
-    lines = list(read_prompts(path, ReaderOptions(template='{"word": "{text}"}')))
-    assert isinstance(lines[0], PromptLine) and lines[0].prompt == '{"word": "x"}'
-    assert isinstance(lines[1], LineError) and "'text' is undefined" in str(lines[1])
+    (_, first), (_, second) = read_prompts(path, ReaderOptions(template='{"word": "{text}"}'))
+    assert isinstance(first, PromptLine) and first.prompt == '{"word": "x"}'
+    assert isinstance(second, LineProblem) and "'text' is undefined" in str(second)
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path: Path) -> None:

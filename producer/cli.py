@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that `producer --help` answers at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -234,14 +233,9 @@ def doctor(connection: given.ConnectionOptions, as_json: given.AsJson = False) -
 
     Example: producer doctor --broker redis://localhost:6379/0
     """
-    from producer.runs.doctor import examine
+    from producer.runs.doctor import show_findings
 
-    findings = list(examine(connection.settings()))
-    if as_json:
-        typer.echo(json.dumps([vars(finding) for finding in findings], ensure_ascii=False))
-    for finding in [] if as_json else findings:
-        typer.echo(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {finding.message}")
-    raise typer.Exit(0 if all(finding.is_ok for finding in findings) else 1)
+    raise typer.Exit(show_findings(connection.settings(), as_json=as_json))
 
 
 @app.command()
@@ -271,13 +265,9 @@ def db_upgrade(connection: given.DatabaseOptions) -> None:
 
     Example: producer db upgrade --database postgresql+psycopg://localhost/nocturne
     """
-    from migrations.upgrade import current_revision, upgrade
-    from models.database.connection import check_connection, open_database
+    from producer.runs.database import show_upgrade
 
-    engine = open_database(connection.settings().database_url)
-    check_connection(engine)
-    upgrade(engine)
-    say(f"{engine.url.render_as_string()} is at revision {current_revision(engine)}")
+    show_upgrade(connection.settings())
 
 
 def _print_version(is_asked: bool) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, TextIO
 
 from rich.markup import escape
 from rich.table import Table
-
-from producer.results.queries import RunProgress
 
 MAX_CELL = 80
 
@@ -28,11 +25,6 @@ def visible(text: str) -> str:
 
 def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=_json_value)
-
-
-def print_progress(progress: RunProgress) -> None:
-    """Where a run stands, for programs."""
-    print(to_json(asdict(progress)))  # noqa: T201
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], file: TextIO) -> None:
@@ -62,27 +54,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Collecti
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     return made
-
-
-def progress_line(progress: RunProgress, eta: str) -> str:
-    """One line that says where a run stands."""
-    return (
-        f"{progress.num_final:,} of {progress.num_jobs:,} jobs done, {progress.failed:,} failed, "
-        f"{progress.running:,} running, {progress.tokens_per_second:,.0f} tokens/s, {eta}"
-    )
-
-
-def runs_table(runs: Sequence[RunProgress]) -> Table:
-    columns = ["run", "name", "state", "jobs", "succeeded", "failed", "running", "queued", "tokens", "model"]
-    return table(
-        columns,
-        [
-            (run.id, run.name or "", run.state, run.num_jobs, run.succeeded, run.failed, run.running, run.queued,
-             run.completion_tokens, run.model)
-            for run in runs
-        ],
-        whole=columns[:-1],
-    )  # fmt: skip
 
 
 def _cell(value: Any) -> str:

@@ -24,8 +24,16 @@ from models.database.bulk_insert import insert_rows, moment
 from models.params import GenerationParams
 from models.schema.run import Run
 from models.states import JobState, RunState
-from producer.results.queries import find_run, recent_errors, recent_runs, results, run_progress, waiting_by_model
-from producer.results.show import find_job, results_of
+from producer.results.queries import (
+    find_job,
+    find_run,
+    job_results,
+    recent_errors,
+    recent_runs,
+    results,
+    run_progress,
+    waiting_by_model,
+)
 from worker.storage.result_rows import RESULT_COLUMNS, TRACE_COLUMNS
 
 RUN_ID = "20261124-000000-abcdef"
@@ -81,7 +89,7 @@ def first_page(database: Engine) -> None:
 
 
 def one_trace(database: Engine) -> None:
-    ((_, tokens),) = results_of(database, find_job(database, RUN_ID, "job-777")["id"])
+    ((_, tokens),) = job_results(database, find_job(database, RUN_ID, "job-777")["id"])
     assert tokens
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -13,6 +11,7 @@ from typing import IO, Any
 
 from models.database.connection import open_database
 from models.settings import Settings
+from producer.atomic_file import atomic_file
 from producer.console import say
 from producer.errors import UsageError
 from producer.render import to_json, write_csv, write_jsonl
@@ -105,22 +104,5 @@ def _destination(output: Path | None) -> Iterator[Any]:
     if output is None:
         yield sys.stdout
     else:
-        with whole_file(output) as file:
+        with atomic_file(output) as file:
             yield file
-
-
-@contextmanager
-def whole_file(output: Path) -> Iterator[Any]:
-    """A file beside the target that replaces it only when everything is written. Raises `UsageError`."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}-")
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, output)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -10,9 +10,9 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from producer.console import say, stderr
-from producer.render import progress_line
 from producer.results.live_view import live_view
 from producer.results.queries import RunProgress, live_workers, recent_errors, run_progress
+from producer.results.run_tables import progress_line
 
 POLL_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0

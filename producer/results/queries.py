@@ -1,4 +1,4 @@
-"""Every read of the database that a command makes, as typed rows."""
+"""Every read of the database that a command shows, as plain values. Never writes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, and_, column, func, select, table
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
 from models.database.connection import database_moment
 from models.schema.job import Job
+from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from models.schema.worker import Worker
@@ -20,7 +21,7 @@ from models.states import JobState
 from producer.errors import UsageError
 from producer.results.selection import Selection
 
-#: A worker that gave no sign of life for so long is not counted.
+#: A worker that has been silent for longer is not counted.
 WORKER_SILENCE_SECONDS = 60
 
 RESULT_COLUMNS = (
@@ -40,7 +41,7 @@ JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "top_logprobs", 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """A run as a person wants to see it."""
+    """A run with the counts of its jobs and the speed of its workers."""
 
     id: str
     name: str | None
@@ -57,7 +58,7 @@ class RunProgress:
     cancelled: int
     expired: int
     completion_tokens: int
-    tokens_per_second: float  # of the workers that serve its model, now
+    tokens_per_second: float  # now, of the workers that serve its model
     mean_running: float  # sequences per decode step, mean over those workers
     num_workers: int
 
@@ -71,10 +72,7 @@ class RunProgress:
 
 
 def find_run(database: Engine, reference: str | None) -> str:
-    """The id of a run given by id, by the start of one, or by name; without a reference the newest.
-
-    Raises `UsageError`.
-    """
+    """The id of the run whose id, name or beginning of an id is given, or of the newest. Raises `UsageError`."""
     with database.begin() as connection:
         newest = select(Run.id).order_by(Run.created_at.desc())
         if reference is None:
@@ -96,7 +94,7 @@ def find_run(database: Engine, reference: str | None) -> str:
 
 
 def run_progress(database: Engine, run_id: str) -> RunProgress:
-    """Where a run stands. The run must exist."""
+    """A run's progress. The run must exist."""
     with database.begin() as connection:
         run = connection.execute(select(Run).where(Run.id == run_id)).one()
         running = connection.execute(
@@ -134,13 +132,13 @@ def recent_runs(database: Engine, limit: int = 20) -> list[RunProgress]:
 
 
 def live_workers(database: Engine) -> list[Row[Any]]:
-    """Workers that gave a sign of life lately."""
+    """The rows of the workers that have given a sign of life lately."""
     with database.begin() as connection:
         return list(connection.execute(select(Worker).where(_is_alive()).order_by(Worker.name)))
 
 
 def waiting_by_model(database: Engine) -> dict[str, int]:
-    """Jobs that wait, by model."""
+    """The number of waiting jobs of each model that has some."""
     statement = (
         select(Run.model, func.count())
         .join(Job, Job.run_id == Run.id)
@@ -151,8 +149,14 @@ def waiting_by_model(database: Engine) -> dict[str, int]:
         return dict(connection.execute(statement).all())
 
 
+def unserved_models(database: Engine) -> dict[str, int]:
+    """The number of waiting jobs of each model that no worker serves."""
+    served = {worker.model for worker in live_workers(database)}
+    return {model: count for model, count in waiting_by_model(database).items() if model not in served}
+
+
 def recent_errors(database: Engine, run_id: str, limit: int = 3) -> list[tuple[str, str]]:
-    """Custom id and error of the jobs that failed last."""
+    """The custom id and the error of the jobs that failed last."""
     statement = (
         select(Job.custom_id, Job.error)
         .where(Job.run_id == run_id, Job.state == JobState.FAILED)
@@ -163,12 +167,35 @@ def recent_errors(database: Engine, run_id: str, limit: int = 3) -> list[tuple[s
         return [(custom_id, error or "") for custom_id, error in connection.execute(statement)]
 
 
+def find_job(database: Engine, run_id: str, custom_id: str) -> dict[str, Any]:
+    """A job's row. Raises `UsageError`."""
+    statement = select(Job.__table__).where(Job.run_id == run_id, Job.custom_id == custom_id)
+    with database.connect() as connection:
+        job = connection.execute(statement).mappings().first()
+    if job is None:
+        raise UsageError(f"run {run_id} has no job {custom_id!r}; `producer results {run_id}` lists them")
+    return dict(job)
+
+
+def job_results(database: Engine, job_id: int) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The results of one job, each with the rows of its tokens."""
+    of_job = select(Result.__table__).where(Result.job_id == job_id).order_by(Result.sample_index)
+    with database.connect() as connection:
+        found = [dict(result) for result in connection.execute(of_job).mappings()]
+        return [(result, _tokens_of(connection, result["id"])) for result in found]
+
+
+def _tokens_of(connection: Connection, result_id: int) -> list[dict[str, Any]]:
+    tokens = select(TokenTrace.__table__).where(TokenTrace.result_id == result_id).order_by(TokenTrace.position)
+    return [decode_row(dict(token)) for token in connection.execute(tokens).mappings()]
+
+
 def results(
     database: Engine, run_id: str, selection: Selection = Selection(), *, with_traces: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """A run's rows of `job_results` in the order of its input, a few at a time.
+    """A run's rows of the view `job_results` in the order of its input, fetched a few at a time.
 
-    Each has RESULT_COLUMNS, `model`, `prompt` and `messages`, and `trace` where it is asked for.
+    Each has `RESULT_COLUMNS`, `model`, `prompt` and `messages`, and `trace` under `with_traces`.
     """
     view = table(
         "job_results", *(column(name) for name in (*RESULT_COLUMNS, "model", "prompt", "messages", "result_id"))
@@ -189,7 +216,7 @@ def results(
 
 
 def _add_traces(database: Engine, rows: Sequence[dict[str, Any]]) -> None:
-    """Gives each row its `trace`: one object a token, or None where there is none."""
+    """Sets each row's `trace`: an object for each token, or None for a result without a trace."""
     columns = [getattr(TokenTrace, name) for name in ("result_id", *TRACE_COLUMNS)]
     ids = [row["result_id"] for row in rows if row["result_id"] is not None]
     statement = (
@@ -205,7 +232,7 @@ def _add_traces(database: Engine, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def decode_row(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON and times of a view as values: SQLite hands them out as text."""
+    """A view's row with JSON and times as values: SQLite returns them as text."""
     return {name: _decoded(name, value) for name, value in row.items()}
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from models.database.connection import open_database
 from models.settings import Settings
+from producer.atomic_file import atomic_file
 from producer.console import say
-from producer.results.export import whole_file
 from producer.results.queries import find_run, results, run_progress
 
 MAX_PROMPTS = 200  # a page is for reading; SQL is for the rest
@@ -48,7 +48,7 @@ def write_report(settings: Settings, reference: str | None, output: Path) -> Non
         prompts=list(prompts.values()),
         num_left_out=num_left_out,
     )
-    with whole_file(output) as file:
+    with atomic_file(output) as file:
         file.write(page)
     say(f"{output}: {sum(map(len, ways.values())):,} answers to {len(prompts):,} prompts, {len(ways)} ways to decode")
 

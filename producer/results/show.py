@@ -1,4 +1,4 @@
-"""`producer show`: one job with its tokens, coloured by how probable each was."""
+"""`producer show`: one job with its tokens, coloured by their probability."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from typing import Any
 
 from rich.text import Text
 from rich.tree import Tree
-from sqlalchemy import Engine, select
 
 from models.database.connection import open_database
-from models.schema.job import Job
-from models.schema.result import Result
-from models.schema.trace import TokenTrace
 from models.settings import Settings
 from models.states import Strategy
 from producer.console import stdout
-from producer.errors import UsageError
 from producer.render import table, to_json, visible
-from producer.results.queries import decode_row, find_run
+from producer.results.queries import find_job, find_run, job_results
 
-#: Least probability of each colour, the most probable first.
+#: The least probability of each colour, the most probable first.
 COLOURS = ((0.9, "green"), (0.5, "cyan"), (0.1, "yellow"), (0.01, "magenta"), (0.0, "red"))
 
 
@@ -29,23 +24,13 @@ def show_job(settings: Settings, reference: str, custom_id: str, *, with_alterna
     """Prints the job. Raises `UsageError`."""
     database = open_database(settings.database_url, read_only=True)
     job = find_job(database, find_run(database, reference), custom_id)
-    results = results_of(database, job["id"])
+    results = job_results(database, job["id"])
     if as_json:
         print(to_json({**job, "results": [{**result, "tokens": tokens} for result, tokens in results]}))  # noqa: T201
         return
     _show_head(job)
     for result, tokens in results:
         _show_result(result, tokens, with_alternatives=with_alternatives)
-
-
-def find_job(database: Engine, run_id: str, custom_id: str) -> dict[str, Any]:
-    """A job's row. Raises `UsageError`."""
-    with database.connect() as connection:
-        statement = select(Job.__table__).where(Job.run_id == run_id, Job.custom_id == custom_id)
-        job = connection.execute(statement).mappings().first()
-    if job is None:
-        raise UsageError(f"run {run_id} has no job {custom_id!r}; `producer results {run_id}` lists them")
-    return dict(job)
 
 
 def colour_of(logprob: float) -> str:
@@ -65,25 +50,6 @@ def _show_head(job: dict[str, Any]) -> None:
     for least, colour in COLOURS:
         legend.append(f"≥ {least:g} ", style=colour)
     stdout.print(legend)
-
-
-def results_of(database: Engine, job_id: int) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    with database.connect() as connection:
-        results = connection.execute(
-            select(Result.__table__).where(Result.job_id == job_id).order_by(Result.sample_index)
-        ).mappings()
-        found = [dict(result) for result in results]
-        traces = select(TokenTrace.__table__).order_by(TokenTrace.position)
-        return [
-            (
-                result,
-                [
-                    decode_row(dict(token))
-                    for token in connection.execute(traces.where(TokenTrace.result_id == result["id"])).mappings()
-                ],
-            )
-            for result in found
-        ]
 
 
 def _show_result(result: dict[str, Any], tokens: list[dict[str, Any]], *, with_alternatives: bool) -> None:
@@ -119,7 +85,7 @@ def _token_table(tokens: list[dict[str, Any]]) -> Any:
 
 
 def _beam_tree(hypotheses: list[dict[str, Any]], tokens: list[dict[str, Any]]) -> Tree:
-    """The finished hypotheses, those that begin alike on one branch; the best is first."""
+    """The finished hypotheses, the best first; those with the same beginning share a branch."""
     switches = [str(token["position"]) for before, token in zip(tokens, tokens[1:], strict=False)
                 if token["beam"] != before["beam"]]  # fmt: skip
     title = f"{Strategy.BEAM}: {len(hypotheses)} finished hypotheses"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, update
 
 from models.database.connection import database_moment
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
@@ -15,13 +15,13 @@ from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, RunState
 from producer.console import say
-from producer.errors import UsageError
 from producer.options import OutputOptions
 from producer.render import to_json
-from producer.results.queries import find_run
+from producer.results.queries import find_job, find_run
 from producer.runs.broker import notify
+from producer.runs.database import existing_database
 from producer.runs.embedded import embedded_broker
-from producer.runs.lifecycle import existing_database, resume_run
+from producer.runs.lifecycle import resume_run
 
 #: What may be queued once more.
 UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
@@ -31,7 +31,8 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *
     """Ends a run's open jobs, or those named, and tells the workers. Raises `UsageError`."""
     database = existing_database(settings)
     run_id = find_run(database, reference)
-    _check_ids(database, run_id, custom_ids)
+    for custom_id in custom_ids:
+        find_job(database, run_id, custom_id)  # raises where there is none
     num_queued, num_running = cancel(database, run_id, custom_ids)
     broker = settings.broker or embedded_broker(settings)
     if num_running and broker is not None:
@@ -99,11 +100,3 @@ def requeue(database: Engine, run_id: str, states: Sequence[JobState]) -> int:
         if total:
             connection.execute(update(Run).where(Run.id == run_id).values(state=RunState.RUNNING, finished_at=None))
     return total
-
-
-def _check_ids(database: Engine, run_id: str, custom_ids: Sequence[str]) -> None:
-    with database.connect() as connection:
-        for custom_id in custom_ids:
-            statement = select(Job.id).where(Job.run_id == run_id, Job.custom_id == custom_id)
-            if connection.execute(statement).first() is None:
-                raise UsageError(f"run {run_id} has no job {custom_id!r}; `producer results {run_id}` lists them")

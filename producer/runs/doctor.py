@@ -1,4 +1,4 @@
-"""`producer doctor`: looks at every part the product needs and says what to do about those that fail."""
+"""`producer doctor`: examines every part the product needs and says how to fix those that fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from migrations.upgrade import SchemaOutOfDate, check_schema
 from models.database.connection import DatabaseUnavailable, check_connection, open_database
 from models.settings import Settings
 from producer.errors import UsageError
-from producer.results.queries import live_workers, waiting_by_model
+from producer.render import to_json
+from producer.results.queries import live_workers
+from producer.results.run_tables import unserved_lines
 from producer.runs.broker import check_broker, hide_password
 from producer.runs.model_check import check_model
 
@@ -20,15 +22,25 @@ LOW_DISK_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One part: is it well, and what is to be said."""
+    """One part: whether it is well, and a message about it."""
 
     part: str
     is_ok: bool
     message: str
 
 
+def show_findings(settings: Settings, *, as_json: bool) -> int:
+    """Prints a finding for each part; returns the exit code: 1 where one is not well."""
+    findings = list(examine(settings))
+    if as_json:
+        print(to_json([vars(finding) for finding in findings]))  # noqa: T201
+    for finding in [] if as_json else findings:
+        print(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {finding.message}")  # noqa: T201
+    return 0 if all(finding.is_ok for finding in findings) else 1
+
+
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every part in the order one would mend them."""
+    """A finding for every part, in the order in which one would fix them."""
     yield _try("model", lambda: check_model(settings.model))
     yield _disk(settings.home)
     yield _redis(settings)
@@ -87,10 +99,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     for worker in workers:
         speed = f"{worker.tokens_per_second:,.0f} tokens/s"
         yield Finding("worker", True, f"{worker.name} on {worker.device} serves {worker.model}, {speed}")
-    served = {worker.model for worker in workers}
-    for model, count in waiting_by_model(database).items():
-        if model not in served:
-            fix = f"no worker serves it; start one with: worker start --model {model}"
-            yield Finding("queue", False, f"{count:,} jobs wait for {model}: {fix}")
+    for line in unserved_lines(database):
+        yield Finding("queue", False, line)
     if not workers:
         yield Finding("worker", True, "none is running")

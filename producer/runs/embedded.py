@@ -24,8 +24,6 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, update
 
-from migrations.upgrade import upgrade
-from models.database.connection import open_database
 from models.schema.job import Job
 from models.settings import Settings
 from models.states import JobState
@@ -77,12 +75,6 @@ class LocalServices:
         self._pid_file.unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
-
-    def open_database(self) -> Engine:
-        """The database at this version's schema, with nothing running: whoever ran before is gone."""
-        database = open_database(self.settings.database_url)
-        upgrade(database)
-        return database
 
     def return_interrupted(self, database: Engine, run_id: str) -> None:
         """Puts the run's jobs that an interrupted worker left, and those whose messages it had, in the outbox."""

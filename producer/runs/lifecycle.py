@@ -14,8 +14,6 @@ from sys import stdin
 
 from sqlalchemy import Engine
 
-from migrations.upgrade import SchemaOutOfDate, check_schema
-from models.database.connection import check_connection, open_database
 from models.settings import DEFAULT_MODEL, Settings
 from producer.console import say
 from producer.errors import UsageError
@@ -24,10 +22,12 @@ from producer.prompts.dry_run import show_dry_run
 from producer.prompts.grid import Grid
 from producer.prompts.job_drafts import Submission
 from producer.prompts.validation import ValidationReport, check, write_invalid
-from producer.render import print_progress, to_json, visible
+from producer.render import to_json, visible
 from producer.results.progress import watch
 from producer.results.queries import RunProgress, find_run, recent_errors, run_progress
+from producer.results.run_tables import print_run
 from producer.runs.broker import check_broker, send_run
+from producer.runs.database import existing_database, ready_database, upgraded_database
 from producer.runs.embedded import LocalServices
 from producer.runs.model_check import check_model
 from producer.runs.writer import SubmitResult, find_unfinished, write
@@ -57,7 +57,7 @@ def run_here(
         if input_options.dry_run:
             return show_dry_run(submission, report, as_json=output_options.json)
         with LocalServices(settings) as local:
-            database = local.open_database()
+            database = upgraded_database(local.settings)
             run_id = _write_or_resume(submission, report, database, local, submit_options)
             return _decode(local, database, run_id, output_options)
 
@@ -99,35 +99,12 @@ def resume_run(settings: Settings, reference: str | None, output_options: Output
     if progress.is_finished:
         say(f"run {run_id} is finished: nothing to resume")
         if output_options.json:
-            print_progress(progress)
+            print_run(progress)
         return EXIT_OK
     settings = settings.model_copy(update={"model": progress.model})
     with LocalServices(settings) as local:
         local.return_interrupted(database, run_id)
         return _decode(local, database, run_id, output_options)
-
-
-def ready_database(settings: Settings) -> Engine:
-    """The database, reachable and at this version's schema; an embedded one is made. Raises `UsageError`."""
-    from migrations.upgrade import upgrade
-
-    database = open_database(settings.database_url)
-    check_connection(database)
-    if settings.database is None:
-        upgrade(database)
-    try:
-        check_schema(database)
-    except SchemaOutOfDate as error:
-        raise UsageError(str(error)) from error
-    return database
-
-
-def existing_database(settings: Settings) -> Engine:
-    """The same for a command that has nothing to do where there is none. Raises `UsageError`."""
-    path = settings.home / "nocturne.db"
-    if settings.database is None and not path.exists():
-        raise UsageError(f"there is no database at {path}; submit a run first or give --database")
-    return ready_database(settings)
 
 
 def _write_or_resume(
@@ -199,7 +176,7 @@ def _decode(local: LocalServices, database: Engine, run_id: str, output_options:
         say(f"\ninterrupted; run {run_id} goes on with the same command, or with: producer resume {run_id}")
         return EXIT_INTERRUPTED
     if output_options.json:
-        print_progress(progress)
+        print_run(progress)
     elif not output_options.quiet:
         _sum_up(database, progress, local.settings)
     return EXIT_OK if progress.succeeded == progress.num_jobs else EXIT_FAILED_JOBS

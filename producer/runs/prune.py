@@ -15,7 +15,7 @@ from models.settings import Settings
 from models.states import RunState
 from producer.console import say
 from producer.render import to_json
-from producer.runs.lifecycle import existing_database
+from producer.runs.database import existing_database
 
 JOBS_PER_BATCH = 500
 

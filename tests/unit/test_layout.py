@@ -1,19 +1,18 @@
-"""Who imports whom: the direction of DESIGN, no circles, and nothing heavy behind `producer --help`."""
+"""Each folder keeps its sentence: the direction of imports, no circles, and nothing heavy behind `producer --help`."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from tests.support import house_figures as figures
+from tests.support.import_graph import MODULES, PACKAGES, import_circles, imports_of, syntax_tree
 from tests.support.processes import ROOT, clean_environment
-
-PACKAGES = ("models", "migrations", "worker", "producer")
 
 ALLOWED = {
     "models": {"models"},
@@ -22,32 +21,26 @@ ALLOWED = {
     "producer": {"producer", "models", "migrations", "worker.celery"},
 }
 
+#: Folder -> modules and packages that nothing in it imports, inside functions included.
 FORBIDDEN = {
-    "producer": {"torch", "transformers"},
-    "worker/engine": {"celery", "kombu", "redis", "sqlalchemy", "alembic"},
     "models": {"torch", "transformers", "celery"},
+    "producer": {"torch", "transformers"},
+    "producer/prompts": {"sqlalchemy", "models.database", "models.schema", "migrations", "producer.runs"},
+    "producer/results": {
+        "producer.runs",
+        "models.database.bulk_insert",
+        "models.database.outbox",
+        "models.database.run_counts",
+        *(f"sqlalchemy.{verb}" for verb in ("insert", "update", "delete")),
+    },
+    "worker/engine": {"celery", "kombu", "redis", "sqlalchemy", "alembic", "multiprocessing", "models.database"},
 }
 
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
-
-
-def imports_of(path: Path) -> Iterator[str]:
-    """Every module that a file imports, also inside functions."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
-            assert node.module is not None
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield whole if whole in MODULES else node.module
+#: The beginnings of SQL statements that change a database.
+WRITING = re.compile(
+    r"\s*((insert|replace|merge) into|update \w+ set|delete from|truncate|(create|alter|drop) (table|view|index))\b",
+    re.IGNORECASE,
+)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -59,15 +52,31 @@ def test_imports_go_in_the_allowed_direction(module: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
-def test_no_part_imports_what_it_must_not_know(folder: str) -> None:
+def test_no_folder_imports_what_it_must_not_know(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
-        roots = {imported.split(".")[0] for imported in imports_of(path)}
-        assert not roots & FORBIDDEN[folder], path
+        for imported in imports_of(path):
+            assert not any(f"{imported}.".startswith(f"{name}.") for name in FORBIDDEN[folder]), (path, imported)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "producer" / "results").glob("*.py")), ids=lambda path: path.stem)
+def test_results_never_write(path: Path) -> None:
+    for node in ast.walk(syntax_tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not WRITING.match(node.value), node.value
+        elif isinstance(node, ast.Attribute):
+            assert node.attr not in {"commit", "add_all", "insert", "delete"}, node.attr
+
+
+@pytest.mark.parametrize("folder", figures.files_per_folder(*PACKAGES))
+def test_a_folder_has_few_files_and_a_sentence(folder: str) -> None:
+    assert figures.files_per_folder(*PACKAGES)[folder] <= figures.MAX_FILES_PER_FOLDER
+    if any((ROOT / folder).glob("*.py")) and folder != "migrations/versions":
+        sentence = ast.get_docstring(syntax_tree(ROOT / folder / "__init__.py"))
+        assert sentence and sentence.splitlines()[0].endswith("."), folder
 
 
 def test_modules_make_no_circle() -> None:
-    graph = {name: set(imports_of(path)) & MODULES.keys() - {name} for name, path in MODULES.items()}
-    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # raises CycleError
+    assert import_circles() == []
 
 
 def loaded_modules(statement: str) -> set[str]:

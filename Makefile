@@ -1,7 +1,9 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else: each creates .venv and installs by itself.
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: each creates .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PRODUCT := .venv/.installed
+TOOLS := .venv/.installed-tools
 HOME_OF_DEMO := demo-out
 
 .PHONY: help demo test lint format bench gpu faults soak docs clean
@@ -10,15 +12,20 @@ help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 # torch first: whatever needs it must find the pinned one instead of fetching its own.
-$(INSTALLED): pyproject.toml constraints.txt
+$(PRODUCT): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Nocturne needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable .
 	@touch $@
 
-demo: $(INSTALLED)  ## the study's prompts over all strategies, then 600 mixed prompts, on the toy model
+# What tests, checks and benchmarks need beside the product: a PostgreSQL server, pytest, mypy, ruff, matplotlib …
+$(TOOLS): $(PRODUCT)
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed prompts, on the toy model
 	@rm -rf $(HOME_OF_DEMO)
 	$(BIN)/producer run examples/study.jsonl --model examples/tiny/model --home $(HOME_OF_DEMO) --name study --seed 1 \
 		--strategy greedy,sample,nucleus,beam --temperature 0.001,0.1,0.5,1,10 --top-p 0.9,0.15 \
@@ -27,22 +34,22 @@ demo: $(INSTALLED)  ## the study's prompts over all strategies, then 600 mixed p
 	$(BIN)/producer sql --home $(HOME_OF_DEMO) \
 		"select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens from job_results group by 1, 2"
 
-test: $(INSTALLED) lint  ## lint, types and all tests
+test: $(TOOLS) lint  ## lint, types and all tests
 	$(BIN)/pytest -n 2 --dist loadfile -m "not long"
 
-faults: $(INSTALLED)  ## the faults that take minutes: killed processes, Redis and databases away
+faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and databases away
 	$(BIN)/pytest -m long
 
-lint: $(INSTALLED)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: $(TOOLS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## the engine beside generate, the bare matrix products and its own ways, ratios and medians
+bench: $(TOOLS)  ## the engine beside generate, the bare matrix products and its own ways, ratios and medians
 	$(BIN)/python -m benchmarks.throughput --contenders ours,bound,static,continuous,one
 	$(BIN)/python -m benchmarks.throughput --requests 256
 	$(BIN)/python -m benchmarks.phases
@@ -51,14 +58,14 @@ bench: $(INSTALLED)  ## the engine beside generate, the bare matrix products and
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.scaling --peer-most 64 --picture docs/pictures/growth.svg
 
-gpu: $(INSTALLED)  ## everything that is claimed of a GPU, on one
+gpu: $(TOOLS)  ## everything that is claimed of a GPU, on one
 	$(BIN)/python -m benchmarks.gpu
 
-soak: $(INSTALLED)  ## ten minutes of accidents on each database
+soak: $(TOOLS)  ## ten minutes of accidents on each database
 	$(BIN)/python -m tests.faults.soak --database sqlite
 	$(BIN)/python -m tests.faults.soak --database postgresql
 
-docs: $(INSTALLED)  ## docs/help.md from the commands
+docs: $(TOOLS)  ## docs/help.md from the commands
 	$(BIN)/python -m docs.help_pages
 
 clean:

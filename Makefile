@@ -56,7 +56,7 @@ bench: $(TOOLS)  ## the engine beside generate, the bare matrix products and its
 	$(BIN)/python -m benchmarks.decode_steps --picture docs/pictures/decode.svg
 	$(BIN)/python -m benchmarks.ablations
 	$(BIN)/python -m benchmarks.features
-	$(BIN)/python -m benchmarks.scaling --peer-most 64 --picture docs/pictures/growth.svg
+	$(BIN)/python -m benchmarks.scaling --peer-most 64 --picture docs/pictures/scaling.svg
 
 gpu: $(TOOLS)  ## everything that is claimed of a GPU, on one
 	$(BIN)/python -m benchmarks.gpu

@@ -1,10 +1,10 @@
-"""What each of the large levers brings alone: the engine with all of them, and with one taken away, alternately.
+"""What each large optimization brings alone: the engine with all of them and with one taken away, alternately.
 
     python -m benchmarks.ablations --requests 128 --rounds 3
 
-`plain products` multiplies with `F.linear`, whose weights are reordered at every call; `oneDNN's products` with weights
-that oneDNN packed once; `one prompt a step` prefills prompts one by one; `waiting batches` lets nobody in until the
-longest of a batch has ended. Prints the median of the rounds and how many times as long each takes.
+`plain matmuls` uses `F.linear`, which reorders the weights at every call; `oneDNN's matmuls` uses weights that oneDNN
+packed once; `one prompt a step` prefills prompts one by one; `static batches` admits nobody until the longest sequence
+of a batch has ended. Prints the median of the rounds and how many times as long each takes.
 """
 
 from __future__ import annotations
@@ -26,26 +26,41 @@ from worker.engine.model.fused_decoder import FusedDecoder, PlainRowOperations
 from worker.engine.model.linear import MakeLinear, PlainLinear
 from worker.engine.request import Request
 
-SLOTS = 64
+BASELINE = "all of them"
+MAX_NUM_SEQS = 64
 LONGEST_PROMPT = 64
 
 
-def with_products(base: Engine, make_linear: MakeLinear) -> Engine:
-    """The same engine, its decoder made of other products."""
+def with_linear(base: Engine, make_linear: MakeLinear) -> Engine:
+    """The same engine with another kind of linear layer in its decoder."""
     dtype = base.loaded.dtype
     decoder = FusedDecoder(qwen2_half_billion(dtype), make_linear, cpu_kernels(dtype) or PlainRowOperations())
     return Engine(replace(base.loaded, decoder=decoder), base.config)
 
 
 def decode(base: Engine, requests: Sequence[Request], *, prefill_tokens: int | None = None) -> None:
+    """Decodes all requests with a fresh engine."""
     engine = Engine(base.loaded, replace(base.config, prefill_tokens=prefill_tokens or base.config.prefill_tokens))
     for _ in engine.generate(requests):
         pass
 
 
-def decode_waiting(base: Engine, requests: Sequence[Request]) -> None:
-    for start in range(0, len(requests), SLOTS):
-        decode(base, requests[start : start + SLOTS])
+def decode_static(base: Engine, requests: Sequence[Request]) -> None:
+    """Decodes batch after batch; each waits for its longest sequence."""
+    for start in range(0, len(requests), MAX_NUM_SEQS):
+        decode(base, requests[start : start + MAX_NUM_SEQS])
+
+
+def ablations_of(base: Engine, requests: Sequence[Request]) -> dict[str, Callable[[], None]]:
+    """The baseline, and each ablation by its name."""
+    plain, packed = with_linear(base, PlainLinear), with_linear(base, OneDnnLinear)
+    return {
+        BASELINE: lambda: decode(base, requests),
+        "plain matmuls": lambda: decode(plain, requests),
+        "oneDNN's matmuls": lambda: decode(packed, requests),
+        "one prompt a step": lambda: decode(base, requests, prefill_tokens=LONGEST_PROMPT),
+        "static batches": lambda: decode_static(base, requests),
+    }
 
 
 def main() -> None:
@@ -54,24 +69,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     given = parser.parse_args()
-    base = engine_for(getattr(torch, given.dtype), max_num_seqs=SLOTS)
-    plain, packed = with_products(base, PlainLinear), with_products(base, OneDnnLinear)
+    base = engine_for(getattr(torch, given.dtype), max_num_seqs=MAX_NUM_SEQS)
     requests = long_tailed(given.requests)
     num_tokens = sum(request.params.max_new_tokens for request in requests)
-    ways: dict[str, Callable[[], None]] = {
-        "all of them": lambda: decode(base, requests),
-        "plain products": lambda: decode(plain, requests),
-        "oneDNN's products": lambda: decode(packed, requests),
-        "one prompt a step": lambda: decode(base, requests, prefill_tokens=LONGEST_PROMPT),
-        "waiting batches": lambda: decode_waiting(base, requests),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    ablations = ablations_of(base, requests)
+    seconds: dict[str, list[float]] = {name: [] for name in ablations}
     for number in range(given.rounds):
-        for name, way in ways.items():
-            seconds[name].append(timed(way))
+        for name, action in ablations.items():
+            seconds[name].append(timed(action))
             print(f"round {number + 1}: {name:18} {num_tokens / seconds[name][-1]:8.1f} tokens/s", flush=True)
-    best = median(seconds["all of them"])
-    print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, {SLOTS} slots")
+    best = median(seconds[BASELINE])
+    print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, at most {MAX_NUM_SEQS} running")
     for name, values in seconds.items():
         print(f"{name:18} {num_tokens / median(values):8.1f} tokens/s   {median(values) / best:.2f} x the time")
     print(json.dumps({"tokens": num_tokens, "dtype": given.dtype, "seconds": seconds}))

@@ -1,9 +1,9 @@
-"""Ours beside other engines, alternately, on the same requests; each peer in a process of its own environment.
+"""Ours beside other engines, alternately, on the same requests; each peer runs in an environment of its own.
 
     python -m venv .peers && .peers/bin/pip install openvino-genai "optimum-intel[openvino]" ctranslate2
     python -m benchmarks.against_peers --python .peers/bin/python --peers openvino:bf16 --requests 64
 
-Saves the Qwen2-0.5B shape with random weights for them. Prints useful tokens/s, the median of the rounds, and the
+Saves Qwen2-0.5B's shape with random weights for them. Prints useful tokens/s, the median of the rounds, and the
 ratio to each.
 """
 
@@ -31,7 +31,7 @@ PEERS = Path(__file__).parent / "peers"
 
 
 class Peer:
-    """A peer's process: decodes all requests at each call."""
+    """A peer's process, which decodes all requests at each call of `seconds`."""
 
     def __init__(self, python: str, name: str, dtype: str, model: Path, requests: Path) -> None:
         self.name = f"{name} {dtype}"
@@ -65,8 +65,8 @@ class Peer:
         self._process.wait()
 
 
-def saved_model(folder: Path) -> Path:
-    """Weights in safetensors, and a tokenizer that names every id, which converters ask for."""
+def save_model(folder: Path) -> Path:
+    """Saves weights as safetensors with a tokenizer that names every id, which converters need; once a folder."""
     target = folder / "qwen2-0.5b-random"
     if target.exists():
         return target
@@ -78,9 +78,9 @@ def saved_model(folder: Path) -> Path:
     return target
 
 
-def speaking_model(folder: Path) -> Path:
-    """The same weights with the toy model's tokenizer, for what begins with text: only BPE fits the architecture."""
-    model, target = saved_model(folder), folder / "qwen2-0.5b-random-words"
+def save_model_for_text(folder: Path) -> Path:
+    """The same weights with the toy model's tokenizer, for prompts of text: only BPE fits the architecture."""
+    model, target = save_model(folder), folder / "qwen2-0.5b-random-words"
     if not target.exists():
         target.mkdir()
         for path in model.glob("*"):
@@ -103,19 +103,19 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="the peers' interpreter")
     parser.add_argument("--peers", nargs="+", default=["openvino:bf16"])
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="of ours")
+    parser.add_argument("--max-num-seqs", type=int, default=64)
+    parser.add_argument("--quantize", choices=["none", "int8"], default="none", help="for ours")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where models are kept for the next call; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="for the models, kept for the next call; default: a temporary one")
     given = parser.parse_args()
     requests = long_tailed(given.requests)
     num_tokens = sum(request.params.max_new_tokens for request in requests)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        model = saved_model(folder)
+        model = save_model(folder)
         path = save_requests(folder, requests)
-        contenders = Contenders(torch.bfloat16, requests, given.slots, static_batch=64, quantize=given.quantize)
+        contenders = Contenders(torch.bfloat16, requests, given.max_num_seqs, static_batch=64, quantize=given.quantize)
         for peer_name in given.peers:
             name, _, dtype = peer_name.partition(":")
             with Peer(given.python, name, dtype, model, path) as peer:

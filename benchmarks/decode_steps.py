@@ -1,8 +1,8 @@
-"""A decode step with so many sequences running, alternately with the bare packed products of the same rows.
+"""A decode step with a number of sequences running, alternately with the bare packed matmuls of the same rows.
 
     python -m benchmarks.decode_steps --running 2 8 16 32 64 --picture docs/pictures/decode.svg
 
-Prints the median of both and what share of the step the products are.
+Prints the median of both and the share of the step that the matmuls take.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from worker.engine.engine import Engine
 from worker.engine.request import Request
 
 
-def running(base: Engine, count: int, num_steps: int) -> Engine:
-    """An engine whose prompts are prefilled."""
+def decoding_engine(base: Engine, num_sequences: int, num_steps: int) -> Engine:
+    """An engine whose prompts are prefilled, with tokens left for `num_steps`."""
     engine = Engine(base.loaded, base.config)
     rng = random.Random(0)
     params = GenerationParams(max_new_tokens=num_steps + 10, ignore_eos=True, trace="none")
-    for number in range(count):
+    for number in range(num_sequences):
         engine.submit(Request(number, tuple(rng.choices(range(10, 150_000), k=rng.randint(16, 64))), params))
     for _ in range(2):
         engine.step()
@@ -54,12 +54,12 @@ def main() -> None:
     measured = []
     base, bound = engine_for(torch.bfloat16), Bound(torch.bfloat16)
     for count in given.running:
-        engine, products = running(base, count, given.steps), Step(count, count, 0.0)
-        multiply = partial(bound.multiply, products)
-        pairs = [(milliseconds(engine.step), milliseconds(multiply)) for _ in range(given.steps)]
+        engine = decoding_engine(base, count, given.steps)
+        matmuls = partial(bound.matmuls, Step(count, count, 0.0))
+        pairs = [(milliseconds(engine.step), milliseconds(matmuls)) for _ in range(given.steps)]
         ours, least = (median(column) for column in zip(*pairs, strict=True))
         measured.append(DecodeStep(count, ours, least))
-        print(f"{count:3} running: step {ours:6.1f} ms, products {least:6.1f} ms: {least / ours:.0%}", flush=True)
+        print(f"{count:3} running: step {ours:6.1f} ms, matmuls {least:6.1f} ms: {least / ours:.0%}", flush=True)
     print(json.dumps([asdict(step) for step in measured]))
     if given.picture is not None:
         draw_decode(measured, given.picture)

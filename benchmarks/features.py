@@ -1,4 +1,4 @@
-"""What each way of decoding costs beside another on the same engine, alternately; medians and ratios.
+"""What each feature of the engine costs or saves beside doing without it, alternately; medians and ratios.
 
     python -m benchmarks.features --parts sampling prefix beams samples memory
 
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,17 +26,20 @@ from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.request import Request
 
+MEMORY_BATCH = 500
+
 
 def request(number: int, prompt_ids: Sequence[int], **params: Any) -> Request:
     values = {"ignore_eos": True, "trace": "none", "seed": number, **params}
     return Request(number, tuple(prompt_ids), GenerationParams.model_validate(values))
 
 
-def ids(count: int, seed: int) -> list[int]:
+def random_ids(count: int, seed: int) -> list[int]:
     return random.Random(seed).choices(range(10, 150_000), k=count)
 
 
-def seconds(base: Engine, requests: Sequence[Request], **config: Any) -> float:
+def decode(base: Engine, requests: Sequence[Request], **config: Any) -> float:
+    """Decodes all requests with a fresh engine; returns the seconds, its construction left out."""
     engine = Engine(base.loaded, EngineConfig(**{"kv_memory": 2.0, **config}))
     started = time.perf_counter()
     for _ in engine.generate(requests):
@@ -43,20 +47,20 @@ def seconds(base: Engine, requests: Sequence[Request], **config: Any) -> float:
     return time.perf_counter() - started
 
 
-def compare(title: str, ways: dict[str, Callable[[], float]], rounds: int) -> None:
-    """The first way is what the others are held against."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+def compare(title: str, variants: Mapping[str, Callable[[], float]], rounds: int) -> None:
+    """Prints each variant's median and its ratio to the first variant's."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, way in ways.items():
-            taken[name].append(way())
-    first = median(next(iter(taken.values())))
+        for name, measure in variants.items():
+            seconds[name].append(measure())
+    first = median(next(iter(seconds.values())))
     print(f"\n{title}")
-    for name, values in taken.items():
+    for name, values in seconds.items():
         print(f"{name:28} {median(values):8.2f} s {median(values) / first:8.3f} x", flush=True)
 
 
 def sampling(base: Engine, rounds: int) -> None:
-    kinds: dict[str, dict[str, Any]] = {
+    params_by_name: dict[str, dict[str, Any]] = {
         "greedy": {},
         "sample": {"strategy": "sample"},
         "nucleus 0.9": {"strategy": "nucleus", "top_p": 0.9},
@@ -65,30 +69,28 @@ def sampling(base: Engine, rounds: int) -> None:
         "greedy, trace tokens": {"trace": "tokens"},
         "greedy, trace top:5": {"trace": "top:5"},
     }
-
-    def way(kind: dict[str, Any]) -> Callable[[], float]:
-        return lambda: seconds(base, [request(n, ids(4, n), max_new_tokens=24, **kind) for n in range(64)])
-
-    compare("64 sequences side by side", {name: way(kind) for name, kind in kinds.items()}, rounds)
-
-
-def prefix(base: Engine, rounds: int, num_jobs: int, slots: int) -> None:
-    system = ids(512, 1)
-    requests = [request(n, [*system, *ids(32, n)], max_new_tokens=32) for n in range(num_jobs)]
-    ways = {
-        "shared": lambda: seconds(base, requests, max_num_seqs=slots),
-        "each computed": lambda: seconds(base, requests, max_num_seqs=slots, share_prefixes=False),
+    variants = {
+        name: partial(decode, base, [request(n, random_ids(4, n), max_new_tokens=24, **params) for n in range(64)])
+        for name, params in params_by_name.items()
     }
-    compare(f"{num_jobs} jobs with one 512-token system prompt, {slots} slots", ways, rounds)
+    compare("64 sequences side by side", variants, rounds)
+
+
+def prefix(base: Engine, rounds: int, num_jobs: int, max_num_seqs: int) -> None:
+    system = random_ids(512, 1)
+    requests = [request(n, [*system, *random_ids(32, n)], max_new_tokens=32) for n in range(num_jobs)]
+    variants = {
+        "shared": partial(decode, base, requests, max_num_seqs=max_num_seqs),
+        "each computed": partial(decode, base, requests, max_num_seqs=max_num_seqs, share_prefixes=False),
+    }
+    compare(f"{num_jobs} jobs with one 512-token system prompt, at most {max_num_seqs} running", variants, rounds)
 
 
 def beams(base: Engine, rounds: int) -> None:
-    prompts = [ids(32, n) for n in range(16)]
+    prompts = [random_ids(32, n) for n in range(16)]
+    params = {"strategy": "beam", "num_beams": 4, "max_new_tokens": 64}
+    requests = [request(n, prompt, **params) for n, prompt in enumerate(prompts)]
     plain = qwen2_half_billion(torch.bfloat16)
-
-    def ours() -> float:
-        params = {"strategy": "beam", "num_beams": 4, "max_new_tokens": 64}
-        return seconds(base, [request(n, prompt, **params) for n, prompt in enumerate(prompts)])
 
     def generate() -> float:
         started = time.perf_counter()
@@ -98,35 +100,37 @@ def beams(base: Engine, rounds: int) -> None:
         )  # fmt: skip
         return time.perf_counter() - started
 
-    compare("16 prompts of 4 beams and 64 tokens", {"ours": ours, "generate": generate}, rounds)
+    variants: dict[str, Callable[[], float]] = {"ours": partial(decode, base, requests), "generate": generate}
+    compare("16 prompts of 4 beams and 64 tokens", variants, rounds)
 
 
 def samples(base: Engine, rounds: int) -> None:
-    sampled = {"strategy": "sample", "max_new_tokens": 64}
-    ways = {
-        "8 one-token prompts": lambda: seconds(base, [request(n, ids(1, n), **sampled) for n in range(8)]),
-        "n=8 of a 256-token prompt": lambda: seconds(base, [request(0, ids(256, 0), n=8, **sampled)]),
+    params = {"strategy": "sample", "max_new_tokens": 64}
+    variants = {
+        "8 one-token prompts": partial(decode, base, [request(n, random_ids(1, n), **params) for n in range(8)]),
+        "n=8 of a 256-token prompt": partial(decode, base, [request(0, random_ids(256, 0), n=8, **params)]),
     }
-    compare("eight samples", ways, rounds)
+    compare("eight samples", variants, rounds)
 
 
 def memory(num_jobs: int) -> None:
+    """Decodes batch after batch with one engine of the toy model; prints the process's resident memory."""
     engine = Engine.load(str(TOY_MODEL), device="cpu", kv_memory=0.2)
     process = psutil.Process()
-    noted: list[tuple[int, float]] = []
+    resident: list[tuple[int, float]] = []  # jobs so far, MiB
     rng = random.Random(0)
-    for start in range(0, num_jobs, 500):
+    for start in range(0, num_jobs, MEMORY_BATCH):
         requests = [
             Request(n, engine.encode(f"Story {n}"), GenerationParams(max_new_tokens=rng.randint(4, 40), seed=n))
-            for n in range(start, start + 500)
+            for n in range(start, start + MEMORY_BATCH)
         ]
         for _ in engine.generate(requests):
             pass
-        noted.append((start + 500, process.memory_info().rss / 2**20))
-    settled = noted[len(noted) // 4 :]
-    growth = (settled[-1][1] - settled[0][1]) / (settled[-1][0] - settled[0][0]) * 1000
-    told = ", ".join(f"{count:,} jobs {mib:.0f} MiB" for count, mib in noted[:: max(1, len(noted) // 8)])
-    print(f"\nresident memory after {told}")
+        resident.append((start + MEMORY_BATCH, process.memory_info().rss / 2**20))
+    steady = resident[len(resident) // 4 :]
+    growth = (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0]) * 1000
+    line = ", ".join(f"{count:,} jobs {mib:.0f} MiB" for count, mib in resident[:: max(1, len(resident) // 8)])
+    print(f"\nresident memory after {line}")
     print(f"growth over the last three quarters: {growth:.3f} MiB per 1,000 jobs")
 
 
@@ -136,7 +140,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prefix-jobs", type=int, default=256)
-    parser.add_argument("--prefix-slots", type=int, default=64)
+    parser.add_argument("--prefix-max-num-seqs", type=int, default=64)
     parser.add_argument("--memory-jobs", type=int, default=20_000)
     given = parser.parse_args()
     if "memory" in given.parts:
@@ -146,7 +150,7 @@ def main() -> None:
     base = engine_for(torch.bfloat16)
     for part in given.parts:
         if part == "prefix":
-            prefix(base, given.rounds, given.prefix_jobs, given.prefix_slots)
+            prefix(base, given.rounds, given.prefix_jobs, given.prefix_max_num_seqs)
         elif part != "memory":
             {"sampling": sampling, "beams": beams, "samples": samples}[part](base, given.rounds)
 

@@ -1,13 +1,12 @@
-"""One command for a GPU: all that is claimed of it, printed. Needs torch, transformers, pydantic and this repository.
+"""Everything that is claimed of a GPU, measured by one command. Needs torch, transformers, pydantic, this repository.
 
     python -m benchmarks.gpu --requests 256 1024
 
 Qwen2-0.5B's shape with random weights in bf16; prompts of 100 to 1,024 ids, as many forced output ids. Prints useful
-tokens/s of ours, of `generate` in static batches, of Transformers' continuous batching, and the roofline bound: for
-each of our steps the larger of its bytes at the measured bandwidth and its products at the measured rate. Then
-decode steps recorded against eager, steps that wait for their tokens, nucleus against greedy, whether the toy model's
-greedy answers in fp32 are those of the CPU, and whether `--deterministic` keeps its promise. `--device cpu --tiny`
-tries the script itself.
+tokens/s of ours, of `generate` in static batches, of Transformers' continuous batching, and of the roofline: for
+each of our steps the larger of its bytes at the measured bandwidth and its matmuls at the measured rate. Then come
+CUDA graphs against eager steps, synchronous steps, nucleus against greedy, the toy model's greedy answers in fp32
+beside the CPU's, and the batch-invariance of `--deterministic`. `--device cpu --tiny` tries the script itself.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ VOCAB = 150_000
 
 @dataclass(frozen=True)
 class Step:
+    """One step of the engine, counted."""
+
     rows: int
     keys: int  # read from the cache by all rows
 
@@ -57,7 +58,7 @@ def long_requests(count: int, longest: int, **params: Any) -> list[Request]:
 
 
 class Roofline:
-    """What a device can do at best, measured: bytes/s of a copy, multiply-adds/s of a square bf16 product."""
+    """A device's peaks, measured: bytes/s of a copy, multiply-adds/s of a square bf16 matmul."""
 
     def __init__(self, loaded: LoadedModel, num_parameters: int) -> None:
         self.device = loaded.device
@@ -79,20 +80,20 @@ class Roofline:
 
 
 def timed(action: Callable[[], Any], device: torch.device) -> float:
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
     action()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def decode(loaded: LoadedModel, requests: Sequence[Request], **config: Any) -> list[Step]:
-    """Decodes all with a fresh engine; its steps."""
+    """Decodes all requests with a fresh engine; returns its steps."""
     engine = Engine(loaded, EngineConfig(**config))
     steps = []
     for request in requests:
@@ -106,13 +107,16 @@ def decode(loaded: LoadedModel, requests: Sequence[Request], **config: Any) -> l
     return steps
 
 
-def compare(loaded: LoadedModel, peer: Transformers, roofline: Roofline, requests: list[Request], slots: int) -> None:
+def compare_with_peers(
+    loaded: LoadedModel, peer: Transformers, roofline: Roofline, requests: list[Request], max_num_seqs: int
+) -> None:
+    """Ours and Transformers' continuous batching alternately, static batches once, and the roofline of our steps."""
     num_tokens = sum(request.params.max_new_tokens for request in requests)
     peer.requests = requests
     steps: list[Step] = []
 
     def ours() -> None:
-        steps[:] = decode(loaded, requests, max_num_seqs=slots)
+        steps[:] = decode(loaded, requests, max_num_seqs=max_num_seqs)
 
     seconds: dict[str, list[float]] = {"ours": [], "continuous": [], "static": []}
     for _ in range(3):
@@ -121,37 +125,38 @@ def compare(loaded: LoadedModel, peer: Transformers, roofline: Roofline, request
     seconds["static"].append(timed(peer.static, loaded.device))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     bound = sum(roofline.seconds(step) for step in steps)
-    print(f"\n{len(requests)} requests, {num_tokens} tokens, {slots} slots")
+    print(f"\n{len(requests)} requests, {num_tokens} tokens, at most {max_num_seqs} running")
     for name, value in (*medians.items(), ("bound", bound)):
         print(f"{name:12} {num_tokens / value:10,.0f} tokens/s   ours is {value / medians['ours']:.2f} x as fast")
     print(json.dumps({"requests": len(requests), "tokens": num_tokens, "seconds": seconds, "bound": bound}))
 
 
-def compare_ways(loaded: LoadedModel, count: int, longest: int, slots: int) -> None:
-    """Greedy against eager steps, steps that wait for their tokens, and nucleus: alternately, on the same lengths."""
+def compare_variants(loaded: LoadedModel, count: int, longest: int, max_num_seqs: int) -> None:
+    """Greedy against eager steps, synchronous steps and nucleus: alternately, on the same lengths."""
     greedy = long_requests(count, longest)
     nucleus = long_requests(count, longest, strategy="nucleus", top_p=0.9)
-    ways: dict[str, Callable[[], Any]] = {
-        "greedy": lambda: decode(loaded, greedy, max_num_seqs=slots),
-        "greedy, eager": lambda: decode(loaded, greedy, max_num_seqs=slots, use_graphs=False),
-        "greedy, waiting": lambda: decode(replace(loaded, launch_batch=None), greedy, max_num_seqs=slots),
-        "nucleus 0.9": lambda: decode(loaded, nucleus, max_num_seqs=slots),
+    synchronous = replace(loaded, launch_batch=None)
+    variants: dict[str, Callable[[], Any]] = {
+        "greedy": lambda: decode(loaded, greedy, max_num_seqs=max_num_seqs),
+        "greedy, eager": lambda: decode(loaded, greedy, max_num_seqs=max_num_seqs, use_graphs=False),
+        "greedy, synchronous": lambda: decode(synchronous, greedy, max_num_seqs=max_num_seqs),
+        "nucleus 0.9": lambda: decode(loaded, nucleus, max_num_seqs=max_num_seqs),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(3):
-        for name, way in ways.items():
-            seconds[name].append(timed(way, loaded.device))
-    fastest = statistics.median(seconds["greedy"])
+        for name, action in variants.items():
+            seconds[name].append(timed(action, loaded.device))
+    baseline = statistics.median(seconds["greedy"])
     print()
     for name, values in seconds.items():
-        print(f"{name:14} {statistics.median(values) / fastest:6.3f} x the time of greedy")
+        print(f"{name:20} {statistics.median(values) / baseline:6.3f} x the time of greedy")
 
 
 def compare_with_cpu(device: torch.device) -> None:
-    """Greedy answers of the toy model in fp32, there and here."""
+    """Greedy answers of the toy model in fp32 on the device and on the CPU."""
     found = []
-    for place in (str(device), "cpu"):
-        engine = Engine(load_model(str(TOY_MODEL), place, "float32"), EngineConfig(max_num_seqs=16, kv_memory=0.2))
+    for name in (str(device), "cpu"):
+        engine = Engine(load_model(str(TOY_MODEL), name, "float32"), EngineConfig(max_num_seqs=16, kv_memory=0.2))
         prompts = [f"Once upon a time, number {number}" for number in range(100)]
         requests = [
             Request(n, engine.encode(text), GenerationParams(max_new_tokens=60)) for n, text in enumerate(prompts)
@@ -161,32 +166,31 @@ def compare_with_cpu(device: torch.device) -> None:
     print(f"\ntoy model, greedy, fp32: {differing} of {len(found[0])} answers differ from the CPU's")
 
 
-def check_reproducibility(make_model: Callable[[], Any], device: torch.device, count: int, num_tokens: int) -> None:
-    """With `--deterministic`: sequences and logprobs that differ from those of the first way, and what it costs."""
-    promising, other = (
-        prepare_model("qwen2-0.5b-random", make_model(), None, device, deterministic=is_asked)
-        for is_asked in (True, False)
+def check_batch_invariance(make_model: Callable[[], Any], device: torch.device, count: int, num_tokens: int) -> None:
+    """With `--deterministic`: its cost, and the sequences and logprobs of each variant that are not the reference's."""
+    invariant, other = (
+        prepare_model("qwen2-0.5b-random", make_model(), None, device, deterministic=is_deterministic)
+        for is_deterministic in (True, False)
     )
     requests = reproducibility.requests_of(count, num_tokens)
-    reference: reproducibility.Answers = {}
-    kept = reproducibility.Kept(None)
-    rate = reproducibility.decode(promising, reproducibility.REFERENCE, requests, kept, reference)
-    reference = kept.answers
-    other_rate = reproducibility.decode(
-        other, reproducibility.REFERENCE, requests, reproducibility.Kept(None), reference
-    )
-    print(f"\n--deterministic, {len(requests)} sequences: {other_rate / rate:.2f} x the time without it")
-    for way in reproducibility.WAYS:
-        kept = reproducibility.Kept(None)
-        reproducibility.decode(promising, way, way.requests(requests), kept, reference)
-        sequences, numbers = reproducibility.compare(kept.answers, reference)
-        print(f"{way.name:38} differing: {sequences} sequences, {numbers} logprobs", flush=True)
+    rates, answers = [], []
+    for loaded in (invariant, other):
+        stored = reproducibility.StoredAnswers(None)
+        rates.append(reproducibility.decode(loaded, reproducibility.REFERENCE, requests, stored, {}))
+        answers.append(stored.answers)
+    print(f"\n--deterministic, {len(requests)} sequences: {rates[1] / rates[0]:.2f} x the time without it")
+    reference = answers[0]
+    for variant in reproducibility.VARIANTS:
+        stored = reproducibility.StoredAnswers(None)
+        reproducibility.decode(invariant, variant, variant.requests(requests), stored, reference)
+        differences = reproducibility.count_differences(stored.answers, reference)
+        print(f"{variant.name:38} differing: {differences}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, nargs="+", default=[256, 1024])
-    parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--longest", type=int, default=1024)
     parser.add_argument("--static-batch", type=int, default=64)
     parser.add_argument("--device", default="cuda:0")
@@ -194,7 +198,7 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     if given.tiny:
-        given.requests, given.slots, given.longest = [6], 4, 20
+        given.requests, given.max_num_seqs, given.longest = [6], 4, 20
 
     def make_model() -> Any:
         return qwen2_half_billion(torch.bfloat16, num_layers=2 if given.tiny else 24).to(device)
@@ -209,10 +213,10 @@ def main() -> None:
     print(f"measured: {roofline.bandwidth / 1e9:,.0f} GB/s, {roofline.rate / 1e12:,.1f} T multiply-adds/s")
     for count in given.requests:
         peer = Transformers(plain, given.static_batch)
-        compare(loaded, peer, roofline, long_requests(count, given.longest), given.slots)
-    compare_ways(loaded, min(given.requests), given.longest, given.slots)
+        compare_with_peers(loaded, peer, roofline, long_requests(count, given.longest), given.max_num_seqs)
+    compare_variants(loaded, min(given.requests), given.longest, given.max_num_seqs)
     compare_with_cpu(device)
-    check_reproducibility(make_model, device, *((2, 4) if given.tiny else (32, 64)))
+    check_batch_invariance(make_model, device, *((2, 4) if given.tiny else (32, 64)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from worker.engine.request import Completion, Request
 ROOT = Path(__file__).parent.parent
 
 
-def answers(prompts: list[str], *, quantize: Quantization) -> list[Completion]:
+def greedy_answers(prompts: list[str], *, quantize: Quantization) -> list[Completion]:
     engine = Engine.load(
         str(ROOT / "examples" / "tiny" / "model"), dtype="float32", device="cpu", quantize=quantize, kv_memory=0.5
     )
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=300)
     lines = (ROOT / "examples" / "prompts.jsonl").read_text().splitlines()[: parser.parse_args().prompts]
     prompts = [json.loads(line)["prompt"] for line in lines if "prompt" in json.loads(line)]
-    pairs = list(zip(answers(prompts, quantize="none"), answers(prompts, quantize="int8"), strict=True))
+    pairs = list(zip(greedy_answers(prompts, quantize="none"), greedy_answers(prompts, quantize="int8"), strict=True))
     agreeing = [
         len(list(takewhile(lambda ids: ids[0] == ids[1], zip(exact.token_ids, int8.token_ids, strict=False))))
         for exact, int8 in pairs

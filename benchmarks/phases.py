@@ -1,14 +1,15 @@
-"""Where a run's time goes: our steps beside the bare packed products of the same rows, by how many are running.
+"""Where a run's time goes: the engine's steps beside the bare matmuls of the same rows, by number of running sequences.
 
     python -m benchmarks.phases --requests 64
 
 Other requests are decoded first, as in a worker that has been running for a while: its KV cache has its memory. The
-bound of a step is the best of three runs of its products.
+bound of a step is the best of three runs of its matmuls, with weights that oneDNN packed. Prints a table, then JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,23 +28,27 @@ SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Step:
-    rows: int  # prompt tokens and decoding sequences
+    """One step of the engine, measured."""
+
+    num_rows: int  # prompt tokens and decoding sequences
     num_tokens: int  # generated
     seconds: float
 
     @property
     def phase(self) -> str:
-        if self.rows > self.num_tokens:
+        if self.num_rows > self.num_tokens:
             return "prefill"
         return f"up to {next(size for size in SIZES if self.num_tokens <= size)} running"
 
 
 class Bound:
-    """The bare products of a step, each layer's seven and the head's, with packed random weights; and their time."""
+    """The bare matmuls of a step, seven per layer and the head's, with packed random weights; and their time."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         config = qwen2_half_billion_config()
-        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        width = config.hidden_size
+        assert config.num_key_value_heads is not None
+        kv_width = width // config.num_attention_heads * config.num_key_value_heads
         shapes = [
             (width, width), (width, kv_width), (width, kv_width), (width, width),
             (width, config.intermediate_size), (width, config.intermediate_size), (config.intermediate_size, width),
@@ -56,28 +61,28 @@ class Bound:
 
     def seconds(self, step: Step) -> float:
         """The best of three; steps of one shape share it."""
-        shape = (step.rows, step.num_tokens)
+        shape = (step.num_rows, step.num_tokens)
         if shape not in self._seconds:
             self._seconds[shape] = min(self._timed(step) for _ in range(3))
         return self._seconds[shape]
 
     @torch.inference_mode()
-    def multiply(self, step: Step) -> None:
-        """The products of one step."""
-        rows, num_logits = max(MIN_ROWS, step.rows), max(MIN_ROWS, step.num_tokens)
+    def matmuls(self, step: Step) -> None:
+        """Computes the matmuls of one step."""
+        num_rows, num_logits = max(MIN_ROWS, step.num_rows), max(MIN_ROWS, step.num_tokens)
         for linear in self._linears:
-            linear(self._input(rows, linear.in_features))
+            linear(self._input(num_rows, linear.in_features))
         self._head(self._input(num_logits, self._head.in_features))
 
     def _timed(self, step: Step) -> float:
         started = time.perf_counter()
-        self.multiply(step)
+        self.matmuls(step)
         return time.perf_counter() - started
 
-    def _input(self, rows: int, width: int) -> torch.Tensor:
-        if (rows, width) not in self._inputs:
-            self._inputs[rows, width] = torch.randn(rows, width).to(self._dtype)
-        return self._inputs[rows, width]
+    def _input(self, num_rows: int, width: int) -> torch.Tensor:
+        if (num_rows, width) not in self._inputs:
+            self._inputs[num_rows, width] = torch.randn(num_rows, width).to(self._dtype)
+        return self._inputs[num_rows, width]
 
 
 def _random_linear(inputs: int, outputs: int, dtype: torch.dtype) -> OneDnnLinear:
@@ -85,40 +90,48 @@ def _random_linear(inputs: int, outputs: int, dtype: torch.dtype) -> OneDnnLinea
 
 
 def decode(engine: Engine, requests: Sequence[Request]) -> list[Step]:
+    """Decodes all requests; returns each step."""
     for request in requests:
         engine.submit(request)
     steps = []
     while engine.has_work:
-        rows = engine.stats.num_prefill_tokens + engine.stats.num_decode_rows
-        tokens = engine.stats.num_generated_tokens
+        num_rows = engine.stats.num_prefill_tokens + engine.stats.num_decode_rows
+        num_tokens = engine.stats.num_generated_tokens
         started = time.perf_counter()
         engine.step()
         seconds = time.perf_counter() - started
-        rows = engine.stats.num_prefill_tokens + engine.stats.num_decode_rows - rows
-        steps.append(Step(rows, engine.stats.num_generated_tokens - tokens, seconds))
+        num_rows = engine.stats.num_prefill_tokens + engine.stats.num_decode_rows - num_rows
+        steps.append(Step(num_rows, engine.stats.num_generated_tokens - num_tokens, seconds))
     return steps
+
+
+def report(steps: Sequence[Step], bound: Bound) -> None:
+    """Prints each phase's seconds beside its bound, and their sums."""
+    phases: dict[str, list[Step]] = defaultdict(list)
+    for step in steps:
+        phases[step.phase].append(step)
+    seconds: dict[str, dict[str, float]] = {}
+    print(f"{'phase':18} {'steps':>6} {'tokens':>7} {'ours':>8} {'bound':>8} {'of bound':>9}")
+    for name, members in [*phases.items(), ("all", steps)]:
+        ours, least = sum(step.seconds for step in members), sum(bound.seconds(step) for step in members)
+        num_tokens = sum(step.num_tokens for step in members)
+        print(f"{name:18} {len(members):6} {num_tokens:7} {ours:7.2f}s {least:7.2f}s {least / ours:8.0%}")
+        seconds[name] = {"ours": ours, "bound": least}
+    print(json.dumps({"seconds": seconds}))
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--prefill-tokens", type=int, default=2048)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     given = parser.parse_args()
     dtype = getattr(torch, given.dtype)
-    engine = engine_for(dtype, max_num_seqs=given.slots, prefill_tokens=given.prefill_tokens)
+    engine = engine_for(dtype, max_num_seqs=given.max_num_seqs, prefill_tokens=given.prefill_tokens)
     decode(engine, long_tailed(given.requests, seed=1))
-    steps, bound = decode(engine, long_tailed(given.requests)), Bound(dtype)
-    phases: dict[str, list[Step]] = defaultdict(list)
-    for step in steps:
-        phases[step.phase].append(step)
-    print(f"{'phase':18} {'steps':>6} {'tokens':>7} {'ours':>8} {'bound':>8} {'of bound':>9}")
-    for name, members in [*phases.items(), ("all", steps)]:
-        ours, least = sum(step.seconds for step in members), sum(bound.seconds(step) for step in members)
-        tokens = sum(step.num_tokens for step in members)
-        print(f"{name:18} {len(members):6} {tokens:7} {ours:7.2f}s {least:7.2f}s {least / ours:8.0%}")
+    report(decode(engine, long_tailed(given.requests)), Bound(dtype))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Jobs through Redis, a worker and SQL with an engine that answers at once: what the pipeline itself can do.
+"""Jobs through Redis, a worker and SQL with an engine that answers at once: the pipeline's own speed.
 
     python -m benchmarks.pipeline --jobs 20000 --tokens 1
 
-One worker process; every answer has a trace of `--tokens` rows. Prints jobs/s from the first claim to the last commit.
+One worker process; every answer has a trace of `--tokens` rows. Prints jobs/s from the first claim to the last commit,
+then JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.support.processes import RedisServer, WorkerProcess, wait_until
 
 
 def run_through(folder: Path, database: Engine, num_jobs: int, num_tokens: int) -> float:
-    """Jobs per second."""
+    """Writes, sends and runs the jobs; returns jobs per second."""
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps({"custom_id": f"{n}", "prompt": f"Number {n}"}) + "\n" for n in range(num_jobs)))
     submission = Submission(path, "null", Grid({}), seed=1)
@@ -69,10 +70,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
     given = parser.parse_args()
+    jobs_per_second = {}
     for kind in given.databases:
         with fresh_database(kind) as (folder, database):
-            rate = run_through(folder, database, given.jobs, given.tokens)
+            rate = jobs_per_second[kind] = run_through(folder, database, given.jobs, given.tokens)
         print(f"{kind}: {rate:,.0f} jobs/s ({given.jobs:,} jobs, {given.tokens} trace rows each)", flush=True)
+    print(json.dumps({"jobs_per_second": jobs_per_second}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Does a sequence's answer depend on its batch? Decodes the same requests in many ways and compares bits.
+"""Do a sequence's bits depend on its batch? The same requests decoded in many variants, and their bits compared.
 
-    python -m benchmarks.reproducibility --dtype bfloat16 --sequences 256 --tokens 128 --slots 1 8 64
+    python -m benchmarks.reproducibility --dtype bfloat16 --sequences 256 --tokens 128 --max-num-seqs 1 8 64
 
-Half greedy, half sampled, with prompts that partly begin alike. The reference has 64 slots; the others have
-64, 8 and 1 slots, another order, and prefix sharing off. With one slot every sequence is decoded once, the first
-half of them with prefix sharing, the others shuffled and without: that takes as long as the weights are read 65,536
-times. `--alone` bounds how many these are, and `--slots` names the ways to be tried in this call.
-Prints differing sequences and differing stored logprobs (both should be 0) and each way's speed; while a way runs,
-how far it is and what differs so far. With `--folder` an interrupted call goes on where it was.
+Half are greedy, half sampled, with prompts that partly begin alike. At most 64 sequences run in the reference; at most
+64, 8 and 1 in the others, in another order and with prefix sharing off. Where one runs alone, every sequence is decoded
+once, the first half of them with prefix sharing, the others shuffled and without: that reads all weights 65,536 times.
+`--alone` bounds how many these are, and `--max-num-seqs` names the variants of this call. Prints differing sequences
+and differing stored logprobs (both should be 0) and each variant's speed; progress and the differences so far go to
+stderr. With `--folder` an interrupted call resumes where it was.
 """
 
 from __future__ import annotations
@@ -37,36 +37,36 @@ Answers = dict[int, Answer]
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to decode the same requests."""
+class Variant:
+    """A batch size, an order and prefix sharing with which the same requests are decoded."""
 
     name: str
-    slots: int
+    max_num_seqs: int
     is_shuffled: bool
     share_prefixes: bool
     part: Literal["all", "first half", "second half"] = "all"
 
     def requests(self, requests: list[Request]) -> list[Request]:
-        """Its part of the requests, in its order."""
+        """The variant's part of the requests, in its order."""
         half = len(requests) // 2
         chosen = {"all": requests, "first half": requests[:half], "second half": requests[half:]}[self.part]
         return random.Random(2).sample(chosen, len(chosen)) if self.is_shuffled else chosen
 
 
-REFERENCE = Way("64 slots", 64, False, True)
-WAYS = [
-    Way("64 slots, shuffled", 64, True, True),
-    Way("64 slots, no prefix sharing", 64, False, False),
-    Way("8 slots, shuffled, no prefix sharing", 8, True, False),
-    Way("8 slots", 8, False, True),
-    Way("1 slot, shuffled, no prefix sharing", 1, True, False, "second half"),
-    Way("1 slot", 1, False, True, "first half"),
+REFERENCE = Variant("64 running", 64, False, True)
+VARIANTS = [
+    Variant("64 running, shuffled", 64, True, True),
+    Variant("64 running, no prefix sharing", 64, False, False),
+    Variant("8 running, shuffled, no prefix sharing", 8, True, False),
+    Variant("8 running", 8, False, True),
+    Variant("1 running, shuffled, no prefix sharing", 1, True, False, "second half"),
+    Variant("1 running", 1, False, True, "first half"),
 ]
 PROGRESS_EVERY = 32
 
 
-class Kept:
-    """Answers of a way, in a file from an earlier call or nowhere."""
+class StoredAnswers:
+    """The answers of a variant; with a path also in a file, from which a later call resumes."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -84,6 +84,7 @@ class Kept:
 
 
 def requests_of(count: int, num_tokens: int) -> list[Request]:
+    """`count` greedy and `count` sampled requests; half of them begin with the same 130 ids."""
     rng = random.Random(1)
     opening = tuple(rng.choices(range(10, 150_000), k=130))
     requests = []
@@ -96,34 +97,46 @@ def requests_of(count: int, num_tokens: int) -> list[Request]:
     return requests
 
 
-def decode(loaded: LoadedModel, way: Way, requests: list[Request], kept: Kept, reference: Answers) -> float:
-    """Decodes what is not kept yet; returns the tokens per second of that."""
-    config = EngineConfig(max_num_seqs=way.slots, share_prefixes=way.share_prefixes, kv_memory=2.0)
-    fresh = Engine(loaded, config)
-    missing = [request for request in requests if request.id not in kept.answers]
-    started, tokens = time.perf_counter(), 0
-    for output in fresh.generate(missing):
+def decode(
+    loaded: LoadedModel, variant: Variant, requests: list[Request], stored: StoredAnswers, reference: Answers
+) -> float:
+    """Decodes the requests without a stored answer; returns their tokens per second."""
+    config = EngineConfig(max_num_seqs=variant.max_num_seqs, share_prefixes=variant.share_prefixes, kv_memory=2.0)
+    engine = Engine(loaded, config)
+    missing = [request for request in requests if request.id not in stored.answers]
+    started, num_tokens = time.perf_counter(), 0
+    for output in engine.generate(missing):
         (done,) = output.completions
         assert done.trace is not None
-        kept.add(output.request_id, (done.token_ids, tuple(done.trace.logprobs), tuple(done.trace.sampling_logprobs)))
-        tokens += len(done.token_ids)
-        if len(kept.answers) % PROGRESS_EVERY == 0:
-            sequences, numbers = compare(kept.answers, reference or kept.answers)
-            print(f"  {way.name}: {len(kept.answers)} of {len(requests)}, differing: {sequences} sequences, "
-                  f"{numbers} logprobs", file=sys.stderr, flush=True)  # fmt: skip
-    return tokens / (time.perf_counter() - started)
+        stored.add(output.request_id, (done.token_ids, tuple(done.trace.logprobs), tuple(done.trace.sampling_logprobs)))
+        num_tokens += len(done.token_ids)
+        if len(stored.answers) % PROGRESS_EVERY == 0:
+            differences = count_differences(stored.answers, reference or stored.answers)
+            progress = f"{len(stored.answers)} of {len(requests)}"
+            print(f"  {variant.name}: {progress}, differing: {differences}", file=sys.stderr, flush=True)
+    return num_tokens / (time.perf_counter() - started)
 
 
-def compare(answers: Answers, reference: Answers) -> tuple[int, int]:
-    """Differing sequences, and differing stored numbers."""
+@dataclass(frozen=True)
+class Differences:
+    """How many sequences and stored logprobs are not the reference's."""
+
+    sequences: int
+    logprobs: int
+
+    def __str__(self) -> str:
+        return f"{self.sequences} sequences, {self.logprobs} logprobs"
+
+
+def count_differences(answers: Answers, reference: Answers) -> Differences:
     sequences = sum(answer[0] != reference[index][0] for index, answer in answers.items())
-    numbers = sum(
+    logprobs = sum(
         mine != theirs
         for index, answer in answers.items()
         for column in (1, 2)
         for mine, theirs in zip(answer[column], reference[index][column], strict=True)
     )
-    return sequences, numbers
+    return Differences(sequences, logprobs)
 
 
 def main() -> None:
@@ -131,9 +144,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--sequences", type=int, default=256, help="greedy ones, and as many sampled ones")
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--alone", type=int, default=512, help="most sequences that are decoded with one slot")
-    parser.add_argument("--slots", type=int, nargs="+", choices=[1, 8, 64], default=[1, 8, 64])
-    parser.add_argument("--folder", type=Path, help="where answers are kept for the next call")
+    parser.add_argument("--alone", type=int, default=512, help="most sequences that are decoded alone")
+    parser.add_argument("--max-num-seqs", type=int, nargs="+", choices=[1, 8, 64], default=[1, 8, 64])
+    parser.add_argument("--folder", type=Path, help="where answers are stored for the next call")
     given = parser.parse_args()
     if given.folder is not None:
         given.folder.mkdir(parents=True, exist_ok=True)
@@ -141,18 +154,17 @@ def main() -> None:
     requests = requests_of(given.sequences, given.tokens)
     reference: Answers = {}
     rows = []
-    for way in (REFERENCE, *(way for way in WAYS if way.slots in given.slots)):
-        chosen = way.requests(requests[: given.alone] if way.slots == 1 else requests)
-        name = f"{given.dtype}-{given.sequences}-{given.tokens}-{way.name.replace(' ', '-').replace(',', '')}.jsonl"
-        kept = Kept(None if given.folder is None else given.folder / name)
-        rate = decode(loaded, way, chosen, kept, reference)
-        reference = reference or kept.answers
-        sequences, numbers = compare(kept.answers, reference)
-        rows.append({"way": way.name, "sequences": len(chosen), "tokens_per_second": round(rate, 1),
-                     "differing_sequences": sequences, "differing_logprobs": numbers})  # fmt: skip
-        print(f"{way.name:38} {len(chosen):4} sequences  {rate:8.1f} tokens/s  "
-              f"differing: {sequences} sequences, {numbers} logprobs", flush=True)  # fmt: skip
-    print(json.dumps({"dtype": given.dtype, "tokens": given.tokens, "ways": rows}))
+    for variant in (REFERENCE, *(variant for variant in VARIANTS if variant.max_num_seqs in given.max_num_seqs)):
+        chosen = variant.requests(requests[: given.alone] if variant.max_num_seqs == 1 else requests)
+        name = f"{given.dtype}-{given.sequences}-{given.tokens}-{variant.name.replace(' ', '-').replace(',', '')}.jsonl"
+        stored = StoredAnswers(None if given.folder is None else given.folder / name)
+        rate = decode(loaded, variant, chosen, stored, reference)
+        reference = reference or stored.answers
+        found = count_differences(stored.answers, reference)
+        rows.append({"variant": variant.name, "sequences": len(chosen), "tokens_per_second": round(rate, 1),
+                     "differing_sequences": found.sequences, "differing_logprobs": found.logprobs})  # fmt: skip
+        print(f"{variant.name:38} {len(chosen):4} sequences  {rate:8.1f} tokens/s  differing: {found}", flush=True)
+    print(json.dumps({"dtype": given.dtype, "tokens": given.tokens, "variants": rows}))
 
 
 if __name__ == "__main__":

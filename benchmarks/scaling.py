@@ -1,8 +1,8 @@
-"""How the time of a file grows with its number of jobs: ours, and `generate` in batches of 64, alternately.
+"""How the time of a file scales with its number of jobs: ours, and `generate` in batches of 64, alternately.
 
-    python -m benchmarks.scaling --jobs 1 4 16 64 256 --picture docs/pictures/growth.svg
+    python -m benchmarks.scaling --jobs 1 4 16 64 256 --picture docs/pictures/scaling.svg
 
-The files are the first so many of one long-tailed file. Prints seconds and seconds per job, medians of the rounds.
+Each file holds the first jobs of one long-tailed file. Prints seconds and seconds per job, medians of the rounds.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from statistics import median
 
 import torch
 
-from benchmarks.support.pictures import draw_growth
+from benchmarks.support.pictures import draw_scaling
 from benchmarks.support.workload import long_tailed
 from benchmarks.throughput import Contenders, timed
+
+
+def median_seconds(contenders: Contenders, names: list[str], rounds: int) -> dict[str, float]:
+    """Each contender's median over alternating rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            seconds[name].append(timed(partial(contenders.run, name)))
+    return {name: median(values) for name, values in seconds.items()}
 
 
 def main() -> None:
@@ -29,7 +38,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
     requests = long_tailed(max(given.jobs))
-    contenders = Contenders(torch.bfloat16, requests, slots=64, static_batch=64)
+    contenders = Contenders(torch.bfloat16, requests, max_num_seqs=64, static_batch=64)
     seconds: dict[str, dict[int, float]] = {"ours": {}, given.peer: {}}
     contenders.requests = requests[:1]
     for name in seconds:  # to warm up
@@ -37,19 +46,14 @@ def main() -> None:
     for count in given.jobs:
         contenders.requests = requests[:count]
         names = ["ours", given.peer] if count <= given.peer_most else ["ours"]
-        taken: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(given.rounds):
-            for name in names:
-                taken[name].append(timed(partial(contenders.run, name)))
-        for name in names:
-            seconds[name][count] = median(taken[name])
-        told = ", ".join(
-            f"{name} {seconds[name][count]:.1f} s ({seconds[name][count] / count:.2f} s a job)" for name in names
-        )
-        print(f"{count:4} jobs: {told}", flush=True)
+        medians = median_seconds(contenders, names, given.rounds)
+        for name, value in medians.items():
+            seconds[name][count] = value
+        line = ", ".join(f"{name} {value:.1f} s ({value / count:.2f} s a job)" for name, value in medians.items())
+        print(f"{count:4} jobs: {line}", flush=True)
     print(json.dumps(seconds))
     if given.picture is not None:
-        draw_growth(seconds, given.picture)
+        draw_scaling(seconds, given.picture)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Useful tokens per second on a long-tailed file: ours, `generate`, and the bare matrix products as the bound.
+"""Useful tokens per second on a long-tailed file: ours, `generate`, and the bare matmuls as the bound.
 
     python -m benchmarks.throughput --requests 64 --rounds 3 --contenders ours,static,bound
 
 Every contender gets the same requests, in turn, within one process; ratios are of medians over the rounds.
 `static` is `generate` with the whole file in batches of `--static-batch`; `one` is `generate` one at a time;
-`continuous` is Transformers' continuous batching. The bound is *shaped*: the packed products of exactly the rows
-of each of our steps, with nothing else.
+`continuous` is Transformers' continuous batching. The bound is *shaped*: the packed matmuls of exactly the rows
+of each of our steps, and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from worker.engine.request import Request
 
 
 class Transformers:
-    """The peers that Transformers itself has, on a plain model. Each method decodes all `requests`."""
+    """Transformers' own ways of decoding, on a plain model. Each method decodes all `requests`."""
 
     def __init__(self, model: Any, static_batch: int) -> None:
         self.model = model
@@ -74,18 +74,18 @@ class Transformers:
 
 
 class Contenders:
-    """Each name in turn decodes all requests; models are made once, when they are first needed."""
+    """Decodes all requests by the name of a contender; each model is made once, when it is first needed."""
 
     def __init__(
         self,
         dtype: torch.dtype,
         requests: Sequence[Request],
-        slots: int,
+        max_num_seqs: int,
         static_batch: int,
         quantize: Quantization = "none",
     ) -> None:
         self.requests = requests
-        self.engine = engine_for(dtype, quantize=quantize, max_num_seqs=slots)
+        self.engine = engine_for(dtype, quantize=quantize, max_num_seqs=max_num_seqs)
         self.steps: list[Step] = []
         self._bound: Bound | None = None
         self._dtype = dtype
@@ -98,7 +98,7 @@ class Contenders:
         elif name == "bound":
             self._bound = self._bound or Bound(self._dtype)
             for step in self.steps:  # of the last run of ours
-                self._bound.multiply(step)
+                self._bound.matmuls(step)
         else:
             getattr(self.peer, name)()
 
@@ -119,7 +119,7 @@ def timed(decode: Callable[[], None]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--static-batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
@@ -127,7 +127,7 @@ def main() -> None:
     given = parser.parse_args()
     requests = long_tailed(given.requests)
     num_tokens = sum(request.params.max_new_tokens for request in requests)
-    contenders = Contenders(getattr(torch, given.dtype), requests, given.slots, given.static_batch)
+    contenders = Contenders(getattr(torch, given.dtype), requests, given.max_num_seqs, given.static_batch)
     names = given.contenders.split(",")
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(given.rounds):
@@ -135,7 +135,7 @@ def main() -> None:
             seconds[name].append(timed(partial(contenders.run, name)))
             print(f"round {number + 1}: {name:10} {num_tokens / seconds[name][-1]:8.1f} tokens/s", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, {given.slots} slots")
+    print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, at most {given.max_num_seqs} running")
     for name in names:
         ratio = medians[name] / medians["ours"]
         print(f"{name:10} {num_tokens / medians[name]:8.1f} tokens/s   ours is {ratio:.2f} x as fast")

@@ -1,10 +1,10 @@
-"""Two workers of one thread each against one, on a run that they share; and a second one that comes in the middle.
+"""Two workers of one thread each that share a run, against one; and a second worker that joins in the middle.
 
     python -m benchmarks.two_workers --jobs 400 --model qwen2-0.5b
 
-SQLite, forced lengths; the toy model, whose workers have as much to do beside decoding, or Qwen2-0.5B's shape with
-random weights. Prints the ratio of throughputs, how far apart the two finished, and how long a worker that is added at
-half of the run waits for its first job.
+SQLite, forced lengths; the toy model, whose workers spend as much time on other work as on decoding, or Qwen2-0.5B's
+shape with random weights. Prints the ratio of throughputs, the time between the two workers' last commits, and how long
+a worker that joins at half of the run waits for its first job.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from benchmarks.against_peers import speaking_model
+from benchmarks.against_peers import save_model_for_text
 from benchmarks.pipeline import seconds_of_work
 from benchmarks.support.workload import TOY_MODEL
 from models.schema.job import Job
@@ -27,14 +27,14 @@ from models.schema.run import Run
 from tests.faults.topology import Topology
 from tests.support.processes import wait_until
 
-#: Signs of life as often as by default, which the tests want more often. With 64 slots and 400 jobs each worker would
-#: be filling and emptying its slots for most of the run.
+#: Heartbeats as rare as by default; those of the tests are more frequent. With 64 running sequences and 400 jobs each
+#: worker would fill and drain its batch for most of the run.
 SETTINGS = {"NOCTURNE_HEARTBEAT_SECONDS": "2", "NOCTURNE_MAX_NUM_SEQS": "16"}
 
-#: Seconds between two looks at a run, which take part of a processor that the workers need.
-INTERVAL = 1.0
+#: Seconds between two queries for a run's state: each takes processor time from the workers.
+POLL_SECONDS = 1.0
 
-#: Lengths of the answers, such that a run takes a minute or a few.
+#: Bounds of the answers' lengths, with which a run takes a few minutes.
 LENGTHS = {"toy": (100, 300), "qwen2-0.5b": (40, 120)}
 
 
@@ -52,7 +52,7 @@ def jobs_of(count: int, lengths: tuple[int, int]) -> list[dict[str, Any]]:
     ]
 
 
-def last_finish(topology: Topology) -> dict[str, float]:
+def last_commits(topology: Topology) -> dict[str, float]:
     """Seconds from the first claim to each worker's last commit."""
     with topology.database.connect() as connection:
         began = connection.execute(select(func.min(Job.started_at))).scalar_one()
@@ -64,22 +64,22 @@ def last_finish(topology: Topology) -> dict[str, float]:
     return seconds
 
 
-def share(model: Path, jobs: list[dict[str, Any]], *names: str) -> tuple[float, dict[str, float]]:
-    """Seconds of the run, and each worker's."""
+def run_with(model: Path, jobs: list[dict[str, Any]], *names: str) -> tuple[float, dict[str, float]]:
+    """Runs the jobs on workers of these names; returns the run's seconds and those to each worker's last commit."""
     with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
         with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model, SETTINGS) as topology:
             topology.need_workers(*names)
             run_id = topology.submit(jobs)
-            topology.wait(run_id, seconds=1200, interval=INTERVAL)
+            topology.wait(run_id, seconds=1200, interval=POLL_SECONDS)
             with topology.database.connect() as connection:
                 num_succeeded = connection.execute(select(Run.num_succeeded).where(Run.id == run_id)).scalar_one()
             if num_succeeded < len(jobs):
                 raise SystemExit(f"only {num_succeeded} of {len(jobs)} jobs succeeded")
-            return seconds_of_work(topology.database), last_finish(topology)
+            return seconds_of_work(topology.database), last_commits(topology)
 
 
-def joins(model: Path, jobs: list[dict[str, Any]]) -> float:
-    """Seconds from a second worker's being ready to its first claim."""
+def seconds_to_first_claim(model: Path, jobs: list[dict[str, Any]]) -> float:
+    """How long a second worker that joins at half of the run waits, once ready, for its first job."""
     with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
         with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model, SETTINGS) as topology:
             topology.need_workers("first")
@@ -95,7 +95,7 @@ def joins(model: Path, jobs: list[dict[str, Any]]) -> float:
 
             wait_until(has_a_job)
             waited = time.monotonic() - ready
-            topology.wait(run_id, seconds=1200, interval=INTERVAL)
+            topology.wait(run_id, seconds=1200, interval=POLL_SECONDS)
             return waited
 
 
@@ -104,26 +104,27 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", choices=list(LENGTHS), default="toy")
-    parser.add_argument("--folder", type=Path, help="where the model is kept; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="for the model, kept for the next call; default: a temporary one")
     given = parser.parse_args()
     jobs = jobs_of(given.jobs, LENGTHS[given.model])
     with tempfile.TemporaryDirectory() as temporary:
-        model = TOY_MODEL if given.model == "toy" else speaking_model(given.folder or Path(temporary))
+        model = TOY_MODEL if given.model == "toy" else save_model_for_text(given.folder or Path(temporary))
         measure(model, jobs, given.rounds)
 
 
 def measure(model: Path, jobs: list[dict[str, Any]], rounds: int) -> None:
+    """Prints each round's ratio, then the medians and the time that a joining worker waits."""
     ratios, imbalances = [], []
     for _ in range(rounds):
-        alone, _ = share(model, jobs, "first")
-        together, ends = share(model, jobs, "first", "second")
+        alone, _ = run_with(model, jobs, "first")
+        together, ends = run_with(model, jobs, "first", "second")
         ratios.append(alone / together)
         imbalances.append((max(ends.values()) - min(ends.values())) / together)
         print(
             f"one {alone:.1f} s, two {together:.1f} s: {ratios[-1]:.2f} x, ends {imbalances[-1]:.1%} apart", flush=True
         )
     print(f"median {median(ratios):.2f} x, ends {median(imbalances):.1%} of the run apart")
-    print(f"a worker that is added has its first job after {joins(model, jobs):.1f} s")
+    print(f"a worker that joins has its first job after {seconds_to_first_claim(model, jobs):.1f} s")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.whole_system --requests 256 --rounds 3
 
-Both decode with a trace of every token, alternately; the medians are compared. Loading the model is left out of both:
-the system's time goes from its first claim to its last commit.
+Both decode with a trace of every token, alternately; the medians are compared. Neither time includes loading the
+model: the system's goes from its first claim to its last commit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from statistics import median
 import torch
 from sqlalchemy import func, select
 
-from benchmarks.against_peers import speaking_model
+from benchmarks.against_peers import save_model_for_text
 from benchmarks.pipeline import seconds_of_work
 from benchmarks.support.workload import long_tailed
 from models.database.connection import open_database
@@ -34,7 +34,7 @@ from worker.engine.request import Request
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the file, and of the engine's requests."""
+    """A line of the prompt file, which is also one request to the bare engine."""
 
     prompt: str
     max_new_tokens: int
@@ -45,7 +45,7 @@ class Line:
 
 
 def lines_of(count: int) -> list[Line]:
-    """The long-tailed requests with prompts of words: about as many tokens, and as many new ones."""
+    """The long-tailed requests with prompts of words: about as many prompt tokens and exactly as many new ones."""
     rng = random.Random(0)
     lines = []
     for request in long_tailed(count):
@@ -56,8 +56,8 @@ def lines_of(count: int) -> list[Line]:
     return lines
 
 
-def bare(base: Engine, lines: list[Line]) -> tuple[float, int]:
-    """Seconds, and the prompts' tokens."""
+def decode_bare(base: Engine, lines: list[Line]) -> tuple[float, int]:
+    """Decodes the lines with the engine alone; returns the seconds and the number of prompt tokens."""
     engine = Engine(base.loaded, base.config)
     requests = [Request(number, engine.encode(line.prompt), line.params) for number, line in enumerate(lines)]
     started = time.perf_counter()
@@ -66,8 +66,8 @@ def bare(base: Engine, lines: list[Line]) -> tuple[float, int]:
     return time.perf_counter() - started, sum(len(request.prompt_ids) for request in requests)
 
 
-def system(model: Path, lines: list[Line], folder: Path) -> tuple[float, int]:
-    """The same of `producer run`."""
+def run_system(model: Path, lines: list[Line], folder: Path) -> tuple[float, int]:
+    """Decodes the lines with `producer run`; returns the seconds and the number of prompt tokens."""
     path = folder / "prompts.jsonl"
     given = [{"prompt": line.prompt, "max_new_tokens": line.max_new_tokens, "ignore_eos": True} for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in given))
@@ -83,22 +83,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the model is kept; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="for the model, kept for the next call; default: a temporary one")
     given = parser.parse_args()
     torch.set_grad_enabled(False)
     lines = lines_of(given.requests)
     num_tokens = sum(line.max_new_tokens for line in lines)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        model = speaking_model(folder)
+        model = save_model_for_text(folder)
         base = Engine.load(str(model), device="cpu", dtype="bfloat16")
         taken: dict[str, list[float]] = {"bare": [], "system": []}
         for number in range(given.rounds):
             round_folder = Path(temporary) / f"round-{number}"
             round_folder.mkdir()
-            seconds, num_prompt_tokens = bare(base, lines)
+            seconds, num_prompt_tokens = decode_bare(base, lines)
             taken["bare"].append(seconds)
-            seconds, num_theirs = system(model, lines, round_folder)
+            seconds, num_theirs = run_system(model, lines, round_folder)
             taken["system"].append(seconds)
             assert num_theirs == num_prompt_tokens, "the two did not decode the same prompts"
     ours, theirs = median(taken["bare"]), median(taken["system"])

@@ -1,1 +1,1 @@
-"""Other engines, each in an environment of its own: see `benchmarks.against_peers`."""
+"""One script for each other engine, run in that engine's own environment by `benchmarks.against_peers`."""

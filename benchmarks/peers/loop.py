@@ -1,6 +1,6 @@
-"""What every peer's process does: says that it is ready, then decodes all requests once for each line it reads.
+"""The loop of every peer's process: it prints `ready`, then decodes all requests once for each line it reads.
 
-Runs in the peers' environment, which has nothing of ours: standard library only.
+Runs in the peers' environment, which lacks our packages: standard library only.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 
 def requests_of(path: str) -> list[dict[str, Any]]:
-    """`prompt_ids` and `max_new_tokens` of each."""
+    """The saved requests, each with `prompt_ids` and `max_new_tokens`."""
     return list(json.loads(Path(path).read_text()))
 
 
 def serve(decode: Callable[[], int]) -> None:
-    """`decode` returns how many tokens it made."""
+    """Answers each line with a JSON object of seconds and tokens; `decode` returns how many tokens it generated."""
     print("ready", flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()

@@ -1,9 +1,9 @@
-"""What people wait for with a database that has grown: 1,000,000 jobs and 20,000,000 trace rows.
+"""The time that commands take with a large database: 1,000,000 jobs and 20,000,000 trace rows.
 
     python -m benchmarks.storage.large_database --databases sqlite postgresql
 
-Makes the rows (one run of the jobs, results for all, traces of 20 tokens each), then times what the commands ask:
-`status`, the first page of `results`, and one job's trace as `show` reads it. Medians of several, in milliseconds.
+Makes the rows (one run of the jobs, results for all, traces of 20 tokens each), then times the queries of the
+commands: `status`, the first page of `results`, and one job's trace as `show` reads it. Prints medians in milliseconds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ JOB_COLUMNS = (
 
 
 def fill(database: Engine, num_jobs: int, num_tokens: int, chunk: int = 20_000) -> None:
-    """One finished run, written as workers do, a chunk a transaction."""
+    """Writes one finished run as workers do, a chunk a transaction."""
     now = datetime.now(UTC)
     params = GenerationParams().stored_json
     with database.begin() as connection:
@@ -77,7 +77,7 @@ def _traces(ids: range, num_tokens: int) -> Iterator[tuple[Any, ...]]:
 
 
 def status(database: Engine) -> None:
-    """What `producer status` and `status RUN` read."""
+    """The queries of `producer status` and `status RUN`."""
     recent_runs(database)
     waiting_by_model(database)
     run_progress(database, find_run(database, "large"))
@@ -93,11 +93,12 @@ def one_trace(database: Engine) -> None:
     assert tokens
 
 
-def milliseconds(question: Callable[[Engine], None], database: Engine, rounds: int) -> float:
+def milliseconds(query: Callable[[Engine], None], database: Engine, rounds: int) -> float:
+    """The median of the rounds."""
     seconds = []
     for _ in range(rounds + 1):  # the first opens the connection
         started = perf_counter()
-        question(database)
+        query(database)
         seconds.append(perf_counter() - started)
     return 1000 * median(seconds[1:])
 
@@ -116,8 +117,8 @@ def main() -> None:
             seconds, rows = perf_counter() - started, given.jobs * given.tokens
             print(f"{kind}: {given.jobs:,} jobs, {rows:,} trace rows, made in {seconds:.0f} s")
             found = {
-                question.__name__: round(milliseconds(question, database, given.rounds), 1)
-                for question in (status, first_page, one_trace)
+                query.__name__: round(milliseconds(query, database, given.rounds), 1)
+                for query in (status, first_page, one_trace)
             }
             print(json.dumps({"database": kind, "milliseconds": found}), flush=True)
 

@@ -1,9 +1,9 @@
-"""How fast is a file checked, written and sent, and does memory stay flat? No worker and no model.
+"""The speed of checking, writing and sending a file, and the memory it takes; without a worker and a model.
 
     python -m benchmarks.storage.submission --lines 100000 1000000
 
-Each size runs in a process of its own (`producer submit` to SQLite and an embedded Redis); prints lines/s of each
-part and the process's peak memory.
+Each size runs in a process of its own (`producer submit` to SQLite and an embedded Redis). Prints lines/s of each
+part and the process's peak memory, which should not grow with the file.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def measure(folder: Path, num_lines: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     for num_lines in given.lines:
-        if given.here:
+        if given.in_process:
             with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
                 print(json.dumps(measure(Path(folder), num_lines)))
             continue
-        command = [sys.executable, "-m", "benchmarks.storage.submission", "--here", "--lines", str(num_lines)]
+        command = [sys.executable, "-m", "benchmarks.storage.submission", "--in-process", "--lines", str(num_lines)]
         result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(
             f"{num_lines:>9,} lines: checked {result['checked_per_second']:,.0f}/s, "

@@ -1,4 +1,4 @@
-"""Trace rows from the engine's output to committed, through the worker's own `JobStore`.
+"""The speed of committing trace rows, from the engine's output on, through the worker's own `JobStore`.
 
     python -m benchmarks.storage.trace_rows --rounds 5
 
@@ -27,6 +27,7 @@ NUM_TOKENS = 64
 
 
 def rows_per_second(database: Engine, submission: Submission, num_jobs: int) -> float:
+    """Writes a run, claims its jobs and times committing their results."""
     write(submission, check(submission), database, on_duplicate="rerun")
     store = JobStore(database, "bench", lease_seconds=3600)
     with database.connect() as connection:

@@ -1,0 +1,1 @@
+"""The workload, the pictures and a worker without a model, which the benchmarks share."""

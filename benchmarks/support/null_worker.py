@@ -1,4 +1,4 @@
-"""`worker start` whose engine answers at once: what is left is the pipeline, for `benchmarks.pipeline`."""
+"""`worker start` with an engine that answers at once, so that `benchmarks.pipeline` measures the pipeline alone."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def completion_of(num_tokens: int) -> Completion:
 
 
 def null_engine_main(connection: Connection, options: EngineOptions) -> None:
+    """Answers every job with `NULL_TOKENS` tokens as soon as it arrives."""
     connection.send(Ready(ENVIRONMENT, options.device, 0))
     answer = (completion_of(int(os.environ["NULL_TOKENS"])),)
 

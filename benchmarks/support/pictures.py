@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md, drawn by the benchmarks that measured what they show."""
+"""The pictures of docs/performance.md, each drawn by the benchmark that measured its numbers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LABELS = {"ours": "ours", "static": "generate, batches of 64", "one": "generate,
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """Medians with so many sequences running."""
+    """The medians of a step with `running` sequences."""
 
     running: int
     step_milliseconds: float
-    bound_milliseconds: float  # oneDNN's bare products
+    bound_milliseconds: float  # oneDNN's bare matmuls
 
 
 def draw_decode(steps: Sequence[DecodeStep], path: Path) -> None:
@@ -35,13 +35,13 @@ def draw_decode(steps: Sequence[DecodeStep], path: Path) -> None:
         [1000 * s.running / s.bound_milliseconds for s in steps],
         "--",
         color="0.4",
-        label="the bound: oneDNN's bare products",
+        label="the bound: oneDNN's bare matmuls",
     )
     axes.plot(running, [1000 * s.running / s.step_milliseconds for s in steps], "o-", label="ours, the whole step")
     _save(figure, axes, path)
 
 
-def draw_growth(seconds: Mapping[str, Mapping[int, float]], path: Path) -> None:
+def draw_scaling(seconds: Mapping[str, Mapping[int, float]], path: Path) -> None:
     """Seconds of a file against its number of jobs."""
     figure, axes = _new_picture("jobs in the file", "seconds", "Long-tailed files, Qwen2-0.5B's shape in bf16")
     for name, by_count in seconds.items():

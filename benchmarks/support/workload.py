@@ -1,4 +1,4 @@
-"""What the benchmarks decode: the Qwen2-0.5B shape with random weights, and files of long-tailed requests."""
+"""The model and the requests of the benchmarks: Qwen2-0.5B's shape with random weights, and long-tailed lengths."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def qwen2_half_billion_config(num_layers: int = 24) -> Qwen2Config:
 
 
 def qwen2_half_billion(dtype: torch.dtype, num_layers: int = 24) -> Any:
-    """The model with random weights."""
+    """Qwen2-0.5B's shape with random weights, on the CPU."""
     torch.manual_seed(0)
     config = qwen2_half_billion_config(num_layers)
     with torch.device("meta"):
@@ -50,19 +50,20 @@ def qwen2_half_billion(dtype: torch.dtype, num_layers: int = 24) -> Any:
             else:
                 parameter.normal_(0.0, 0.02)
     model.tie_weights()
-    # What is computed and not stored must be made anew after the meta device.
+    # Buffers that are computed instead of stored must be made anew after the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     return model.eval().requires_grad_(False)
 
 
 def engine_for(dtype: torch.dtype, *, quantize: Quantization = "none", **config: Any) -> Engine:
+    """An engine with that model on the CPU."""
     model = qwen2_half_billion(dtype)
     loaded = prepare_model("qwen2-0.5b-random", model, None, torch.device("cpu"), quantize=quantize)
     return Engine(loaded, EngineConfig(**{"kv_memory": 2.0, **config}))
 
 
 def long_tailed(count: int, seed: int = 0) -> list[Request]:
-    """Prompts of 16 … 64 ids; forced output lengths from a log-normal cut to 8 … 256."""
+    """Requests with prompts of 16 … 64 ids; forced output lengths from a log-normal cut to 8 … 256."""
     rng = random.Random(seed)
     requests = []
     for index in range(count):

@@ -65,7 +65,7 @@ def _empty_step(num_rows: int, num_logits: int, device: torch.device) -> StepBat
     return StepBatch(
         input_ids=zeros[None],
         positions=zeros[None],
-        slots=zeros + SCRATCH_BLOCK,
+        slot_mapping=zeros + SCRATCH_BLOCK,
         logit_rows=torch.arange(min(num_rows, num_logits), device=device),
         tiles=[],
         paged=None,

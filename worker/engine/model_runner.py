@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.engine.batch_builder import Paging, build_step_batch
 from worker.engine.cuda.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
-from worker.engine.model.attention import AttentionStep, PagedAttention
+from worker.engine.model.attention import AttentionStep
 from worker.engine.model.kv_cache import KVCache
-from worker.engine.model.step_batch import MIN_ROWS, Paging, build_step_batch, insert_ids
+from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.model_loader import LoadedModel
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
 
@@ -44,7 +45,7 @@ class ModelRunner:
         self._cache = cache
         self._fixed = fixed
         self._paged_attention = loaded.paged_attention
-        self._paging = _paging_of(loaded.paged_attention)
+        self._paging = Paging.of(loaded.paged_attention)
         self._graphs = None
         if use_graphs and loaded.paged_attention is not None:
             buckets = graph_buckets(max_num_seqs) if fixed is None else [fixed.decode_rows]
@@ -70,8 +71,7 @@ class ModelRunner:
         if graphs is not None and (plan.prefills or bucket_for(len(plan.decodes), graphs.buckets) is None):
             graphs = None
         batch, sampled = build_step_batch(
-            plan.decodes,
-            plan.prefills,
+            plan,
             self._cache.block_size,
             self._device if graphs is None else CPU,  # a graph's own tensors are filled from there
             self._paging,
@@ -81,7 +81,8 @@ class ModelRunner:
         if graphs is not None:
             logits = graphs.run(batch, ids_in_flight)
         else:
-            insert_ids(batch.input_ids, batch.pending, ids_in_flight)
+            if batch.in_flight is not None:
+                batch.in_flight.insert(batch.input_ids, ids_in_flight)
             logits = self._decoder(AttentionStep(batch, self._cache, self._paged_attention))
         return logits, sampled
 
@@ -91,9 +92,3 @@ class ModelRunner:
             return MIN_ROWS, MIN_ROWS
         rows = self._fixed.prefill_rows if plan.prefills else self._fixed.decode_rows
         return rows, self._fixed.num_logits
-
-
-def _paging_of(paged_attention: PagedAttention | None) -> Paging:
-    if paged_attention is None:
-        return Paging.NONE
-    return Paging.ALL if paged_attention.covers_prefill else Paging.SHORT

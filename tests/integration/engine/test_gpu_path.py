@@ -41,13 +41,13 @@ def documented_varlen_attn(
     assert {cu_seq_q.dtype, seqused_k.dtype, block_table.dtype} == {torch.int32}
     assert max_q == int(cu_seq_q.diff().max()) and max_k >= int(seqused_k.max())
     outputs = []
-    for run, num_keys in enumerate(seqused_k.tolist()):
+    for run, seqlen_k in enumerate(seqused_k.tolist()):
         rows = query[cu_seq_q[run] : cu_seq_q[run + 1]].transpose(0, 1)  # [heads, queries, dim]
         own_key, own_value = (
-            pool[block_table[run].long()].flatten(0, 1)[:num_keys].transpose(0, 1) for pool in (key, value)
+            pool[block_table[run].long()].flatten(0, 1)[:seqlen_k].transpose(0, 1) for pool in (key, value)
         )
-        places = torch.arange(num_keys - rows.shape[1], num_keys)[:, None]
-        keys = torch.arange(num_keys)
+        places = torch.arange(seqlen_k - rows.shape[1], seqlen_k)[:, None]
+        keys = torch.arange(seqlen_k)
         visible = keys <= places
         if window_size[0] >= 0:
             visible &= keys >= places - window_size[0]
@@ -148,6 +148,6 @@ def test_the_check_at_the_start_knows_a_right_kernel_from_a_wrong_one() -> None:
         covers_prefill = True
 
         def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
-            return attention(layer, query, cache, replace(rows, num_keys=rows.num_keys + 1))
+            return attention(layer, query, cache, replace(rows, seqused_k=rows.seqused_k + 1))
 
     assert difference_to_reference(OffByOne(), CPU, torch.float32, shape, 14) > 0.02

@@ -44,8 +44,8 @@ class CpuAttention:
             num_heads, keys.shape[1], dim, values.shape[2], cache.block_size,
             rows.block_table.shape[1], layer.window or 0, query.stride(0), layer.scale,
         )  # fmt: skip
-        tensors = (output, query, keys, values, rows.block_table, rows.num_keys, rows.first_rows)
-        if self._attention(*map(pointer, tensors), ctypes.c_int64(len(rows.num_keys)), ctypes.byref(shape)):
+        tensors = (output, query, keys, values, rows.block_table, rows.seqused_k, rows.cu_seqlens_q)
+        if self._attention(*map(pointer, tensors), ctypes.c_int64(len(rows.seqused_k)), ctypes.byref(shape)):
             raise MemoryError("not enough memory for the attention of a step")
         return output
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.device_copies import send
 from worker.engine.model.kv_cache import KVCache
-from worker.engine.model.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, StepBatch, insert_ids
+from worker.engine.model.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, StepBatch
 
 #: Runs a function once to record it; calling the result repeats it on whatever its inputs hold then.
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
@@ -51,7 +51,7 @@ class DecodeGraphs:
         cache: KVCache,
         paged_attention: PagedAttention,
         buckets: Sequence[int],
-        max_keys: int,
+        max_seqlen_k: int,
         device: torch.device,
         record: Record | None = None,
     ) -> None:
@@ -59,37 +59,37 @@ class DecodeGraphs:
         self._decoder = decoder
         self._cache = cache
         self._paged_attention = paged_attention
-        self._max_keys = max_keys
+        self._max_seqlen_k = max_seqlen_k
         self._device = device
         self._record = record or CudaRecorder()
         self._recorded: dict[int, _Recorded] = {}
 
-    def run(self, batch: StepBatch, chosen_ids: Tensor | None = None) -> Tensor:
+    def run(self, batch: StepBatch, ids_in_flight: Tensor | None = None) -> Tensor:
         """Logits [bucket, vocab] of a batch of decoding rows alone, as `build_step_batch` made it on the CPU.
 
-        `chosen_ids` [choices] are those on the device that the batch's pending rows name.
-
-        They hold until the next call.
+        `ids_in_flight` [tokens] are the last step's where the host does not know them yet. The logits hold until the
+        next call.
         """
-        num_rows = batch.input_ids.shape[1]
+        num_rows = batch.num_rows
         bucket = bucket_for(num_rows, self.buckets)
         assert bucket is not None and batch.paged is not None, "the step has more rows than the largest bucket"
         recorded = self._recorded.get(bucket)
         if recorded is None:
             recorded = self._recorded[bucket] = self._make(bucket)
         fill(recorded.batch, batch)
-        insert_ids(recorded.batch.input_ids, batch.pending, chosen_ids)
+        if batch.in_flight is not None:
+            batch.in_flight.insert(recorded.batch.input_ids, ids_in_flight)
         return recorded.replay()
 
     def _make(self, bucket: int) -> _Recorded:
-        batch = static_batch(bucket, self._max_keys, self._cache.block_size, self._device)
+        batch = static_batch(bucket, self._max_seqlen_k, self._cache.block_size, self._device)
         step = AttentionStep(batch, self._cache, self._paged_attention)
         return _Recorded(batch, self._record(lambda: self._decoder(step)))
 
 
-def static_batch(bucket: int, max_keys: int, block_size: int, device: torch.device) -> StepBatch:
+def static_batch(bucket: int, max_seqlen_k: int, block_size: int, device: torch.device) -> StepBatch:
     """A batch of so many padding rows, with room for the longest sequence."""
-    width = -(-max_keys // block_size)
+    width = -(-max_seqlen_k // block_size)
 
     def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -97,15 +97,15 @@ def static_batch(bucket: int, max_keys: int, block_size: int, device: torch.devi
     return StepBatch(
         input_ids=zeros(1, bucket),
         positions=zeros(1, bucket),
-        slots=zeros(bucket),
+        slot_mapping=zeros(bucket),
         logit_rows=torch.arange(bucket, device=device),
         tiles=[],
         paged=PagedRows(
             block_table=torch.full((bucket, width), SCRATCH_BLOCK, dtype=torch.int32, device=device),
-            num_keys=torch.ones(bucket, dtype=torch.int32, device=device),
-            first_rows=torch.arange(bucket + 1, dtype=torch.int32, device=device),
-            max_queries=1,
-            max_keys=max_keys,
+            seqused_k=torch.ones(bucket, dtype=torch.int32, device=device),
+            cu_seqlens_q=torch.arange(bucket + 1, dtype=torch.int32, device=device),
+            max_seqlen_q=1,
+            max_seqlen_k=max_seqlen_k,
         ),
         num_paged_rows=bucket,
     )
@@ -118,10 +118,10 @@ def fill(static: StepBatch, batch: StepBatch) -> None:
     device = static.input_ids.device
     static.input_ids[:, :num_rows] = send(batch.input_ids, device)
     static.positions[:, :num_rows] = send(batch.positions, device)
-    static.slots.fill_(SCRATCH_BLOCK)
-    static.slots[:num_rows] = send(batch.slots, device)
-    static.paged.num_keys.fill_(1)
-    static.paged.num_keys[:num_rows] = send(batch.paged.num_keys, device)
+    static.slot_mapping.fill_(SCRATCH_BLOCK)
+    static.slot_mapping[:num_rows] = send(batch.slot_mapping, device)
+    static.paged.seqused_k.fill_(1)
+    static.paged.seqused_k[:num_rows] = send(batch.paged.seqused_k, device)
     static.paged.block_table[num_rows:, :1].fill_(SCRATCH_BLOCK)
     static.paged.block_table[:num_rows, :width] = send(batch.paged.block_table, device)
 

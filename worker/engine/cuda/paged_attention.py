@@ -46,14 +46,14 @@ class VarlenAttention:
             query,
             keys,
             values,
-            rows.first_rows,
+            rows.cu_seqlens_q,
             None,
-            rows.max_queries,
-            rows.max_keys,
+            rows.max_seqlen_q,
+            rows.max_seqlen_k,
             scale=layer.scale,
             window_size=(-1 if layer.window is None else layer.window - 1, 0),
             enable_gqa=query.shape[1] != keys.shape[2],
-            seqused_k=rows.num_keys,
+            seqused_k=rows.seqused_k,
             block_table=rows.block_table,
             num_splits=self._num_splits,
         )
@@ -102,10 +102,10 @@ def difference_to_reference(
     table = 1 + torch.arange(len(lengths) * width).view(len(lengths), width)
     rows = PagedRows(
         block_table=table.to(device, torch.int32),
-        num_keys=torch.tensor(lengths, dtype=torch.int32, device=device),
-        first_rows=torch.arange(len(lengths) + 1, dtype=torch.int32, device=device),
-        max_queries=1,
-        max_keys=max(lengths),
+        seqused_k=torch.tensor(lengths, dtype=torch.int32, device=device),
+        cu_seqlens_q=torch.arange(len(lengths) + 1, dtype=torch.int32, device=device),
+        max_seqlen_q=1,
+        max_seqlen_k=max(lengths),
     )
     scale = shape.key_dim**-0.5
     found = attention(AttentionLayer(0, scale), query, cache, rows)

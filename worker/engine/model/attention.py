@@ -93,7 +93,7 @@ def attend(layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, ste
     Takes query [rows, heads, dim], key and value [rows, kv_heads, dim]; returns [rows, heads, value_dim].
     """
     batch, cache = step.batch.on(query.device), step.cache
-    cache.write(layer.index, batch.slots, key, value)
+    cache.write(layer.index, batch.slot_mapping, key, value)
     paged = None
     if batch.paged is not None:
         assert step.paged_attention is not None, "the batch was made for a paged kernel"
@@ -105,7 +105,7 @@ def attend(layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, ste
     if paged is not None:
         output[: len(paged)] = paged
     for tiles in batch.tiles:
-        keys, values = cache.gather(layer.index, tiles.block_ids, tiles.num_keys)
+        keys, values = cache.gather(layer.index, tiles.block_ids, tiles.keys_per_tile)
         _scatter(output, tiles, _attend_tiles(layer, _queries(query, tiles), keys, values, tiles))
     return output
 

@@ -38,13 +38,13 @@ class KVCache:
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        slots = num_blocks * block_size
+        num_slots = num_blocks * block_size
         self._keys = {
-            index: _zeros((slots, shape.num_kv_heads, shape.key_dim), dtype, shape.device or device)
+            index: _zeros((num_slots, shape.num_kv_heads, shape.key_dim), dtype, shape.device or device)
             for index, shape in layers.items()
         }
         self._values = {
-            index: _zeros((slots, shape.num_kv_heads, shape.value_dim), dtype, shape.device or device)
+            index: _zeros((num_slots, shape.num_kv_heads, shape.value_dim), dtype, shape.device or device)
             for index, shape in layers.items()
         }
 
@@ -52,19 +52,19 @@ class KVCache:
     def _devices(self) -> set[torch.device]:
         return {pool.device for pool in self._keys.values()}
 
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Stores keys and values, [rows, num_kv_heads, dim], at the rows' slots."""
-        self._keys[layer].index_copy_(0, slots, keys)
-        self._values[layer].index_copy_(0, slots, values)
+    def write(self, layer: int, slot_mapping: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Stores keys and values, [rows, num_kv_heads, dim], at each row's slot."""
+        self._keys[layer].index_copy_(0, slot_mapping, keys)
+        self._values[layer].index_copy_(0, slot_mapping, values)
 
     def pools(self, layer: int) -> tuple[Tensor, Tensor]:
         """All keys and all values of a layer, [num_blocks * block_size, num_kv_heads, dim] each."""
         return self._keys[layer], self._values[layer]
 
-    def gather(self, layer: int, block_ids: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of tiles, [num_tiles, num_kv_heads, num_keys, dim]."""
-        return self._gather(self._keys[layer], block_ids, num_keys), self._gather(
-            self._values[layer], block_ids, num_keys
+    def gather(self, layer: int, block_ids: Tensor, keys_per_tile: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of tiles, [num_tiles, num_kv_heads, keys_per_tile, dim]."""
+        return self._gather(self._keys[layer], block_ids, keys_per_tile), self._gather(
+            self._values[layer], block_ids, keys_per_tile
         )
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
@@ -75,9 +75,9 @@ class KVCache:
             blocks = pool.view(self.num_blocks, -1)
             blocks.index_copy_(0, targets, blocks.index_select(0, sources))
 
-    def _gather(self, pool: Tensor, block_ids: Tensor, num_keys: int) -> Tensor:
+    def _gather(self, pool: Tensor, block_ids: Tensor, keys_per_tile: int) -> Tensor:
         blocks = pool.view(self.num_blocks, -1).index_select(0, block_ids)
-        return blocks.view(-1, num_keys, *pool.shape[1:]).transpose(1, 2)
+        return blocks.view(-1, keys_per_tile, *pool.shape[1:]).transpose(1, 2)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -24,10 +24,10 @@ NAMES = ["paged_attention_f32", "paged_attention_bf16", "varlen_attention_amx"]
 
 @dataclass(frozen=True)
 class Run:
-    """The last `num_rows` of a sequence's `num_keys` tokens."""
+    """The last `num_rows` of a sequence's `seqlen_k` tokens."""
 
     blocks: list[int]
-    num_keys: int
+    seqlen_k: int
     num_rows: int = 1
     seed: int = 0  # of its queries
 
@@ -49,23 +49,23 @@ class Kernel:
         return torch.stack([
             torch.randn(num_heads, dim, generator=torch.Generator().manual_seed(run.seed * 10_000 + place))
             for run in runs
-            for place in range(run.num_keys - run.num_rows, run.num_keys)
+            for place in range(run.seqlen_k - run.num_rows, run.seqlen_k)
         ]).to(self.dtype)  # fmt: skip
 
 
 def rows_of(run: Run) -> list[Run]:
-    return [Run(run.blocks, end, 1, run.seed) for end in range(run.num_keys - run.num_rows + 1, run.num_keys + 1)]
+    return [Run(run.blocks, end, 1, run.seed) for end in range(run.seqlen_k - run.num_rows + 1, run.seqlen_k + 1)]
 
 
 def paged(runs: list[Run]) -> PagedRows:
     width = max(len(run.blocks) for run in runs)
-    first_rows = [sum(run.num_rows for run in runs[:index]) for index in range(len(runs) + 1)]
+    cu_seqlens_q = [sum(run.num_rows for run in runs[:index]) for index in range(len(runs) + 1)]
     return PagedRows(
         block_table=torch.tensor([run.blocks + [0] * (width - len(run.blocks)) for run in runs], dtype=torch.int32),
-        num_keys=torch.tensor([run.num_keys for run in runs], dtype=torch.int32),
-        first_rows=torch.tensor(first_rows, dtype=torch.int32),
-        max_queries=max(run.num_rows for run in runs),
-        max_keys=max(run.num_keys for run in runs),
+        seqused_k=torch.tensor([run.seqlen_k for run in runs], dtype=torch.int32),
+        cu_seqlens_q=torch.tensor(cu_seqlens_q, dtype=torch.int32),
+        max_seqlen_q=max(run.num_rows for run in runs),
+        max_seqlen_k=max(run.seqlen_k for run in runs),
     )
 
 
@@ -93,8 +93,8 @@ def exact(cache: KVCache, queries: Tensor, runs: list[Run], window: int | None =
     outputs = []
     rows = [each for run in runs for each in rows_of(run)]
     for query, row in zip(queries.double(), rows, strict=True):
-        first = 0 if window is None else max(0, row.num_keys - window)
-        places = range(first, row.num_keys)
+        first = 0 if window is None else max(0, row.seqlen_k - window)
+        places = range(first, row.seqlen_k)
         slots = [row.blocks[p // cache.block_size] * cache.block_size + p % cache.block_size for p in places]
         group = len(query) // keys.shape[1]
         mine, theirs = (pool[slots].repeat_interleave(group, 1) for pool in (keys, values))
@@ -108,10 +108,10 @@ def some_runs(cache: KVCache, lengths: list[tuple[int, int]], num_shared: int = 
     free = random.Random(1).sample(range(1, NUM_BLOCKS), NUM_BLOCKS - 1)
     shared = [free.pop() for _ in range(num_shared)]
     runs = []
-    for seed, (num_keys, num_rows) in enumerate(lengths):
-        num_blocks = -(-num_keys // cache.block_size)
+    for seed, (seqlen_k, num_rows) in enumerate(lengths):
+        num_blocks = -(-seqlen_k // cache.block_size)
         own = [free.pop() for _ in range(max(0, num_blocks - num_shared))]
-        runs.append(Run((shared + own)[:num_blocks], num_keys, num_rows, seed))
+        runs.append(Run((shared + own)[:num_blocks], seqlen_k, num_rows, seed))
     return runs
 
 
@@ -138,7 +138,7 @@ def test_a_row_has_the_same_bits_in_any_company(kernel: Kernel) -> None:
     cache = filled_cache(kernel, LayerShape(2, 64, 64), 64)
     runs = some_runs(cache, [(300, 1), (260, 30), (129, 1), (130, 1), (300, 4), (17, 17), (256, 1)], num_shared=2)
     alone = {
-        (row.seed, row.num_keys): kernel.attend(cache, [row], 14)[0] for run in runs for row in rows_of(run)
+        (row.seed, row.seqlen_k): kernel.attend(cache, [row], 14)[0] for run in runs for row in rows_of(run)
     }  # fmt: skip
     for order in range(8):
         shuffled = random.Random(order).sample(runs, len(runs))
@@ -147,7 +147,7 @@ def test_a_row_has_the_same_bits_in_any_company(kernel: Kernel) -> None:
         together = kernel.attend(cache, shuffled, 14)
         rows = [row for run in shuffled for row in rows_of(run)]
         for row, found in zip(rows, together, strict=True):
-            assert torch.equal(found, alone[row.seed, row.num_keys]), (order, row)
+            assert torch.equal(found, alone[row.seed, row.seqlen_k]), (order, row)
 
 
 def test_many_rows_that_share_their_keys_have_the_bits_of_each(kernel: Kernel) -> None:

@@ -22,6 +22,9 @@ DEFAULT_PRIORITY = 5
 NUM_PRIORITIES = 10  # 0 … 9, 9 goes first
 CONFIG_FILE = "nocturne.toml"  # in the working directory
 
+#: The options whose names are not their settings'.
+OPTION_OF = {"grace_seconds": "grace", "worker_name": "name"}
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="NOCTURNE_", extra="ignore", toml_file=CONFIG_FILE)
@@ -32,12 +35,19 @@ class Settings(BaseSettings):
     home: Path = Path(".nocturne")  # embedded state
 
     device: str = "auto"  # auto, cpu, cuda:0 …
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    quantize: Quantization = "none"  # weights and products, on a CPU
-    max_num_seqs: int = Field(default=64, ge=1)  # sequences that decode side by side
-    kv_memory: float | None = Field(default=None, gt=0)  # GiB for the KV cache; None: a share of what is free
+    # A description is the help of the option of that name, in `worker start` and in `producer run` alike.
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="bfloat16, float16, float32; default: what the device has"
+    )
+    quantize: Quantization = Field(
+        default="none", description="int8: faster on a CPU, and other answers; default: none"
+    )
+    max_num_seqs: int = Field(default=64, ge=1, description="sequences that decode side by side")
+    kv_memory: float | None = Field(
+        default=None, gt=0, description="GiB for the KV cache; default: a share of the free"
+    )
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # share of a GPU for weights, step and KV cache
-    deterministic: bool = False  # on a GPU too, no answer depends on its batch; a CPU's never do
+    deterministic: bool = Field(default=False, description="no answer depends on its batch, on a GPU too; slower there")
     prefill_tokens: int = Field(default=2048, ge=16)  # most prompt tokens in one step
     num_threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; None: torch's choice
     worker_name: str | None = None  # None: host name and device
@@ -68,6 +78,11 @@ class Settings(BaseSettings):
         return self.database or f"sqlite:///{(self.home / 'nocturne.db').absolute()}"
 
 
+def help_of(setting: str) -> str:
+    """The help of the option that sets it."""
+    return Settings.model_fields[setting].description or ""
+
+
 class InvalidSettings(Exception):
     """A setting has a value that it cannot have; says which, and where it comes from."""
 
@@ -80,9 +95,10 @@ def read_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise InvalidSettings(
-            f"NOCTURNE_{name.upper()} (or {name} in {CONFIG_FILE}): {first['msg'].lower()}, got {first['input']!r}"
-        ) from error
+        source = f"NOCTURNE_{name.upper()} (or {name} in {CONFIG_FILE})"
+        if flags.get(name) is not None:
+            source = f"--{OPTION_OF.get(name, name).replace('_', '-')}"
+        raise InvalidSettings(f"{source}: {first['msg'].lower()}, got {first['input']!r}") from error
 
 
 def _check_config_file() -> None:

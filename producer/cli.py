@@ -1,4 +1,4 @@
-"""The `producer` command: each subcommand reads its options and calls a function with a name.
+"""The `producer` command: each subcommand reads its options and calls one function of a wing.
 
 Nothing heavy is imported here, so that `producer --help` answers at once.
 """
@@ -29,6 +29,7 @@ File = Annotated[
     Path, typer.Argument(help="JSONL, CSV, Parquet or text, also .gz and .zst; - for stdin", allow_dash=True)
 ]
 RunArgument = Annotated[str | None, typer.Argument(help="id, its beginning, or name; default: the newest")]
+RequiredRun = Annotated[str, typer.Argument(help="id, its beginning, or name")]
 
 
 @app.command()
@@ -39,19 +40,19 @@ def run(
     input_options: given.InputOptions,
     submit_options: given.SubmitOptions,
     connection: given.ConnectionOptions,
+    worker: given.WorkerOptions,
     output_options: given.OutputOptions,
 ) -> None:
     """Submits a file and decodes it here: own Redis, SQLite and one local worker.
 
-    Interrupted, the same command goes on where it was.
+    After an interruption the same command resumes the run.
 
     Example: producer run examples/study.jsonl --model examples/tiny/model --strategy greedy,sample
     """
     from producer.runs.lifecycle import run_here
 
-    raise typer.Exit(
-        run_here(connection.settings(), file, decoding.grid(), submit_options, input_options, output_options)
-    )
+    settings = connection.settings(worker)
+    raise typer.Exit(run_here(settings, file, decoding.grid(), submit_options, input_options, output_options))
 
 
 @app.command()
@@ -70,9 +71,8 @@ def submit(
     """
     from producer.runs.lifecycle import submit_run
 
-    raise typer.Exit(
-        submit_run(connection.settings(), file, decoding.grid(), submit_options, input_options, as_json=as_json)
-    )
+    settings = connection.settings()
+    raise typer.Exit(submit_run(settings, file, decoding.grid(), submit_options, input_options, as_json=as_json))
 
 
 @app.command()
@@ -141,7 +141,7 @@ def sql(
 @flat
 def show(
     connection: given.DatabaseOptions,
-    run: Annotated[str, typer.Argument(help="id, its beginning, or name")],
+    run: RequiredRun,
     custom_id: Annotated[str, typer.Argument(help="the job")],
     alternatives: Annotated[bool, typer.Option("--alternatives", help="each token with what else was likely")] = False,
     as_json: given.AsJson = False,
@@ -162,7 +162,7 @@ def report(
     run: RunArgument = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the page")] = Path("report.html"),
 ) -> None:
-    """Writes a page that stands by itself: the run's strategies side by side, with their answers.
+    """Writes a self-contained page: the run's strategies side by side, with their answers.
 
     Example: producer report study -o study.html
     """
@@ -173,27 +173,32 @@ def report(
 
 @app.command()
 @flat
-def resume(connection: given.BrokerOptions, output_options: given.OutputOptions, run: RunArgument = None) -> None:
-    """Goes on with an unfinished run: here, or with --broker by sending again what was not sent.
+def resume(
+    connection: given.BrokerOptions,
+    worker: given.WorkerOptions,
+    output_options: given.OutputOptions,
+    run: RunArgument = None,
+) -> None:
+    """Resumes an unfinished run: locally, or with --broker by sending its unsent jobs.
 
     Example: producer resume
     """
     from producer.runs.lifecycle import resume_run
 
-    raise typer.Exit(resume_run(connection.settings(), run, output_options))
+    raise typer.Exit(resume_run(connection.settings_of_resuming(worker), run, output_options))
 
 
 @app.command()
 @flat
 def cancel(
     connection: given.BrokerOptions,
-    run: Annotated[str, typer.Argument(help="id, its beginning, or name")],
+    run: RequiredRun,
     custom_ids: Annotated[list[str] | None, typer.Argument(help="these jobs only", metavar="[CUSTOM_ID]...")] = None,
     as_json: given.AsJson = False,
 ) -> None:
-    """Stops a run, or some of its jobs: queued ones at once, running ones within two decode steps.
+    """Cancels a run, or some of its jobs: queued ones at once, running ones within two decode steps.
 
-    It is kept in the database, so it also holds while every worker is off. Finished answers stay.
+    The database holds the cancellation, so it also works while every worker is off. Finished answers stay.
 
     Example: producer cancel overnight
     """
@@ -206,13 +211,14 @@ def cancel(
 @flat
 def retry(
     connection: given.BrokerOptions,
+    worker: given.WorkerOptions,
     output_options: given.OutputOptions,
     run: RunArgument = None,
     failed: Annotated[bool, typer.Option("--failed", help="the failed jobs")] = False,
     cancelled: Annotated[bool, typer.Option("--cancelled", help="the cancelled jobs")] = False,
     expired: Annotated[bool, typer.Option("--expired", help="the expired jobs")] = False,
 ) -> None:
-    """Queues a run's jobs that did not succeed once more; all of them where no kind is named.
+    """Queues a run's failed, cancelled and expired jobs once more, or only the kinds that are named.
 
     With --broker they are sent to the workers, without one they are decoded here.
 
@@ -220,16 +226,16 @@ def retry(
     """
     from producer.runs.control import retry_jobs
 
-    kinds = {"failed": failed, "cancelled": cancelled, "expired": expired}
-    raise typer.Exit(
-        retry_jobs(connection.settings(), run, [kind for kind, is_asked in kinds.items() if is_asked], output_options)
-    )
+    kinds = [
+        kind for kind, is_named in (("failed", failed), ("cancelled", cancelled), ("expired", expired)) if is_named
+    ]
+    raise typer.Exit(retry_jobs(connection.settings_of_resuming(worker), run, kinds, output_options))
 
 
 @app.command()
 @flat
 def doctor(connection: given.ConnectionOptions, as_json: given.AsJson = False) -> None:
-    """Checks model, disk, Redis, database and workers, and says what to do.
+    """Examines model, disk, Redis, database and workers, and says how to fix them.
 
     Example: producer doctor --broker redis://localhost:6379/0
     """
@@ -242,12 +248,12 @@ def doctor(connection: given.ConnectionOptions, as_json: given.AsJson = False) -
 @flat
 def prune(
     connection: given.DatabaseOptions,
-    older_than: Annotated[str, typer.Option(help="finished so long ago: 30d, 12h")],
+    older_than: Annotated[str, typer.Option(help="runs finished longer ago: 30d, 12h")],
     traces_only: Annotated[bool, typer.Option("--traces-only", help="keep jobs and answers")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be deleted")] = False,
     as_json: given.AsJson = False,
 ) -> None:
-    """Deletes old runs, or their traces alone, a little at a time while workers go on.
+    """Deletes old runs, or their traces alone, in short transactions while workers go on.
 
     Example: producer prune --older-than 30d --traces-only --dry-run
     """
@@ -261,7 +267,7 @@ def prune(
 @db_app.command("upgrade")
 @flat
 def db_upgrade(connection: given.DatabaseOptions) -> None:
-    """Brings the database to this version's schema.
+    """Upgrades the database to this version's schema.
 
     Example: producer db upgrade --database postgresql+psycopg://localhost/nocturne
     """
@@ -294,7 +300,7 @@ def main() -> None:
     except UsageError as error:
         _end(str(error))
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python would complain once more at its exit.
+        # The reader of our output has seen enough. Python would complain again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:

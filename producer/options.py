@@ -1,7 +1,11 @@
-"""The options that several commands share, declared once, in groups, and what is made of them."""
+"""The options that several commands share, declared once as dataclasses that `option_groups.flat` spreads.
+
+Knows how the values of a group make settings, a grid or reader options; what is done with those, a wing knows.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.settings import InvalidSettings, Settings, read_settings
+from models.settings import DEFAULT_PRIORITY, NUM_PRIORITIES, InvalidSettings, Settings, help_of, read_settings
 from producer.duration import parse_duration
 from producer.errors import UsageError
 from producer.prompts.grid import RULES, Grid, parse_option
@@ -19,8 +23,13 @@ GRID = "Decoding (a comma list makes a grid of all combinations)"
 CONNECTIONS = "Connections"
 RUN = "The run"
 INPUT = "The file"
+WORKER = "The worker"
 
 ON_DUPLICATE = ("skip", "error", "rerun")
+
+#: One worker's device, and several separated by commas.
+DEVICE = r"(cpu|cuda:\d+(\+cuda:\d+)*)"
+DEVICES = re.compile(rf"auto|{DEVICE}(,{DEVICE})*")
 
 
 def _grid(help: str, *names: str) -> Any:
@@ -39,46 +48,83 @@ def _of_run(help: str, *names: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=RUN, **limits)
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="for programs: what came of it, as JSON on stdout")]
+def _of_worker(help: str, *names: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=WORKER, **limits)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="for programs: the outcome as JSON on stdout")]
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How much is said meanwhile, and how the end is told."""
+    """How much a command prints while it works, and in which form at its end."""
 
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no summary")] = False
     json: AsJson = False
 
 
 @dataclass(frozen=True)
+class WorkerOptions:
+    """The worker that a command starts to decode here."""
+
+    device: Annotated[
+        str | None, _of_worker("auto, cpu, cuda:0; cuda:0,cuda:1 is one worker each, cuda:0+cuda:1 one on both")
+    ] = None
+    dtype: Annotated[str | None, _of_worker(help_of("dtype"))] = None
+    quantize: Annotated[str | None, _of_worker(help_of("quantize"))] = None
+    max_num_seqs: Annotated[int | None, _of_worker(help_of("max_num_seqs"), min=1)] = None
+    kv_memory: Annotated[float | None, _of_worker(help_of("kv_memory"))] = None
+    deterministic: Annotated[bool, _of_worker(help_of("deterministic"), "--deterministic")] = False
+
+    def given(self) -> dict[str, Any]:
+        """The settings that the command line names. Raises `UsageError`."""
+        if self.device is not None and DEVICES.fullmatch(self.device) is None:
+            raise UsageError(f"--device must be auto, cpu, cuda:0 or a list of devices, got {self.device!r}")
+        return {name: value for name, value in vars(self).items() if value not in (None, False)}
+
+
+@dataclass(frozen=True)
 class DatabaseOptions:
-    """Where what is read lies."""
+    """The database a command reads."""
 
     database: Annotated[str | None, _connection("SQLAlchemy URL (default: <home>/nocturne.db)")] = None
-    home: Annotated[Path | None, _connection("embedded state (default: .nocturne)")] = None
+    home: Annotated[Path | None, _connection("folder of the embedded database and Redis (default: .nocturne)")] = None
 
-    def settings(self) -> Settings:
+    def settings(self, worker: WorkerOptions = WorkerOptions()) -> Settings:
         """Settings with these flags on top of the environment. Raises `UsageError`."""
-        return settings_from(**vars(self))
+        try:
+            return read_settings(**vars(self), **worker.given())
+        except InvalidSettings as error:
+            raise UsageError(str(error)) from error
 
 
 @dataclass(frozen=True)
 class BrokerOptions(DatabaseOptions):
-    """… and the queue of the workers."""
+    """The database, and the Redis that a command sends to."""
 
     broker: Annotated[str | None, _connection("Redis URL (default: the embedded one)")] = None
+
+    def settings_of_resuming(self, worker: WorkerOptions) -> Settings:
+        """The same for a command that decodes here only without a broker. Raises `UsageError`."""
+        settings = self.settings(worker)
+        if settings.broker is not None and (unused := worker.given()):
+            raise UsageError(
+                f"--{next(iter(unused)).replace('_', '-')} is an option of the worker that decodes here, and with a "
+                "broker none is started; leave it out, and give it to `worker start`"
+            )
+        return settings
 
 
 @dataclass(frozen=True)
 class ConnectionOptions(BrokerOptions):
-    """… and the model."""
+    """The database, the Redis and the model of a submission."""
 
     model: Annotated[str | None, _connection("hub id or folder (default: Qwen/Qwen2-0.5B)")] = None
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How prompts are decoded; each comma list is a dimension of the grid."""
+    """The parameters of decoding; each comma list is a dimension of the grid."""
 
     strategy: Annotated[str | None, _grid("greedy, sample, nucleus, beam")] = None
     temperature: Annotated[str | None, _grid("sample, nucleus: above 0")] = None
@@ -111,13 +157,13 @@ class DecodingOptions:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """What holds for the run as a whole."""
+    """The properties of the run as a whole."""
 
     name: Annotated[str | None, _of_run("a name; the same file under the same name is submitted once")] = None
     seed: Annotated[int | None, _of_run("jobs derive theirs from it", min=0, max=2**31 - 1)] = None
-    priority: Annotated[int, _of_run("0 … 9, 9 goes first", min=0, max=9)] = 5
-    expires: Annotated[str | None, _of_run("what has not started by then is not run: 8h, 30m, 2d")] = None
-    on_duplicate: Annotated[str, _of_run("a job of that name is there already: skip, error or rerun")] = "skip"
+    priority: Annotated[int, _of_run("0 … 9, 9 goes first", min=0, max=NUM_PRIORITIES - 1)] = DEFAULT_PRIORITY
+    expires: Annotated[str | None, _of_run("jobs not started by then are not run: 8h, 30m, 2d")] = None
+    on_duplicate: Annotated[str, _of_run("the run of that name has the job already: skip, error or rerun")] = "skip"
 
     def check(self) -> None:
         """Raises `UsageError`."""
@@ -126,13 +172,13 @@ class SubmitOptions:
         self.expires_after()
 
     def expires_after(self) -> timedelta | None:
-        """Raises `UsageError`."""
+        """The time a job may wait. Raises `UsageError`."""
         return None if self.expires is None else parse_duration("--expires", self.expires)
 
 
 @dataclass(frozen=True)
 class InputOptions:
-    """How the file is read."""
+    """How the file is read, and how much of it is submitted."""
 
     input_format: Annotated[str | None, _input(f"{', '.join(FORMATS)} (default: by the file's name)")] = None
     prompt_column: Annotated[str | None, _input("the column or field that holds the prompt")] = None
@@ -144,11 +190,3 @@ class InputOptions:
 
     def reader_options(self) -> ReaderOptions:
         return ReaderOptions(self.input_format, self.prompt_column, self.template, self.replace_nul)
-
-
-def settings_from(**flags: Any) -> Settings:
-    """Settings with the given flags on top of the environment. Raises `UsageError`."""
-    try:
-        return read_settings(**flags)
-    except InvalidSettings as error:
-        raise UsageError(str(error)) from error

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from models.settings import InvalidSettings, Settings, read_settings
+from models.settings import InvalidSettings, Settings, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
 from worker.worker_group import RESTART_SECONDS, GroupMember, WorkerGroup, start_command
 
@@ -35,18 +35,14 @@ def start(
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default: <home>/nocturne.db")] = None,
     broker: Annotated[str | None, typer.Option(help="Redis URL")] = None,
     home: Annotated[Path | None, typer.Option(help="where the embedded database lies")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(min=1, help="sequences that decode side by side")] = None,
-    kv_memory: Annotated[float | None, typer.Option(help="GiB for the KV cache; default: a share of the free")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1, help=help_of("max_num_seqs"))] = None,
+    kv_memory: Annotated[float | None, typer.Option(help=help_of("kv_memory"))] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(min=0.05, max=1.0, help="share of a GPU's memory to take; default: 0.9")
     ] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="no answer depends on its batch, on a GPU too; slower there")
-    ] = False,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16, float32; default: what the device has")] = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="int8: faster on a CPU, and other answers; default: none")
-    ] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help=help_of("deterministic"))] = False,
+    dtype: Annotated[str | None, typer.Option(help=help_of("dtype"))] = None,
+    quantize: Annotated[str | None, typer.Option(help=help_of("quantize"))] = None,
     num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each engine")] = None,
     engine_timeout: Annotated[
         float | None, typer.Option(help="an engine without a step for so many seconds is killed")

@@ -80,7 +80,7 @@ class WorkerOptions:
         """The settings that the command line names. Raises `UsageError`."""
         if self.device is not None and DEVICES.fullmatch(self.device) is None:
             raise UsageError(f"--device must be auto, cpu, cuda:0 or a list of devices, got {self.device!r}")
-        return {name: value for name, value in vars(self).items() if value not in (None, False)}
+        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""The worker's options of `run`, `resume` and `retry`: each reaches the worker that decodes here, bad ones nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import TOY_MODEL, Producer
+from tests.support.processes import CommandProcess, wait_until
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"Story {number}", "max_new_tokens": 5} for number in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def rows(producer: Producer, query: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(producer("sql", query, "--format", "json").stdout)
+    return found
+
+
+def settings_of_children(pid: int) -> dict[str, str]:
+    """The settings in the environments of all that a process has started."""
+    found: dict[str, str] = {}
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            found |= {name: value for name, value in child.environ().items() if name.startswith("NOCTURNE_")}
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_each_option_reaches_the_engine(producer: Producer, prompts: Path, tmp_path: Path) -> None:
+    options = [
+        "--device", "cpu", "--dtype", "bfloat16", "--quantize", "int8", "--max-num-seqs", 3, "--kv-memory", 0.05,
+        "--deterministic",
+    ]  # fmt: skip
+    with CommandProcess("producer", ["run", prompts, "--model", TOY_MODEL, *options], tmp_path) as run:
+        wait_until(lambda: settings_of_children(run.pid).get("NOCTURNE_DETERMINISTIC") == "True")
+        assert run.finish() == 0, "".join(run.lines)
+    (worker,) = rows(producer, "select device, max_num_seqs from workers")
+    assert worker == {"device": "cpu", "max_num_seqs": 3}
+    (environment,) = rows(producer, "select dtype, device, attention from environments")
+    assert (environment["dtype"], environment["device"]) == ("bfloat16", "cpu")
+    assert "int8" in environment["attention"]
+
+
+def test_memory_that_holds_nothing_is_reported_by_the_engine(producer: Producer, prompts: Path) -> None:
+    done = producer("run", prompts, "--model", TOY_MODEL, "--kv-memory", "0.000000001", exit_code=2)
+    assert "raise --kv-memory" in done.stderr
+
+
+def test_a_retry_here_takes_them_too(producer: Producer, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "x " * 3000}))
+    producer("run", path, "--model", TOY_MODEL, "--quiet", exit_code=1)
+    producer("retry", "--max-num-seqs", 5, "--quiet", exit_code=1)
+    assert rows(producer, "select max_num_seqs from workers") == [{"max_num_seqs": 5}]
+
+
+@pytest.mark.parametrize("command", [["run", "prompts.jsonl", "--model", TOY_MODEL], ["resume"], ["retry"]])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "gpu"], "--device must be auto, cpu, cuda:0 or a list of devices, got 'gpu'"),
+        (["--dtype", "float8"], "--dtype: input should be 'auto', 'bfloat16', 'float16' or 'float32', got 'float8'"),
+        (["--quantize", "int4"], "--quantize: input should be 'none' or 'int8', got 'int4'"),
+        (["--max-num-seqs", "0"], "--max-num-seqs"),
+        (["--kv-memory", "0"], "--kv-memory: input should be greater than 0, got 0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_values_are_refused_before_anything_is_written(
+    producer: Producer, prompts: Path, tmp_path: Path, command: list[str], options: list[str], message: str
+) -> None:
+    assert message in producer(*command, *options, exit_code=2).stderr
+    assert list(tmp_path.iterdir()) == [prompts]
+
+
+@pytest.mark.parametrize("command", ["resume", "retry"])
+def test_with_a_broker_no_worker_is_started_that_could_take_them(
+    producer: Producer, tmp_path: Path, command: str, broker: str
+) -> None:
+    done = producer(command, "--broker", broker, "--max-num-seqs", 5, exit_code=2)
+    assert "--max-num-seqs is an option of the worker that decodes here" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -62,14 +62,15 @@ def start(
         "num_threads": num_threads, "worker_name": name, "engine_timeout": engine_timeout, "grace_seconds": grace,
     }  # fmt: skip
     try:
-        read_settings(**options)
+        settings = read_settings(**options)
     except InvalidSettings as error:
         _say(str(error))
         raise SystemExit(EX_USAGE) from error
     environment = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
     assignments = assign_devices(device_names(devices), os.cpu_count() or 1, {**os.environ, **environment})
     if len(assignments) > 1:
-        raise SystemExit(WorkerGroup(_members(assignments, environment, name, log_level), _say).run())
+        members = _members(assignments, environment, name, log_level, settings.parent_pid)
+        raise SystemExit(WorkerGroup(members, _say, settings.parent_pid).run())
     os.environ.update(environment | assignments[0].environment | {"NOCTURNE_DEVICE": assignments[0].device})
     code = _run_celery(log_level)
     if code == EX_FAILURE:
@@ -78,8 +79,14 @@ def start(
 
 
 def _members(
-    assignments: list[DeviceAssignment], environment: dict[str, str], name: str | None, log_level: str
+    assignments: list[DeviceAssignment],
+    environment: dict[str, str],
+    name: str | None,
+    log_level: str,
+    parent_pid: int | None,
 ) -> list[GroupMember]:
+    # A group that a producer started watches the producer, and its members watch the group.
+    watched = {} if parent_pid is None else {"NOCTURNE_PARENT_PID": str(os.getpid())}
     prefix = name or os.uname().nodename
     return [
         GroupMember(
@@ -89,6 +96,7 @@ def _members(
                 **os.environ,
                 **environment,
                 **each.environment,
+                **watched,
                 "NOCTURNE_WORKER_NAME": f"{prefix}-{each.label.replace(':', '')}-{index}",
             },
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 RESTART_SECONDS = 1.0
+PARENT_CHECK_SECONDS = 1.0
 
 #: Exit codes of a member that is not started again: in order, or for a reason that would only repeat.
 ENDED_IN_ORDER, WRONG_USE = 0, 2
@@ -28,9 +29,10 @@ class GroupMember:
 class WorkerGroup:
     """Runs until all members have ended for good."""
 
-    def __init__(self, members: list[GroupMember], say: Callable[[str], None]) -> None:
+    def __init__(self, members: list[GroupMember], say: Callable[[str], None], parent_pid: int | None = None) -> None:
         self._members = members
         self._say = say
+        self._parent_pid = parent_pid  # the producer whose end ends the group
         self._running: dict[int, GroupMember] = {}
         self._is_stopping = False
 
@@ -38,6 +40,9 @@ class WorkerGroup:
         """Returns the worst exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
+        if self._parent_pid is not None:
+            signal.signal(signal.SIGALRM, self._check_parent)
+            signal.setitimer(signal.ITIMER_REAL, PARENT_CHECK_SECONDS, PARENT_CHECK_SECONDS)
         for member in self._members:
             self._start(member)
         worst = 0
@@ -62,6 +67,10 @@ class WorkerGroup:
         process = subprocess.Popen(member.command, env=member.environment)
         process.returncode = 0  # `run` waits for it, not the Popen object
         self._running[process.pid] = member
+
+    def _check_parent(self, number: int, frame: object) -> None:
+        if os.getppid() != self._parent_pid and not self._is_stopping:
+            self._forward(number, frame)
 
     def _forward(self, number: int, frame: object) -> None:  # noqa: ARG002
         """Each SIGTERM goes on: a second one ends the grace."""

@@ -52,6 +52,34 @@ def test_each_option_reaches_the_engine(producer: Producer, prompts: Path, tmp_p
     assert "int8" in environment["attention"]
 
 
+def test_several_devices_decode_one_run(producer: Producer, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"Story {number}", "max_new_tokens": 100, "ignore_eos": True} for number in range(300)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--model", TOY_MODEL, "--device", "cpu,cpu", "--quiet"]
+    producer("run", path, *options, NOCTURNE_HEARTBEAT_SECONDS="0.1")
+    assert rows(producer, "select state, count(*) as n from jobs group by 1") == [{"state": "succeeded", "n": 300}]
+    assert len(rows(producer, "select name from workers where num_steps > 0")) == 2
+
+
+def test_several_workers_end_with_a_producer_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join([json.dumps({"prompt": "x", "max_new_tokens": 100_000, "ignore_eos": True})] * 2))
+    arguments = ["run", path, "--model", TOY_MODEL, "--device", "cpu,cpu"]
+    with CommandProcess("producer", arguments, tmp_path, NOCTURNE_GRACE_SECONDS="0") as run:
+        log = tmp_path / ".nocturne" / "worker.log"
+        wait_until(lambda: log.exists() and log.read_text().count(" serves ") == 2)
+        started = psutil.Process(run.pid).children(recursive=True)
+        workers = [child for child in started if "worker" in child.cmdline()]
+        assert len(workers) == 3
+        run.process.kill()
+        psutil.wait_procs(workers, timeout=60)
+        assert not [worker for worker in workers if worker.is_running()]
+        for server in started:
+            if server.is_running():
+                server.kill()
+
+
 def test_memory_that_holds_nothing_is_reported_by_the_engine(producer: Producer, prompts: Path) -> None:
     done = producer("run", prompts, "--model", TOY_MODEL, "--kv-memory", "0.000000001", exit_code=2)
     assert "raise --kv-memory" in done.stderr

@@ -112,11 +112,6 @@ def test_two_thousand_prompts_of_long_tailed_lengths(producer: Producer, tmp_pat
     (row,) = json.loads(producer("sql", query, "--home", tmp_path / "h", "--format", "json").stdout)
     tokens = sum(line["max_new_tokens"] for line in lines)
     assert row == {"n": 2000, "jobs": 2000, "ids": 2000, "tokens": tokens, "least": 1, "most": 1}
-    # Over the whole run, its ramp and its tail included.
-    (worker,) = json.loads(
-        producer("sql", "select mean_running from workers", "--home", tmp_path / "h", "--format", "json").stdout
-    )
-    assert worker["mean_running"] > 0.85 * 32
 
 
 def test_a_job_that_fails_is_reported_and_the_others_succeed(producer: Producer, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from worker.engine_process.protocol import EngineOptions, Finished, Ready, Start
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
 
 OPTIONS = EngineOptions("none", "cpu", "float32", EngineConfig())
+HANG_SECONDS = 240.0  # only a hang takes so long, also on a loaded machine
+
 JOB = JobMessage(id=7, prompt="Hello", messages=None, params=GenerationParams())
 
 
@@ -34,11 +36,11 @@ def dies_in_the_middle_of_a_message(connection: Connection, options: EngineOptio
 def test_a_process_that_dies_in_the_middle_of_a_message_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", dies_in_the_middle_of_a_message)
     deaths: Queue[EngineDeath] = Queue()
-    supervisor = EngineSupervisor(OPTIONS, lambda _: None, deaths.put, lambda _: None, timeout=60.0)
+    supervisor = EngineSupervisor(OPTIONS, lambda _: None, deaths.put, lambda _: None, timeout=HANG_SECONDS)
     supervisor.start()
     first = supervisor.process_id
     supervisor.submit([JOB], priority=5)
-    death = deaths.get(timeout=60)
+    death = deaths.get(timeout=HANG_SECONDS)
     assert (death.running, death.waiting) == ([7], [])
     assert "exit code 9" in death.reason
     assert supervisor.process_id != first  # another stands ready
@@ -72,12 +74,12 @@ def test_what_comes_while_no_process_runs_waits_for_the_next(monkeypatch: pytest
     monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", answers_the_second_time)
     outputs: Queue[RequestOutput] = Queue()
     deaths: Queue[EngineDeath] = Queue()
-    supervisor = MeanwhileSubmitting(OPTIONS, outputs.put, deaths.put, lambda _: None, timeout=60.0)
+    supervisor = MeanwhileSubmitting(OPTIONS, outputs.put, deaths.put, lambda _: None, timeout=HANG_SECONDS)
     supervisor.start()
     supervisor.submit([JOB], priority=5)
-    assert outputs.get(timeout=60).request_id == 8
-    assert deaths.get(timeout=60).waiting == [7]
-    supervisor.stopping.join(timeout=60)
+    assert outputs.get(timeout=HANG_SECONDS).request_id == 8
+    assert deaths.get(timeout=HANG_SECONDS).waiting == [7]
+    supervisor.stopping.join(timeout=HANG_SECONDS)
     assert not supervisor.stopping.is_alive()
 
 
@@ -95,10 +97,10 @@ def writes_before_it_reads(connection: Connection, options: EngineOptions) -> No
 def test_large_jobs_and_large_outputs_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", writes_before_it_reads)
     outputs: Queue[RequestOutput] = Queue()
-    supervisor = EngineSupervisor(OPTIONS, outputs.put, lambda _: None, lambda _: None, timeout=60.0)
+    supervisor = EngineSupervisor(OPTIONS, outputs.put, lambda _: None, lambda _: None, timeout=HANG_SECONDS)
     supervisor.start()
     supervisor.submit([JOB], priority=5)
     large = JOB.model_copy(update={"id": 8, "prompt": "x" * 5_000_000})
     supervisor.submit([large], priority=5)
-    assert {outputs.get(timeout=60).request_id for _ in range(2)} == {7, 8}
+    assert {outputs.get(timeout=HANG_SECONDS).request_id for _ in range(2)} == {7, 8}
     supervisor.stop()

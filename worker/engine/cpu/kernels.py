@@ -180,7 +180,7 @@ class CpuKernels:
         rows, residual = rows.contiguous(), None if residual is None else residual.contiguous()
         pointers = map(pointer, (output, rows, weights.packed, weights.bias, residual))
         num_vnni_groups = rows.shape[1] * rows.itemsize // VNNI_BYTES
-        sizes = map(ctypes.c_int64, (len(output), num_vnni_groups, output.shape[1], epilogue.value))
+        sizes = map(ctypes.c_int64, (len(output), output.shape[1], num_vnni_groups, epilogue.value))
         function(*pointers, None if scales is None else ctypes.byref(scales), *sizes)
         return output
 

@@ -1,66 +1,72 @@
-/* What follows a product, before its one rounding. */
+/* The epilogue of a matmul, fused with the store of its result: bias, then a residual or SwiGLU (Shazeer 2020).
+ *
+ * It works in fp32 on at most NR columns of one row, and rounds once.
+ */
 #ifndef NOCTURNE_EPILOGUE_H
 #define NOCTURNE_EPILOGUE_H
 
 #include "vecmath.h"
 
-/* y, y + other, or swish(gate) * y, where panels of gates and of y alternate in the weights. */
-enum { NOTHING, PLUS, GATED };
+/* Columns of a matmul's result that are computed together; the weights have blocks of as many output features. */
+enum { NR = 64 };
 
-/* Stores up to PANEL columns; with `streams` past the caches, whole lines to the beginning of one. */
-INLINE void store_columns(void *output, const float *x, int64_t count, int is_bf16, int streams) {
+/* y; y + residual; or swish(gate) * up, where blocks of NR gates and of NR ups alternate in the weights. */
+enum { EPILOGUE_NONE, EPILOGUE_ADD, EPILOGUE_SWIGLU };
+
+/* Stores up to NR columns. Non-temporal stores bypass the caches; they take whole, aligned cache lines. */
+INLINE void store_columns(void *output, const float *x, int64_t count, int is_bf16, int is_non_temporal) {
 #ifdef __AVX512F__
-    int64_t in_line = is_bf16 ? 32 : 16;
-    if (streams || count == PANEL) {
-        for (int64_t i = 0; i < count; i += in_line) {
+    int64_t per_line = LINE / (is_bf16 ? 2 : 4);
+    if (is_non_temporal || count == NR) {
+        for (int64_t i = 0; i < count; i += per_line) {
             __m512 first = _mm512_loadu_ps(x + i);
-            __m512i line = is_bf16 ? as_bf16(first, _mm512_loadu_ps(x + i + 16)) : (__m512i)first;
-            void *place = (void *)at(output, i, is_bf16);
-            if (streams) _mm512_stream_si512(place, line);
-            else _mm512_storeu_si512(place, line);
+            __m512i line = is_bf16 ? pack_bf16(first, _mm512_loadu_ps(x + i + LANES)) : (__m512i)first;
+            void *to = (void *)at(output, i, is_bf16);
+            if (is_non_temporal) _mm512_stream_si512(to, line);
+            else _mm512_storeu_si512(to, line);
         }
         return;
     }
 #endif
-    (void)streams;
+    (void)is_non_temporal;
     store(output, x, count, is_bf16);
 }
 
-/* Stores y, plus bias and other where they are, of up to PANEL columns. */
-INLINE void finish_columns(void *output, const float *y, const float *bias, const void *other, int64_t count,
-                           int is_bf16, int streams) {
-    float x[PANEL], z[PANEL];
+/* Stores y + bias + residual of up to NR columns; bias and residual may be NULL. */
+INLINE void epilogue_add(void *output, const float *y, const float *bias, const void *residual, int64_t count,
+                         int is_bf16, int is_non_temporal) {
+    float x[NR], z[NR];
     for (int64_t i = 0; i < count; i++) x[i] = bias ? y[i] + bias[i] : y[i];
-    if (other) {
-        load(z, other, count, is_bf16);
+    if (residual) {
+        load(z, residual, count, is_bf16);
         for (int64_t i = 0; i < count; i++) x[i] += z[i];
     }
-    store_columns(output, x, count, is_bf16, streams);
+    store_columns(output, x, count, is_bf16, is_non_temporal);
 }
 
-/* Stores gate * sigmoid(gate), rounded as if it had been stored, times y, of up to PANEL columns. Gate, y and the biases of
- * both, one after the other, have PANEL numbers each. */
-INLINE void finish_gated(void *output, const float *gate, const float *y, const float *biases, int64_t count, int is_bf16,
-                         int streams) {
-    float x[PANEL];
+/* Stores swish(gate) * up of up to NR columns; swish(gate) is rounded as if it had been stored in between. gate and up
+ * have NR numbers each, and so do their biases, one after the other. */
+INLINE void epilogue_swiglu(void *output, const float *gate, const float *up, const float *biases, int64_t count,
+                            int is_bf16, int is_non_temporal) {
+    float x[NR];
 #ifdef __AVX512F__
-    for (int64_t i = 0; i < PANEL; i += 16) {
-        __m512 g = _mm512_loadu_ps(gate + i), z = _mm512_loadu_ps(y + i);
+    for (int64_t i = 0; i < NR; i += LANES) {
+        __m512 g = _mm512_loadu_ps(gate + i), u = _mm512_loadu_ps(up + i);
         if (biases) {
             g = _mm512_add_ps(g, _mm512_loadu_ps(biases + i));
-            z = _mm512_add_ps(z, _mm512_loadu_ps(biases + PANEL + i));
+            u = _mm512_add_ps(u, _mm512_loadu_ps(biases + NR + i));
         }
-        g = swish_of(g);
-        _mm512_storeu_ps(x + i, _mm512_mul_ps(is_bf16 ? rounded_to_bf16(g) : g, z));
+        g = swish16(g);
+        _mm512_storeu_ps(x + i, _mm512_mul_ps(is_bf16 ? round_to_bf16(g) : g, u));
     }
 #else
     for (int64_t i = 0; i < count; i++) {
         float g = biases ? gate[i] + biases[i] : gate[i], z = exp_of_negative(-fabsf(g));
         g *= (g < 0 ? z : 1.0f) / (1.0f + z);
-        x[i] = (is_bf16 ? from_bf16(to_bf16(g)) : g) * (biases ? y[i] + biases[PANEL + i] : y[i]);
+        x[i] = (is_bf16 ? from_bf16(to_bf16(g)) : g) * (biases ? up[i] + biases[NR + i] : up[i]);
     }
 #endif
-    store_columns(output, x, count, is_bf16, streams);
+    store_columns(output, x, count, is_bf16, is_non_temporal);
 }
 
 #endif

@@ -1,9 +1,12 @@
-/* RMS norm and rotary positions, each in one pass. Every row is computed by one thread in one order. */
+/* RMS norm (Zhang & Sennrich 2019) and rotary position embeddings (Su et al. 2021), each in one pass over memory.
+ *
+ * One thread computes a row, always in the same order.
+ */
 #include "vecmath.h"
 
 /* rows / sqrt(mean of squares + eps) * weight, for rows [num_rows, size]. */
-INLINE void normalise(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size, float eps,
-                      int is_bf16) {
+INLINE void rms_norm(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size, float eps,
+                     int is_bf16) {
     float w[size];
     load(w, weight, size, is_bf16);
 #pragma omp parallel for schedule(static) if (num_rows * size > 16384)
@@ -18,11 +21,11 @@ INLINE void normalise(void *output, const void *rows, const void *weight, int64_
 }
 
 void rms_norm_bf16(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size, float eps) {
-    normalise(output, rows, weight, num_rows, size, eps, 1);
+    rms_norm(output, rows, weight, num_rows, size, eps, 1);
 }
 
 void rms_norm_f32(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size, float eps) {
-    normalise(output, rows, weight, num_rows, size, eps, 0);
+    rms_norm(output, rows, weight, num_rows, size, eps, 0);
 }
 
 /* Rotates heads [num_rows, num_heads, dim] in place, rows `stride` elements apart, by their angles' cosines and sines
@@ -36,11 +39,11 @@ INLINE void rotate(void *heads, const void *cos, const void *signed_sin, int64_t
         load(c, at(cos, row * dim, is_bf16), dim, is_bf16);
         load(s, at(signed_sin, row * dim, is_bf16), dim, is_bf16);
         for (int64_t head = 0; head < num_heads; head++) {
-            void *place = (void *)at(heads, row * stride + head * dim, is_bf16);
-            load(x, place, dim, is_bf16);
+            void *head_data = (void *)at(heads, row * stride + head * dim, is_bf16);
+            load(x, head_data, dim, is_bf16);
             for (int64_t i = 0; i < half; i++) y[i] = x[i] * c[i] + x[i + half] * s[i];
             for (int64_t i = half; i < dim; i++) y[i] = x[i] * c[i] + x[i - half] * s[i];
-            store(place, y, dim, is_bf16);
+            store(head_data, y, dim, is_bf16);
         }
     }
 }

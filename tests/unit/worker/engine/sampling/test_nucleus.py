@@ -44,12 +44,12 @@ def kept_by_sampler(weights: Weights, top_p: float) -> tuple[list[int], list[flo
 
 
 def kept_in_c(weights: Weights, top_p: float) -> tuple[list[int], list[float]]:
-    """The same of what `sampling.c` keeps."""
+    """The same of what `nucleus.c` keeps."""
     library = the_library()
     library.keep_nucleus.restype = ctypes.c_int64
     kept = torch.from_numpy(weights.copy())
-    room = torch.empty(len(kept) + 16)
-    num_kept = library.keep_nucleus(pointer(kept), ctypes.c_int64(len(kept)), ctypes.c_double(top_p), pointer(room))
+    scratch = torch.empty(len(kept) + 16)
+    num_kept = library.keep_nucleus(pointer(kept), ctypes.c_int64(len(kept)), ctypes.c_double(top_p), pointer(scratch))
     ids: list[int] = kept.nonzero()[:, 0].tolist()
     assert num_kept == len(ids)
     assert kept[ids].tolist() == weights[ids].tolist()

@@ -1,1 +1,1 @@
-"""The tables and values that producer and worker share: database models, not neural networks."""
+"""Tables, not neural networks: the schema, messages and settings that producer and worker share."""

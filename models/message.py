@@ -1,4 +1,4 @@
-"""What travels in one Celery message: a chunk of jobs, each in full, as JSON."""
+"""The body of a Celery message: a chunk of jobs, each in full, as JSON. Knows no tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASK_NAME = "nocturne.generate"
 
 
 class JobMessage(BaseModel):
-    """One prompt with its parameters; `params.seed` is always set here."""
+    """One prompt with its parameters; `params.seed` is always set."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -27,7 +27,7 @@ class JobMessage(BaseModel):
 
 
 class ChunkMessage(BaseModel):
-    """The jobs that travel together. Unknown fields are ignored; an unknown version is refused."""
+    """The jobs of one message. A worker ignores unknown fields and refuses an unknown version."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -39,5 +39,5 @@ class ChunkMessage(BaseModel):
 
 
 def queue_name(model: str) -> str:
-    """The queue that serves a model."""
+    """The queue that the workers of a model read."""
     return f"generate.{model}"

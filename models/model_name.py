@@ -1,4 +1,4 @@
-"""One spelling per model: a folder by its absolute path, a hub id as it is."""
+"""One spelling for each model: a folder by its absolute path, a hub id as it is."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Generation parameters: the one schema that the producer validates, the message carries and the engine obeys.
 
-The meaning of each field is that of DESIGN ("Decoding semantics") and, where it has the same name there,
-of Transformers' `GenerationConfig`. Knows nothing of files, tables or tensors.
+A field that Transformers' `GenerationConfig` has too means the same as there. Knows no files, tables or tensors.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ MAX_SAMPLES = 256
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 100
 
-#: What every strategy takes.
+#: Parameters that every strategy takes.
 COMMON_PARAMETERS = frozenset({
     "max_new_tokens", "min_new_tokens", "seed", "stop", "stop_token_ids", "eos_token_ids", "ignore_eos",
     "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "trace", "top_logprobs",
 })  # fmt: skip
 
-#: What each strategy takes beside the common ones.
+#: Parameters that each strategy takes beside the common ones.
 STRATEGY_PARAMETERS: dict[Strategy, frozenset[str]] = {
     Strategy.GREEDY: frozenset({"n"}),
     Strategy.SAMPLE: frozenset({"n", "temperature", "top_k", "min_p"}),
@@ -42,14 +41,14 @@ BiasedId = Annotated[int, Field(ge=0, strict=False)]  # JSON writes an object's 
 
 
 class GenerationParams(BaseModel):
-    """How one prompt is decoded. Immutable; a field that its strategy does not take is an error, not silence."""
+    """The decoding parameters of one prompt. Immutable; a field that its strategy does not take is an error."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     strategy: Annotated[Strategy, Field(strict=False)] = Strategy.GREEDY
     temperature: float = Field(default=1.0, gt=0, le=1e6)  # the logits are divided by it
-    top_p: float = Field(default=1.0, gt=0, le=1)  # nucleus: the most cumulative probability that is kept
-    top_k: int | None = Field(default=None, ge=1)  # sample: the most tokens that are kept
+    top_p: float = Field(default=1.0, gt=0, le=1)  # nucleus: cumulative probability that is kept, at most
+    top_k: int | None = Field(default=None, ge=1)  # sample: tokens that are kept, at most
     min_p: float | None = Field(default=None, ge=0, le=1)  # sample: least probability, relative to the largest
     repetition_penalty: float = Field(default=1.0, gt=0)  # over prompt and answer, as Transformers does
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)  # subtracted once from tokens already generated
@@ -72,7 +71,7 @@ class GenerationParams(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, data: Any) -> Any:
-        """Accepts a single stop string, and the level `top:k` as a trace of tokens with k alternatives."""
+        """Accepts a single stop string, and the level `top:k` for a trace of tokens with k alternatives."""
         if not isinstance(data, dict):
             return data
         data = dict(data)
@@ -101,17 +100,17 @@ class GenerationParams(BaseModel):
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that decode side by side for this job: its beams, or its samples."""
+        """The sequences that decode side by side for this job: its beams, or its samples."""
         return self.num_beams if self.strategy is Strategy.BEAM else self.n
 
     @cached_property
     def stored(self) -> dict[str, Any]:
-        """The fields that its strategy takes, as JSON values: the `params` of a job row and of a message."""
+        """The fields that its strategy takes as JSON values: the `params` of a job row and of a message."""
         return self.model_dump(mode="json", include=set(parameters_of(self.strategy)) | {"strategy"})
 
     @cached_property
     def stored_json(self) -> str:
-        """The same as JSON text."""
+        """The stored fields as JSON text."""
         return json.dumps(self.stored, sort_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""Settings: flags win over environment variables `NOCTURNE_…`, those over `nocturne.toml`, that over defaults."""
+"""Settings from flags, the environment, `nocturne.toml` and defaults, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -27,12 +27,18 @@ OPTION_OF = {"grace_seconds": "grace", "worker_name": "name"}
 
 
 class Settings(BaseSettings):
+    """The settings of producer and worker, one field for each.
+
+    A flag wins over the environment variable `NOCTURNE_<FIELD>`, that over `nocturne.toml` in the working directory,
+    that over the default.
+    """
+
     model_config = SettingsConfigDict(env_prefix="NOCTURNE_", extra="ignore", toml_file=CONFIG_FILE)
 
     model: str = DEFAULT_MODEL  # hub id or folder
     database: str | None = None  # SQLAlchemy URL; None: <home>/nocturne.db
     broker: str | None = None  # Redis URL; None: the embedded server
-    home: Path = Path(".nocturne")  # embedded state
+    home: Path = Path(".nocturne")  # folder of the embedded database and broker
 
     device: str = "auto"  # auto, cpu, cuda:0 …
     # A description is the help of the option of that name, in `worker start` and in `producer run` alike.
@@ -47,19 +53,19 @@ class Settings(BaseSettings):
         default=None, gt=0, description="GiB for the KV cache; default: a share of the free"
     )
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # share of a GPU for weights, step and KV cache
-    deterministic: bool = Field(default=False, description="no answer depends on its batch, on a GPU too; slower there")
-    prefill_tokens: int = Field(default=2048, ge=16)  # most prompt tokens in one step
+    deterministic: bool = Field(default=False, description="batch-invariant answers, on a GPU too; slower there")
+    prefill_tokens: int = Field(default=2048, ge=16)  # prompt tokens in one step, at most
     num_threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; None: torch's choice
     worker_name: str | None = None  # None: host name and device
-    concurrency: int = Field(default=32, ge=1)  # chunks in hand at once
+    concurrency: int = Field(default=32, ge=1)  # chunks in flight at once
 
-    max_attempts: int = Field(default=3, ge=1)  # processes that a job may take down before it is failed
-    engine_timeout: float = Field(default=300.0, gt=0)  # an engine that makes no step for so long is killed
+    max_attempts: int = Field(default=3, ge=1)  # processes a job may take down before it fails
+    engine_timeout: float = Field(default=300.0, gt=0)  # an engine without a step for so long is killed
     lease_seconds: float = Field(default=30.0, gt=0)  # a worker silent for this long loses its jobs
-    visibility_timeout: float = Field(default=3600.0, gt=0)  # Redis gives an unacknowledged message again after it
-    heartbeat_seconds: float = Field(default=2.0, gt=0)  # between two signs of life of a worker
-    parent_pid: int | None = None  # a worker that `producer run` started ends with it
-    grace_seconds: float = Field(default=30.0, ge=0)  # running sequences may finish after SIGTERM
+    visibility_timeout: float = Field(default=3600.0, gt=0)  # Redis redelivers an unacknowledged message after it
+    heartbeat_seconds: float = Field(default=2.0, gt=0)  # between two heartbeats of a worker
+    parent_pid: int | None = None  # the `producer run` that started this worker, which ends with it
+    grace_seconds: float = Field(default=30.0, ge=0)  # time for running sequences to finish after SIGTERM
 
     @classmethod
     def settings_customise_sources(
@@ -70,11 +76,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then the file."""
+        """The sources in the order of their precedence."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @property
     def database_url(self) -> str:
+        """The URL of the database: the given one, or SQLite in the home folder."""
         return self.database or f"sqlite:///{(self.home / 'nocturne.db').absolute()}"
 
 
@@ -84,7 +91,7 @@ def help_of(setting: str) -> str:
 
 
 class InvalidSettings(Exception):
-    """A setting has a value that it cannot have; says which, and where it comes from."""
+    """A setting has a wrong value; the text names the setting and where its value comes from."""
 
 
 def read_settings(**flags: Any) -> Settings:
@@ -102,7 +109,7 @@ def read_settings(**flags: Any) -> Settings:
 
 
 def _check_config_file() -> None:
-    """Raises `InvalidSettings` for a file that is no TOML or has a name that is no setting."""
+    """Raises `InvalidSettings` for a file that is not TOML or names an unknown setting."""
     path = Path(CONFIG_FILE)
     if not path.is_file():
         return

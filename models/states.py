@@ -10,6 +10,8 @@ Quantization = Literal["none", "int8"]
 
 
 class JobState(StrEnum):
+    """The state of one job; the last four are final."""
+
     QUEUED = "queued"  # committed; waits for a worker
     RUNNING = "running"  # claimed by a worker whose lease has not run out
     SUCCEEDED = "succeeded"  # its results are stored
@@ -19,18 +21,23 @@ class JobState(StrEnum):
 
 
 class RunState(StrEnum):
-    SUBMITTING = "submitting"  # its jobs are still being written
+    """The state of one submission, derived from its jobs."""
+
     RUNNING = "running"  # some job is not final
     FINISHED = "finished"  # every job is final
 
 
 class FinishReason(StrEnum):
-    EOS = "eos"
-    STOP = "stop"
-    LENGTH = "length"
+    """The reason for which one sequence ended."""
+
+    EOS = "eos"  # an end token
+    STOP = "stop"  # a stop string or a stop token
+    LENGTH = "length"  # max_new_tokens, or the model's window
 
 
 class Strategy(StrEnum):
+    """The rule that picks tokens; the parameters each takes are in `models.params`."""
+
     GREEDY = "greedy"
     SAMPLE = "sample"
     NUCLEUS = "nucleus"

@@ -20,7 +20,8 @@ from typing import Any
 from sqlalchemy import Engine, insert
 
 from benchmarks.storage.databases import DATABASES, fresh_database
-from models.database.bulk_insert import insert_rows, moment
+from models.database.bulk_insert import insert_rows
+from models.database.clock import timestamp_value
 from models.params import GenerationParams
 from models.schema.run import Run
 from models.states import JobState, RunState
@@ -59,7 +60,7 @@ def fill(database: Engine, num_jobs: int, num_tokens: int, chunk: int = 20_000) 
     for start in range(1, num_jobs + 1, chunk):
         ids = range(start, min(start + chunk, num_jobs + 1))
         with database.begin() as connection:
-            at = moment(connection, now)
+            at = timestamp_value(connection, now)
             succeeded = str(JobState.SUCCEEDED)
             job = ("greedy", params, 1, 5, succeeded, 1, 0, False, at, at)
             insert_rows(connection, "jobs", JOB_COLUMNS, ((n, RUN_ID, f"job-{n}", f"Number {n}", *job) for n in ids))

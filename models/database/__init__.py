@@ -1,1 +1,1 @@
-"""Access to the database that producers and workers share: connections, bulk inserts, the outbox, counts."""
+"""Access to the shared database: connections, its clock, bulk inserts, the outbox, counts of runs."""

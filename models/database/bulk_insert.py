@@ -1,13 +1,12 @@
-"""Writing many rows at once, past SQLAlchemy, whose work for each row would cost more than the database's.
+"""Bulk inserts that bypass SQLAlchemy, whose work for each row costs more than the database's own.
 
-COPY on PostgreSQL, `executemany` on SQLite; inside the connection's transaction.
+COPY on PostgreSQL, `executemany` on SQLite, inside the connection's transaction. Knows no tables.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from psycopg.adapt import Dumper
@@ -18,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 
 class JsonTextDumper(Dumper):
-    """JSON that is text already, in PostgreSQL's binary format: a version, then the text."""
+    """Writes JSON text in PostgreSQL's binary format: a version byte, then the text."""
 
     format = Format.BINARY
     oid = types["jsonb"].oid
@@ -28,7 +27,10 @@ class JsonTextDumper(Dumper):
 
 
 def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Inserts rows of plain values; JSON as text, times by `moment`. Raises what SQLAlchemy would, `DBAPIError`."""
+    """Inserts rows of plain values: JSON as text, timestamps as `timestamp_value` gives them.
+
+    Raises `DBAPIError`, as SQLAlchemy's own inserts do.
+    """
     cursor: Any = connection.connection.cursor()
     driver_error: Any = connection.dialect.loaded_dbapi.Error
     try:
@@ -46,7 +48,7 @@ def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows
 
 
 def _copy(cursor: Any, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """COPY in its binary format, which takes each value as its column's type and spares both sides the text."""
+    """COPY in its binary format: values travel as their columns' types, without a detour through text."""
     names = ", ".join(columns)
     column_types = [column.type_code for column in cursor.execute(f"SELECT {names} FROM {table} LIMIT 0").description]
     cursor.adapters.register_dumper(None, JsonTextDumper)  # for columns of its type, not for every text
@@ -56,17 +58,11 @@ def _copy(cursor: Any, table: str, columns: Sequence[str], rows: Iterable[Sequen
             copy.write_row(row)
 
 
-def moment(connection: Connection, value: datetime | None) -> datetime | str | None:
-    """A moment in UTC as `UtcDateTime` stores it."""
-    if value is None or connection.dialect.name == "postgresql":
-        return value
-    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-
-
 def without_nul(value: str) -> str:
-    """PostgreSQL's text cannot hold NUL."""
+    """The text with U+FFFD for NUL, which PostgreSQL's text cannot hold."""
     return value.replace("\0", "\ufffd")
 
 
 def to_json(value: Any) -> str:
+    """The value as JSON text without NUL."""
     return json.dumps(value).replace("\\u0000", "\\ufffd")

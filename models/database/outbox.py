@@ -1,6 +1,7 @@
-"""The outbox: jobs that are committed but whose message is not (known to be) sent yet.
+"""The outbox: jobs that are committed and whose message is not known to be sent.
 
-Whoever sends marks afterwards, so a crash in between sends twice, which claims make harmless, and never not.
+Jobs are marked sent after sending: a crash in between duplicates a message, which claims make harmless; it never
+loses one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, update
 
-from models.database.connection import database_moment
+from models.database.clock import database_timestamp
 from models.message import ChunkMessage, JobMessage
 from models.params import GenerationParams
 from models.schema.job import Job, rows_to_change
@@ -35,16 +36,16 @@ def send_outbox(
     num_slots: int = 16,
     min_age_seconds: float | None = None,
 ) -> int:
-    """Sends every unsent job, of one run or of all; returns how many.
+    """Sends every unsent job, of one run or of all; returns their number.
 
-    `num_slots` is how many chunks all workers hold at once: chunks shrink towards the end of a run so that
-    the workers finish together. With `min_age_seconds`, jobs never tried are left to their submitter for so long.
+    `num_slots` is the number of chunks all workers hold at once: chunks shrink towards the end of a run, so that the
+    workers finish together. With `min_age_seconds` a job that was never tried is left to its submitter for so long.
     """
     condition = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None))
     if run_id is not None:
         condition = and_(condition, Job.run_id == run_id)
     if min_age_seconds is not None:
-        is_old = Job.created_at < database_moment(min_age_seconds)
+        is_old = Job.created_at < database_timestamp(min_age_seconds)
         condition = and_(condition, or_(is_old, Job.attempts > 0))
     num_sent, num_left = 0, _count(database, condition)
     if not num_left:  # every sweep of every worker asks
@@ -59,10 +60,9 @@ def send_outbox(
 
 
 def chunk_size(num_left: int, num_slots: int) -> int:
-    """Guided self-scheduling: an even share of what is left, within bounds, so that the last ones even out.
+    """Guided self-scheduling: an even share of the jobs left, within bounds, so that the last chunks even out.
 
-    Not less than that: a chunk is in hand until its longest job has ended, and too few jobs in hand leave the engine's
-    slots empty.
+    A smaller share would starve the engine: a chunk stays in flight until its longest job has ended.
     """
     return max(1, min(MAX_CHUNK_JOBS, num_left // num_slots))
 
@@ -82,9 +82,9 @@ def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any
 
 def _mark_sent(database: Engine, job_ids: list[int]) -> None:
     with database.begin() as connection:
-        # What a worker is just claiming needs no mark.
+        # A job that a worker is just claiming needs no mark.
         unclaimed = rows_to_change(Job.id.in_(job_ids), Job.state == JobState.QUEUED, skip_locked=True)
-        connection.execute(update(Job).where(unclaimed).values(sent_at=database_moment()))
+        connection.execute(update(Job).where(unclaimed).values(sent_at=database_timestamp()))
 
 
 def _count(database: Engine, condition: ColumnElement[bool]) -> int:
@@ -107,7 +107,7 @@ def _chunks(rows: list[Row[Any]], num_left: int, num_slots: int) -> Iterator[Chu
 
 
 def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
-    """One chunk has one run; a suspect travels alone."""
+    """Whether two jobs fit one chunk: a chunk has one run, and a suspect travels alone."""
     return first.run_id == other.run_id and not other.is_suspect
 
 

@@ -1,4 +1,4 @@
-"""The counts that a run keeps of its jobs, changed in the transaction that changes the jobs."""
+"""A run's counts of its jobs, changed in the transaction that changes the jobs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ COUNT_OF_STATE = {
 
 
 def add_counts(connection: Connection, run_id: str, counts: Mapping[str, int]) -> None:
-    """Adds to columns of a run."""
+    """Adds to the counts of a run: column name -> number."""
     values = {name: getattr(Run, name) + count for name, count in counts.items() if count}
     if values:
         connection.execute(update(Run).where(Run.id == run_id).values(values))
 
 
-def close_runs(connection: Connection, run_ids: Iterable[str], moment: datetime) -> None:
+def close_runs(connection: Connection, run_ids: Iterable[str], finished_at: datetime) -> None:
     """Finishes the runs whose jobs are all final."""
-    final = Run.num_succeeded + Run.num_failed + Run.num_cancelled + Run.num_expired
+    num_final = Run.num_succeeded + Run.num_failed + Run.num_cancelled + Run.num_expired
     for run_id in sorted(run_ids):  # one order for all writers: no deadlock
         connection.execute(
             update(Run)
-            .where(Run.id == run_id, Run.state == RunState.RUNNING, final >= Run.num_jobs)
-            .values(state=RunState.FINISHED, finished_at=moment)
+            .where(Run.id == run_id, Run.state == RunState.RUNNING, num_final >= Run.num_jobs)
+            .values(state=RunState.FINISHED, finished_at=finished_at)
         )

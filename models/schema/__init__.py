@@ -1,1 +1,1 @@
-"""The tables of the database, a file each. No queries."""
+"""The tables of the database, a file for each. Knows no queries."""

@@ -1,4 +1,4 @@
-"""The declarative base, the naming convention of constraints and the column types both databases share."""
+"""The declarative base, the names of constraints, and the column types that SQLite and PostgreSQL share."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 
-# SQLite counts up only an INTEGER primary key; PostgreSQL needs the 8 bytes spelt out.
+# SQLite numbers rows on its own only for an INTEGER primary key; PostgreSQL needs the 8 bytes spelt out.
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 # A Python None is an SQL NULL, not the JSON value null.
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC; SQLite, which has no time zones, stores it as text without one."""
+    """A timestamp in UTC; SQLite, which has no time zones, stores it as text without one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -34,8 +34,8 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        moment = value.astimezone(UTC)
-        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         if value is None or value.tzinfo is not None:
@@ -44,5 +44,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
+    """The base of every table."""
+
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: Json, list[dict[str, Any]]: Json}

@@ -1,4 +1,4 @@
-"""A job: one prompt with its parameters."""
+"""The table of jobs, and the lock order that every UPDATE of it keeps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ _STATES = ", ".join(f"'{state}'" for state in JobState)
 
 
 class Job(Base):
+    """One prompt with its parameters: the unit that is queued, claimed, decoded and retried.
+
+    A worker claims a queued job by setting `state`, `worker` and a lease, and keeps the lease alive; a job whose lease
+    runs out returns to the queue. Triggers refuse a change of `state` that `job_transitions` does not allow and write
+    a row of `job_events` for each other one.
+    """
+
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("run_id", "custom_id"),
@@ -48,7 +55,7 @@ class Job(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     custom_id: Mapped[str]  # the submitter's own name for it
-    prompt: Mapped[str | None]  # exactly what is tokenised, or null where `messages` is given
+    prompt: Mapped[str | None]  # the exact text that is tokenised; null where `messages` is given
     messages: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     strategy: Mapped[str]
     params: Mapped[dict[str, Any]]  # GenerationParams.stored
@@ -56,27 +63,27 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(default=5)  # 0 … 9, 9 first
     state: Mapped[str] = mapped_column(default=JobState.QUEUED)  # JobState
     state_reason: Mapped[str | None]  # why it is in this state; goes into job_events
-    attempts: Mapped[int] = mapped_column(default=0)  # claims so far; never goes back
-    num_crashes: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # processes that died with it inside
-    is_suspect: Mapped[bool] = mapped_column(default=False)  # it may be why: it runs alone next
-    worker: Mapped[str | None]  # who claimed it last
-    error: Mapped[str | None]  # why it failed, for a person
-    error_code: Mapped[str | None]  # the kind of error, for a program: PromptTooLong, EngineDied …
+    attempts: Mapped[int] = mapped_column(default=0)  # claims so far; never decreases
+    num_crashes: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # processes that died with it
+    is_suspect: Mapped[bool] = mapped_column(default=False)  # it may have killed them: it runs alone next
+    worker: Mapped[str | None]  # the worker that claimed it last
+    error: Mapped[str | None]  # the reason of its failure, for a person
+    error_code: Mapped[str | None]  # the kind of its failure, for a program: PromptTooLong, EngineDied …
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", Json)
-    grid_point: Mapped[dict[str, Any] | None] = mapped_column(Json)  # what the command's grid varied for it
-    content_key: Mapped[str | None]  # hash of all that decides its answer: finds what was submitted before
+    grid_point: Mapped[dict[str, Any] | None] = mapped_column(Json)  # the grid's values for this job
+    content_key: Mapped[str | None]  # hash of all that decides its answer; finds duplicates
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]  # first claim
-    expires_at: Mapped[datetime | None]  # if it has not started by then, it will not
-    finished_at: Mapped[datetime | None]  # when it became final
+    expires_at: Mapped[datetime | None]  # a job that has not started by then never starts
+    finished_at: Mapped[datetime | None]  # when its state became final
     sent_at: Mapped[datetime | None]  # when its message was last sent; null while it is in the outbox
     lease_expires_at: Mapped[float | None]  # seconds since 1970 by the database's clock
 
 
 def rows_to_change(*conditions: ColumnElement[bool], skip_locked: bool = False) -> ColumnElement[bool]:
-    """The condition of an UPDATE that locks its jobs in the order of their ids: two of them never wait in a circle.
+    """The WHERE clause of an UPDATE that locks its jobs in the order of their ids, so that two never deadlock.
 
-    With `skip_locked` what another transaction is just changing is left to it.
+    With `skip_locked` a job that another transaction is changing is left to it.
     """
     ids = select(Job.id).where(*conditions).order_by(Job.id).with_for_update(skip_locked=skip_locked)
     return and_(Job.id.in_(ids), *conditions)

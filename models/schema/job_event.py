@@ -1,6 +1,6 @@
-"""The history of a job: which state it may enter next, and each change that it made.
+"""The rules and the history of job states: allowed transitions, and one event for each change.
 
-Both tables are kept by triggers (migration 0002), so no writer can skip a rule or forget a row.
+Triggers apply both (migrations 0002 and 0003), so a writer can neither break a rule nor leave out a row.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class JobEvent(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     at: Mapped[datetime]  # by the database's clock
-    worker: Mapped[str | None]  # who had the job
+    worker: Mapped[str | None]  # the worker that had the job
     from_state: Mapped[str]
     to_state: Mapped[str]
     attempt: Mapped[int]  # claims so far
-    reason: Mapped[str | None]  # jobs.state_reason at that moment
+    reason: Mapped[str | None]  # jobs.state_reason at that time

@@ -1,4 +1,4 @@
-"""A result: one returned sequence; and the environment it was decoded in."""
+"""The tables of results and of the environments they were decoded in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.schema.base import Base, BigId
 
 
 class Environment(Base):
-    """What decoded a result: one row is shared by all results of the same model, device and libraries."""
+    """A model on a device with its libraries; all results decoded by the same ones share a row."""
 
     __tablename__ = "environments"
 
@@ -26,6 +26,12 @@ class Environment(Base):
 
 
 class Result(Base):
+    """One returned sequence of a succeeded job: a job has `n` of them, a beam search `num_return`.
+
+    A worker writes the results, their traces and the job's final state in one transaction, so a job never has some of
+    its results. Logprobs are in nats.
+    """
+
     __tablename__ = "results"
     __table_args__ = (UniqueConstraint("job_id", "sample_index"),)
 
@@ -36,9 +42,9 @@ class Result(Base):
     finish_reason: Mapped[str]  # FinishReason
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]  # the end token included
-    cumulative_logprob: Mapped[float]  # nats, of the raw distribution; for beams the sum that is scored
-    score: Mapped[float | None]  # beams: length-penalised logprob
-    hypotheses: Mapped[list[dict[str, Any]] | None]  # beams, at index 0: every finished one, the best first
+    cumulative_logprob: Mapped[float]  # of the raw distribution; for beams the sum that is scored
+    score: Mapped[float | None]  # beams: logprob after the length penalty
+    hypotheses: Mapped[list[dict[str, Any]] | None]  # beams, at sample_index 0: all finished, best first
     queued_seconds: Mapped[float]  # from submission to the worker's engine
     prefill_seconds: Mapped[float]
     decode_seconds: Mapped[float]

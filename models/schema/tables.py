@@ -1,4 +1,4 @@
-"""Every table in one import, for Alembic and for those who need several."""
+"""Every table in one import, for Alembic and for code that needs several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker: one Celery worker with its device and what it serves."""
+"""The table of workers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from models.schema.base import Base, BigId
 
 
 class Worker(Base):
+    """One Celery worker with its device and the model it serves; a heartbeat updates its row."""
+
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -19,7 +21,7 @@ class Worker(Base):
     max_num_seqs: Mapped[int]  # sequences that decode side by side at most
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]  # last sign of life
-    stopped_at: Mapped[datetime | None]  # set when it ended in order
+    stopped_at: Mapped[datetime | None]  # set when it shut down in order; null after a crash
     tokens_per_second: Mapped[float]  # generated, over the last seconds
     num_steps: Mapped[int] = mapped_column(BigId)  # engine steps since the start
     mean_running: Mapped[float]  # sequences per step since the start

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
-from models.database.connection import database_moment
+from models.database.clock import database_timestamp
 from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
@@ -260,4 +260,4 @@ def run_sql(database: Engine, statement: str, limit: int | None = None) -> tuple
 
 
 def _is_alive() -> ColumnElement[bool]:
-    return and_(Worker.stopped_at.is_(None), Worker.seen_at > database_moment(WORKER_SILENCE_SECONDS))
+    return and_(Worker.stopped_at.is_(None), Worker.seen_at > database_timestamp(WORKER_SILENCE_SECONDS))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Engine, update
 
-from models.database.connection import database_moment
+from models.database.clock import database_timestamp
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
@@ -63,7 +63,7 @@ def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tup
         state_reason="cancelled by a person",
         error="cancelled by a person",
         error_code="Cancelled",
-        finished_at=database_moment(),
+        finished_at=database_timestamp(),
     ).returning(Job.lease_expires_at)
     with database.begin() as connection:
         # Compared here: SQLite 3.40 gives `IS NOT NULL` in RETURNING as true whatever the value.

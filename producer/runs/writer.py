@@ -12,7 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 
-from models.database.bulk_insert import insert_rows, moment
+from models.database.bulk_insert import insert_rows
+from models.database.clock import timestamp_value
 from models.schema.job import Job
 from models.schema.run import Run
 from models.states import JobState, RunState
@@ -173,7 +174,7 @@ def _common_values(
 ) -> tuple[Any, ...]:
     """The values of `COMMON_COLUMNS`."""
     expires_at = None if expires_after is None else created_at + expires_after
-    times = moment(connection, created_at), moment(connection, expires_at)
+    times = timestamp_value(connection, created_at), timestamp_value(connection, expires_at)
     return (run_id, str(JobState.QUEUED), "submitted", 0, 0, False, *times)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Engine, func, select, update
 
 from models.database.bulk_insert import to_json, without_nul
-from models.database.connection import database_moment, database_now
+from models.database.clock import database_timestamp, lease_end
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job, rows_to_change
 from models.states import JobState
@@ -66,7 +66,7 @@ class JobStore:
                 rows_to_change(
                     Job.id.in_(job_ids),
                     Job.state == JobState.QUEUED,
-                    (Job.expires_at.is_(None)) | (Job.expires_at > database_moment()),
+                    (Job.expires_at.is_(None)) | (Job.expires_at > database_timestamp()),
                 )
             )
             .values(
@@ -74,8 +74,8 @@ class JobStore:
                 state_reason="claimed",
                 attempts=Job.attempts + 1,
                 worker=self._worker,
-                started_at=func.coalesce(Job.started_at, database_moment()),
-                lease_expires_at=database_now() + self._lease_seconds,
+                started_at=func.coalesce(Job.started_at, database_timestamp()),
+                lease_expires_at=lease_end(self._lease_seconds),
                 error=None,
                 error_code=None,
             )
@@ -230,7 +230,7 @@ def _ending(state: JobState, error: str | None = None, code: str | None = None) 
         "error": error,
         "error_code": code,
         "lease_expires_at": None,
-        "finished_at": database_moment(),
+        "finished_at": database_timestamp(),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, case, select, update
 
-from models.database.connection import database_moment, database_now
+from models.database.clock import database_timestamp, is_lease_over
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
@@ -26,7 +26,7 @@ def release_expired_leases(database: Engine, max_attempts: int) -> int:
     error = "the worker that ran it was lost, in each of its attempts"
     statement = (
         update(Job)
-        .where(rows_to_change(Job.state == JobState.RUNNING, Job.lease_expires_at < database_now(), skip_locked=True))
+        .where(rows_to_change(Job.state == JobState.RUNNING, is_lease_over(), skip_locked=True))
         .values(
             num_crashes=Job.num_crashes + 1,
             is_suspect=Job.num_crashes >= 1,
@@ -34,7 +34,7 @@ def release_expired_leases(database: Engine, max_attempts: int) -> int:
             state_reason=case((is_worn_out, "WorkerLost"), else_="its lease ran out"),
             error=case((is_worn_out, error), else_=None),
             error_code=case((is_worn_out, "WorkerLost"), else_=None),
-            finished_at=case((is_worn_out, database_moment()), else_=None),
+            finished_at=case((is_worn_out, database_timestamp()), else_=None),
             lease_expires_at=None,
             sent_at=None,
         )
@@ -51,7 +51,7 @@ def expire_overdue(database: Engine) -> int:
             rows_to_change(
                 Job.state == JobState.QUEUED,
                 Job.expires_at.is_not(None),
-                Job.expires_at <= database_moment(),
+                Job.expires_at <= database_timestamp(),
                 skip_locked=True,
             )
         )
@@ -60,7 +60,7 @@ def expire_overdue(database: Engine) -> int:
             state_reason="its deadline passed before it started",
             error="its deadline passed before it started",
             error_code="Expired",
-            finished_at=database_moment(),
+            finished_at=database_timestamp(),
         )
         .returning(Job.run_id, Job.state)
     )
@@ -80,7 +80,7 @@ def mark_lost_messages_unsent(database: Engine, model: str, min_age_seconds: flo
             rows_to_change(
                 Job.run_id.in_(of_model),
                 Job.state == JobState.QUEUED,
-                Job.sent_at < database_moment(min_age_seconds),
+                Job.sent_at < database_timestamp(min_age_seconds),
                 skip_locked=True,
             )
         )

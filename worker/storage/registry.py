@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Engine, insert, update
 from sqlalchemy.exc import IntegrityError
 
-from models.database.connection import database_moment, database_now
+from models.database.clock import database_timestamp, lease_end
 from models.schema.job import Job
 from models.schema.result import Environment
 from models.schema.worker import Worker
@@ -30,7 +30,7 @@ class Registry:
         """Enters this worker, replacing an earlier one of the same name."""
         row = {
             "host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs,
-            "started_at": database_moment(), "seen_at": database_moment(), "stopped_at": None,
+            "started_at": database_timestamp(), "seen_at": database_timestamp(), "stopped_at": None,
             "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
         }  # fmt: skip
         # A worker of the same name may be starting at this moment: the second one updates its row.
@@ -56,7 +56,7 @@ class Registry:
                 update(Worker)
                 .where(Worker.name == self._worker)
                 .values(
-                    seen_at=database_moment(),
+                    seen_at=database_timestamp(),
                     tokens_per_second=tokens_per_second,
                     num_steps=num_steps,
                     mean_running=mean_running,
@@ -65,7 +65,7 @@ class Registry:
             # A job that is being committed is locked and needs no lease.
             held = held_claims(connection, self._worker, claims, lock=True, skip_locked=True)
             for ids in in_statements([claim.job_id for claim in held]):
-                lease = database_now() + self._lease_seconds
+                lease = lease_end(self._lease_seconds)
                 connection.execute(update(Job).where(Job.id.in_(ids)).values(lease_expires_at=lease))
 
     def sign_off(self) -> None:
@@ -74,5 +74,5 @@ class Registry:
             connection.execute(
                 update(Worker)
                 .where(Worker.name == self._worker)
-                .values(seen_at=database_moment(), stopped_at=database_moment(), tokens_per_second=0.0)
+                .values(seen_at=database_timestamp(), stopped_at=database_timestamp(), tokens_per_second=0.0)
             )

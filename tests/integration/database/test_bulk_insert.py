@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError
 
-from models.database.bulk_insert import insert_rows, moment
+from models.database.bulk_insert import insert_rows
+from models.database.clock import timestamp_value
 from models.schema.job import Job
 from tests.support.rows import RUN_ID, insert_run
 
@@ -23,7 +24,7 @@ MOMENT = datetime(2026, 11, 24, 23, 59, 59, 123456, tzinfo=UTC)
 
 def row_of(database: Engine, **changed: Any) -> list[Any]:
     with database.connect() as connection:
-        at = moment(connection, MOMENT)
+        at = timestamp_value(connection, MOMENT)
     values = {
         "run_id": RUN_ID, "custom_id": "ü\t\\N\n😀", "prompt": None, "messages": json.dumps([{"role": "Ω"}]),
         "strategy": "greedy", "params": "{}", "seed": 2**63 - 1, "priority": 9, "state": "queued", "attempts": 0,

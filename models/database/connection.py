@@ -40,6 +40,15 @@ def check_connection(engine: Engine) -> None:
         raise unavailable(engine, error) from error
 
 
+def server_version(engine: Engine) -> str:
+    """The database's name and version, as "PostgreSQL 18.4" or "SQLite 3.40.1"."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            return f"SQLite {connection.execute(text('SELECT sqlite_version()')).scalar_one()}"
+        # "18.4 (Debian 18.4-1)" of some builds
+        return f"PostgreSQL {connection.execute(text('SHOW server_version')).scalar_one().split()[0]}"
+
+
 def unavailable(engine: Engine, error: DBAPIError) -> DatabaseUnavailable:
     """The driver's complaint in one line, with the URL but without its password."""
     reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__

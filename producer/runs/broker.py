@@ -20,21 +20,30 @@ def hide_password(url: str) -> str:
     return url.replace(f":{parts.password}@", ":***@") if parts.password else url
 
 
-def check_broker(url: str) -> None:
-    """Raises `UsageError` unless Redis answers. Done before anything is written."""
+def check_broker(url: str) -> str | None:
+    """Raises `UsageError` unless Redis answers. Done before anything is written.
+
+    Returns the server's name and version, as "Valkey 9.1.2"; None where a server keeps them to itself.
+    """
     from redis import Redis
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisError, ResponseError
 
     address = url.replace("redis+socket://", "unix://", 1)
     try:
-        client = Redis.from_url(address, socket_connect_timeout=5, socket_timeout=5)
-        client.ping()
-        client.close()
+        with Redis.from_url(address, socket_connect_timeout=5, socket_timeout=5) as client:
+            client.ping()
+            try:
+                info = client.info("server")
+            except ResponseError:  # a user may be allowed its queues alone
+                return None
     except (RedisError, ValueError, OSError) as error:
         raise UsageError(
             f"cannot reach Redis at {hide_password(url)}: {error}; start it, or give --broker, "
             "or use `producer run`, which brings its own"
         ) from error
+    if "valkey_version" in info:  # its redis_version is that of the Redis it can stand in for
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis {info['redis_version']}" if "redis_version" in info else None
 
 
 def notify(settings: Settings) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from migrations.upgrade import SchemaOutOfDate, check_schema
-from models.database.connection import DatabaseUnavailable, check_connection, open_database
+from models.database.connection import DatabaseUnavailable, check_connection, open_database, server_version
 from models.settings import Settings
 from producer.errors import UsageError
 from producer.render import to_json
@@ -16,17 +17,19 @@ from producer.results.queries import live_workers
 from producer.results.run_tables import unserved_lines
 from producer.runs.broker import check_broker, hide_password
 from producer.runs.model_check import check_model
+from producer.runs.valkey import embedded_version
 
 LOW_DISK_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One part: whether it is well, and a message about it."""
+    """One part: whether it is well, a message about it, and a server's name and version."""
 
     part: str
     is_ok: bool
     message: str
+    version: str | None = None
 
 
 def show_findings(settings: Settings, *, as_json: bool) -> int:
@@ -35,13 +38,14 @@ def show_findings(settings: Settings, *, as_json: bool) -> int:
     if as_json:
         print(to_json([vars(finding) for finding in findings]))  # noqa: T201
     for finding in [] if as_json else findings:
-        print(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {finding.message}")  # noqa: T201
+        version = f" ({finding.version})" if finding.version else ""
+        print(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {finding.message}{version}")  # noqa: T201
     return 0 if all(finding.is_ok for finding in findings) else 1
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """A finding for every part, in the order in which one would fix them."""
-    yield _try("model", lambda: check_model(settings.model))
+    yield _try("model", lambda: (check_model(settings.model), None))
     yield _disk(settings.home)
     yield _redis(settings)
     database_ok = yield from _database(settings)
@@ -49,11 +53,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _workers(settings)
 
 
-def _try(part: str, look: Callable[[], str]) -> Finding:
+def _try(part: str, look: Callable[[], tuple[str, str | None]]) -> Finding:
+    """The part is well if `look` returns its message and version."""
     try:
-        return Finding(part, True, look())
+        message, version = look()
     except (UsageError, DatabaseUnavailable, SchemaOutOfDate) as error:
         return Finding(part, False, str(error))
+    return Finding(part, True, message, version)
 
 
 def _disk(home: Path) -> Finding:
@@ -68,25 +74,22 @@ def _disk(home: Path) -> Finding:
 def _redis(settings: Settings) -> Finding:
     broker = settings.broker
     if broker is None:
-        return Finding("redis", True, "embedded: `producer run` starts its own; give --broker for a server")
-
-    def look() -> str:
-        check_broker(broker)
-        return hide_password(broker)
-
-    return _try("redis", look)
+        message = "embedded: `producer run` starts its own; give --broker for a server"
+        return _try("redis", lambda: (message, embedded_version()))
+    return _try("redis", lambda: (hide_password(broker), check_broker(broker)))
 
 
 def _database(settings: Settings) -> Generator[Finding, None, bool]:
     if settings.database is None and not (settings.home / "nocturne.db").exists():
-        yield Finding("database", True, f"none yet; `producer run` makes {settings.home / 'nocturne.db'}")
+        message = f"none yet; `producer run` makes {settings.home / 'nocturne.db'}"
+        yield Finding("database", True, message, f"SQLite {sqlite3.sqlite_version}")
         return False
 
-    def look() -> str:
+    def look() -> tuple[str, str]:
         database = open_database(settings.database_url)
         check_connection(database)
         check_schema(database)
-        return database.url.render_as_string()
+        return database.url.render_as_string(), server_version(database)
 
     finding = _try("database", look)
     yield finding

@@ -1,4 +1,4 @@
-"""What each large optimization brings alone: the engine with all of them and with one taken away, alternately.
+"""Ablations: the engine with all of its large optimizations and with one of them taken away, alternately.
 
     python -m benchmarks.ablations --requests 128 --rounds 3
 

@@ -1,4 +1,4 @@
-"""What each feature of the engine costs or saves beside doing without it, alternately; medians and ratios.
+"""The cost or gain of the engine's features, each beside doing without it, alternately; medians and ratios.
 
     python -m benchmarks.features --parts sampling prefix beams samples memory
 
@@ -128,10 +128,10 @@ def memory(num_jobs: int) -> None:
             pass
         resident.append((start + MEMORY_BATCH, process.memory_info().rss / 2**20))
     steady = resident[len(resident) // 4 :]
-    growth = (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0]) * 1000
+    mib_per_thousand = (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0]) * 1000
     line = ", ".join(f"{count:,} jobs {mib:.0f} MiB" for count, mib in resident[:: max(1, len(resident) // 8)])
     print(f"\nresident memory after {line}")
-    print(f"growth over the last three quarters: {growth:.3f} MiB per 1,000 jobs")
+    print(f"growth over the last three quarters: {mib_per_thousand:.3f} MiB per 1,000 jobs")
 
 
 def main() -> None:

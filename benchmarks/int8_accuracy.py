@@ -1,4 +1,4 @@
-"""What int8 changes in the toy model's answers: greedy agreement and the error of the stored logprobs.
+"""The toy model's answers in int8 beside fp32: greedy agreement and the error of the stored logprobs.
 
     python -m benchmarks.int8_accuracy --prompts 300
 

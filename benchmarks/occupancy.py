@@ -1,4 +1,4 @@
-"""How full the batch stays: 2,000 long-tailed requests on the toy model, with the sequences counted at each step.
+"""The fullness of the batch: 2,000 long-tailed requests on the toy model, with the sequences counted at each step.
 
     python -m benchmarks.occupancy
 

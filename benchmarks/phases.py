@@ -1,4 +1,4 @@
-"""Where a run's time goes: the engine's steps beside the bare matmuls of the same rows, by number of running sequences.
+"""The engine's steps beside the bare matmuls of the same rows, by number of running sequences.
 
     python -m benchmarks.phases --requests 64
 

@@ -1,4 +1,4 @@
-"""Do a sequence's bits depend on its batch? The same requests decoded in many variants, and their bits compared.
+"""Batch-invariance: the same requests decoded in batches of many sizes and orders, and their bits compared.
 
     python -m benchmarks.reproducibility --dtype bfloat16 --sequences 256 --tokens 128 --max-num-seqs 1 8 64
 
@@ -119,7 +119,7 @@ def decode(
 
 @dataclass(frozen=True)
 class Differences:
-    """How many sequences and stored logprobs are not the reference's."""
+    """The number of sequences and of stored logprobs that are not the reference's."""
 
     sequences: int
     logprobs: int

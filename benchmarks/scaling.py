@@ -1,4 +1,4 @@
-"""How the time of a file scales with its number of jobs: ours, and `generate` in batches of 64, alternately.
+"""The time of a file by its number of jobs: ours, and `generate` in batches of 64, alternately.
 
     python -m benchmarks.scaling --jobs 1 4 16 64 256 --picture docs/pictures/scaling.svg
 

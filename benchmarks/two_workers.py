@@ -79,7 +79,7 @@ def run_with(model: Path, jobs: list[dict[str, Any]], *names: str) -> tuple[floa
 
 
 def seconds_to_first_claim(model: Path, jobs: list[dict[str, Any]]) -> float:
-    """How long a second worker that joins at half of the run waits, once ready, for its first job."""
+    """A second worker joins at half of the run; returns its seconds from ready to its first job."""
     with tempfile.TemporaryDirectory(prefix="nocturne-") as folder:
         with Topology(Path(folder), f"sqlite:///{folder}/nocturne.db", model, SETTINGS) as topology:
             topology.need_workers("first")

@@ -1,4 +1,4 @@
-"""`docs/help.md`, made from the commands themselves: `python -m docs.help_pages` writes it, a test compares."""
+"""Generates `docs/help.md` from the commands: `python -m docs.help_pages` writes it, a test compares it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = "# Every command\n\nMade from the commands themselves with `make docs`; a
 
 
 def commands_of(app: typer.Typer) -> Iterator[list[str]]:
-    """The words that lead to each command, groups first."""
+    """The words of each command line, such as `db upgrade`; the program's own, without words, first."""
     yield []
     for command in app.registered_commands:
         yield [command.name or str(command.callback.__name__)]  # type: ignore[union-attr]

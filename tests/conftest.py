@@ -24,7 +24,7 @@ TOY_MODEL = ROOT / "examples" / "tiny" / "model"
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """For tests of what threads must not change."""
+    """Two torch threads, for results that must not depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -68,7 +68,7 @@ def postgres_process() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_server(postgres_process: PostgresServer) -> str:
-    """Its URL."""
+    """The URL of that server."""
     return postgres_process.url
 
 

@@ -1,7 +1,7 @@
 """Composes the text that the toy model is trained on: little animal stories, and transfers as JSON.
 
-Everything is made from the word lists below with a seeded generator, so nothing is downloaded and the
-same seed gives the same text. Knows nothing of tokenizers or models.
+All of it comes from the word lists below and a seeded generator: nothing is downloaded, and the same seed gives the
+same text. Knows nothing of tokenizers or models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STORY_LENGTHS = {"very short": (2, 3), "short": (4, 5), "long": (7, 9), "very lo
 
 @dataclass(frozen=True)
 class Exchange:
-    """One conversation: what the system and the user say, and the answer to be learnt."""
+    """One conversation to train on: the messages of system and user, and the answer."""
 
     system: str
     user: str

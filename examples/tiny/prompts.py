@@ -1,8 +1,8 @@
-"""Writes `examples/prompts.jsonl`: varied requests of the two kinds that the toy model knows.
+"""Writes `examples/prompts.jsonl`: varied requests of the two kinds that the toy model was trained on.
 
     python examples/tiny/prompts.py --count 600 --output examples/prompts.jsonl
 
-All strategies, prompts and chat messages, samples and stop strings are mixed, as a night's file would mix them.
+Strategies, plain prompts and chat messages, numbers of samples and stop strings are mixed, as in a night's file.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/tiny/train.py --output examples/tiny/model
 
-It is a toy for trying the pipeline offline: it knows the two kinds of requests of `compose.py` and
-nothing else. The text, the initial weights and the order of the batches all come from `--seed`.
+A toy for trying the pipeline offline: it knows the two kinds of requests of `compose.py` and nothing else. The text,
+the initial weights and the order of the batches all come from `--seed`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A Qwen2 of about three million weights, with grouped key-value heads like the real one."""
+    """A Qwen2 of about 2.5 million weights, with grouped-query attention like the real one."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -84,7 +84,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 def make_batch(
     rng: random.Random, tokenizer: PreTrainedTokenizerFast, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, attention mask and labels, each [size, length]; only the answer is learnt."""
+    """Token ids, attention mask and labels, each [size, length]; the loss counts the answers' tokens only."""
     end = [id_of(tokenizer, token) for token in (IM_END, END_OF_TEXT)]
     rows, prompt_lengths = [], []
     for _ in range(size):
@@ -104,6 +104,7 @@ def make_batch(
 
 
 def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+    """AdamW with warmup over 100 steps and a cosine schedule down to 2 % of the learning rate."""
     rng = random.Random(args.seed + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     model.train()

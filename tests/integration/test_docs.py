@@ -1,4 +1,4 @@
-"""What the documentation says is true: its examples run, its commands and columns exist."""
+"""The documentation is true: its examples run, its commands and columns exist."""
 
 from __future__ import annotations
 

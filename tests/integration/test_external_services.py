@@ -1,4 +1,4 @@
-"""The parts apart: a real Redis, a real PostgreSQL, workers that somebody else started."""
+"""Redis, PostgreSQL and workers as services of their own, as on several machines."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_plain_celery_works_too(producer: Producer, connection: list[str], promp
 def test_the_message_holds_the_jobs_in_full(
     producer: Producer, connection: list[str], prompts: Path, redis_server: object
 ) -> None:
-    """Whoever has the message needs no database to decode it."""
+    """A message holds all that its jobs' decoding needs; the database is not read for it."""
     import base64
 
     producer("submit", prompts, "--model", TOY_MODEL, *connection)

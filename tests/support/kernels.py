@@ -1,4 +1,4 @@
-"""The C kernels, for tests that are about them."""
+"""The C kernels for their tests, and the mark of tests that need a compiler."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEEDS_COMPILER = pytest.mark.skipif(not HAS_COMPILER, reason="this machine has n
 
 
 def the_library() -> ctypes.CDLL:
-    """The library; a machine without a compiler has none, and one with a compiler must build it."""
+    """The compiled library; skips the test on a machine without a compiler, fails where one does not build it."""
     if not HAS_COMPILER:
         pytest.skip("this machine has no C compiler")
     library = cpu_library()

@@ -190,7 +190,7 @@ def _command_line(process: psutil.Process) -> str:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120.0, interval: float = 0.02) -> None:
-    """Looks at another process's doings until they are as wanted."""
+    """Polls until the condition holds; only a hang takes as long as `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

@@ -1,4 +1,4 @@
-"""Small random models of several architectures, and what `transformers.generate` makes of a prompt with them.
+"""Small random models of several architectures, and the answers of `transformers.generate` with them.
 
 The weights are drawn large enough that the next-token distributions are neither flat nor one-sided.
 """

@@ -1,4 +1,4 @@
-"""A server in front of another that adds TLS, for servers whose builds have none."""
+"""A proxy that adds TLS to a server whose build has none."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Self
 
 import trustme
 
-#: What a PostgreSQL client sends to ask for TLS: its length and a code (the protocol's "SSLRequest").
+#: A PostgreSQL client's request for TLS: its length and a code (the protocol's "SSLRequest").
 SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 
 
 class TlsProxy:
-    """Ends TLS on a port of this machine and hands on to a Unix socket; `authority` is who the client must trust."""
+    """Terminates TLS on a local port and forwards to a Unix socket; clients must trust `authority`."""
 
     def __init__(self, target: Path, folder: Path, *, is_postgresql: bool = False) -> None:
         self._target = str(target)
@@ -46,7 +46,7 @@ class TlsProxy:
                 Thread(target=self._serve, args=(plain,), daemon=True).start()
 
     def _serve(self, plain: socket.socket) -> None:
-        """One connection; a client that speaks no TLS, or does not trust us, is hung up on."""
+        """Serves one connection; hangs up on a client that does not speak TLS or does not trust the authority."""
         with suppress(OSError), plain:
             if self._is_postgresql:
                 if plain.recv(8, socket.MSG_WAITALL) != SSL_REQUEST:

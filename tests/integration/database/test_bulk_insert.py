@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database.bulk_insert import insert_rows
 from models.database.clock import timestamp_value
 from models.schema.job import Job
-from tests.support.rows import RUN_ID, insert_run
+from tests.support.table_rows import RUN_ID, insert_run
 
 COLUMNS = (
     "run_id", "custom_id", "prompt", "messages", "strategy", "params", "seed", "priority", "state", "attempts",

@@ -9,7 +9,7 @@ from models.database.outbox import MAX_CHUNK_JOBS, chunk_size, send_outbox
 from models.message import ChunkMessage
 from models.schema.job import Job
 from models.states import JobState
-from tests.support.rows import column_of, insert_run
+from tests.support.table_rows import column_of, insert_run
 
 
 class Broker:

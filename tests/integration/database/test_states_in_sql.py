@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from models.schema.job import Job
 from models.schema.job_event import JobEvent, JobTransition
 from models.states import TRANSITIONS, JobState
-from tests.support.rows import column_of, insert_run
+from tests.support.table_rows import column_of, insert_run
 
 
 def test_the_table_of_transitions_is_the_one_of_the_code(database: Engine) -> None:

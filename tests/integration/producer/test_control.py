@@ -8,7 +8,7 @@ from models.schema.job import Job
 from models.schema.run import Run
 from models.states import JobState, RunState
 from producer.runs.control import UNSUCCESSFUL, cancel, requeue
-from tests.support.rows import RUN_ID, column_of, insert_run, output_of
+from tests.support.table_rows import RUN_ID, column_of, insert_run, output_of
 from worker.storage.job_store import FinishedJob, JobStore
 
 

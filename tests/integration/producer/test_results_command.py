@@ -19,7 +19,7 @@ from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from models.states import FinishReason
 from tests.conftest import Producer
-from tests.support.rows import RUN_ID, insert_run, output_of
+from tests.support.table_rows import RUN_ID, insert_run, output_of
 from worker.engine.request import Hypothesis
 from worker.storage.job_store import FinishedJob, JobStore
 

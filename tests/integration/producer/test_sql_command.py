@@ -13,7 +13,7 @@ from producer.errors import UsageError
 from producer.results.queries import run_sql
 from producer.results.sql_examples import EXAMPLES, Example
 from tests.conftest import Producer
-from tests.support.rows import insert_run, output_of
+from tests.support.table_rows import insert_run, output_of
 from worker.storage.job_store import FinishedJob, JobStore
 
 

@@ -10,7 +10,7 @@ from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from models.states import JobState, RunState
-from tests.support.rows import column_of, insert_run, output_of
+from tests.support.table_rows import column_of, insert_run, output_of
 from worker.engine.request import InvalidRequest, RequestOutput
 from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.reaper import release_expired_leases

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, update
 from models.schema.job import Job
 from models.schema.run import Run
 from models.states import JobState, RunState
-from tests.support.rows import column_of, insert_run
+from tests.support.table_rows import column_of, insert_run
 from worker.storage.job_store import JobStore
 from worker.storage.reaper import expire_overdue, mark_lost_messages_unsent, release_expired_leases
 

@@ -1,4 +1,4 @@
-"""How `show` colours the tokens of an answer."""
+"""The colours of `show`: each token by its probability."""
 
 from __future__ import annotations
 

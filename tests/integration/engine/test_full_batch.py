@@ -1,4 +1,4 @@
-"""A sequence that ends gives its slot to a waiting one at the next step."""
+"""A sequence that ends makes place for a waiting one at the next step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.random_models import random_pair, random_prompts
 from worker.engine.request import Request
 
 NUM_REQUESTS = 2000
-NUM_SLOTS = 64
+MAX_NUM_SEQS = 64
 
 
 def long_tailed_requests() -> list[Request]:
@@ -23,9 +23,9 @@ def long_tailed_requests() -> list[Request]:
     ]
 
 
-def test_slots_are_refilled_and_nothing_is_lost() -> None:
+def test_the_batch_is_refilled_and_nothing_is_lost() -> None:
     requests = long_tailed_requests()
-    engine = random_pair("qwen2").engine(max_num_seqs=NUM_SLOTS, kv_memory=0.2)
+    engine = random_pair("qwen2").engine(max_num_seqs=MAX_NUM_SEQS, kv_memory=0.2)
     for request in requests:
         engine.submit(request)
     running, outputs = [], []
@@ -40,11 +40,11 @@ def test_slots_are_refilled_and_nothing_is_lost() -> None:
     num_tokens = sum(request.params.max_new_tokens for request in requests)
     first_part = running[: int(len(running) * 0.8)]
     mean_running = sum(first_part) / len(first_part)
-    assert mean_running >= 0.9 * NUM_SLOTS, mean_running
+    assert mean_running >= 0.9 * MAX_NUM_SEQS, mean_running
     # A batch that waits for its longest sequence would need as many steps as the longest of every 64 is long.
     static = sum(
-        max(request.params.max_new_tokens for request in requests[start : start + NUM_SLOTS])
-        for start in range(0, NUM_REQUESTS, NUM_SLOTS)
+        max(request.params.max_new_tokens for request in requests[start : start + MAX_NUM_SEQS])
+        for start in range(0, NUM_REQUESTS, MAX_NUM_SEQS)
     )
     assert len(running) < 0.4 * static
-    assert len(running) < 1.25 * num_tokens / NUM_SLOTS
+    assert len(running) < 1.25 * num_tokens / MAX_NUM_SEQS

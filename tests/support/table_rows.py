@@ -1,4 +1,4 @@
-"""Rows for tests that need some in the database."""
+"""Table rows of a run for tests, and engine outputs to commit for its jobs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ RUN_ID = "20261101-000000-abcdef"
 
 
 def insert_run(database: Engine, num_jobs: int, *, run_id: str = RUN_ID, **columns: Any) -> list[int]:
-    """A run with so many queued jobs; returns their ids."""
-    moment = datetime.now(UTC)
+    """Inserts a run with queued jobs; returns the job ids. `columns` are of each job."""
+    now = datetime.now(UTC)
     run = {
-        "id": run_id, "model": "toy", "state": RunState.RUNNING, "created_at": moment, "source": "test",
+        "id": run_id, "model": "toy", "state": RunState.RUNNING, "created_at": now, "source": "test",
         "content_hash": run_id, "seed": 1, "num_jobs": num_jobs,
     }  # fmt: skip
     jobs = [
         {
             "run_id": run_id, "custom_id": f"job-{number}", "prompt": f"prompt {number}", "strategy": "greedy",
-            "params": GenerationParams().stored, "seed": number, "created_at": moment, **columns,
+            "params": GenerationParams().stored, "seed": number, "created_at": now, **columns,
         }
         for number in range(num_jobs)
     ]  # fmt: skip
@@ -38,7 +38,7 @@ def insert_run(database: Engine, num_jobs: int, *, run_id: str = RUN_ID, **colum
 
 
 def column_of(database: Engine, column: Any, *conditions: Any) -> Sequence[Any]:
-    """A column's values, by job id where it is the jobs'."""
+    """The values of a column; those of the jobs table in the order of job ids."""
     with database.begin() as connection:
         statement = select(column).where(*conditions)
         if column.class_ is Job:
@@ -47,7 +47,7 @@ def column_of(database: Engine, column: Any, *conditions: Any) -> Sequence[Any]:
 
 
 def output_of(job_id: int, *, length: int = 3, samples: int = 1) -> RequestOutput:
-    """What an engine might have made of a job."""
+    """An engine's output for a job; its texts hold a NUL, which databases refuse."""
     completions = [
         Completion(
             sample_index=index,

@@ -1,7 +1,7 @@
 """Memory in large pages, for what every step reads from one end to the other.
 
 With pages of 4 KiB a processor looks up a million addresses for one pass over 4 GB of weights; with 2 MiB two
-thousand. What it brought is in `docs/performance.md`.
+thousand. What it brought is in `docs/log.md`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ gate and up, and every activation and residual fused into the matmul before it a
 
 Takes the weights of Transformers' own model and computes what its layers compute; `tests` compare the two. A
 layer of Transformers' makes about sixty small operations, which cost as much as the products when few
-sequences run (`docs/performance.md`).
+sequences run (`docs/log.md`).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ enum { K_STEPS_L1 = 4, K_STEPS_L2 = KC / TILE_DIM };
 enum { TILE_BYTES = TILE_DIM * LINE, ACC_STRIDE = NR * 4, NR_TILES = NR / TILE_DIM };
 
 /* Before each weight tile two tiles are prefetched from this far ahead, so each is prefetched twice. Once, or from further
- * ahead, was slower with many rows, whose own lines then wait behind these (docs/performance.md). */
+ * ahead, was slower with many rows, whose own lines then wait behind these (docs/log.md). */
 enum { PREFETCH_DISTANCE = 2 * TILE_BYTES, PREFETCH_LINES = 2 * TILE_DIM };
 
 /* Linux lets a process use the tiles once it has asked; its threads inherit that. */

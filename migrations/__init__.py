@@ -1,1 +1,1 @@
-"""Alembic's history of the schema, and the three things that are done with it: upgrade, downgrade, compare."""
+"""Alembic's history of the schema, and the functions that upgrade, downgrade, compare and draft."""

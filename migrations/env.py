@@ -10,6 +10,7 @@ from models.schema.tables import Base
 
 
 def run_migrations(engine: Engine) -> None:
+    """Runs the wanted migrations in one transaction; `migrations.upgrade` has told Alembic which."""
     with engine.begin() as connection:
         context.configure(
             connection=connection,

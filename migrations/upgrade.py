@@ -1,4 +1,4 @@
-"""Brings a database to this version's schema, or says how far apart the two are."""
+"""Upgrades a database to this version's schema, or reports the difference between the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 
 class SchemaOutOfDate(Exception):
-    """The database's schema is not the one this version writes; says which command mends it."""
+    """The database's schema is not this version's; the text names the command that fixes it."""
 
 
 def alembic_config(engine: Engine) -> Config:
@@ -24,10 +24,12 @@ def alembic_config(engine: Engine) -> Config:
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Brings the database up to a revision, the newest by default."""
     command.upgrade(alembic_config(engine), revision)
 
 
 def downgrade(engine: Engine, revision: str) -> None:
+    """Brings the database back to an earlier revision."""
     command.downgrade(alembic_config(engine), revision)
 
 

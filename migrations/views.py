@@ -1,6 +1,6 @@
-"""The views for people who write SQL, as each revision of the schema has them.
+"""The views for people who write SQL, as of each revision of the schema.
 
-The text is the same on SQLite and PostgreSQL but for JSON unrolling.
+Their text is the same on SQLite and PostgreSQL, except where JSON is unrolled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ SELECT jobs.run_id, runs.name AS run_name, runs.model, jobs.id AS job_id, jobs.c
        jobs.strategy, jobs.params, jobs.seed, jobs.priority, results.id AS result_id, results.sample_index,
        results.text, results.finish_reason, results.prompt_tokens, results.completion_tokens,
        results.cumulative_logprob, results.score, results.queued_seconds, results.prefill_seconds,
-       results.decode_seconds, jobs.worker, jobs.attempts, jobs.error, {more}jobs.metadata, jobs.grid_point,
+       results.decode_seconds, jobs.worker, jobs.attempts, jobs.error, {added}jobs.metadata, jobs.grid_point,
        jobs.prompt, jobs.messages, jobs.created_at, jobs.started_at, jobs.finished_at, results.environment_id
 FROM jobs
 JOIN runs ON runs.id = jobs.run_id
@@ -50,16 +50,16 @@ FROM runs
 """
 
 
-#: Columns of `job_results` that came after the first revision.
-MORE_OF_JOB_RESULTS = {"0001": "", "0002": "jobs.error_code, jobs.num_crashes, jobs.expires_at, "}
+#: Revision -> the columns that `job_results` has beside those of the first one.
+ADDED_TO_JOB_RESULTS = {"0001": "", "0002": "jobs.error_code, jobs.num_crashes, jobs.expires_at, "}
 
 LATEST = "0002"
 
 
 def view_definitions(dialect: str, revision: str = LATEST) -> dict[str, str]:
-    """View name -> SELECT, for `sqlite` or `postgresql`, at a revision."""
+    """View name -> SELECT, for the dialect `sqlite` or `postgresql`, as of a revision."""
     return {
-        "job_results": JOB_RESULTS.format(more=MORE_OF_JOB_RESULTS[revision]),
+        "job_results": JOB_RESULTS.format(added=ADDED_TO_JOB_RESULTS[revision]),
         "job_tokens": JOB_TOKENS,
         "token_alternatives": TOKEN_ALTERNATIVES[dialect],
         "run_summary": RUN_SUMMARY,

@@ -93,8 +93,10 @@ NAMES_IN: Mapping[str, Mapping[str, str]] = {
         "room": "workspace",
         "words": "VNNI groups",
         "num_words": "num_vnni_groups",
-        "after": "epilogue",
     },
+    "worker/engine/cpu/csrc/gemm": {"after": "epilogue"},
+    "worker/engine/cpu/linear.py": {"after": "epilogue"},
+    "worker/engine/cpu/kernels.py": {"after": "epilogue"},
     "worker/engine/cpu/csrc/attention": {"largest": "row_max", "total": "row_sum"},
     "worker/engine/scheduling/block_manager.py": {"admit": "allocate", "extend": "append"},
     "worker/shared_exclusive.py": {"alone": "exclusive", "together": "shared"},
@@ -239,7 +241,7 @@ def _c_tokens(text: str) -> Iterator[tuple[str, int, str]]:
 
 def _markdown_tokens(text: str) -> Iterator[tuple[str, int, str]]:
     for number, line in enumerate(text.splitlines(), 1):
-        yield "prose", number, line
+        yield "prose", number, re.sub(r"\]\([^)]*\)", "]", line)  # without the targets of links
         for span in re.findall(r"`([^`]+)`", line):
             for name in re.findall(r"[A-Za-z_]\w*", span):
                 yield "name", number, name

@@ -34,6 +34,8 @@ FORBIDDEN = {
         *(f"sqlalchemy.{verb}" for verb in ("insert", "update", "delete")),
     },
     "worker/engine": {"celery", "kombu", "redis", "sqlalchemy", "alembic", "multiprocessing", "models.database"},
+    "worker/engine/scheduling": {"torch", "transformers", "worker.engine.model"},
+    "worker/engine/model": {"worker.engine.scheduling", "worker.engine.sampling"},
 }
 
 #: The beginnings of SQL statements that change a database.
@@ -100,6 +102,15 @@ def test_help_loads_nothing_heavy() -> None:
 def test_a_command_that_submits_loads_no_torch() -> None:
     loaded = loaded_modules("import producer.runs.lifecycle, producer.results.export, producer.runs.doctor")
     assert not loaded & {"torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "unwanted"),
+    [("producer.prompts", {"sqlalchemy", "alembic", "torch"}), ("worker.engine.scheduling", {"torch", "transformers"})],
+)
+def test_loading_a_whole_folder_loads_nothing_that_it_must_not_know(folder: str, unwanted: set[str]) -> None:
+    names = [name for name in MODULES if name.startswith(f"{folder}.")]
+    assert names and not loaded_modules(f"import {', '.join(names)}") & unwanted
 
 
 def test_the_worker_beside_the_engine_loads_no_torch() -> None:

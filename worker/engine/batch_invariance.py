@@ -53,7 +53,7 @@ def align_activations(model: nn.Module) -> int:
     return replace_children(model, is_wanted, AlignedActivation)
 
 
-def settle_vector_math() -> None:
+def initialize_vector_math() -> None:
     """Makes the first call of MKL's vector functions, which `torch.tanh` is made of, on one thread.
 
     When two threads make it at once, one of them computes that call with less accuracy (docs/decisions/0012).

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from models.states import Quantization
-from worker.engine.batch_invariance import align_activations, settle_vector_math
+from worker.engine.batch_invariance import align_activations, initialize_vector_math
 from worker.engine.config import ModelLimits
 from worker.engine.cpu.allocator import keep_freed_memory
 from worker.engine.cpu.attention import cpu_attention
@@ -130,7 +130,7 @@ def prepare_model(
     kernels = cpu_kernels(model.dtype) if use_kernels and device.type == "cpu" else None
     if device.type == "cpu":
         keep_freed_memory()
-        settle_vector_math()
+        initialize_vector_math()
         if kernels is None or not kernels.has_matmul:
             keep_onednn_from_amx()
     model.set_attn_implementation(ATTENTION_NAME)

@@ -1,4 +1,4 @@
-"""Rows written past SQLAlchemy come back through it as they went in."""
+"""Rows that bypass SQLAlchemy on their way in come back through it unchanged."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ COLUMNS = (
     "run_id", "custom_id", "prompt", "messages", "strategy", "params", "seed", "priority", "state", "attempts",
     "num_crashes", "is_suspect", "created_at", "expires_at",
 )  # fmt: skip
-MOMENT = datetime(2026, 11, 24, 23, 59, 59, 123456, tzinfo=UTC)
+TIMESTAMP = datetime(2026, 11, 24, 23, 59, 59, 123456, tzinfo=UTC)
 
 
 def row_of(database: Engine, **changed: Any) -> list[Any]:
     with database.connect() as connection:
-        at = timestamp_value(connection, MOMENT)
+        at = timestamp_value(connection, TIMESTAMP)
     values = {
         "run_id": RUN_ID, "custom_id": "ü\t\\N\n😀", "prompt": None, "messages": json.dumps([{"role": "Ω"}]),
         "strategy": "greedy", "params": "{}", "seed": 2**63 - 1, "priority": 9, "state": "queued", "attempts": 0,
@@ -40,7 +40,7 @@ def test_every_kind_of_value_comes_back(database: Engine) -> None:
         stored = connection.execute(select(Job.__table__).where(Job.priority == 9)).one()
     assert (stored.custom_id, stored.prompt, stored.messages) == ("ü\t\\N\n😀", None, [{"role": "Ω"}])
     assert (stored.seed, stored.priority, stored.num_crashes, stored.is_suspect) == (2**63 - 1, 9, 2, True)
-    assert (stored.created_at, stored.expires_at, stored.params) == (MOMENT, None, {})
+    assert (stored.created_at, stored.expires_at, stored.params) == (TIMESTAMP, None, {})
 
 
 def test_what_the_database_refuses_is_an_error_of_its_driver_and_writes_nothing(database: Engine) -> None:

@@ -1,4 +1,4 @@
-"""The outbox: what is committed is sent, in chunks that suit the run. On both databases."""
+"""The outbox sends every committed job, in chunks that suit the run. On both databases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.table_rows import column_of, insert_run
 
 
 class Broker:
-    """Keeps what it is sent; breaks after so many."""
+    """Keeps the chunks it is sent; breaks after so many."""
 
     def __init__(self, breaks_after: int | None = None) -> None:
         self.sent: list[ChunkMessage] = []

@@ -1,4 +1,4 @@
-"""The database itself keeps the states: what is not allowed is refused, what happens is written down."""
+"""The database itself keeps the states: it refuses a forbidden change and records every other one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_table_of_transitions_is_the_one_of_the_code(database: Engine) -> No
     assert {tuple(row) for row in rows} == {(old, new) for old, allowed in TRANSITIONS.items() for new in allowed}
 
 
-WAYS = {  # how to bring a new job into each state
+PATHS = {  # the states by which a new job comes to each state
     JobState.QUEUED: [],
     JobState.RUNNING: [JobState.RUNNING],
     JobState.SUCCEEDED: [JobState.RUNNING, JobState.SUCCEEDED],
@@ -32,7 +32,7 @@ WAYS = {  # how to bring a new job into each state
 def test_only_allowed_changes_go_through(database: Engine, old: JobState) -> None:
     job_ids = insert_run(database, len(JobState))
     for job_id, new in zip(job_ids, JobState, strict=True):
-        for state in WAYS[old]:
+        for state in PATHS[old]:
             change(database, job_id, state)
         if new == old or new in TRANSITIONS[old]:
             change(database, job_id, new)

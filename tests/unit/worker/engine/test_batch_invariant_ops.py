@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from worker.engine.batch_invariance import AlignedActivation, align_activations, settle_vector_math
+from worker.engine.batch_invariance import AlignedActivation, align_activations, initialize_vector_math
 from worker.engine.cpu.onednn_linear import OneDnnLinear, can_pack
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -21,9 +21,9 @@ SIZES = [2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 340, 341, 342, 683]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def vector_math_is_settled() -> None:
+def vector_math_is_initialized() -> None:
     """As `prepare_model` does."""
-    settle_vector_math()
+    initialize_vector_math()
 
 
 def rows_of(width: int, dtype: torch.dtype) -> Tensor:

@@ -1,1 +1,1 @@
-"""Tables, not neural networks: the schema, messages and settings that producer and worker share."""
+"""Tables, not neural networks: what producer and worker share, schema, messages, settings, the start of a process."""

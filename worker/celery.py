@@ -5,10 +5,13 @@ The task is in `worker.tasks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 from celery import Celery
+from celery.loaders.app import AppLoader
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -22,9 +25,28 @@ DEFAULT_BROKER = "redis://localhost:6379/0"
 NOTIFY_COMMAND = "nocturne_look_now"
 
 
+class IsolatedLoader(AppLoader):  # type: ignore[misc]
+    """Imports without the working directory, which Celery's own loader searches first.
+
+    Nor does it read CELERY_CONFIG_MODULE: that is another application's configuration.
+    """
+
+    def import_from_cwd(self, module: str, imp: Callable[..., Any] = import_module, package: str | None = None) -> Any:
+        return imp(module, package=package)
+
+    def read_configuration(self, env: str = "") -> dict[str, Any]:  # noqa: ARG002
+        return {}
+
+
 def create_app(settings: Settings) -> Celery:
     """An app for the settings' broker; a worker of it serves the settings' model."""
-    app = Celery("nocturne", broker=settings.broker or DEFAULT_BROKER, include=["worker.tasks"])
+    app = Celery(
+        "nocturne",
+        broker=settings.broker or DEFAULT_BROKER,
+        include=["worker.tasks"],
+        loader=IsolatedLoader,
+        fixups=[],  # Celery's only one puts the working directory first for Django
+    )
     app.conf.update(
         task_default_queue=queue_name(canonical_model(settings.model)),
         task_acks_late=True,

@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
+from models.child_process import isolate_children, worker_command
 from models.settings import InvalidSettings, Settings, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
-from worker.worker_group import RESTART_SECONDS, GroupMember, WorkerGroup, start_command
+from worker.worker_group import RESTART_SECONDS, GroupMember, WorkerGroup
 
 EX_USAGE = 2
 EX_FAILURE = 1  # Celery met an error that it did not expect
@@ -91,7 +92,7 @@ def _members(
     return [
         GroupMember(
             each.label,
-            start_command(each.device, log_level),
+            worker_command("start", "--devices", each.device, "--log-level", log_level),
             {
                 **os.environ,
                 **environment,
@@ -136,4 +137,6 @@ def _start_again() -> None:
 
 
 def main() -> None:
+    """Runs the command."""
+    isolate_children()
     app()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,8 +76,3 @@ class WorkerGroup:
         self._is_stopping = True
         for pid in self._running:
             os.kill(pid, signal.SIGTERM)
-
-
-def start_command(device: str, log_level: str) -> list[str]:
-    """The command of one member."""
-    return [sys.executable, "-m", "worker", "start", "--devices", device, "--log-level", log_level]

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -24,6 +23,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, update
 
+from models.child_process import child_environment, worker_command
 from models.schema.job import Job
 from models.settings import Settings
 from models.states import JobState
@@ -89,7 +89,7 @@ class LocalServices:
     def start_worker(self) -> None:
         """Starts the worker; it loads its model while the caller goes on."""
         environment = {
-            **os.environ,
+            **child_environment(os.environ),
             **{
                 f"NOCTURNE_{name.upper()}": str(value)
                 for name, value in self.settings.model_dump(exclude_none=True).items()
@@ -99,7 +99,7 @@ class LocalServices:
         }
         log = (self._home / "worker.log").open("ab")
         # A session of its own, so that a Ctrl-C at the terminal reaches the producer alone.
-        command = [sys.executable, "-m", "worker", "start", "--devices", self.settings.device]
+        command = worker_command("start", "--devices", self.settings.device)
         self._worker = subprocess.Popen(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

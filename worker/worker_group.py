@@ -18,7 +18,7 @@ ENDED_IN_ORDER, WRONG_USE = 0, 2
 
 @dataclass(frozen=True)
 class GroupMember:
-    """What is started: a name for people, the command and its environment."""
+    """One process of the group: a name for people, the command and its environment."""
 
     name: str
     command: list[str]

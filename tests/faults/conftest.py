@@ -21,7 +21,7 @@ def jobs() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def expected(jobs: list[dict[str, Any]]) -> dict[str, Answer]:
-    """What the jobs come to when nothing happens."""
+    """The answers of an undisturbed run."""
     return undisturbed(jobs)
 
 

@@ -1,4 +1,4 @@
-"""Whatever is interrupted, interrupted again or killed: the run comes out whole, each job once."""
+"""A run that is interrupted, interrupted again or killed comes out whole, each job once."""
 
 from __future__ import annotations
 

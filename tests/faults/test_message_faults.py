@@ -160,7 +160,7 @@ def test_an_urgent_run_overtakes(topology: Topology, jobs: Jobs, expected: Expec
 
 @ON_POSTGRESQL
 def test_late_jobs_expire(topology: Topology, jobs: Jobs, expected: Expected) -> None:
-    """What did not start in time is not run, also where its message comes later; a retry lifts the deadline."""
+    """A job that did not start in time never runs, even if its message comes later; a retry lifts the deadline."""
     topology.need_workers()
     run_id = topology.submit(jobs, "--expires", "2h")
     with topology.database.begin() as connection:

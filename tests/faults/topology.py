@@ -63,7 +63,7 @@ def mixed_jobs(count: int, num_tokens: int = 16) -> list[dict[str, Any]]:
 
 
 def undisturbed(jobs: list[dict[str, Any]]) -> dict[str, Answer]:
-    """What is stored of the jobs when nothing happens: decoded here by an engine of its own."""
+    """The answers that an undisturbed run stores: decoded here by an engine of its own."""
     engine = DecodingEngine.load(str(TOY_MODEL), max_num_seqs=64)
     parameters = [
         GenerationParams.model_validate({k: v for k, v in job.items() if k not in ("custom_id", "prompt")})
@@ -181,7 +181,7 @@ class Topology:
             raise AssertionError(f"{error}: {self.describe(run_id)}") from None
 
     def describe(self, run_id: str) -> str:
-        """Where a run stands and what the workers said last."""
+        """The states of a run's jobs and the last lines of each worker."""
         with self.database.connect() as connection:
             statement = select(Job.state, Job.state_reason, Job.worker, func.count()).where(Job.run_id == run_id)
             grouped = statement.group_by(Job.state, Job.state_reason, Job.worker)

@@ -136,7 +136,7 @@ def test_a_request_cancelled_while_its_token_is_on_the_device(ahead: LoadedModel
 
 
 def test_memory_that_runs_out_meanwhile(ahead: LoadedModel, waiting: LoadedModel) -> None:
-    """What was on the device is forgotten and comes again; what had finished is not lost."""
+    """A step in flight is dropped and decoded again; sequences that had finished are kept."""
     steps = iter(range(1_000_000))
 
     def decode(step: AttentionStep) -> Tensor:

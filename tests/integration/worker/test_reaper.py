@@ -1,4 +1,4 @@
-"""What any worker sweeps up for all: on both databases."""
+"""The sweeps that any worker makes for all, on both databases."""
 
 from __future__ import annotations
 

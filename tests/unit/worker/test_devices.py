@@ -1,4 +1,4 @@
-"""Which devices workers get, without any GPU at hand."""
+"""The devices that workers get, without any GPU available."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What only a GPU has."""
+"""The parts that only a GPU has: paged attention and graphs of decode steps."""

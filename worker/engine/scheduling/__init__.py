@@ -1,1 +1,1 @@
-"""Who runs, who waits, who has ended, whose KV block is whose. No tensors."""
+"""Decides who runs, who waits, who has ended, and whose KV block is whose. Knows no tensors."""

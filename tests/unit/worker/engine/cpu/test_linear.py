@@ -70,7 +70,7 @@ def test_swiglu(kernels: CpuKernels, num_rows: int, outputs: int, bias: bool) ->
 
 
 def test_swish_of_large_and_small_numbers(kernels: CpuKernels) -> None:
-    """Where exp would overflow, and where it gives 0."""
+    """Inputs for which exp would overflow, and inputs for which it gives 0."""
     gate, up = layer(kernels, 2, 7), layer(kernels, 2, 7)
     gate.weight.fill_(1)
     gate.bias.zero_()

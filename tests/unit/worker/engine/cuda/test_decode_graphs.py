@@ -1,4 +1,4 @@
-"""What of the GPU's path does not need a GPU: buckets, padding, memory arithmetic, and the batched sampler."""
+"""The parts of the GPU's path that need no GPU: buckets, padding, memory arithmetic, the batched sampler."""
 
 from __future__ import annotations
 

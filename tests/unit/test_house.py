@@ -1,0 +1,28 @@
+"""The bounds of the code's shape; `python -m tests.house` prints the figures and what breaks them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.house import SCHEDULER
+from tests.support import house_figures as figures
+from tests.support.import_graph import PACKAGES, modules_that_reach
+
+
+@pytest.mark.parametrize("top", [*PACKAGES, "tests", "benchmarks"])
+def test_no_folder_has_many_files(top: str) -> None:
+    assert max(figures.files_per_folder(top).values()) <= figures.MAX_FILES_PER_FOLDER
+
+
+def test_functions_are_short() -> None:
+    median, p90 = figures.median_and_p90(figures.functions(*PACKAGES))
+    assert median <= figures.MAX_MEDIAN_FUNCTION
+    assert p90 <= figures.MAX_P90_FUNCTION
+
+
+def test_every_function_has_a_return_type() -> None:
+    assert not [function.place for function in figures.functions(*PACKAGES) if not function.has_return_type]
+
+
+def test_few_modules_of_the_engine_reach_the_scheduler() -> None:
+    assert len(modules_that_reach(SCHEDULER, "worker.engine")) <= figures.MAX_MODULES_THAT_REACH_THE_SCHEDULER

@@ -13,12 +13,13 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
 
+from benchmarks.support.timing import alternate, print_rate, timed
 from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_billion
-from benchmarks.throughput import timed
 from worker.engine.cpu.kernels import cpu_kernels
 from worker.engine.cpu.onednn_linear import OneDnnLinear
 from worker.engine.engine import Engine
@@ -72,12 +73,8 @@ def main() -> None:
     base = engine_for(getattr(torch, given.dtype), max_num_seqs=MAX_NUM_SEQS)
     requests = long_tailed(given.requests)
     num_tokens = sum(request.params.max_new_tokens for request in requests)
-    ablations = ablations_of(base, requests)
-    seconds: dict[str, list[float]] = {name: [] for name in ablations}
-    for number in range(given.rounds):
-        for name, action in ablations.items():
-            seconds[name].append(timed(action))
-            print(f"round {number + 1}: {name:18} {num_tokens / seconds[name][-1]:8.1f} tokens/s", flush=True)
+    variants = {name: partial(timed, action) for name, action in ablations_of(base, requests).items()}
+    seconds = alternate(variants, given.rounds, print_rate(num_tokens))
     best = median(seconds[BASELINE])
     print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, at most {MAX_NUM_SEQS} running")
     for name, values in seconds.items():

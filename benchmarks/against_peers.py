@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,8 +24,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.support.timing import alternate, print_rate, timed
 from benchmarks.support.workload import TOY_MODEL, VOCAB, long_tailed, qwen2_half_billion
-from benchmarks.throughput import Contenders, timed
+from benchmarks.throughput import Contenders
 from worker.engine.request import Request
 
 PEERS = Path(__file__).parent / "peers"
@@ -119,15 +121,15 @@ def main() -> None:
         for peer_name in given.peers:
             name, _, dtype = peer_name.partition(":")
             with Peer(given.python, name, dtype, model, path) as peer:
-                for number in range(given.rounds):
-                    for who, value in (("ours", timed(lambda: contenders.run("ours"))), (peer.name, peer.seconds())):
-                        seconds.setdefault(who, []).append(value)
-                        print(f"round {number + 1}: {who:24} {num_tokens / value:8.1f} tokens/s", flush=True)
-    ours = statistics.median(seconds["ours"])
+                ours = partial(timed, partial(contenders.run, "ours"))
+                measured = alternate({"ours": ours, peer.name: peer.seconds}, given.rounds, print_rate(num_tokens, 24))
+            for who, values in measured.items():
+                seconds.setdefault(who, []).extend(values)
+    median_of_ours = statistics.median(seconds["ours"])
     print(f"\n{len(requests)} requests, {num_tokens} tokens")
     for who, values in seconds.items():
         middle = statistics.median(values)
-        print(f"{who:24} {num_tokens / middle:8.1f} tokens/s   ours is {middle / ours:.2f} x as fast")
+        print(f"{who:24} {num_tokens / middle:8.1f} tokens/s   ours is {middle / median_of_ours:.2f} x as fast")
     print(json.dumps({"tokens": num_tokens, "seconds": seconds}))
 
 

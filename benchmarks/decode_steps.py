@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 
 from benchmarks.phases import Bound, Step
 from benchmarks.support.pictures import DecodeStep, draw_decode
+from benchmarks.support.timing import timed
 from benchmarks.support.workload import engine_for
 from models.params import GenerationParams
 from worker.engine.engine import Engine
@@ -39,12 +38,6 @@ def decoding_engine(base: Engine, num_sequences: int, num_steps: int) -> Engine:
     return engine
 
 
-def milliseconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return 1000 * (time.perf_counter() - started)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--running", type=int, nargs="+", default=[2, 8, 16, 32, 64])
@@ -56,7 +49,7 @@ def main() -> None:
     for count in given.running:
         engine = decoding_engine(base, count, given.steps)
         matmuls = partial(bound.matmuls, Step(count, count, 0.0))
-        pairs = [(milliseconds(engine.step), milliseconds(matmuls)) for _ in range(given.steps)]
+        pairs = [(1000 * timed(engine.step), 1000 * timed(matmuls)) for _ in range(given.steps)]
         ours, least = (median(column) for column in zip(*pairs, strict=True))
         measured.append(DecodeStep(count, ours, least))
         print(f"{count:3} running: step {ours:6.1f} ms, matmuls {least:6.1f} ms: {least / ours:.0%}", flush=True)

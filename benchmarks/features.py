@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 import torch
 
+from benchmarks.support.timing import alternate, timed
 from benchmarks.support.workload import TOY_MODEL, engine_for, qwen2_half_billion
 from models.params import GenerationParams
 from worker.engine.config import EngineConfig
@@ -41,18 +41,12 @@ def random_ids(count: int, seed: int) -> list[int]:
 def decode(base: Engine, requests: Sequence[Request], **config: Any) -> float:
     """Decodes all requests with a fresh engine; returns the seconds, its construction left out."""
     engine = Engine(base.loaded, EngineConfig(**{"kv_memory": 2.0, **config}))
-    started = time.perf_counter()
-    for _ in engine.generate(requests):
-        pass
-    return time.perf_counter() - started
+    return timed(lambda: list(engine.generate(requests)))
 
 
 def compare(title: str, variants: Mapping[str, Callable[[], float]], rounds: int) -> None:
     """Prints each variant's median and its ratio to the first variant's."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, measure in variants.items():
-            seconds[name].append(measure())
+    seconds = alternate(variants, rounds)
     first = median(next(iter(seconds.values())))
     print(f"\n{title}")
     for name, values in seconds.items():
@@ -92,15 +86,16 @@ def beams(base: Engine, rounds: int) -> None:
     requests = [request(n, prompt, **params) for n, prompt in enumerate(prompts)]
     plain = qwen2_half_billion(torch.bfloat16)
 
-    def generate() -> float:
-        started = time.perf_counter()
+    def generate() -> None:
         plain.generate(
             torch.tensor(prompts), attention_mask=torch.ones(16, 32, dtype=torch.long), num_beams=4,
             early_stopping=True, do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
-        return time.perf_counter() - started
 
-    variants: dict[str, Callable[[], float]] = {"ours": partial(decode, base, requests), "generate": generate}
+    variants: dict[str, Callable[[], float]] = {
+        "ours": partial(decode, base, requests),
+        "generate": partial(timed, generate),
+    }
     compare("16 prompts of 4 beams and 64 tokens", variants, rounds)
 
 

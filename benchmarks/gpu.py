@@ -15,14 +15,15 @@ import argparse
 import json
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks import reproducibility
+from benchmarks.support.timing import alternate, timed
 from benchmarks.support.workload import TOY_MODEL, qwen2_half_billion
 from benchmarks.throughput import Transformers
 from models.params import GenerationParams
@@ -76,15 +77,18 @@ class Roofline:
         return max(moved / self.bandwidth, step.rows * self._num_parameters / self.rate)
 
     def _best(self, action: Callable[[], Any]) -> float:
-        return min(timed(action, self.device) for _ in range(5))
+        return min(timed_on(self.device, action) for _ in range(5))
 
 
-def timed(action: Callable[[], Any], device: torch.device) -> float:
+def timed_on(device: torch.device, action: Callable[[], Any]) -> float:
+    """Seconds that the action takes, the device's part included."""
+
+    def synchronized() -> None:
+        action()
+        synchronize(device)
+
     synchronize(device)
-    started = time.perf_counter()
-    action()
-    synchronize(device)
-    return time.perf_counter() - started
+    return timed(synchronized)
 
 
 def synchronize(device: torch.device) -> None:
@@ -120,9 +124,9 @@ def compare_with_peers(
 
     seconds: dict[str, list[float]] = {"ours": [], "continuous": [], "static": []}
     for _ in range(3):
-        seconds["ours"].append(timed(ours, loaded.device))
-        seconds["continuous"].append(timed(peer.continuous, loaded.device))
-    seconds["static"].append(timed(peer.static, loaded.device))
+        seconds["ours"].append(timed_on(loaded.device, ours))
+        seconds["continuous"].append(timed_on(loaded.device, peer.continuous))
+    seconds["static"].append(timed_on(loaded.device, peer.static))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     bound = sum(roofline.seconds(step) for step in steps)
     print(f"\n{len(requests)} requests, {num_tokens} tokens, at most {max_num_seqs} running")
@@ -142,10 +146,7 @@ def compare_variants(loaded: LoadedModel, count: int, longest: int, max_num_seqs
         "greedy, synchronous": lambda: decode(synchronous, greedy, max_num_seqs=max_num_seqs),
         "nucleus 0.9": lambda: decode(loaded, nucleus, max_num_seqs=max_num_seqs),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(3):
-        for name, action in variants.items():
-            seconds[name].append(timed(action, loaded.device))
+    seconds = alternate({name: partial(timed_on, loaded.device, action) for name, action in variants.items()}, rounds=3)
     baseline = statistics.median(seconds["greedy"])
     print()
     for name, values in seconds.items():

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from benchmarks.support.timing import timed
 from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_billion_config
 from worker.engine.cpu.onednn_linear import OneDnnLinear
 from worker.engine.engine import Engine
@@ -63,7 +64,7 @@ class Bound:
         """The best of three; steps of one shape share it."""
         shape = (step.num_rows, step.num_tokens)
         if shape not in self._seconds:
-            self._seconds[shape] = min(self._timed(step) for _ in range(3))
+            self._seconds[shape] = min(timed(partial(self.matmuls, step)) for _ in range(3))
         return self._seconds[shape]
 
     @torch.inference_mode()
@@ -73,11 +74,6 @@ class Bound:
         for linear in self._linears:
             linear(self._input(num_rows, linear.in_features))
         self._head(self._input(num_logits, self._head.in_features))
-
-    def _timed(self, step: Step) -> float:
-        started = time.perf_counter()
-        self.matmuls(step)
-        return time.perf_counter() - started
 
     def _input(self, num_rows: int, width: int) -> torch.Tensor:
         if (num_rows, width) not in self._inputs:
@@ -97,9 +93,7 @@ def decode(engine: Engine, requests: Sequence[Request]) -> list[Step]:
     while engine.has_work:
         num_rows = engine.stats.num_prefill_tokens + engine.stats.num_decode_rows
         num_tokens = engine.stats.num_generated_tokens
-        started = time.perf_counter()
-        engine.step()
-        seconds = time.perf_counter() - started
+        seconds = timed(engine.step)
         num_rows = engine.stats.num_prefill_tokens + engine.stats.num_decode_rows - num_rows
         steps.append(Step(num_rows, engine.stats.num_generated_tokens - num_tokens, seconds))
     return steps

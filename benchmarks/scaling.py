@@ -16,17 +16,15 @@ from statistics import median
 import torch
 
 from benchmarks.support.pictures import draw_scaling
+from benchmarks.support.timing import alternate, timed
 from benchmarks.support.workload import long_tailed
-from benchmarks.throughput import Contenders, timed
+from benchmarks.throughput import Contenders
 
 
 def median_seconds(contenders: Contenders, names: list[str], rounds: int) -> dict[str, float]:
     """Each contender's median over alternating rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in names:
-            seconds[name].append(timed(partial(contenders.run, name)))
-    return {name: median(values) for name, values in seconds.items()}
+    variants = {name: partial(timed, partial(contenders.run, name)) for name in names}
+    return {name: median(values) for name, values in alternate(variants, rounds).items()}
 
 
 def main() -> None:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.phases import Bound, Step, decode
+from benchmarks.support.timing import alternate, print_rate, timed
 from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_billion
 from models.states import Quantization
 from worker.engine.engine import Engine
@@ -110,12 +110,6 @@ class Contenders:
         return self._peer
 
 
-def timed(decode: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    decode()
-    return time.perf_counter() - started
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=64)
@@ -129,11 +123,8 @@ def main() -> None:
     num_tokens = sum(request.params.max_new_tokens for request in requests)
     contenders = Contenders(getattr(torch, given.dtype), requests, given.max_num_seqs, given.static_batch)
     names = given.contenders.split(",")
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(given.rounds):
-        for name in names:
-            seconds[name].append(timed(partial(contenders.run, name)))
-            print(f"round {number + 1}: {name:10} {num_tokens / seconds[name][-1]:8.1f} tokens/s", flush=True)
+    variants = {name: partial(timed, partial(contenders.run, name)) for name in names}
+    seconds = alternate(variants, given.rounds, print_rate(num_tokens, width=10))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"\n{len(requests)} requests, {num_tokens} tokens, {given.dtype}, at most {given.max_num_seqs} running")
     for name in names:

@@ -14,7 +14,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +23,7 @@ from sqlalchemy import func, select
 
 from benchmarks.against_peers import save_model_for_text
 from benchmarks.pipeline import seconds_of_work
+from benchmarks.support.timing import timed
 from benchmarks.support.workload import long_tailed
 from models.database.connection import open_database
 from models.params import GenerationParams
@@ -60,10 +60,8 @@ def decode_bare(base: Engine, lines: list[Line]) -> tuple[float, int]:
     """Decodes the lines with the engine alone; returns the seconds and the number of prompt tokens."""
     engine = Engine(base.loaded, base.config)
     requests = [Request(number, engine.encode(line.prompt), line.params) for number, line in enumerate(lines)]
-    started = time.perf_counter()
-    for _ in engine.generate(requests):
-        pass
-    return time.perf_counter() - started, sum(len(request.prompt_ids) for request in requests)
+    seconds = timed(lambda: list(engine.generate(requests)))
+    return seconds, sum(len(request.prompt_ids) for request in requests)
 
 
 def run_system(model: Path, lines: list[Line], folder: Path) -> tuple[float, int]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from sqlalchemy import Engine
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
 from tests.support.postgres import PostgresServer, new_postgres_database, running_postgres
-from tests.support.processes import RedisServer, clean_environment
+from tests.support.processes import RedisServer, run_producer
 
 ROOT = Path(__file__).parent.parent
 TOY_MODEL = ROOT / "examples" / "tiny" / "model"
@@ -113,21 +112,5 @@ Producer = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def producer(tmp_path: Path) -> Producer:
-    """Runs the `producer` command in the test's own folder and returns what came of it."""
-
-    def run(
-        *arguments: Any, exit_code: int = 0, stdin: str = "", **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "producer", *map(str, arguments)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=clean_environment(**environment),
-            timeout=240,
-        )
-        assert done.returncode == exit_code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return run
+    """Runs the `producer` command in the test's own folder."""
+    return partial(run_producer, tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,7 @@ from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, RunState
 from tests.conftest import TOY_MODEL
-from tests.support.processes import RedisServer, WorkerProcess, clean_environment, wait_until
+from tests.support.processes import RedisServer, WorkerProcess, run_producer, wait_until
 from worker.celery import create_app, queue_length
 from worker.engine.engine import Engine as DecodingEngine
 from worker.engine.request import Request
@@ -145,12 +144,7 @@ class Topology:
         self.workers.pop(name).kill_all()
 
     def producer(self, *arguments: Any, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "producer", *map(str, arguments)],
-            capture_output=True, text=True, cwd=self.folder, env=clean_environment(), timeout=240,
-        )  # fmt: skip
-        assert done.returncode == exit_code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        return run_producer(self.folder, *arguments, exit_code=exit_code)
 
     def write(self, jobs: list[dict[str, Any]]) -> Path:
         path = self.folder / "jobs.jsonl"

@@ -29,6 +29,23 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", **extra}
 
 
+def run_producer(
+    cwd: Path, *arguments: Any, exit_code: int = 0, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the `producer` command to its end; fails the test unless it ends with that exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "producer", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=clean_environment(**environment),
+        timeout=240,
+    )
+    assert done.returncode == exit_code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 class RedisServer:
     """The server that `producer run` embeds (Valkey), on a Unix socket."""
 

@@ -20,6 +20,8 @@ from models.params import GenerationParams
 from models.settings import Settings
 from producer.cli import app as producer_app
 from producer.prompts.lines import PromptLine
+from tests.pins import supported_pythons
+from tests.support.import_graph import PACKAGES
 from tests.support.processes import ROOT, clean_environment
 from tests.support.prompts import read_prompts
 from worker.cli import app as worker_app
@@ -112,10 +114,28 @@ def test_the_readmes_prompt_lines_are_valid(tmp_path: Path) -> None:
         GenerationParams.model_validate(line.params)
 
 
-def test_the_compose_file_follows_its_schema() -> None:
-    checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*checker, "docker-compose.yml"], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("file", "schema"),
+    [("docker-compose.yml", "vendor.compose-spec"), (".github/workflows/test.yml", "vendor.github-workflows")],
+)
+def test_a_file_follows_its_schema(file: str, schema: str) -> None:
+    checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema]
+    done = subprocess.run([*checker, file], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_public_ci_tests_every_python_that_the_project_names() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    pythons = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert pythons == supported_pythons() and pythons[0] == "3.11"
+    commands = {name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()}
+    assert "make test" in commands["test"] and "python -m tests.pins" in commands["pins"]
+
+
+def test_the_image_is_built_from_everything_that_the_package_is() -> None:
+    copied = re.findall(r"^COPY (?!--)(.*) \S+$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    copied_names = {name for line in copied for name in line.split()}
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", *PACKAGES} <= copied_names
 
 
 def test_the_compose_file_names_settings_that_exist() -> None:

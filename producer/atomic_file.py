@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: what is written goes to a file beside the target, which replaces it last."""
+"""Files that appear whole or not at all: a temporary file beside the target replaces it at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where output goes: data to stdout, everything else to stderr. The only file that makes Rich consoles."""
+"""The two outputs: data goes to stdout, messages go to stderr. The only module that makes Rich consoles."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 from rich.console import Console
 
-#: Columns of a table that goes into a file or another program; Rich would cut it at 80.
+#: The width of a table in a file or a pipe; Rich would cut it at 80.
 PIPED_WIDTH = 200
 
-#: Talk. `soft_wrap` keeps a message in one line when it is piped.
+#: For messages. `soft_wrap` keeps a piped message on one line.
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 _has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
@@ -18,5 +18,5 @@ stdout = Console(highlight=False, soft_wrap=True, width=None if _has_width else 
 
 
 def say(message: str) -> None:
-    """A line for the person, never for the next program; the message is shown literally."""
+    """Prints a message for the person on stderr, without interpreting markup in it."""
     stderr.print(message, markup=False)

@@ -11,7 +11,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_duration(option: str, text: str) -> timedelta:
-    """The duration that an option names. Raises `UsageError`."""
+    """The value of an option as a duration. Raises `UsageError`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     if match is None or not float(match[1]) or float(match[1]) > 1e6:
         raise UsageError(f"{option} must be a duration such as 90s, 30m, 8h or 2d, got {text!r}")

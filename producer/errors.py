@@ -16,7 +16,7 @@ class InvalidInput(UsageError):
 
 
 class LineProblem(Exception):
-    """What is wrong with a line; `field` is empty where the line as a whole is."""
+    """A fault of one line; `field` is empty for a fault of the line as a whole."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field} {problem}".strip())

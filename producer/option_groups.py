@@ -1,7 +1,7 @@
 """Options that several commands share: a dataclass parameter becomes one option per field.
 
-Typer reads a function's signature; `flat` gives it one in which each dataclass is spread out, and puts the
-values together again when the command is called.
+Typer reads a function's signature. `flat` gives a command a signature with each dataclass spread into its fields, and
+builds the dataclasses again when the command is called.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Rows to text: table, JSON, JSONL and CSV. Text that a model wrote never reaches a terminal unescaped."""
+"""Rows as text: terminal tables, JSON, JSONL, CSV and Markdown. Knows nothing of runs and databases.
+
+A model's text never reaches a terminal unescaped.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ MAX_CELL = 80
 
 
 def visible(text: str) -> str:
-    """Control characters as their escapes, so that they cannot move the cursor or colour the screen."""
+    """The text with control characters escaped: they cannot move the cursor or colour the screen."""
     return "".join(
         character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
         for character in text
@@ -40,7 +43,7 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: TextI
 
 
 def write_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: TextIO) -> None:
-    """A table as GitHub shows it."""
+    """A table in GitHub's Markdown."""
     file.write(f"| {' | '.join(map(_markdown_cell, columns))} |\n|{' --- |' * len(columns)}\n")
     for row in rows:
         file.write(f"| {' | '.join(map(_markdown_cell, row))} |\n")

@@ -1,6 +1,6 @@
-"""A conversation as the model will see it, without loading Transformers: its chat template in Jinja2's sandbox.
+"""A conversation as the model's prompt: its chat template rendered in Jinja2's sandbox, without Transformers.
 
-The template is read where Transformers reads it: `chat_template.jinja`, or the tokenizer's configuration.
+The template comes from where Transformers takes it: `chat_template.jinja`, or the tokenizer's configuration.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def render_chat(model: str, messages: list[dict[str, Any]]) -> str | None:
-    """The text of a conversation, ready for the answer; None where the folder holds no (usable) template."""
+    """The conversation as text up to the answer; None for a folder without a template that can be rendered."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -30,7 +30,7 @@ def render_chat(model: str, messages: list[dict[str, Any]]) -> str | None:
     try:
         return environment.from_string(source).render(messages=messages, add_generation_prompt=True, **special)
     except TemplateError:
-        return None  # the worker will say why it refuses the conversation
+        return None  # the worker reports why it refuses the conversation
 
 
 def _template_of(folder: Path) -> tuple[str | None, dict[str, str]]:

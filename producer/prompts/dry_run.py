@@ -1,4 +1,4 @@
-"""`--dry-run`: what would be submitted, and the first prompt exactly as the model will see it."""
+"""`--dry-run`: the jobs that would be submitted, and the first prompt exactly as the model will see it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from producer.prompts.job_drafts import JobDraft, Submission
 from producer.prompts.validation import ValidationReport
 from producer.render import to_json, visible
 
-CHARACTERS_PER_TOKEN = 4  # of English text, where no tokenizer is at hand
+CHARACTERS_PER_TOKEN = 4  # of English text, for a model without a tokenizer file
 
 
-def show_dry_run(submission: Submission, report: ValidationReport, *, as_json: bool) -> int:
-    """Prints it; returns the exit code. Nothing is written and nothing is started."""
+def show_dry_run(submission: Submission, report: ValidationReport, *, as_json: bool) -> None:
+    """Prints the report with the first prompt. Writes nothing and starts nothing."""
     assert report.first is not None
     text = prompt_text(submission.model, report.first)
     num_tokens, is_counted = _prompt_tokens(submission.model, text, report)
@@ -31,7 +31,16 @@ def show_dry_run(submission: Submission, report: ValidationReport, *, as_json: b
             "first": {"custom_id": report.first.custom_id, "prompt": text},
         }
         print(to_json(found))  # noqa: T201
-        return 0
+        return
+    _print_jobs(submission, report)
+    about = "" if is_counted else f", {CHARACTERS_PER_TOKEN} characters taken as one"
+    stdout.print(f"about {num_tokens:,} prompt tokens{about}, at most {report.num_new_tokens:,} new ones")
+    stdout.print(f"the first prompt ({visible(report.first.custom_id)}):", markup=False)
+    stdout.print(visible(text), markup=False)
+
+
+def _print_jobs(submission: Submission, report: ValidationReport) -> None:
+    """Prints the number of jobs and the grid that makes them."""
     strategies = ", ".join(f"{count:,} {name}" for name, count in sorted(report.jobs_of_strategy.items()))
     stdout.print(f"{report.num_jobs:,} jobs from {report.num_lines:,} lines for {submission.model}: {strategies}")
     for name, values in submission.grid.values.items():
@@ -39,15 +48,10 @@ def show_dry_run(submission: Submission, report: ValidationReport, *, as_json: b
             stdout.print(f"grid: {name} {', '.join(map(str, values))}", markup=False)
     if submission.grid.repeat > 1:
         stdout.print(f"grid: each {submission.grid.repeat} times")
-    about = "" if is_counted else f", {CHARACTERS_PER_TOKEN} characters taken as one"
-    stdout.print(f"about {num_tokens:,} prompt tokens{about}, at most {report.num_new_tokens:,} new ones")
-    stdout.print(f"the first prompt ({visible(report.first.custom_id)}):", markup=False)
-    stdout.print(visible(text), markup=False)
-    return 0
 
 
 def prompt_text(model: str, draft: JobDraft) -> str:
-    """The text that is tokenised; a conversation as it is written where no template is at hand."""
+    """The text that is tokenized; a conversation's plain messages for a model without a chat template."""
     if draft.prompt is not None:
         return draft.prompt
     messages = draft.messages or []
@@ -56,7 +60,7 @@ def prompt_text(model: str, draft: JobDraft) -> str:
 
 
 def _prompt_tokens(model: str, first: str, report: ValidationReport) -> tuple[int, bool]:
-    """Tokens of all prompts, from the first one's ratio of characters to tokens; and whether one was counted."""
+    """The tokens of all prompts by the first one's ratio of characters to tokens; and whether that was counted."""
     file = Path(model) / "tokenizer.json"
     if not file.is_file() or not first:
         return report.num_characters // CHARACTERS_PER_TOKEN, False

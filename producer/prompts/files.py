@@ -1,4 +1,4 @@
-"""Opening what a person names: plain, .gz or .zst, with damage told as a message."""
+"""Opening a prompt file, plain, .gz or .zst; damage becomes a message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPRESSED = (".gz", ".zst")
 
 
 def base_suffix(path: Path) -> str:
-    """The suffix that tells the format: of `a.jsonl.gz` it is `.jsonl`."""
+    """The suffix that names the format: `.jsonl` for `a.jsonl.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -25,7 +25,7 @@ def base_suffix(path: Path) -> str:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """The decompressed bytes. Raises `UsageError` where the file cannot be read to its end."""
+    """The file's decompressed bytes. Raises `UsageError` for a file that cannot be read to its end."""
     try:
         with _open(path) as file:
             yield file

@@ -1,4 +1,4 @@
-"""The parameters of the command line, and the grid that comma lists make of them."""
+"""The grid: comma lists of the command line and all combinations of their values. Knows no lines and no jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.params import GenerationParams, parameters_of
 from models.states import Strategy
 from producer.errors import LineProblem, UsageError
 
-#: What a value of each parameter must be, for messages.
+#: The rule for the values of each parameter, as messages word it.
 RULES = {
     "temperature": "must be a number above 0 (0 means greedy: use strategy greedy)",
     "top_p": "must be in (0, 1]",
@@ -40,10 +40,10 @@ RULES = {
     "strategy": f"must be one of {', '.join(Strategy)}",
 }
 
-#: What each strategy takes.
+#: The parameters of each strategy.
 KNOWN = {str(strategy): parameters_of(strategy) for strategy in Strategy}
 
-#: Parameters seen before, by how they are written. Files with a seed in every line fill it and gain nothing.
+#: Validated parameters by their representation. A file with a seed on every line fills it and gains nothing.
 _VALIDATED: dict[str, GenerationParams] = {}
 MAX_REMEMBERED = 10_000
 
@@ -54,11 +54,11 @@ INTEGERS = frozenset({
 
 @dataclass
 class Grid:
-    """Parameter -> its values. `used` collects which parameters some job took."""
+    """The values of each parameter on the command line."""
 
     values: dict[str, list[Any]]
-    repeat: int = 1
-    used: set[str] = field(default_factory=set)
+    repeat: int = 1  # jobs of each combination
+    used: set[str] = field(default_factory=set)  # the parameters that some line has taken so far
 
     @property
     def is_varied(self) -> bool:
@@ -67,7 +67,7 @@ class Grid:
     def points(
         self, line_params: dict[str, Any], default_strategy: str = "greedy"
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """For a line: each combination's parameters with the line's own on top, and what the grid varied."""
+        """For each combination: its parameters below the line's own, and the values that the grid varied."""
         given = self.values.get("strategy", [default_strategy])
         strategies = [line_params["strategy"]] if "strategy" in line_params else given
         for strategy in strategies:
@@ -83,16 +83,16 @@ class Grid:
                     yield params, varied | ({"repeat": number} if self.repeat > 1 else {})
 
     def check_values(self) -> None:
-        """Raises `UsageError` for a value that no line could take, before any line is blamed for it."""
+        """Raises `UsageError` for a value that is wrong on every line, so that no line is blamed for it."""
         for params, _ in Grid(self.values).points({}):
             try:
                 validate(params)
             except LineProblem as error:
-                if error.field:  # what does not go together, a line may still put right
+                if error.field:  # a line may still fix a wrong combination
                     raise UsageError(f"--{error.field.replace('_', '-')} {error.problem}") from error
 
     def check_all_used(self) -> None:
-        """Raises `UsageError` for a parameter that no strategy of the command took."""
+        """Raises `UsageError` for a parameter that no line has taken."""
         for name in self.values:
             if name not in self.used and name != "strategy":
                 takers = [strategy for strategy in Strategy if name in parameters_of(strategy)]
@@ -118,9 +118,9 @@ def parse_option(name: str, text: str) -> list[Any]:
 
 
 def validate(params: dict[str, Any]) -> GenerationParams:
-    """The parameters as a job has them. Raises `LineProblem` with the first problem.
+    """The parameters of a job. Raises `LineProblem` for the first wrong one.
 
-    Lines with the same parameters, which most files have, get the same object.
+    Lines with the same parameters, the rule in most files, share one object.
     """
     key = repr(params)
     if (known := _VALIDATED.get(key)) is None:
@@ -145,7 +145,7 @@ def _validate(params: dict[str, Any]) -> GenerationParams:
 
 
 def label(varied: dict[str, Any]) -> str:
-    """A grid point's name, appended to the custom id."""
+    """A grid point's name, which is appended to the custom id."""
     return ",".join(str(value) if name == "strategy" else f"{name}={value}" for name, value in varied.items())
 
 

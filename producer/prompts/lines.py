@@ -26,10 +26,10 @@ class PromptLine:
     custom_id: str
     prompt: str | None
     messages: list[dict[str, Any]] | None
-    params: dict[str, Any]  # not validated yet: the grid's come below them
+    params: dict[str, Any]  # not validated: the grid's are added first
     priority: int | None
     metadata: dict[str, Any]
-    default_strategy: str = "greedy"  # where neither the line nor the command names one
+    default_strategy: str = "greedy"  # for a line and a command that name none
 
 
 def prompt_line(record: Record) -> PromptLine:
@@ -75,7 +75,7 @@ def _check_strings(fields: dict[str, Any]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            # CSV's reader leaves the bytes that are not UTF-8 as the surrogates from U+DC80 on.
+            # The CSV reader turns a byte that is not UTF-8 into a surrogate from U+DC80 on.
             is_byte = 0xDC80 <= ord(text[error.start]) <= 0xDCFF
             problem = "is not UTF-8; save the file as UTF-8" if is_byte else (
                 "has a lone surrogate (\\ud800 … \\udfff); write the character whole"
@@ -84,7 +84,7 @@ def _check_strings(fields: dict[str, Any]) -> None:
 
 
 def _joined(value: Any, metadata_field: str | None) -> str:
-    """All strings inside a JSON value; a number of metadata must be one that JSON has."""
+    """All strings inside a JSON value, joined. Raises `LineProblem` for a number in metadata that JSON lacks."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict):

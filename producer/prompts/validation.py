@@ -1,4 +1,4 @@
-"""The pass over the whole file before anything is written: every error is counted, the first ones are shown."""
+"""Validation: a pass over the whole file before anything is written. All errors are counted, the first are shown."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ MAX_GRID_JOBS = 1_000_000
 
 @dataclass
 class ValidationReport:
-    """What validation found."""
+    """The counts of a validated file, and its duplicates and warnings."""
 
-    num_lines: int = 0  # valid ones
+    num_lines: int = 0  # valid lines
     num_jobs: int = 0
-    num_invalid: int = 0  # lines that are left out
+    num_invalid: int = 0  # lines left out
     num_characters: int = 0  # of all jobs' prompts
-    num_new_tokens: int = 0  # at most, over all sequences
+    num_new_tokens: int = 0  # upper bound over all sequences
     jobs_of_strategy: Counter[str] = field(default_factory=Counter)
-    first: JobDraft | None = None
+    first: JobDraft | None = None  # None: the file has no jobs
     content_hash: str = ""
-    duplicate_hashes: frozenset[int] = frozenset()  # hashes of custom ids that come twice
-    warnings: dict[str, str] = field(default_factory=dict)
+    duplicate_hashes: frozenset[int] = frozenset()  # of custom ids that come twice
+    warnings: dict[str, str] = field(default_factory=dict)  # by metadata field
 
 
 def check(submission: Submission, *, skip_invalid: bool = False, allow_many: bool = False) -> ValidationReport:
-    """Reads the whole file. Raises `InvalidInput` with its first errors, `UsageError` where it cannot be read.
+    """Reads the whole file. Raises `InvalidInput` with its first errors, `UsageError` for an unreadable file.
 
-    With `skip_invalid` bad lines are only counted, for `write_invalid`. A grid of more than a million jobs needs
-    `allow_many`.
+    With `skip_invalid` bad lines are counted only; `write_invalid` writes them. A grid of more than a million jobs
+    needs `allow_many`.
     """
     submission.grid.check_values()
     ids = DuplicateFinder()
@@ -57,14 +57,14 @@ def check(submission: Submission, *, skip_invalid: bool = False, allow_many: boo
 
 
 def invalid_path(submission: Submission) -> Path:
-    """Where `--skip-invalid` puts what it left out: beside the file, or here for stdin."""
+    """The file that `--skip-invalid` writes: beside the prompt file, in the working directory for stdin."""
     return Path("stdin.invalid.jsonl") if submission.source is not None else submission.path.with_name(
         submission.path.name + ".invalid.jsonl"
     )  # fmt: skip
 
 
 def write_invalid(submission: Submission, report: ValidationReport) -> Path:
-    """Writes the bad lines with their errors; returns where. Raises `UsageError`."""
+    """Writes the bad lines with their errors; returns the file. Raises `UsageError`."""
     path = invalid_path(submission)
     try:
         with path.open("w", encoding="utf-8") as file:

@@ -1,1 +1,1 @@
-"""Whatever reads a run: progress, exports, SQL, pages. Never writes to the database."""
+"""The commands that read a run: progress, exports, SQL, pages. Never writes to the database."""

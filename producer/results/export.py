@@ -1,4 +1,4 @@
-"""Getting results out: to stdout, or to files that appear whole or not at all."""
+"""`producer results`: a run's results as JSONL, CSV, Parquet or OpenAI lines, on stdout or in an atomic file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from producer.results.selection import Selection
 FORMATS = ("jsonl", "csv", "parquet", "openai")
 ROWS_PER_GROUP = 5_000
 
-JSON_TEXT = ("params", "metadata", "grid_point", "trace")  # columns of any shape: JSON text in CSV and Parquet
+JSON_TEXT = ("params", "metadata", "grid_point", "trace")  # of any shape: JSON text in CSV and Parquet
 
 
 def export_results(
@@ -56,7 +56,7 @@ def export_results(
 
 
 def errors_path(output: Path) -> Path:
-    """The file of requests without an answer, beside the one of those with one."""
+    """The file of unanswered requests, beside the file of answers."""
     return output.with_name(f"{output.stem}.errors{output.suffix}")
 
 
@@ -73,7 +73,7 @@ def _write_openai(rows: Iterable[dict[str, Any]], output: Path | None) -> None:
 
 
 def _write_parquet(columns: Iterable[str], rows: Iterable[dict[str, Any]], file: IO[bytes]) -> None:
-    """Row groups of a few thousand, so that memory stays flat; columns of any shape are JSON text."""
+    """Writes row groups of a few thousand, so that memory stays flat."""
     import pyarrow
     from pyarrow import parquet
 

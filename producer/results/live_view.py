@@ -1,4 +1,4 @@
-"""What `run` and `status --watch` show on a terminal: bar, states, speed, workers, last errors."""
+"""The live view of `run` and `status --watch`: bar, states, speed, workers, last errors. Knows no database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE_COLOURS = {
 def live_view(
     progress: RunProgress, eta: str, workers: Sequence[Any], errors: Sequence[tuple[str, str]]
 ) -> RenderableType:
-    """One picture of the run; `workers` are rows of the workers table, `errors` pairs of custom id and error."""
+    """One frame: `workers` are rows of the workers table, `errors` pairs of custom id and error."""
     parts: list[RenderableType] = [_head(progress, eta), _states(progress)]
     parts += [_worker(worker) for worker in workers]
     if not workers and not progress.is_finished:

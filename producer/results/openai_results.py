@@ -1,4 +1,4 @@
-"""Results as OpenAI's Batch API writes them: a line per answered request, and a line per one that was not.
+"""Results in the format of OpenAI's Batch API: a line for each request, answered or not.
 
 Source: the batch guide and the chat completion reference of the OpenAI API.
 """
@@ -12,14 +12,14 @@ from typing import Any
 from models.states import JobState
 from producer.prompts.openai_lines import CHAT_URL, COMPLETION_URL
 
-#: Ours -> OpenAI's.
+#: Our finish reason -> OpenAI's.
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 HTTP_STATUS_OF_CODE = {"PromptTooLong": 400, "InvalidRequest": 400, "DoesNotFit": 400}
 
 
 def openai_lines(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[bool, dict[str, Any]]]:
-    """Whether the request was answered, and its line; `rows` are those of `results` with traces, by job."""
+    """For each final job whether it was answered, and its line; `rows` are those of `results` with traces."""
     for _, of_job in groupby(rows, key=lambda row: row["job_id"]):
         samples = list(of_job)
         if samples[0]["state"] == JobState.SUCCEEDED:
@@ -68,7 +68,7 @@ def _unanswered(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _url(row: dict[str, Any]) -> str:
-    """What the line asked for; of a native one, by whether it was a conversation."""
+    """The endpoint that the line named; for a native line, chat for a conversation and completion for a prompt."""
     asked = (row["metadata"] or {}).get("url")
     return str(asked) if asked in (CHAT_URL, COMPLETION_URL) else CHAT_URL if row["messages"] else COMPLETION_URL
 

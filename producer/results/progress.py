@@ -1,4 +1,4 @@
-"""Watching a run until it is finished: a live view on a terminal, plain lines elsewhere."""
+"""Watching a run until it is finished: a live view on a terminal, plain lines elsewhere. Changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 class Rate:
-    """Jobs per second since watching began, for the time that is left."""
+    """Estimates the time left from the jobs finished since watching began."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
@@ -46,10 +46,9 @@ def watch(
     is_interrupted: Callable[[], bool] = lambda: False,
     quiet: bool = False,
 ) -> RunProgress:
-    """Shows progress on stderr until the run is finished; returns where it ended.
+    """Shows progress on stderr until the run is finished; returns the last progress.
 
-    `check` is called at every look and may raise, for one who knows that nobody works any more. Raises
-    `KeyboardInterrupt` once `is_interrupted`.
+    `check` is called at every poll and raises when no worker is left. Raises `KeyboardInterrupt` once `is_interrupted`.
     """
     rate = Rate()
     if quiet:

@@ -246,15 +246,14 @@ def _decoded(name: str, value: Any) -> Any:
     return value
 
 
-def run_sql(database: Engine, statement: str, limit: int | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and rows of a person's own SELECT, on a read-only connection. Raises `UsageError`."""
+def run_sql(database: Engine, statement: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows of a person's SELECT; `database` must be read-only. Raises `UsageError`."""
     try:
         with database.connect() as connection:
             result = connection.exec_driver_sql(statement)
             if not result.returns_rows:
                 raise UsageError("the statement returns no rows; `producer sql` only reads")
-            rows = result.fetchall() if limit is None else result.fetchmany(limit)
-            return list(result.keys()), [tuple(row) for row in rows]
+            return list(result.keys()), [tuple(row) for row in result]
     except DBAPIError as error:
         raise UsageError(f"the database refuses the statement: {str(error.orig).strip()}") from error
 

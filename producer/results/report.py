@@ -1,6 +1,6 @@
-"""`producer report`: one page that stands by itself, with the grid points of a run side by side.
+"""`producer report`: a self-contained page with the grid points of a run side by side.
 
-For each prompt and way of decoding: how long, how repetitive, how unlikely, does it parse as JSON, and the text.
+Each answer is shown with its length, repetition, mean log-probability, whether it is JSON, and its shaded text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from producer.atomic_file import atomic_file
 from producer.console import say
 from producer.results.queries import find_run, results, run_progress
 
-MAX_PROMPTS = 200  # a page is for reading; SQL is for the rest
+Answers = list[dict[str, Any]]
+
+MAX_PROMPTS = 200  # more than a person reads
 MAX_TOKENS_COLOURED = 2_000  # per answer
 
 
@@ -28,33 +30,40 @@ def write_report(settings: Settings, reference: str | None, output: Path) -> Non
 
     database = open_database(settings.database_url, read_only=True)
     run_id = find_run(database, reference)
-    ways: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    prompts: dict[str, dict[str, Any]] = {}
-    num_left_out = 0
-    for row in results(database, run_id, with_traces=True):
-        answer = _answer(row)
-        ways[answer["way"]].append(answer)
-        asked = row["prompt"] or json.dumps(row["messages"], ensure_ascii=False, indent=1)
-        if asked not in prompts and len(prompts) >= MAX_PROMPTS:
-            num_left_out += 1
-            continue
-        prompts.setdefault(asked, {"text": asked, "answers": []})["answers"].append(answer)
+    grid_points, prompts, num_left_out = _collect(results(database, run_id, with_traces=True))
     environment = Environment(
         loader=PackageLoader("producer.results"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html").render(
         run=run_progress(database, run_id),
-        ways=[_summary(name, answers) for name, answers in ways.items()],
-        prompts=list(prompts.values()),
+        grid_points=[_summary(name, answers) for name, answers in grid_points.items()],
+        prompts=[{"text": text, "answers": answers} for text, answers in prompts.items()],
         num_left_out=num_left_out,
     )
     with atomic_file(output) as file:
         file.write(page)
-    say(f"{output}: {sum(map(len, ways.values())):,} answers to {len(prompts):,} prompts, {len(ways)} ways to decode")
+    num_answers = sum(map(len, grid_points.values()))
+    say(f"{output}: {num_answers:,} answers to {len(prompts):,} prompts, {len(grid_points)} grid points")
+
+
+def _collect(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Answers], dict[str, Answers], int]:
+    """The answers by grid point and by prompt; and the number of answers to prompts beyond `MAX_PROMPTS`."""
+    grid_points: dict[str, Answers] = defaultdict(list)
+    prompts: dict[str, Answers] = {}
+    num_left_out = 0
+    for row in rows:
+        answer = _answer(row)
+        grid_points[answer["grid_point"]].append(answer)
+        asked = row["prompt"] or json.dumps(row["messages"], ensure_ascii=False, indent=1)
+        if asked in prompts or len(prompts) < MAX_PROMPTS:
+            prompts.setdefault(asked, []).append(answer)
+        else:
+            num_left_out += 1
+    return grid_points, prompts, num_left_out
 
 
 def repetition(text: str) -> float:
-    """The share of word pairs that came before: 0 where none is repeated."""
+    """The share of word pairs that occurred before; 0 for a text without repetition."""
     words = text.split()
     pairs = list(zip(words, words[1:], strict=False))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
@@ -73,7 +82,7 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
     length = row["completion_tokens"] or 0
     return {
         "custom_id": row["custom_id"],
-        "way": _way(row),
+        "grid_point": _grid_point(row),
         "state": row["state"],
         "error": row["error"],
         "text": row["text"],
@@ -86,18 +95,18 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _way(row: dict[str, Any]) -> str:
-    """The grid point without its repetition number, or the strategy where there was no grid."""
+def _grid_point(row: dict[str, Any]) -> str:
+    """The name of a grid point without its repetition number; the strategy alone without a grid."""
     point = {name: value for name, value in (row["grid_point"] or {}).items() if name not in ("repeat", "strategy")}
     return " ".join([row["strategy"], *(f"{name}={value}" for name, value in point.items())])
 
 
 def _level(logprob: float) -> int:
-    """0 for a token that was nearly certain, up to 4."""
+    """The shade of a token: 0 for a nearly certain one, up to 4."""
     return sum(logprob < least for least in (-0.105, -0.693, -2.303, -4.605))
 
 
-def _summary(name: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(name: str, answers: Answers) -> dict[str, Any]:
     done = [answer for answer in answers if answer["text"] is not None]
     return {
         "name": name,

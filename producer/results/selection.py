@@ -1,4 +1,4 @@
-"""Which of a run's jobs are wanted: by state, strategy and metadata."""
+"""The selection of a run's jobs by state, strategy and metadata."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from producer.errors import UsageError
 
 @dataclass(frozen=True)
 class Selection:
-    """Empty means all. `metadata` holds dotted keys and the values they must have."""
+    """A selection; an empty tuple selects all."""
 
     states: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()
-    metadata: tuple[tuple[str, Any], ...] = ()
+    metadata: tuple[tuple[str, Any], ...] = ()  # dotted keys and the values they must have
 
     def matches(self, row: dict[str, Any]) -> bool:
-        """Whether a row's metadata has the values; the rest is asked of the database."""
+        """Whether a row's metadata has the values; the database compares states and strategies."""
         return all(_value_at(row.get("metadata"), key) == value for key, value in self.metadata)
 
 
 def parse_selection(states: str | None, strategies: str | None, where: Sequence[str]) -> Selection:
-    """What the options say: comma lists, and KEY=VALUE with a JSON value or a plain word. Raises `UsageError`."""
+    """The selection of comma lists and of KEY=VALUE with a JSON value or a plain word. Raises `UsageError`."""
     return Selection(
         _names("--state", states, [str(state) for state in JobState]),
         _names("--strategy", strategies, [str(strategy) for strategy in Strategy]),

@@ -1,4 +1,4 @@
-"""`producer show`: one job with its tokens, coloured by their probability."""
+"""`producer show`: one job with its tokens, coloured by their probability, and its beams as a tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`producer sql`: one statement, or a console, on a connection that only reads."""
+"""`producer sql`: one statement, those of stdin, or a console, on a read-only connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HISTORY = Path("~/.nocturne_sql_history")
 
 
 def print_sql(settings: Settings, statement: str | None, format: str) -> None:
-    """Runs the statement and prints its rows; without one, whatever stdin holds, or a console. Raises `UsageError`."""
+    """Prints the rows of the statement, of those on stdin, or opens a console. Raises `UsageError`."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     database = open_database(settings.database_url, read_only=True)
@@ -37,7 +37,7 @@ def print_sql(settings: Settings, statement: str | None, format: str) -> None:
 
 
 def print_examples(settings: Settings) -> None:
-    """Prints the tested queries, in the dialect of the database."""
+    """Prints the example queries in the dialect of the database."""
     dialect = "postgresql" if settings.database_url.startswith("postgresql") else "sqlite"
     for example in EXAMPLES:
         stdout.print(f"-- {example.question}\n{example.statement(dialect)};\n", markup=False)
@@ -56,7 +56,7 @@ def _print_rows(database: Engine, statement: str, format: str) -> None:
 
 
 def _console(database: Engine, format: str) -> None:
-    """Reads statements until the input ends; a mistake costs only its statement."""
+    """Runs typed statements until the input ends; an error ends its statement only."""
     import readline
 
     history = HISTORY.expanduser()
@@ -90,7 +90,7 @@ def _typed_lines() -> Iterator[str]:
 
 
 def _statements(lines: Iterable[str]) -> Iterator[str]:
-    """What stands before each line end with a semicolon; the last one needs none."""
+    """Statements that end with a semicolon at a line's end; the last may lack it."""
     collected = ""
     for line in lines:
         collected += line

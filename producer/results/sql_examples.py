@@ -1,4 +1,4 @@
-"""A dozen questions that people ask in the morning, as SQL; tests run each on both databases."""
+"""A dozen questions about a run, as SQL; tests run each on both databases."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its statement; `sqlite` where that database says it otherwise."""
+    """A question with its statement."""
 
     question: str
     sql: str
-    sqlite: str | None = None
+    sqlite: str | None = None  # set: SQLite's dialect differs
 
     def statement(self, dialect: str) -> str:
         return (self.sqlite if dialect == "sqlite" and self.sqlite is not None else self.sql).strip()
@@ -102,7 +102,7 @@ where jobs.attempts > 1 order by jobs.id, job_events.id limit 100
 """,
     ),
     Example(
-        "how often did an answer end by itself?",
+        "how often did an answer end on its own?",
         """
 select strategy, finish_reason, count(*) as answers from job_results
 where finish_reason is not null group by strategy, finish_reason order by strategy, finish_reason
@@ -124,7 +124,7 @@ from run_summary order by created_at desc limit 20
 """,
     ),
     Example(
-        "how many jobs of each topic? (a field of the prompt file that is no parameter is kept as metadata)",
+        "how many jobs of each topic? (a field of the prompt file that is not a parameter is kept as metadata)",
         """
 select metadata ->> 'topic' as topic, count(*) as jobs from jobs group by topic order by jobs desc limit 20
 """,

@@ -1,4 +1,4 @@
-"""`producer status`: the newest runs, or one, once or until it is finished."""
+"""`producer status`: the newest runs, or one of them, once or until it is finished."""
 
 from __future__ import annotations
 

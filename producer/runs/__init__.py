@@ -1,1 +1,1 @@
-"""Whatever changes a run: write, send, decode here, cancel, retry, prune. The only writer."""
+"""The commands that change a run: write, send, decode here, cancel, retry, prune. The only writer."""

@@ -1,4 +1,4 @@
-"""The producer's side of the broker: is it there, and sending a run's outbox to it."""
+"""The producer's side of the broker: checking it, sending a run's outbox, notifying workers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from producer.results.queries import live_workers
 
 
 def hide_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL without its password, for messages."""
     parts = urlsplit(url)
     return url.replace(f":{parts.password}@", ":***@") if parts.password else url
 
 
 def check_broker(url: str) -> str | None:
-    """Raises `UsageError` unless Redis answers. Done before anything is written.
+    """The server's name and version, as "Valkey 9.1.2"; None for a server that keeps them to itself.
 
-    Returns the server's name and version, as "Valkey 9.1.2"; None where a server keeps them to itself.
+    Raises `UsageError` unless Redis answers. Call it before anything is written.
     """
     from redis import Redis
     from redis.exceptions import RedisError, ResponseError
@@ -47,7 +47,7 @@ def check_broker(url: str) -> str | None:
 
 
 def notify(settings: Settings) -> None:
-    """Lets the workers notice at once what was cancelled; without it they notice at their next heartbeat."""
+    """Tells the workers that jobs were cancelled; otherwise they notice at their next heartbeat."""
     from worker.celery import create_app, notify_workers
 
     try:
@@ -57,9 +57,9 @@ def notify(settings: Settings) -> None:
 
 
 def send_run(settings: Settings, database: Engine, run_id: str | None) -> int:
-    """Sends what is in the outbox, of one run or of all; returns the number of jobs.
+    """Sends the outbox of one run or of all; returns the number of jobs.
 
-    Raises `ConnectionError` where the broker does not take it; what is not sent stays in the outbox.
+    Raises `ConnectionError` when the broker takes no more; unsent jobs stay in the outbox.
     """
     from worker.celery import create_app, send_chunk
 

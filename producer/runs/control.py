@@ -1,4 +1,4 @@
-"""`producer cancel` and `producer retry`: what a person does to jobs that are already submitted."""
+"""`producer cancel` and `producer retry`: changes to jobs that are already submitted."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from producer.runs.database import existing_database
 from producer.runs.embedded import embedded_broker
 from producer.runs.lifecycle import resume_run
 
-#: What may be queued once more.
+#: The states that a retry leads out of.
 UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 
 def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *, as_json: bool) -> None:
-    """Ends a run's open jobs, or those named, and tells the workers. Raises `UsageError`."""
+    """Cancels a run's open jobs, or those named, and notifies the workers. Raises `UsageError`."""
     database = existing_database(settings)
     run_id = find_run(database, reference)
     for custom_id in custom_ids:
-        find_job(database, run_id, custom_id)  # raises where there is none
+        find_job(database, run_id, custom_id)  # raises for an unknown one
     num_queued, num_running = cancel(database, run_id, custom_ids)
     broker = settings.broker or embedded_broker(settings)
     if num_running and broker is not None:
@@ -43,7 +43,7 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *
 
 
 def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], output_options: OutputOptions) -> int:
-    """Queues jobs once more and has them run; returns the exit code. Raises `UsageError`."""
+    """Queues jobs again and resumes the run; returns the exit code. Raises `UsageError`."""
     database = existing_database(settings)
     run_id = find_run(database, reference)
     count = requeue(database, run_id, [JobState(kind) for kind in kinds] or UNSUCCESSFUL)
@@ -52,12 +52,12 @@ def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], 
 
 
 def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tuple[int, int]:
-    """Ends the open jobs of a run; how many were queued, and how many ran."""
+    """Cancels the open jobs of a run; returns how many of them were queued, and how many running."""
     open_jobs = [Job.run_id == run_id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])]
     if custom_ids:
         open_jobs.append(Job.custom_id.in_(custom_ids))
     statement = update(Job).where(rows_to_change(*open_jobs))
-    # The lease is left: what had one was running.
+    # The lease stays in its row: a job with one was running.
     ending = statement.values(
         state=JobState.CANCELLED,
         state_reason="cancelled by a person",
@@ -66,7 +66,7 @@ def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tup
         finished_at=database_timestamp(),
     ).returning(Job.lease_expires_at)
     with database.begin() as connection:
-        # Compared here: SQLite 3.40 gives `IS NOT NULL` in RETURNING as true whatever the value.
+        # Compared in Python: SQLite 3.40 returns true for every `IS NOT NULL` in RETURNING.
         was_running = Counter(lease is not None for lease in connection.execute(ending).scalars())
         add_counts(connection, run_id, {COUNT_OF_STATE[JobState.CANCELLED]: was_running.total()})
         close_runs(connection, [run_id], datetime.now(UTC))
@@ -74,7 +74,7 @@ def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tup
 
 
 def requeue(database: Engine, run_id: str, states: Sequence[JobState]) -> int:
-    """Puts a run's jobs of these final states in the outbox, with a clean record; how many."""
+    """Puts a run's jobs of these final states in the outbox, with a clean record; returns their number."""
     statement = (
         update(Job)
         .where(Job.run_id == run_id)

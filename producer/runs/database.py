@@ -12,7 +12,7 @@ from producer.errors import UsageError
 
 
 def upgraded_database(settings: Settings) -> Engine:
-    """The database after an upgrade to this version's schema; one that is not there is made."""
+    """The database, made or upgraded to this version's schema."""
     database = open_database(settings.database_url)
     check_connection(database)
     upgrade(database)
@@ -20,7 +20,7 @@ def upgraded_database(settings: Settings) -> Engine:
 
 
 def ready_database(settings: Settings) -> Engine:
-    """The database at this version's schema; only an embedded one is made or upgraded. Raises `UsageError`."""
+    """The database at this version's schema; only the embedded one is made or upgraded. Raises `UsageError`."""
     if settings.database is None:
         return upgraded_database(settings)
     database = open_database(settings.database_url)
@@ -33,7 +33,7 @@ def ready_database(settings: Settings) -> Engine:
 
 
 def existing_database(settings: Settings) -> Engine:
-    """The same, for a command that never makes an embedded database. Raises `UsageError`."""
+    """The database for a command that needs a run in it: never makes one. Raises `UsageError`."""
     path = settings.home / "nocturne.db"
     if settings.database is None and not path.exists():
         raise UsageError(f"there is no database at {path}; submit a run first or give --database")
@@ -41,6 +41,6 @@ def existing_database(settings: Settings) -> Engine:
 
 
 def show_upgrade(settings: Settings) -> None:
-    """`producer db upgrade`: upgrades the database and says where it is now."""
+    """`producer db upgrade`: upgrades the database and prints its revision."""
     database = upgraded_database(settings)
     say(f"{database.url.render_as_string()} is at revision {current_revision(database)}")

@@ -24,7 +24,7 @@ LOW_DISK_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One part: whether it is well, a message about it, and a server's name and version."""
+    """One part's health, with a message about it and a server's name and version."""
 
     part: str
     is_ok: bool
@@ -33,7 +33,7 @@ class Finding:
 
 
 def show_findings(settings: Settings, *, as_json: bool) -> int:
-    """Prints a finding for each part; returns the exit code: 1 where one is not well."""
+    """Prints a finding for each part; returns the exit code: 1 where one is bad."""
     findings = list(examine(settings))
     if as_json:
         print(to_json([vars(finding) for finding in findings]))  # noqa: T201
@@ -68,7 +68,7 @@ def _disk(home: Path) -> Finding:
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     message = f"{free / 2**30:.1f} GiB free at {existing}"
-    return Finding("disk", free >= LOW_DISK_BYTES, message if free >= LOW_DISK_BYTES else f"{message}; make room")
+    return Finding("disk", free >= LOW_DISK_BYTES, message if free >= LOW_DISK_BYTES else f"{message}; free some space")
 
 
 def _redis(settings: Settings) -> Finding:

@@ -36,13 +36,13 @@ MAX_SOCKET_PATH = 90  # Unix socket paths end at about 107 bytes
 
 
 def embedded_broker(settings: Settings) -> str | None:
-    """The URL of the embedded Redis of a `producer run` that is going on in the same home, if there is one."""
+    """The URL of the embedded Redis, while a `producer run` runs in the same home."""
     socket = _socket_path(settings.home.absolute())
     return f"redis+socket://{socket}" if socket.exists() else None
 
 
 class LocalServices:
-    """Redis and a worker of our own for the time of one command."""
+    """Redis and a worker of our own, for the time of one command."""
 
     def __init__(self, settings: Settings) -> None:
         self._home = settings.home.absolute()
@@ -59,7 +59,7 @@ class LocalServices:
         self._has_own_redis = settings.broker is None
 
     def __enter__(self) -> Self:
-        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and answers are their owner's
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and answers are private
         self._take_lock()
         self._stop_leftovers()
         if self._has_own_redis:
@@ -77,7 +77,7 @@ class LocalServices:
             self._lock.close()
 
     def return_interrupted(self, database: Engine, run_id: str) -> None:
-        """Puts the run's jobs that an interrupted worker left, and those whose messages it had, in the outbox."""
+        """Puts the jobs of an interrupted run in the outbox: those a worker left, and those whose messages it had."""
         self._purge_queue()
         with database.begin() as connection:
             connection.execute(
@@ -107,7 +107,7 @@ class LocalServices:
         self._note_processes()
 
     def check_worker(self) -> None:
-        """Raises `UsageError` if the worker ended, with the last lines it wrote."""
+        """Raises `UsageError` with the last lines of the worker's log if the worker has ended."""
         if self._worker is None or (code := self._worker.poll()) is None:
             return
         lines = (self._home / "worker.log").read_text(errors="replace").strip().splitlines()
@@ -129,13 +129,13 @@ class LocalServices:
             ) from None
 
     def _stop_leftovers(self) -> None:
-        """A producer that was killed could not stop what it had started."""
+        """Kills the processes that a killed producer left behind."""
         if not self._pid_file.exists():
             return
         for pid, created in json.loads(self._pid_file.read_text()):
             try:
                 process = psutil.Process(pid)
-                if abs(process.create_time() - created) < 1:  # else the number now belongs to another
+                if abs(process.create_time() - created) < 1:  # else another process has the number now
                     processes = [process, *process.children(recursive=True)]
                     for each in processes:
                         each.kill()
@@ -173,7 +173,7 @@ class LocalServices:
         raise UsageError(f"the embedded Redis server does not answer; see {self._home / 'redis.log'}")
 
     def _purge_queue(self) -> None:
-        """What the queue still holds is about to be sent again."""
+        """Empties our own Redis: every unfinished job is about to be sent again."""
         if self._has_own_redis:
             with Redis(unix_socket_path=str(self._socket)) as client:
                 client.flushall()
@@ -194,7 +194,7 @@ def _socket_path(home: Path) -> Path:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Asks a process to end, and makes it."""
+    """Asks a process to end, and kills it if it does not."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)

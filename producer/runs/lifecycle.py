@@ -1,4 +1,4 @@
-"""Submitting a run, decoding it here, going on with one: the order of things, told once."""
+"""`producer run`, `submit` and `resume`: the order of their steps, from options to the exit code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def run_here(
         settings = settings.model_copy(update={"model": submission.model})
         report = _check(submission, input_options)
         if input_options.dry_run:
-            return show_dry_run(submission, report, as_json=output_options.json)
+            show_dry_run(submission, report, as_json=output_options.json)
+            return EXIT_OK
         with LocalServices(settings) as local:
             database = upgraded_database(local.settings)
             run_id = _write_or_resume(submission, report, database, local, submit_options)
@@ -71,24 +72,25 @@ def submit_run(
     *,
     as_json: bool,
 ) -> int:
-    """`producer submit`: validates, writes, sends, prints the run's id; returns the exit code."""
+    """`producer submit`: validates, writes, prints the run's id, sends; returns the exit code."""
     with _submission(settings, file, grid, submit_options, input_options) as submission:
         if settings.model != DEFAULT_MODEL:
             submission = replace(submission, model=check_model(settings.model))
         report = _check(submission, input_options)
         if input_options.dry_run:
-            return show_dry_run(submission, report, as_json=as_json)
+            show_dry_run(submission, report, as_json=as_json)
+            return EXIT_OK
         broker = _required_broker(settings)
         database = ready_database(settings)
         check_broker(broker)
         result = _write(submission, report, database, submit_options)
     told = to_json({"id": result.run_id, "new": result.num_new, "already_there": result.num_known})
-    print(told if as_json else result.run_id, flush=True)  # noqa: T201 - before anything is sent: the run is there whatever happens now
+    print(told if as_json else result.run_id, flush=True)  # noqa: T201 - before sending: the run is stored even if that fails
     return _send(settings, database, result.run_id)
 
 
 def resume_run(settings: Settings, reference: str | None, output_options: OutputOptions) -> int:
-    """`producer resume`: with a broker, sends what was not sent; without one, decodes the rest here."""
+    """`producer resume`: sends the unsent jobs with a broker, decodes the rest here without one."""
     database = existing_database(settings)
     if settings.broker is not None:
         check_broker(settings.broker)
@@ -144,7 +146,7 @@ def _write(
 
 
 def _send(settings: Settings, database: Engine, run_id: str | None, *, as_json: bool = False) -> int:
-    """Sends what is in the outbox; where Redis does not take it, says how to go on."""
+    """Sends the outbox; returns the exit code. A failure is reported with the command that resumes."""
     try:
         num_sent = send_run(settings, database, run_id)
     except ConnectionError as error:
@@ -158,7 +160,7 @@ def _send(settings: Settings, database: Engine, run_id: str | None, *, as_json: 
 
 
 def _decode(local: LocalServices, database: Engine, run_id: str, output_options: OutputOptions) -> int:
-    """Starts the worker, sends the run, watches it to its end and sums up."""
+    """Starts the worker, sends the run, watches it to its end and sums up; returns the exit code."""
     progress = run_progress(database, run_id)
     try:
         with _interruption() as is_interrupted:
@@ -198,7 +200,7 @@ def _sum_up(database: Engine, progress: RunProgress, settings: Settings) -> None
 
 
 def _place(database: Engine) -> str:
-    """The database as one would name it: a file by its path from here."""
+    """The database's name for a person: a file's path from here, or the URL."""
     if database.url.get_backend_name() != "sqlite" or database.url.database is None:
         return database.url.render_as_string()
     return relpath(database.url.database)
@@ -225,7 +227,7 @@ def _required_broker(settings: Settings) -> str:
 def _submission(
     settings: Settings, file: Path, grid: Grid, submit_options: SubmitOptions, input_options: InputOptions
 ) -> Iterator[Submission]:
-    """What the command asks for. Stdin is copied to a file, because it is read twice. Raises `UsageError`."""
+    """The command's submission. Stdin is copied to a file, because it is read twice. Raises `UsageError`."""
     submit_options.check()
     submission = Submission(
         path=file,
@@ -249,7 +251,7 @@ def _submission(
 
 @contextmanager
 def _interruption() -> Iterator[Callable[[], bool]]:
-    """Whether a Ctrl-C or a SIGTERM came. Only noted: an exception raised anywhere could be swallowed there."""
+    """Tells whether SIGINT or SIGTERM came. Handlers only note it: code that runs might swallow an exception."""
     came: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]

@@ -1,4 +1,4 @@
-"""Is there such a model? Looks at a folder's files, or asks the hub, without loading anything."""
+"""Checking that a model exists: by a folder's files, or by asking the hub. Loads no weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from producer.errors import UsageError
 
 
 def check_model(model: str) -> str:
-    """The model's canonical name. Raises `UsageError` where no worker could load it."""
+    """The model's canonical name. Raises `UsageError` for a model that no worker could load."""
     path = Path(model)
     if path.is_dir():
         _check_folder(path)

@@ -1,4 +1,4 @@
-"""`producer prune`: takes old runs, or only their traces, out of the database, a little at a time."""
+"""`producer prune`: deletes old runs, or their traces alone, in short transactions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOBS_PER_BATCH = 500
 
 
 def prune_runs(settings: Settings, older_than: timedelta, *, traces_only: bool, is_dry: bool, as_json: bool) -> None:
-    """Deletes finished runs that ended before then; workers go on meanwhile. Raises `UsageError`."""
+    """Deletes the runs that finished longer ago than `older_than`, while workers go on. Raises `UsageError`."""
     database = existing_database(settings)
     run_ids = _old_runs(database, datetime.now(UTC) - older_than)
     num_jobs, num_traces = _count(database, run_ids)
@@ -38,7 +38,7 @@ def prune_runs(settings: Settings, older_than: timedelta, *, traces_only: bool, 
         _prune_run(database, run_id, traces_only=traces_only)
     say(f"deleted {what}")
     if database.dialect.name == "sqlite" and num_traces:
-        say("the file keeps its size and the room is used again; VACUUM would shrink it")
+        say("the file keeps its size and reuses the space; VACUUM would shrink it")
 
 
 def _old_runs(database: Engine, before: datetime) -> list[str]:
@@ -65,7 +65,7 @@ def _count(database: Engine, run_ids: Sequence[str]) -> tuple[int, int]:
 
 
 def _prune_run(database: Engine, run_id: str, *, traces_only: bool) -> None:
-    """In short transactions, so that no worker waits long; results and events go with their jobs."""
+    """Deletes in short transactions, so that no worker waits long; results and events go with their jobs."""
     last_id = 0
     while True:
         with database.begin() as connection:

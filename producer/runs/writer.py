@@ -1,4 +1,4 @@
-"""Writing a run: all its jobs in one transaction. What is there already under its name is not result again."""
+"""Writing a run: all its jobs in one transaction. Jobs that its name already has are not written again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from producer.prompts.validation import MAX_ERRORS_SHOWN, ValidationReport
 
 ROWS_PER_INSERT = 2_000
 
-#: What all jobs of a submission share, and what each has of its own.
+#: The columns that all jobs of a submission share, and those that each job fills.
 COMMON_COLUMNS = (
     "run_id", "state", "state_reason", "attempts", "num_crashes", "is_suspect", "created_at", "expires_at",
 )  # fmt: skip
@@ -35,11 +35,11 @@ OWN_COLUMNS = (
 
 @dataclass(frozen=True)
 class SubmitResult:
-    """The run that holds the file's jobs now."""
+    """The run that holds the file's jobs."""
 
     run_id: str
     num_new: int
-    num_known: int  # jobs that were there already
+    num_known: int  # jobs that the run had already
 
 
 def write(
@@ -50,9 +50,9 @@ def write(
     expires_after: timedelta | None = None,
     on_duplicate: str = "skip",
 ) -> SubmitResult:
-    """Writes what is new, in one transaction; the messages come after. Raises `UsageError`.
+    """Writes the new jobs in one transaction; sends nothing. Raises `UsageError`.
 
-    A run of the same name and model takes the new jobs in; `on_duplicate` says what happens to those it has.
+    A run of the same name and model takes the new jobs in; `on_duplicate` is for the jobs it already has.
     """
     created_at = datetime.now(UTC)
     with database.begin() as connection:
@@ -79,7 +79,7 @@ def write(
 
 
 def find_unfinished(database: Engine, content_hash: str) -> Run | None:
-    """The newest run with the same content that still has something to do."""
+    """The newest unfinished run with the same content."""
     statement = (
         select(Run)
         .where(Run.content_hash == content_hash, Run.state != RunState.FINISHED)
@@ -141,7 +141,7 @@ def _reopen_run(connection: Connection, run_id: str, num_new: int) -> None:
 def _new_jobs(
     connection: Connection, submission: Submission, report: ValidationReport, existing_id: str | None, run_seed: int
 ) -> Iterator[JobDraft]:
-    """The file's jobs that the existing run has not; all of them where there is none. Raises `InvalidInput`."""
+    """The file's jobs that the existing run lacks; all jobs without such a run. Raises `InvalidInput`."""
     lines = (line for line in read_lines(submission, report.duplicate_hashes, {}) if line.problem is None)
     drafts = ((line.number, draft) for line in lines for draft in line.drafts)
     if existing_id is None:

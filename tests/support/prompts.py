@@ -1,10 +1,13 @@
-"""Prompt files read as far as the prompt of each line, for the tests of what a line may be."""
+"""Prompt files and submissions of them; and files read as far as the prompt of each line."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from producer.errors import LineProblem
+from producer.prompts.grid import Grid
+from producer.prompts.job_drafts import Submission
 from producer.prompts.lines import PromptLine, prompt_line
 from producer.prompts.records import ReaderOptions, read_records
 
@@ -18,3 +21,13 @@ def read_prompts(path: Path, options: ReaderOptions = ReaderOptions()) -> list[t
         except LineProblem as problem:
             found.append((record.number, problem))
     return found
+
+
+def prompt_file(folder: Path, *records: object) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return path
+
+
+def submission(path: Path, **grid: list[object]) -> Submission:
+    return Submission(path, "toy", Grid(grid), seed=1)

@@ -57,26 +57,26 @@ def test_a_model_without_safetensors(producer: Producer, prompts: Path, tmp_path
 
 @pytest.mark.usefixtures("sqlite_database")
 def test_an_unreachable_redis(producer: Producer, prompts: Path, sqlite_url: str) -> None:
-    places = ["--broker", "redis://someone:secret@127.0.0.1:1/0", "--database", sqlite_url]
-    done = producer("submit", prompts, "--model", TOY_MODEL, *places, exit_code=2)
+    connection = ["--broker", "redis://someone:secret@127.0.0.1:1/0", "--database", sqlite_url]
+    done = producer("submit", prompts, "--model", TOY_MODEL, *connection, exit_code=2)
     assert "cannot reach Redis at redis://someone:***@127.0.0.1:1/0" in done.stderr
     assert "secret" not in done.stderr
     assert num_jobs(sqlite_url) == 0
 
 
 def test_an_unreachable_database(producer: Producer, prompts: Path, broker: str) -> None:
-    places = ["--broker", broker, "--database", "postgresql://someone:secret@127.0.0.1:1/x"]
-    done = producer("submit", prompts, "--model", TOY_MODEL, *places, exit_code=2)
+    connection = ["--broker", broker, "--database", "postgresql://someone:secret@127.0.0.1:1/x"]
+    done = producer("submit", prompts, "--model", TOY_MODEL, *connection, exit_code=2)
     assert "cannot use the database" in done.stderr and "127.0.0.1" in done.stderr
     assert "secret" not in done.stderr
 
 
 def test_a_database_without_the_schema(producer: Producer, prompts: Path, broker: str, postgres_url: str) -> None:
-    places = ["--broker", broker, "--database", postgres_url]
-    done = producer("submit", prompts, "--model", TOY_MODEL, *places, exit_code=2)
+    connection = ["--broker", broker, "--database", postgres_url]
+    done = producer("submit", prompts, "--model", TOY_MODEL, *connection, exit_code=2)
     assert "run: producer db upgrade" in done.stderr
     producer("db", "upgrade", "--database", postgres_url)
-    run_id = producer("submit", prompts, "--model", TOY_MODEL, *places).stdout.strip()
+    run_id = producer("submit", prompts, "--model", TOY_MODEL, *connection).stdout.strip()
     assert run_id in producer("status", "--database", postgres_url).stdout
 
 

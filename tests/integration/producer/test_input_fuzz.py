@@ -1,4 +1,4 @@
-"""Whatever a file or a flag holds: a message or a submission, never a traceback and never half of one."""
+"""Any file or flag leads to a message or to a submission, never to a traceback or half a submission."""
 
 from __future__ import annotations
 

@@ -34,14 +34,14 @@ def test_a_dry_run_shows_the_first_prompt_as_the_model_sees_it(
 def test_bad_lines_are_skipped_where_asked(
     producer: Producer, prompts: Path, sqlite_database: Engine, broker: str
 ) -> None:
-    places = ["--database", sqlite_database.url.render_as_string(), "--broker", broker, "--model", TOY_MODEL]
-    done = producer("submit", prompts, *places, exit_code=2)
+    connection = ["--database", sqlite_database.url.render_as_string(), "--broker", broker, "--model", TOY_MODEL]
+    done = producer("submit", prompts, *connection, exit_code=2)
     assert "prompts.jsonl:2: is not JSON" in done.stderr and "--skip-invalid submits the other 2 jobs" in done.stderr
-    done = producer("submit", prompts, *places, "--skip-invalid", "--name", "night")
+    done = producer("submit", prompts, *connection, "--skip-invalid", "--name", "night")
     assert "1 invalid lines are left out; they are in" in done.stderr
     (bad,) = (prompts.parent / "prompts.jsonl.invalid.jsonl").read_text().splitlines()
     assert json.loads(bad)["text"] == "{bad"
-    again = producer("submit", prompts, *places, "--skip-invalid", "--name", "night")
+    again = producer("submit", prompts, *connection, "--skip-invalid", "--name", "night")
     assert f"run {done.stdout.strip()}: 2 already there, 0 new" in again.stderr
     assert again.stdout == done.stdout
 
@@ -49,14 +49,14 @@ def test_bad_lines_are_skipped_where_asked(
 def test_the_configuration_file_gives_way_to_environment_and_flags(producer: Producer, tmp_path: Path) -> None:
     (tmp_path / "nocturne.toml").write_text(f'model = "{TOY_MODEL}"\nhome = "elsewhere"\n')
 
-    def place_of(finding: str, *flags: str, **environment: str) -> str:
+    def message_of(finding: str, *flags: str, **environment: str) -> str:
         found = json.loads(producer("doctor", "--json", *flags, **environment).stdout)
         return next(str(each["message"]) for each in found if each["part"] == finding)
 
-    assert place_of("model") == str(TOY_MODEL)
-    assert "elsewhere/nocturne.db" in place_of("database")
-    assert "other/nocturne.db" in place_of("database", NOCTURNE_HOME="other")
-    assert "third/nocturne.db" in place_of("database", "--home", "third", NOCTURNE_HOME="other")
+    assert message_of("model") == str(TOY_MODEL)
+    assert "elsewhere/nocturne.db" in message_of("database")
+    assert "other/nocturne.db" in message_of("database", NOCTURNE_HOME="other")
+    assert "third/nocturne.db" in message_of("database", "--home", "third", NOCTURNE_HOME="other")
 
 
 @pytest.mark.parametrize(

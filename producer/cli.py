@@ -17,17 +17,12 @@ from producer.console import say
 from producer.errors import UsageError
 from producer.option_groups import flat
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 db_app = typer.Typer(no_args_is_help=True, help="The database's schema.")
 app.add_typer(db_app, name="db")
 
-File = Annotated[
-    Path, typer.Argument(help="JSONL, CSV, Parquet or text, also .gz and .zst; - for stdin", allow_dash=True)
-]
+FILE_HELP = "JSONL, CSV, Parquet or text, also .gz and .zst; - for stdin"
+File = Annotated[Path, typer.Argument(help=FILE_HELP, allow_dash=True)]
 RunArgument = Annotated[str | None, typer.Argument(help="id, its beginning, or name; default: the newest")]
 RequiredRun = Annotated[str, typer.Argument(help="id, its beginning, or name")]
 
@@ -96,12 +91,10 @@ def status(
 @flat
 def results(
     connection: given.DatabaseOptions,
+    wanted: given.SelectionOptions,
     run: RunArgument = None,
     format: Annotated[str, typer.Option(help="jsonl, csv, parquet or openai")] = "jsonl",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a file; default: stdout")] = None,
-    state: Annotated[str | None, typer.Option(help="only jobs in these states, such as failed,expired")] = None,
-    strategy: Annotated[str | None, typer.Option(help="only these strategies")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="only where metadata has KEY=VALUE")] = None,
     traces: Annotated[bool, typer.Option("--traces", help="with a row's tokens in `trace`")] = False,
 ) -> None:
     """Writes a run's results in the order of its input.
@@ -111,10 +104,8 @@ def results(
     Example: producer results --format csv -o answers.csv --state succeeded --where topic=cats
     """
     from producer.results.export import export_results
-    from producer.results.selection import parse_selection
 
-    selection = parse_selection(state, strategy, where or [])
-    export_results(connection.settings(), run, format, output, selection, with_traces=traces)
+    export_results(connection.settings(), run, format, output, wanted.selection(), with_traces=traces)
 
 
 @app.command()
@@ -213,10 +204,8 @@ def retry(
     connection: given.BrokerOptions,
     worker: given.WorkerOptions,
     output_options: given.OutputOptions,
+    wanted: given.RetryOptions,
     run: RunArgument = None,
-    failed: Annotated[bool, typer.Option("--failed", help="the failed jobs")] = False,
-    cancelled: Annotated[bool, typer.Option("--cancelled", help="the cancelled jobs")] = False,
-    expired: Annotated[bool, typer.Option("--expired", help="the expired jobs")] = False,
 ) -> None:
     """Queues a run's failed, cancelled and expired jobs once more, or only the kinds that are named.
 
@@ -226,10 +215,8 @@ def retry(
     """
     from producer.runs.control import retry_jobs
 
-    kinds = [
-        kind for kind, is_named in (("failed", failed), ("cancelled", cancelled), ("expired", expired)) if is_named
-    ]
-    raise typer.Exit(retry_jobs(connection.settings_of_resuming(worker), run, kinds, output_options))
+    settings = connection.settings_of_resuming(worker)
+    raise typer.Exit(retry_jobs(settings, run, wanted.states(), output_options))
 
 
 @app.command()
@@ -257,11 +244,9 @@ def prune(
 
     Example: producer prune --older-than 30d --traces-only --dry-run
     """
-    from producer.duration import parse_duration
     from producer.runs.prune import prune_runs
 
-    age = parse_duration("--older-than", older_than)
-    prune_runs(connection.settings(), age, traces_only=traces_only, is_dry=dry_run, as_json=as_json)
+    prune_runs(connection.settings(), older_than, traces_only=traces_only, is_dry=dry_run, as_json=as_json)
 
 
 @db_app.command("upgrade")

@@ -14,10 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from models.settings import DEFAULT_PRIORITY, NUM_PRIORITIES, InvalidSettings, Settings, help_of, read_settings
+from models.states import JobState
 from producer.duration import parse_duration
 from producer.errors import UsageError
 from producer.prompts.grid import RULES, Grid, parse_option
 from producer.prompts.records import FORMATS, ReaderOptions
+from producer.results.selection import Selection, parse_selection
 
 GRID = "Decoding (a comma list makes a grid of all combinations)"
 CONNECTIONS = "Connections"
@@ -174,6 +176,32 @@ class SubmitOptions:
     def expires_after(self) -> timedelta | None:
         """The time a job may wait. Raises `UsageError`."""
         return None if self.expires is None else parse_duration("--expires", self.expires)
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """The jobs whose results are wanted."""
+
+    state: Annotated[str | None, typer.Option(help="only jobs in these states, such as failed,expired")] = None
+    strategy: Annotated[str | None, typer.Option(help="only these strategies")] = None
+    where: Annotated[list[str] | None, typer.Option(help="only where metadata has KEY=VALUE")] = None
+
+    def selection(self) -> Selection:
+        """Raises `UsageError`."""
+        return parse_selection(self.state, self.strategy, self.where or [])
+
+
+@dataclass(frozen=True)
+class RetryOptions:
+    """The kinds of jobs to queue again."""
+
+    failed: Annotated[bool, typer.Option("--failed", help="the failed jobs")] = False
+    cancelled: Annotated[bool, typer.Option("--cancelled", help="the cancelled jobs")] = False
+    expired: Annotated[bool, typer.Option("--expired", help="the expired jobs")] = False
+
+    def states(self) -> list[JobState]:
+        """The states of the kinds that are named."""
+        return [JobState(name) for name, is_named in vars(self).items() if is_named]
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,13 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *
     say(f"{num_queued + num_running:,} jobs of run {run_id} cancelled, {num_running:,} of them were running")
 
 
-def retry_jobs(settings: Settings, reference: str | None, kinds: Sequence[str], output_options: OutputOptions) -> int:
+def retry_jobs(
+    settings: Settings, reference: str | None, states: Sequence[JobState], output_options: OutputOptions
+) -> int:
     """Queues jobs again and resumes the run; returns the exit code. Raises `UsageError`."""
     database = existing_database(settings)
     run_id = find_run(database, reference)
-    count = requeue(database, run_id, [JobState(kind) for kind in kinds] or UNSUCCESSFUL)
+    count = requeue(database, run_id, states or UNSUCCESSFUL)
     say(f"{count:,} jobs of run {run_id} queued again")
     return resume_run(settings, run_id, output_options)
 

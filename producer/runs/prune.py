@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from sqlalchemy import Engine, delete, func, select
 
@@ -14,16 +14,18 @@ from models.schema.trace import TokenTrace
 from models.settings import Settings
 from models.states import RunState
 from producer.console import say
+from producer.duration import parse_duration
 from producer.render import to_json
 from producer.runs.database import existing_database
 
 JOBS_PER_BATCH = 500
 
 
-def prune_runs(settings: Settings, older_than: timedelta, *, traces_only: bool, is_dry: bool, as_json: bool) -> None:
+def prune_runs(settings: Settings, older_than: str, *, traces_only: bool, is_dry: bool, as_json: bool) -> None:
     """Deletes the runs that finished longer ago than `older_than`, while workers go on. Raises `UsageError`."""
+    age = parse_duration("--older-than", older_than)
     database = existing_database(settings)
-    run_ids = _old_runs(database, datetime.now(UTC) - older_than)
+    run_ids = _old_runs(database, datetime.now(UTC) - age)
     num_jobs, num_traces = _count(database, run_ids)
     what = f"{num_traces:,} trace rows of {len(run_ids):,} runs" if traces_only else (
         f"{len(run_ids):,} runs with {num_jobs:,} jobs and {num_traces:,} trace rows"

@@ -27,7 +27,6 @@ PARTS = {
     "quantised": "quantized",
     "patience": "outages",
     "vital": "critical",
-    "altered": "faulty",
     "refusal": "admission",
     "levers": "ablations",
     "lever": "ablation",
@@ -81,6 +80,7 @@ NAMES = {
     "telling": "output",
     "database_moment": "database_timestamp",
     "database_now": "database_epoch",
+    "altered_worker": "faulty_worker",
     "DoesNotFit": "CapacityExceeded",
     "let_go": "drop",
 }

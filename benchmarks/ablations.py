@@ -34,9 +34,9 @@ LONGEST_PROMPT = 64
 
 def with_linear(base: Engine, make_linear: MakeLinear) -> Engine:
     """The same engine with another kind of linear layer in its decoder."""
-    dtype = base.loaded.dtype
+    dtype = base.loaded.model.dtype
     decoder = FusedDecoder(qwen2_half_billion(dtype), make_linear, cpu_kernels(dtype) or PlainRowOperations())
-    return Engine(replace(base.loaded, decoder=decoder), base.config)
+    return Engine(replace(base.loaded, model=replace(base.loaded.model, decoder=decoder)), base.config)
 
 
 def decode(base: Engine, requests: Sequence[Request], *, prefill_tokens: int | None = None) -> None:

@@ -27,6 +27,7 @@ from benchmarks.support.timing import alternate, timed
 from benchmarks.support.workload import TOY_MODEL, qwen2_half_billion
 from benchmarks.throughput import Transformers
 from models.params import GenerationParams
+from worker.engine.backend import LoadOptions
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel, load_model, prepare_model
@@ -62,14 +63,16 @@ class Roofline:
     """A device's peaks, measured: bytes/s of a copy, multiply-adds/s of a square bf16 matmul."""
 
     def __init__(self, loaded: LoadedModel, num_parameters: int) -> None:
-        self.device = loaded.device
-        self._bytes_per_key = sum(shape.num_elements for shape in loaded.layers.values()) * loaded.dtype.itemsize
+        self.device = loaded.model.device
+        self._bytes_per_key = (
+            sum(shape.num_elements for shape in loaded.model.layers.values()) * loaded.model.dtype.itemsize
+        )
         self._num_parameters = num_parameters
-        self._weight_bytes = num_parameters * loaded.dtype.itemsize
+        self._weight_bytes = num_parameters * loaded.model.dtype.itemsize
         size = 8192 if self.device.type == "cuda" else 1024
         source = torch.empty(size * size * 8, dtype=torch.uint8, device=self.device)
         self.bandwidth = 2 * source.numel() / self._best(source.clone)
-        square = torch.randn(size, size, device=self.device).to(loaded.dtype)
+        square = torch.randn(size, size, device=self.device).to(loaded.model.dtype)
         self.rate = size**3 / self._best(lambda: square @ square)
 
     def seconds(self, step: Step) -> float:
@@ -124,9 +127,9 @@ def compare_with_peers(
 
     seconds: dict[str, list[float]] = {"ours": [], "continuous": [], "static": []}
     for _ in range(3):
-        seconds["ours"].append(timed_on(loaded.device, ours))
-        seconds["continuous"].append(timed_on(loaded.device, peer.continuous))
-    seconds["static"].append(timed_on(loaded.device, peer.static))
+        seconds["ours"].append(timed_on(loaded.model.device, ours))
+        seconds["continuous"].append(timed_on(loaded.model.device, peer.continuous))
+    seconds["static"].append(timed_on(loaded.model.device, peer.static))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     bound = sum(roofline.seconds(step) for step in steps)
     print(f"\n{len(requests)} requests, {num_tokens} tokens, at most {max_num_seqs} running")
@@ -139,14 +142,16 @@ def compare_variants(loaded: LoadedModel, count: int, longest: int, max_num_seqs
     """Greedy against eager steps, synchronous steps and nucleus: alternately, on the same lengths."""
     greedy = long_requests(count, longest)
     nucleus = long_requests(count, longest, strategy="nucleus", top_p=0.9)
-    synchronous = replace(loaded, launch_batch=None)
+    synchronous = replace(loaded, model=replace(loaded.model, launch_batch=None))
     variants: dict[str, Callable[[], Any]] = {
         "greedy": lambda: decode(loaded, greedy, max_num_seqs=max_num_seqs),
         "greedy, eager": lambda: decode(loaded, greedy, max_num_seqs=max_num_seqs, use_graphs=False),
         "greedy, synchronous": lambda: decode(synchronous, greedy, max_num_seqs=max_num_seqs),
         "nucleus 0.9": lambda: decode(loaded, nucleus, max_num_seqs=max_num_seqs),
     }
-    seconds = alternate({name: partial(timed_on, loaded.device, action) for name, action in variants.items()}, rounds=3)
+    seconds = alternate(
+        {name: partial(timed_on, loaded.model.device, action) for name, action in variants.items()}, rounds=3
+    )
     baseline = statistics.median(seconds["greedy"])
     print()
     for name, values in seconds.items():
@@ -170,7 +175,7 @@ def compare_with_cpu(device: torch.device) -> None:
 def check_batch_invariance(make_model: Callable[[], Any], device: torch.device, count: int, num_tokens: int) -> None:
     """With `--deterministic`: its cost, and the sequences and logprobs of each variant that are not the reference's."""
     invariant, other = (
-        prepare_model("qwen2-0.5b-random", make_model(), None, device, deterministic=is_deterministic)
+        prepare_model("qwen2-0.5b-random", make_model(), None, device, LoadOptions(deterministic=is_deterministic))
         for is_deterministic in (True, False)
     )
     requests = reproducibility.requests_of(count, num_tokens)
@@ -208,7 +213,7 @@ def main() -> None:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     loaded = prepare_model("qwen2-0.5b-random", model, None, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    attention = "SDPA tiles" if loaded.paged_attention is None else type(loaded.paged_attention).__name__
+    attention = "SDPA tiles" if loaded.model.paged_attention is None else type(loaded.model.paged_attention).__name__
     roofline = Roofline(loaded, num_parameters)
     print(f"{name}, torch {torch.__version__}, attention: {attention}")
     print(f"measured: {roofline.bandwidth / 1e9:,.0f} GB/s, {roofline.rate / 1e12:,.1f} T multiply-adds/s")

@@ -11,6 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from models.params import GenerationParams
 from models.states import Quantization
+from worker.engine.backend import LoadOptions
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model_loader import prepare_model
@@ -58,7 +59,7 @@ def qwen2_half_billion(dtype: torch.dtype, num_layers: int = 24) -> Any:
 def engine_for(dtype: torch.dtype, *, quantize: Quantization = "none", **config: Any) -> Engine:
     """An engine with that model on the CPU."""
     model = qwen2_half_billion(dtype)
-    loaded = prepare_model("qwen2-0.5b-random", model, None, torch.device("cpu"), quantize=quantize)
+    loaded = prepare_model("qwen2-0.5b-random", model, None, torch.device("cpu"), LoadOptions(quantize=quantize))
     return Engine(loaded, EngineConfig(**{"kv_memory": 2.0, **config}))
 
 

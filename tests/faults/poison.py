@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 
-from worker.engine.model_runner import ModelRunner
+from worker.engine.backend import Backend
 from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine_process.loop import run_engine
 from worker.engine_process.protocol import EngineOptions
@@ -22,16 +22,16 @@ RAISES, EXITS, ALLOCATES, HANGS = 666_001, 666_002, 666_003, 666_004
 
 
 def poisoned_engine_main(connection: Connection, options: EngineOptions) -> None:
-    """The engine's main function, with a model runner that minds the seeds."""
-    healthy = ModelRunner.run
+    """The engine's main function, with a backend that minds the seeds."""
+    healthy = Backend.launch
 
-    def run(self: ModelRunner, plan: StepPlan, *arguments: Any) -> Any:
+    def launch(self: Backend, plan: StepPlan, *arguments: Any) -> Any:
         sequences = plan.decodes + [chunk.sequence for chunk in plan.prefills]
         for seed in {sequence.request.params.seed for sequence in sequences}:
             _act(seed)
         return healthy(self, plan, *arguments)
 
-    with patch.object(ModelRunner, "run", run):
+    with patch.object(Backend, "launch", launch):
         run_engine(connection, options)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -80,6 +80,11 @@ def random_pair(architecture: str, dtype: torch.dtype = torch.float32) -> Pair:
     reference = copy.deepcopy(model)
     loaded = prepare_model(architecture, model, None, torch.device("cpu"))
     return Pair(reference, loaded)
+
+
+def altered(loaded: LoadedModel, **parts: Any) -> LoadedModel:
+    """The same model with other parts of its `DeviceModel`."""
+    return replace(loaded, model=replace(loaded.model, **parts))
 
 
 def random_prompts(count: int, seed: int, longest: int = 60) -> list[tuple[int, ...]]:

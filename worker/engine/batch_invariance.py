@@ -1,9 +1,8 @@
 """Activation functions that give an element the same bits wherever it stands in the batch.
 
-On the CPU torch computes most elements of `silu` and `gelu` with vector instructions and the last few of
-each thread's share one by one, which can round differently. Which elements those are depends on the size
-of the whole tensor, that is, on the other rows. Here no thread's share has such a rest: where the size is
-not a multiple of what all threads take at once, it is padded.
+On the CPU torch computes most elements of `silu` and `gelu` with vector instructions and the last few of each
+thread's share one by one, which can round differently. The size of the whole tensor, that is, the other rows,
+decides which elements those are. Here tensors are padded so that no thread's share has such a rest.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def initialize_vector_math() -> None:
 
 
 def _alignment(size: int) -> int:
-    """What the size must be a multiple of, so that each thread's share is a multiple of the vectors'."""
+    """A divisor of sizes for which each thread's share is a multiple of the vectors' length."""
     num_threads = torch.get_num_threads()
     sharing = min(num_threads, -(-size // GRAIN_SIZE))
     # `silu` is split among `sharing` threads, `gelu` among all of them.

@@ -12,7 +12,7 @@ class EngineConfig:
     max_num_seqs: int = 64  # sequences that decode side by side
     kv_memory: float | None = None  # GiB; None takes a share of what is free
     prefill_tokens: int = 2048  # most prompt tokens in one step
-    block_size: int | None = None  # tokens in a KV block, and queries in a prefill tile; None: what the device likes
+    block_size: int | None = None  # tokens in a KV block, and queries in a prefill tile; None: the device's own
     share_prefixes: bool = True
     gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, step and KV cache together
     use_graphs: bool = True  # CUDA: record decode steps and replay them

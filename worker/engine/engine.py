@@ -17,20 +17,20 @@ from typing import Any, Self
 import torch
 
 from models.states import Quantization
+from worker.engine.backends import backend_for
 from worker.engine.config import EngineConfig
-from worker.engine.cpu.allocator import is_out_of_memory
 from worker.engine.detokenizer import Detokenizer
-from worker.engine.kv_memory import choose_num_blocks
-from worker.engine.model.kv_cache import KVCache
 from worker.engine.model_loader import LoadedModel, load_model
-from worker.engine.model_runner import FixedSizes, ModelRunner
+from worker.engine.out_of_memory import is_out_of_memory
 from worker.engine.output import failed_output, finished_output
 from worker.engine.request import InvalidRequest, OutOfMemory, Request, RequestOutput
+from worker.engine.sampling.in_flight import InFlight
 from worker.engine.sampling.sampler import Sampler
 from worker.engine.scheduling.admission import capacity_error, model_error
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine.scheduling.stopping import eos_ids_of
 from worker.engine.stats import EngineStats
 
@@ -41,29 +41,22 @@ class Engine:
         self.config = config
         self.stats = EngineStats()
         self.detokenizer = None if loaded.tokenizer is None else Detokenizer(loaded.tokenizer)
-        block_size = config.block_size or loaded.block_size
-        num_blocks = choose_num_blocks(loaded, config, block_size)
+        self._backend = backend_for(loaded.model.device)(loaded.model, loaded.limits, config)
         self.scheduler = Scheduler(
-            BlockManager(num_blocks, block_size, share_prefixes=config.share_prefixes),
+            BlockManager(self._backend.num_blocks, self._backend.block_size, share_prefixes=config.share_prefixes),
             config.max_num_seqs,
             config.prefill_tokens,
-            keep_phases_apart=loaded.needs_fixed_sizes,
+            keep_phases_apart=loaded.model.needs_fixed_sizes,
         )
-        cache = KVCache(loaded.layers, num_blocks, block_size, loaded.dtype, loaded.device)
-        fixed = None
-        if loaded.needs_fixed_sizes:
-            fixed = FixedSizes(config.max_num_seqs, config.prefill_tokens, config.max_num_seqs)
-        use_graphs = config.use_graphs and loaded.device.type == "cuda" and not loaded.is_spread
-        self._runner = ModelRunner(loaded, cache, config.max_num_seqs, fixed=fixed, use_graphs=use_graphs)
         self._sampler = Sampler(
             loaded.limits,
             self.scheduler.groups,
             self.scheduler.fork_beams,
             self.detokenizer,
             self.stats,
-            loaded.choose_batch,
-            loaded.launch_batch,
+            loaded.model.choose_batch,
         )
+        self._in_flight: InFlight | None = None  # the last step, whose tokens may still be on the device
         self._ready: list[RequestOutput] = []  # the outputs of the next step
 
     @classmethod
@@ -161,14 +154,17 @@ class Engine:
         plan = self.scheduler.plan()
         if on_admitted is not None and plan.admitted:
             on_admitted([group.request.id for group in plan.admitted])
-        if plan.is_empty:
-            self._retire_finished(self._sampler.collect())
-            return
-        logits, rows = self._runner.run(plan, self._sampler.ids_in_flight)
-        self.stats.count(plan)
-        self._retire_finished(self._sampler.collect())
+        previous, self._in_flight = self._in_flight, self._launch(plan)
+        self._retire_finished(self._sampler.collect(previous))
         self.scheduler.complete(plan)
-        self._retire_finished(self._sampler.sample(logits, rows))
+        self._retire_finished(self._sampler.sample(self._in_flight))
+
+    def _launch(self, plan: StepPlan) -> InFlight | None:
+        if plan.is_empty:
+            return None
+        step = self._backend.launch(plan, self._in_flight)
+        self.stats.count(plan)
+        return step
 
     def _retire_finished(self, groups: Iterable[SequenceGroup]) -> None:
         for group in self.scheduler.retire_finished(groups):
@@ -177,9 +173,8 @@ class Engine:
 
     def _shrink(self, reason: str) -> None:
         self.stats.num_out_of_memory += 1
-        self._sampler.drop_in_flight()
-        if self.loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._in_flight = None  # its sequences start over; draws are keyed by position, so the same tokens come again
+        self._backend.release_memory()
         if (alone := self.scheduler.halve()) is not None:
             self._ready.append(
                 failed_output(

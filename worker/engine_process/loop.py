@@ -14,7 +14,8 @@ import transformers
 from jinja2 import TemplateError
 
 from worker.engine.engine import Engine
-from worker.engine.model_loader import describe_environment, load_model
+from worker.engine.model_loader import load_model
+from worker.engine.provenance import describe_environment
 from worker.engine.request import EngineError, InvalidRequest, Request, RequestOutput
 from worker.engine_process.protocol import (
     Cancel,
@@ -50,7 +51,7 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     except EngineError as error:
         connection.send(Failed(str(error)))
         return
-    connection.send(Ready(describe_environment(loaded), str(loaded.device), engine.kv_tokens))
+    connection.send(Ready(describe_environment(loaded), str(loaded.model.device), engine.kv_tokens))
     try:
         _serve(connection, engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):

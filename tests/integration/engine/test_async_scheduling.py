@@ -6,7 +6,6 @@ On a CPU nothing is really ahead, but all is done in the order in which a GPU do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from tests.conftest import TOY_MODEL
+from tests.support.random_models import altered
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model.attention import AttentionStep
@@ -38,12 +38,12 @@ PLAIN = KINDS[:5]
 
 @pytest.fixture(scope="module")
 def waiting() -> LoadedModel:
-    return replace(load_model(str(TOY_MODEL), "cpu", "float32"), choose_batch=choose_batch)
+    return altered(load_model(str(TOY_MODEL), "cpu", "float32"), choose_batch=choose_batch)
 
 
 @pytest.fixture(scope="module")
 def ahead(waiting: LoadedModel) -> LoadedModel:
-    return replace(waiting, launch_batch=launch_batch)
+    return altered(waiting, launch_batch=launch_batch)
 
 
 def engine_of(loaded: LoadedModel, **config: Any) -> Engine:
@@ -79,7 +79,7 @@ def test_the_same_answers(
 
 def test_where_steps_have_fixed_sizes(waiting: LoadedModel, ahead: LoadedModel) -> None:
     """Prompts and decoding rows then take turns, and the last tokens wait while a prompt is computed."""
-    fixed = [replace(loaded, needs_fixed_sizes=True) for loaded in (ahead, waiting)]
+    fixed = [altered(loaded, needs_fixed_sizes=True) for loaded in (ahead, waiting)]
     assert answers(engine_of(fixed[0]), KINDS) == answers(engine_of(fixed[1]), KINDS)
 
 
@@ -88,7 +88,7 @@ def test_a_step_begins_before_the_last_ones_tokens_are_read(ahead: LoadedModel) 
 
     def decode(step: AttentionStep) -> Tensor:
         events.append("compute")
-        return ahead.decoder(step)
+        return ahead.model.decoder(step)
 
     class Watched(LaunchedChoices):
         def read(self) -> Choices:
@@ -98,7 +98,7 @@ def test_a_step_begins_before_the_last_ones_tokens_are_read(ahead: LoadedModel) 
     def launch(*arguments: Any) -> LaunchedChoices:
         return Watched(**vars(launch_batch(*arguments)))
 
-    engine = engine_of(replace(ahead, decoder=decode, launch_batch=launch))
+    engine = engine_of(altered(ahead, decoder=decode, launch_batch=launch))
     request = Request(0, engine.encode("Story"), GenerationParams(max_new_tokens=4, ignore_eos=True))
     (output,) = engine.generate([request])
     assert len(output.completions[0].token_ids) == 4
@@ -142,8 +142,8 @@ def test_memory_that_runs_out_meanwhile(ahead: LoadedModel, waiting: LoadedModel
     def decode(step: AttentionStep) -> Tensor:
         if next(steps) in (10, 40):
             raise torch.OutOfMemoryError("no room")
-        return ahead.decoder(step)
+        return ahead.model.decoder(step)
 
-    engine = engine_of(replace(ahead, decoder=decode))
+    engine = engine_of(altered(ahead, decoder=decode))
     assert answers(engine, PLAIN[:4]) == answers(engine_of(waiting), PLAIN[:4])
     assert engine.stats.num_out_of_memory == 2

@@ -10,6 +10,7 @@ import torch
 
 from models.params import GenerationParams
 from tests.support.random_models import random_pair, random_prompts
+from worker.engine.backend import LoadOptions
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model.fused_decoder import FusedDecoder
@@ -23,7 +24,7 @@ FUSED = ("qwen2", "llama-grouped", "qwen3", "mistral-window")
 
 def prepared(architecture: str, dtype: torch.dtype = torch.float32, **options: Any) -> LoadedModel:
     reference = random_pair(architecture, dtype).reference
-    return prepare_model(architecture, copy.deepcopy(reference), None, CPU, **options)
+    return prepare_model(architecture, copy.deepcopy(reference), None, CPU, LoadOptions(**options))
 
 
 def requests() -> list[Request]:
@@ -54,14 +55,14 @@ def test_every_way_gives_the_same_tokens(architecture: str, options: dict[str, A
 
 
 def test_llamas_family_is_fused_and_others_are_not() -> None:
-    assert all(isinstance(prepared(architecture).decoder, FusedDecoder) for architecture in FUSED)
-    assert not isinstance(prepared("gemma2-softcap").decoder, FusedDecoder)
+    assert all(isinstance(prepared(architecture).model.decoder, FusedDecoder) for architecture in FUSED)
+    assert not isinstance(prepared("gemma2-softcap").model.decoder, FusedDecoder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_answers_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     loaded = prepared("qwen2", dtype, quantize="int8")
-    assert "int8" in loaded.gemm
+    assert "int8" in loaded.model.gemm
     assert answers(loaded, max_num_seqs=3) == answers(loaded)
 
 

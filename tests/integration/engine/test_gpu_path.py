@@ -16,16 +16,17 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from tests.support.kernels import the_library
-from tests.support.random_models import random_pair, random_prompts
+from tests.support.random_models import altered, random_pair, random_prompts
 from worker.engine.config import EngineConfig
 from worker.engine.cpu.attention import CpuAttention
+from worker.engine.cuda.backend import CudaBackend
+from worker.engine.cuda.decode_graphs import Record
 from worker.engine.cuda.paged_attention import VarlenAttention, difference_to_reference
 from worker.engine.engine import Engine
 from worker.engine.model.attention import AttentionLayer
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.step_batch import PagedRows
 from worker.engine.model_loader import LoadedModel
-from worker.engine.model_runner import FixedSizes, ModelRunner
 from worker.engine.request import Request
 
 CPU = torch.device("cpu")
@@ -81,10 +82,11 @@ def requests() -> list[Request]:
     ]
 
 
-def answers(loaded: LoadedModel, runner: Callable[[Engine], ModelRunner] | None = None, **config: Any) -> Any:
+def answers(loaded: LoadedModel, record: Record | None = None, **config: Any) -> Any:
+    """With `record` through CUDA's backend, its graphs recorded so."""
     engine = Engine(loaded, EngineConfig(**{"max_num_seqs": 12, "kv_memory": 0.05, "block_size": 16, **config}))
-    if runner is not None:
-        engine._runner = runner(engine)
+    if record is not None:
+        engine._backend = CudaBackend(loaded.model, loaded.limits, engine.config, record)
     found = {
         output.request_id: [done.token_ids for done in output.completions] for output in engine.generate(requests())
     }
@@ -95,14 +97,14 @@ def answers(loaded: LoadedModel, runner: Callable[[Engine], ModelRunner] | None 
 @pytest.mark.parametrize("architecture", ["qwen2", "mistral-window", "gpt-neox"])
 def test_paged_prompts_and_decoding_rows_give_the_same_tokens(architecture: str, varlen: VarlenAttention) -> None:
     loaded = random_pair(architecture).loaded
-    paged = replace(loaded, paged_attention=varlen)
+    paged = altered(loaded, paged_attention=varlen)
     assert answers(paged) == answers(loaded)
     assert answers(paged, prefill_tokens=32) == answers(loaded)
 
 
 def test_recorded_steps_give_the_same_tokens(varlen: VarlenAttention) -> None:
     loaded = random_pair("qwen2").loaded
-    paged = replace(loaded, paged_attention=varlen)
+    paged = altered(loaded, paged_attention=varlen)
     num_recorded = 0
 
     def record(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -110,32 +112,24 @@ def test_recorded_steps_give_the_same_tokens(varlen: VarlenAttention) -> None:
         num_recorded += 1
         return function
 
-    def graphs(engine: Engine) -> ModelRunner:
-        return ModelRunner(paged, engine._runner._cache, 12, use_graphs=True, record=record)
-
-    assert answers(paged, graphs) == answers(loaded)
+    assert answers(paged, record) == answers(loaded)
     assert 2 <= num_recorded <= 5  # buckets of up to 12 rows
 
 
 @pytest.mark.parametrize("use_graphs", [False, True])
 def test_steps_of_fixed_sizes_give_the_same_tokens(use_graphs: bool, varlen: VarlenAttention) -> None:
     loaded = random_pair("qwen2").loaded
-    fixed = replace(loaded, paged_attention=varlen, needs_fixed_sizes=True)
+    fixed = altered(loaded, paged_attention=varlen, needs_fixed_sizes=True)
     shapes = set()
-    decoder = fixed.decoder
+    decoder = fixed.model.decoder
 
     def noting(step: Any) -> Tensor:
         shapes.add((step.batch.input_ids.shape[1], len(step.batch.logit_rows)))
         return decoder(step)
 
-    fixed = replace(fixed, decoder=noting)
+    fixed = altered(fixed, decoder=noting)
 
-    def runner(engine: Engine) -> ModelRunner:
-        return ModelRunner(
-            fixed, engine._runner._cache, 12, fixed=FixedSizes(12, 64, 12), use_graphs=use_graphs, record=lambda f: f
-        )
-
-    assert answers(fixed, runner, prefill_tokens=64) == answers(loaded)
+    assert answers(fixed, lambda f: f, prefill_tokens=64, use_graphs=use_graphs) == answers(loaded)
     assert shapes == {(12, 12), (64, 12)}
 
 

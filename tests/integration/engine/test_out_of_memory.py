@@ -10,8 +10,8 @@ import torch
 
 from models.params import GenerationParams
 from tests.conftest import TOY_MODEL
+from worker.engine.backend import Backend
 from worker.engine.engine import Engine
-from worker.engine.model_runner import ModelRunner
 from worker.engine.request import Request
 from worker.engine.scheduling.step_plan import StepPlan
 
@@ -40,16 +40,16 @@ def limit_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     """Makes memory run out whenever more sequences than that are in a step; returns what went through."""
 
     def limit(most: int) -> list[int]:
-        healthy, seen = ModelRunner.run, []
+        healthy, seen = Backend.launch, []
 
-        def run(self: ModelRunner, plan: StepPlan, *arguments: Any) -> Any:
+        def launch(self: Backend, plan: StepPlan, *arguments: Any) -> Any:
             rows = len(plan.decodes) + len(plan.prefills)
             if rows > most:
                 raise torch.OutOfMemoryError("no room for so many")
             seen.append(rows)
             return healthy(self, plan, *arguments)
 
-        monkeypatch.setattr(ModelRunner, "run", run)
+        monkeypatch.setattr(Backend, "launch", launch)
         return seen
 
     return limit
@@ -88,10 +88,10 @@ def test_a_job_that_is_too_large_fails_alone(limit_rows: Callable[[int], list[in
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: ModelRunner, plan: StepPlan, *arguments: Any) -> Any:  # noqa: ARG001
+    def launch(self: Backend, plan: StepPlan, *arguments: Any) -> Any:  # noqa: ARG001
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(ModelRunner, "run", run)
+    monkeypatch.setattr(Backend, "launch", launch)
     with pytest.raises(RuntimeError, match="shapes"):
         list(load().generate([Request(0, (5, 6), GREEDY)]))
 

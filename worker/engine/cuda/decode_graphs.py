@@ -1,7 +1,7 @@
 """Decode steps of fixed sizes that are recorded once and replayed: a CUDA graph costs one launch instead of hundreds.
 
-A step is padded to the next bucket; padding rows read and write the scratch block. `record` is what makes a graph
-of a function, so that all but the recording runs, and is tested, on any device.
+A step is padded to the next bucket; padding rows read and write the scratch block. `record` makes a graph of a
+function: all except CUDA's own recording runs, and is tested, on any device.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def graph_buckets(max_num_seqs: int) -> list[int]:
 
 def bucket_for(num_rows: int, buckets: Sequence[int]) -> int | None:
     """The smallest bucket that holds the rows; None where none does."""
-    place = bisect_left(buckets, num_rows)
-    return buckets[place] if place < len(buckets) else None
+    index = bisect_left(buckets, num_rows)
+    return buckets[index] if index < len(buckets) else None
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class DecodeGraphs:
 
 
 def static_batch(bucket: int, max_seqlen_k: int, block_size: int, device: torch.device) -> StepBatch:
-    """A batch of so many padding rows, with room for the longest sequence."""
+    """A batch of `bucket` padding rows whose block tables are long enough for any sequence."""
     width = -(-max_seqlen_k // block_size)
 
     def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
@@ -135,7 +135,7 @@ class CudaRecorder:
     def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up at their first call, which cannot be recorded
+        with torch.cuda.stream(side):  # libraries initialise themselves in their first call, which cannot be recorded
             for _ in range(2):
                 function()
         torch.cuda.current_stream().wait_stream(side)

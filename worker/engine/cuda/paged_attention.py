@@ -1,7 +1,7 @@
 """Paged attention on CUDA through torch's `varlen_attn`, for prompts and decoding rows in one call.
 
-Which torch, GPU and flash-attention build takes a block table is found out by trying: `varlen_attention` computes a
-small case both ways and returns None where the call is refused or differs. Then the tiles of `StepBatch` do.
+Not every torch, GPU and flash-attention build takes a block table: `varlen_attention` computes a small case both ways
+and returns None where the call fails or differs. Attention then goes through the tiles of `StepBatch`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class VarlenAttention:
 def varlen_attention(
     device: torch.device, dtype: torch.dtype, shape: LayerShape, num_heads: int, *, is_deterministic: bool = False
 ) -> PagedAttention | None:
-    """The kernel where it computes what it should on this device, else None."""
+    """The kernel, or None where it does not compute attention correctly on this device."""
     if dtype not in (torch.bfloat16, torch.float16) or not has_paged_varlen():
         return None
     try:

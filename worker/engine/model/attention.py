@@ -1,7 +1,6 @@
-"""Attention on our KV cache: a layer's keys go into the cache, and its rows attend in the tiles of `StepBatch`.
+"""Attention on our KV cache: a layer's keys go into the cache, its rows attend through a paged kernel or in tiles.
 
-`attend` is what a fused decoder calls; Transformers' models call `attention_forward`,
-registered under `ATTENTION_NAME`.
+The fused decoder calls `attend`; Transformers' models call `attention_forward`, registered under `ATTENTION_NAME`.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ ATTENTION_NAME = "nocturne"
 
 @dataclass
 class ShapeProbe:
-    """Stands in for a step when the model is loaded: notes what each layer would cache."""
+    """Stands in for a step when a model is loaded: notes the shape of each layer's keys and values."""
 
     layers: dict[int, LayerShape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """What does not change from step to step."""
+    """The constants of one layer's attention."""
 
     index: int
     scale: float
@@ -39,9 +38,9 @@ class AttentionLayer:
 
 
 class PagedAttention(Protocol):
-    """A kernel that finds a row's keys through its block table."""
+    """A kernel that finds a row's keys through its block table (Kwon et al. 2023)."""
 
-    covers_prefill: bool  # or rows one by one, and of prompts only those with few keys
+    covers_prefill: bool  # else it takes rows one by one, and of prompts only those with few keys
 
     def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
         """Attention of rows [rows, heads, dim] over their own keys; returns [rows, heads, value_dim]."""
@@ -49,11 +48,16 @@ class PagedAttention(Protocol):
 
 @dataclass(frozen=True)
 class AttentionStep:
-    """What a step brings; Transformers' models hand it on among their keyword arguments."""
+    """A step's attention; Transformers' models hand it on among their keyword arguments."""
 
     batch: StepBatch
     cache: KVCache
     paged_attention: PagedAttention | None = None
+
+
+def has_softcap(model: Any) -> bool:
+    """Whether the model squashes its attention's scores, which no paged kernel does."""
+    return getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
 def attention_forward(

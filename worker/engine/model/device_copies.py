@@ -1,4 +1,4 @@
-"""Small tensors between host and device without waiting for what the device is doing meanwhile."""
+"""Copies of small tensors between host and device that do not wait for the device's other work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def fetch(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begins to copy to the host; calling the result waits for the copy, and for nothing that was begun later."""
+    """Begins to copy to the host; calling the result waits for the copy, and for no work launched later."""
     if tensor.device.type != "cuda":
         return lambda: tensor
     on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,9 +1,9 @@
 """The decoder of Llama's family with few operations a layer: one matmul for query, key and value, one for
 gate and up, and every activation and residual fused into the matmul before it as its epilogue.
 
-Takes the weights of Transformers' own model and computes what its layers compute; `tests` compare the two. A
-layer of Transformers' makes about sixty small operations, which cost as much as the products when few
-sequences run (`docs/log.md`).
+Takes the weights of Transformers' own model and computes the same function; tests compare the two. Transformers'
+layers make about sixty small operations each, which cost as much as the matmuls when few sequences run
+(`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from worker.engine.model.attention import AttentionLayer, AttentionStep, attend
 from worker.engine.model.linear import Linear, MakeLinear
 
-#: Transformers' layers that compute what `FusedLayer` does. Gemma's and others' norms stand elsewhere.
+#: Transformers' layers that `FusedLayer` computes. Gemma's and others' have their norms in other places.
 FUSABLE_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 
 
 class RowOperations(Protocol):
-    """What a layer does to its rows beside products and attention."""
+    """A layer's operations on rows beside matmuls and attention."""
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         """rows / sqrt(mean of squares + eps) * weight over the last dimension."""
 
     def rotate(self, heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-        """Rotates heads [rows, heads, dim], in place or not, by angles as `Rotation` has them."""
+        """Rotates heads [rows, heads, dim], in place or not, by the angles of a `Rotation`."""
 
 
 class PlainRowOperations:
@@ -60,7 +60,7 @@ class Rotation:
     operations: RowOperations
 
     def __call__(self, heads: Tensor) -> Tensor:
-        """Rotates heads [rows, heads, dim], which are not to be used afterwards."""
+        """Rotates heads [rows, heads, dim], and may overwrite them."""
         return self.operations.rotate(heads, self.cos, self.signed_sin)
 
 
@@ -109,7 +109,7 @@ class FusedDecoder:
         self.head = make_linear([model.lm_head])
 
     def __call__(self, step: AttentionStep) -> Tensor:
-        """Logits [num_logits, vocab] of the rows that the step asks for; the next call may use their room again."""
+        """Logits [num_logits, vocab] of the rows that the step asks for; the next call may overwrite them."""
         batch = step.batch
         hidden = F.embedding(batch.input_ids[0], self._embedding)
         rotation = self._rotation(hidden, batch.positions)
@@ -156,7 +156,7 @@ def _fused_layer(layer: Any, make_linear: MakeLinear, operations: RowOperations)
 
 
 def _window(attention: Any) -> int | None:
-    """How many tokens back it sees; some layers have it themselves, Mistral's in the configuration."""
+    """The tokens that a row sees; some layers say so themselves, Mistral's in the configuration."""
     if hasattr(attention, "sliding_window"):
         window: int | None = attention.sliding_window
         return window

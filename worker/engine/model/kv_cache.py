@@ -13,7 +13,7 @@ from worker.engine.cpu.large_pages import large_pages
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one token needs in one layer."""
+    """The keys and values of one token in one layer."""
 
     num_kv_heads: int
     key_dim: int

@@ -1,4 +1,4 @@
-"""Putting other modules in the place of a loaded model's own."""
+"""Replaces modules of a loaded model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def replace_children(
     return replaced
 
 
-def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> int:
-    """Replaces every `nn.Linear` of the model; returns how many."""
+def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Replaces every `nn.Linear` of the model."""
 
     def make_of(child: nn.Module) -> nn.Module:
         assert isinstance(child, nn.Linear)
         return make(child)
 
-    return replace_children(model, lambda _, child: type(child) is nn.Linear, make_of)
+    replace_children(model, lambda _, child: type(child) is nn.Linear, make_of)

@@ -1,4 +1,4 @@
-"""The decoder as Transformers has it, with our attention: for every architecture that has no fused one."""
+"""Transformers' own decoder with our attention, for every architecture without a fused one."""
 
 from __future__ import annotations
 

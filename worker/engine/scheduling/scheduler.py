@@ -59,10 +59,10 @@ class Scheduler:
         """Lets a group wait behind those of its priority."""
         group.prefix = self.blocks.prefix_of(group.request.prompt_ids)
         self.groups[group.request.id] = group
-        place = len(self.waiting)
-        while place and self.waiting[place - 1].request.priority < group.request.priority:
-            place -= 1
-        self.waiting.insert(place, group)
+        position = len(self.waiting)
+        while position and self.waiting[position - 1].request.priority < group.request.priority:
+            position -= 1
+        self.waiting.insert(position, group)
 
     def plan(self) -> StepPlan:
         """Admits what fits, then plans a step, with blocks for all that it writes; empty only where nothing can run."""

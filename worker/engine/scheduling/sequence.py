@@ -63,14 +63,18 @@ class Sequence:
         return len(self.request.prompt_ids)
 
     @property
+    def num_generated(self) -> int:
+        """Generated tokens, including one in flight."""
+        return len(self.token_ids) + (self.in_flight_index is not None)
+
+    @property
     def num_tokens(self) -> int:
-        """Prompt and generated tokens, including one in flight."""
-        return len(self.request.prompt_ids) + len(self.token_ids) + (self.in_flight_index is not None)
+        return self.num_prompt_tokens + self.num_generated
 
     @property
     def ends_in_flight(self) -> bool:
         """Whether its token in flight is its last one, whatever it is."""
-        return self.in_flight_index is not None and len(self.token_ids) + 1 >= self.max_new_tokens
+        return self.in_flight_index is not None and self.num_generated >= self.max_new_tokens
 
     @property
     def is_prefilled(self) -> bool:

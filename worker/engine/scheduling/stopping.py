@@ -1,4 +1,4 @@
-"""When a sequence ends: an end token, a stop string, a stop token or its length, checked in this order."""
+"""The ends of sequences: an end token, a stop token, a stop string or the length, checked in this order."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def _ends_with_stop_string(sequence: Sequence, detokenizer: Detokenizer) -> bool
     stream = sequence.text_stream
     added = stream.append(sequence.token_ids[-1])
     found = [_find(stream.text, stop, len(added)) for stop in sequence.request.params.stop]
-    places = [place for place in found if place >= 0]
-    if not places or not added:
+    starts = [start for start in found if start >= 0]
+    if not starts or not added:
         return False
-    sequence.text_end = min(places)
+    sequence.text_end = min(starts)
     return True
 
 
 def _find(text: str, stop: str, num_added: int) -> int:
-    """Where the stop string begins, if the newest characters complete it; else -1."""
+    """The start of a stop string that the newest characters complete, or -1."""
     return text.find(stop, max(0, len(text) - num_added - len(stop) + 1))

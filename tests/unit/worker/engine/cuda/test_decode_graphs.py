@@ -9,7 +9,7 @@ import torch
 
 from models.params import GenerationParams
 from worker.engine.cuda.decode_graphs import bucket_for, graph_buckets
-from worker.engine.kv_memory import left_for_cache
+from worker.engine.cuda.memory import left_for_cache
 from worker.engine.sampling.batch_sampler import choose_batch, keep_nucleus
 from worker.engine.sampling.nucleus import nucleus
 from worker.engine.sampling.row_sampler import SamplingRow, choose_tokens

@@ -1,0 +1,146 @@
+"""A model on its device, and how a step runs there: plan in, logits and tokens in flight out.
+
+`Backend` is for any device that torch knows; `cpu/backend.py` and `cuda/backend.py` hold what those two add.
+Knows neither the queue nor when a sequence ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from models.states import Quantization
+from worker.engine.batch_builder import Paging, build_step_batch
+from worker.engine.config import EngineConfig, ModelLimits
+from worker.engine.kv_memory import GIB, choose_num_blocks
+from worker.engine.model.attention import AttentionStep, PagedAttention
+from worker.engine.model.fused_decoder import FusedDecoder, can_fuse
+from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.linear import PlainLinear
+from worker.engine.model.step_batch import MIN_ROWS, StepBatch
+from worker.engine.model.transformers_decoder import TransformersDecoder
+from worker.engine.sampling.batch_sampler import ChooseBatch, LaunchBatch
+from worker.engine.sampling.in_flight import InFlight
+from worker.engine.scheduling.step_plan import SampledRow, StepPlan
+
+#: Share of the free memory that the KV cache takes where no size is given.
+MEMORY_SHARE = 0.25
+
+#: A step's rows to the logits [num_logits, vocab] that the step asks for.
+Decoder = Callable[[AttentionStep], Tensor]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded. `fuse` and `use_kernels` are for tests: without them it runs on torch's operations."""
+
+    deterministic: bool = False
+    quantize: Quantization = "none"
+    is_spread: bool = False  # over several devices
+    fuse: bool = True
+    use_kernels: bool = True
+
+    def can_fuse(self, model: Any) -> bool:
+        """Whether the fused decoder takes the model's place."""
+        return self.fuse and not self.is_spread and can_fuse(model)
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """A model in its device's memory, and the functions that compute it there. Several engines may share one."""
+
+    device: torch.device
+    dtype: torch.dtype
+    layers: dict[int, LayerShape]
+    decoder: Decoder
+    gemm: str  # which one the decoder uses, for the provenance of results
+    paged_attention: PagedAttention | None = None  # None: attention goes through SDPA's tiles
+    choose_batch: ChooseBatch | None = None  # None: rows are sampled a few at a time
+    launch_batch: LaunchBatch | None = None  # where the next step may begin before the last one's tokens are known
+    block_size: int = 64  # tokens in a KV block, where nothing else is asked for
+    needs_fixed_sizes: bool = False  # answers are to be batch-invariant, and matmuls depend on their size
+    is_spread: bool = False
+
+    @property
+    def description(self) -> str:
+        """The kernels that results come from."""
+        return f"{'sdpa tiles' if self.paged_attention is None else 'paged kernel'}, {self.gemm}"
+
+
+class Backend:
+    """Runs the steps of one engine.
+
+    Owns the tensors that sequences keep from step to step: the KV cache. Recurrent state, which has a place per
+    sequence and not per token, belongs beside it.
+    """
+
+    def __init__(self, model: DeviceModel, limits: ModelLimits, config: EngineConfig) -> None:
+        self._model = model
+        self._config = config
+        self.block_size = config.block_size or model.block_size
+        memory = self._free_memory(limits) if config.kv_memory is None else int(config.kv_memory * GIB)
+        self.num_blocks = choose_num_blocks(
+            memory, model.layers, model.dtype, self.block_size, config.max_num_seqs, limits.context_window
+        )
+        self._cache = KVCache(model.layers, self.num_blocks, self.block_size, model.dtype, model.device)
+        self._paging = Paging.of(model.paged_attention)
+
+    @classmethod
+    def prepare_process(cls, dtype: torch.dtype, options: LoadOptions) -> None:
+        """Called before the process computes anything with a model."""
+
+    @classmethod
+    def can_quantize(cls, model: Any, options: LoadOptions) -> bool:  # noqa: ARG003
+        """Whether the model can be computed in int8 here."""
+        return False
+
+    @classmethod
+    def load(cls, model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions) -> DeviceModel:
+        """The model, which is on the device already, ready to decode; its own layers are of no use afterwards."""
+        is_fused = options.can_fuse(model)
+        return DeviceModel(
+            device=device,
+            dtype=model.dtype,
+            layers=layers,
+            decoder=FusedDecoder(model, PlainLinear) if is_fused else TransformersDecoder(model),
+            gemm="fused decoder, torch gemm" if is_fused else "torch gemm",
+            needs_fixed_sizes=options.deterministic,
+            is_spread=options.is_spread,
+        )
+
+    def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
+        """Begins to compute a plan that is not empty; `previous` is the step before, where it is still in flight."""
+        if plan.block_copies:
+            self._cache.copy_blocks(plan.block_copies)
+        logits, rows = self._forward(plan, None if previous is None else previous.token_ids)
+        return InFlight(logits, rows, self._model.launch_batch)
+
+    def release_memory(self) -> None:
+        """Gives memory that the process holds and does not use back to the device, after it ran out."""
+
+    def _free_memory(self, limits: ModelLimits) -> int:  # noqa: ARG002
+        """Bytes for the KV cache where no size is given."""
+        return int(psutil.virtual_memory().available * MEMORY_SHARE)
+
+    def _forward(self, plan: StepPlan, ids_in_flight: Tensor | None) -> tuple[Tensor, list[SampledRow]]:
+        """Logits [num_logits, vocab], and which sequences get a token from which of their rows."""
+        batch, rows = self._build(plan, self._model.device)
+        if batch.in_flight is not None:
+            batch.in_flight.insert(batch.input_ids, ids_in_flight)
+        return self._model.decoder(AttentionStep(batch, self._cache, self._model.paged_attention)), rows
+
+    def _build(self, plan: StepPlan, device: torch.device) -> tuple[StepBatch, list[SampledRow]]:
+        num_rows, num_logits = self._min_sizes(plan)
+        return build_step_batch(plan, self.block_size, device, self._paging, num_rows=num_rows, num_logits=num_logits)
+
+    def _min_sizes(self, plan: StepPlan) -> tuple[int, int]:
+        """Rows and logits that a step is padded to."""
+        if not self._model.needs_fixed_sizes:
+            return MIN_ROWS, MIN_ROWS
+        most = self._config.max_num_seqs
+        return (self._config.prefill_tokens if plan.prefills else most), most

@@ -1,0 +1,38 @@
+"""The choice of a device, of the backend that computes there, and of the numbers' type."""
+
+from __future__ import annotations
+
+import torch
+
+from worker.engine.backend import Backend
+from worker.engine.cpu.backend import CpuBackend
+from worker.engine.cuda.backend import CudaBackend
+from worker.engine.request import ModelUnavailable
+
+
+def backend_for(device: torch.device) -> type[Backend]:
+    """The backend of a device; one without its own computes with torch's operations alone."""
+    backends: dict[str, type[Backend]] = {"cpu": CpuBackend, "cuda": CudaBackend}
+    return backends.get(device.type, Backend)
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` takes a CUDA device where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ModelUnavailable(f"device {device} was asked for, but this machine has no CUDA device; use --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` takes bfloat16 where the device computes in it, else float32."""
+    if dtype != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = torch.backends.mkldnn.is_available() and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return torch.bfloat16 if has_bf16 else torch.float32

@@ -1,0 +1,81 @@
+"""Steps on an NVIDIA GPU: paged attention, sampling on the device, decode steps as CUDA graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worker.engine.backend import Backend, DeviceModel, LoadOptions
+from worker.engine.config import EngineConfig, ModelLimits
+from worker.engine.cuda.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
+from worker.engine.cuda.memory import left_for_cache, step_memory
+from worker.engine.cuda.paged_attention import PAGE_SIZE, varlen_attention
+from worker.engine.model.attention import PagedAttention, has_softcap
+from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.sampling.batch_sampler import choose_batch, launch_batch
+from worker.engine.scheduling.step_plan import SampledRow, StepPlan
+
+CPU = torch.device("cpu")
+
+
+class CudaBackend(Backend):
+    """The base's steps; those that only decode are replayed as graphs, where there is a paged kernel."""
+
+    def __init__(
+        self, model: DeviceModel, limits: ModelLimits, config: EngineConfig, record: Record | None = None
+    ) -> None:
+        super().__init__(model, limits, config)
+        self._graphs = None
+        if config.use_graphs and model.paged_attention is not None and not model.is_spread:
+            most = config.max_num_seqs
+            self._graphs = DecodeGraphs(
+                model.decoder,
+                self._cache,
+                model.paged_attention,
+                [most] if model.needs_fixed_sizes else graph_buckets(most),
+                limits.context_window,
+                model.device,
+                record,
+            )
+
+    @classmethod
+    def load(cls, model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions) -> DeviceModel:
+        return replace(
+            super().load(model, layers, device, options),
+            paged_attention=_paged_attention(model, layers, device, options),
+            choose_batch=choose_batch,
+            launch_batch=launch_batch,
+            block_size=PAGE_SIZE,
+        )
+
+    def release_memory(self) -> None:
+        torch.cuda.empty_cache()
+
+    def _free_memory(self, limits: ModelLimits) -> int:
+        """A share of the GPU, less what is in use and what the largest step takes."""
+        model = self._model
+        empty_cache = KVCache(model.layers, 1, self.block_size, model.dtype, model.device)
+        step = step_memory(model.decoder, empty_cache, model.device, self._config, limits)
+        del empty_cache
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(model.device)
+        return left_for_cache(total, free, self._config.gpu_memory_utilization, step)
+
+    def _forward(self, plan: StepPlan, ids_in_flight: Tensor | None) -> tuple[Tensor, list[SampledRow]]:
+        graphs = self._graphs
+        if graphs is None or plan.prefills or bucket_for(len(plan.decodes), graphs.buckets) is None:
+            return super()._forward(plan, ids_in_flight)
+        batch, rows = self._build(plan, CPU)  # the graph's own tensors are filled from there
+        return graphs.run(batch, ids_in_flight), rows
+
+
+def _paged_attention(
+    model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions
+) -> PagedAttention | None:
+    if not options.use_kernels or has_softcap(model):
+        return None
+    num_heads = model.config.get_text_config().num_attention_heads
+    return varlen_attention(device, model.dtype, layers[0], num_heads, is_deterministic=options.deterministic)

@@ -41,7 +41,9 @@ def with_linear(base: Engine, make_linear: MakeLinear) -> Engine:
 
 def decode(base: Engine, requests: Sequence[Request], *, prefill_tokens: int | None = None) -> None:
     """Decodes all requests with a fresh engine."""
-    engine = Engine(base.loaded, replace(base.config, prefill_tokens=prefill_tokens or base.config.prefill_tokens))
+    engine = Engine(
+        base.loaded, base.config.model_copy(update={"prefill_tokens": prefill_tokens or base.config.prefill_tokens})
+    )
     for _ in engine.generate(requests):
         pass
 

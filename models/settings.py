@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -15,7 +15,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from models.states import Quantization
+from models.engine_options import EngineOptions
+from models.model_name import canonical_model
 
 DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
 DEFAULT_PRIORITY = 5
@@ -26,7 +27,7 @@ CONFIG_FILE = "nocturne.toml"  # in the working directory
 OPTION_OF = {"grace_seconds": "grace", "worker_name": "name"}
 
 
-class Settings(BaseSettings):
+class Settings(EngineOptions, BaseSettings):
     """The settings of producer and worker, one field for each.
 
     A flag wins over the environment variable `NOCTURNE_<FIELD>`, that over `nocturne.toml` in the working directory,
@@ -40,22 +41,6 @@ class Settings(BaseSettings):
     broker: str | None = None  # Redis URL; None: the embedded server
     home: Path = Path(".nocturne")  # folder of the embedded database and broker
 
-    device: str = "auto"  # auto, cpu, cuda:0 …
-    # A description is the help of the option of that name, in `worker start` and in `producer run` alike.
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        default="auto", description="bfloat16, float16, float32; default: what the device has"
-    )
-    quantize: Quantization = Field(
-        default="none", description="int8: faster on a CPU, and other answers; default: none"
-    )
-    max_num_seqs: int = Field(default=64, ge=1, description="sequences that decode side by side")
-    kv_memory: float | None = Field(
-        default=None, gt=0, description="GiB for the KV cache; default: a share of the free"
-    )
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # share of a GPU for weights, step and KV cache
-    deterministic: bool = Field(default=False, description="batch-invariant answers, on a GPU too; slower there")
-    prefill_tokens: int = Field(default=2048, ge=16)  # prompt tokens in one step, at most
-    num_threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; None: torch's choice
     worker_name: str | None = None  # None: host name and device
     concurrency: int = Field(default=32, ge=1)  # chunks in flight at once
 
@@ -78,6 +63,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The sources in the order of their precedence."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """The part that an engine process is started with."""
+        given = self.model_dump(include=set(EngineOptions.model_fields))
+        return EngineOptions(**{**given, "model": canonical_model(self.model)})
 
     @property
     def database_url(self) -> str:

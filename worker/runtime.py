@@ -20,9 +20,7 @@ from models.message import ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
 from worker.critical_thread import CriticalThread
-from worker.engine.config import EngineConfig
 from worker.engine.request import RequestOutput
-from worker.engine_process.protocol import EngineOptions
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
 from worker.heartbeat import Heartbeat
 from worker.in_flight import InFlightJobs
@@ -57,7 +55,7 @@ class Runtime:
         self._store = JobStore(database, self.name, settings.lease_seconds)
         self._registry = Registry(database, self.name, settings.lease_seconds)
         self._supervisor = EngineSupervisor(
-            _engine_options(settings), self._on_output, self._on_death, self._on_lost, settings.engine_timeout
+            settings.engine_options, self._on_output, self._on_death, self._on_lost, settings.engine_timeout
         )
         self._committer = Committer(self._store, self._outages, self._jobs.release)
         self._heartbeat = Heartbeat(
@@ -194,20 +192,3 @@ class Runtime:
             self._jobs.release(claim)
         for run_id in {claim.run_id for claim in claims}:
             self._sweeper.send_outbox(run_id=run_id)
-
-
-def _engine_options(settings: Settings) -> EngineOptions:
-    return EngineOptions(
-        model=canonical_model(settings.model),
-        device=settings.device,
-        dtype=settings.dtype,
-        config=EngineConfig(
-            max_num_seqs=settings.max_num_seqs,
-            kv_memory=settings.kv_memory,
-            prefill_tokens=settings.prefill_tokens,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-        ),
-        num_threads=settings.num_threads,
-        deterministic=settings.deterministic,
-        quantize=settings.quantize,
-    )

@@ -6,11 +6,12 @@ import os
 from multiprocessing.connection import Connection
 from unittest.mock import patch
 
+from models.engine_options import EngineOptions
 from models.message import JobMessage
 from models.states import FinishReason
 from worker.cli import main
 from worker.engine.request import Completion, RequestOutput, Trace
-from worker.engine_process.protocol import EngineOptions, Finished, Ready, Stop, Submit
+from worker.engine_process.protocol import Finished, Ready, Stop, Submit
 
 TEXTS = ("model", "weights_hash", "tokenizer_hash", "dtype", "device", "attention")
 ENVIRONMENT = {**dict.fromkeys(TEXTS, "null"), "versions": {}}

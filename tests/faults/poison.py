@@ -13,10 +13,10 @@ from unittest.mock import patch
 
 import torch
 
+from models.engine_options import EngineOptions
 from worker.engine.backend import Backend
 from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine_process.loop import run_engine
-from worker.engine_process.protocol import EngineOptions
 
 RAISES, EXITS, ALLOCATES, HANGS = 666_001, 666_002, 666_003, 666_004
 

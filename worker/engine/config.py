@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import ConfigDict
 
-@dataclass(frozen=True)
-class EngineConfig:
+from models.engine_options import SizeOptions
+
+
+class EngineConfig(SizeOptions):
     """The size of an engine and how it computes."""
 
-    max_num_seqs: int = 64  # sequences that decode side by side
-    kv_memory: float | None = None  # GiB; None takes a share of what is free
-    prefill_tokens: int = 2048  # most prompt tokens in one step
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     block_size: int | None = None  # tokens in a KV block, and queries in a prefill tile; None: the device's own
     share_prefixes: bool = True
-    gpu_memory_utilization: float = 0.9  # share of a GPU's memory for weights, step and KV cache together
     use_graphs: bool = True  # CUDA: record decode steps and replay them
 
 

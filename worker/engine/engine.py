@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 
+from models.engine_options import EngineOptions, SizeOptions
 from models.states import Quantization
 from worker.engine.backends import backend_for
 from worker.engine.config import EngineConfig
@@ -77,6 +78,13 @@ class Engine:
         """
         loaded = load_model(model, device, dtype, deterministic=deterministic, quantize=quantize)
         return cls(loaded, EngineConfig(**config))
+
+    @classmethod
+    def start(cls, options: EngineOptions) -> Self:
+        """An engine with the options of a worker. Raises `ModelUnavailable`."""
+        sizes = options.model_dump(include=set(SizeOptions.model_fields))
+        chosen = options.model_dump(include={"device", "dtype", "deterministic", "quantize"})
+        return cls.load(options.model, **chosen, **sizes)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt; special tokens written in it are honoured."""

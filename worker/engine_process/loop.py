@@ -13,14 +13,13 @@ import torch
 import transformers
 from jinja2 import TemplateError
 
+from models.engine_options import EngineOptions
 from worker.engine.engine import Engine
-from worker.engine.model_loader import load_model
 from worker.engine.provenance import describe_environment
 from worker.engine.request import EngineError, InvalidRequest, Request, RequestOutput
 from worker.engine_process.protocol import (
     Cancel,
     Crashed,
-    EngineOptions,
     Failed,
     Finished,
     Ready,
@@ -40,18 +39,11 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     try:
-        loaded = load_model(
-            options.model,
-            options.device,
-            options.dtype,
-            deterministic=options.deterministic,
-            quantize=options.quantize,
-        )
-        engine = Engine(loaded, options.config)
+        engine = Engine.start(options)
     except EngineError as error:
         connection.send(Failed(str(error)))
         return
-    connection.send(Ready(describe_environment(loaded), str(loaded.model.device), engine.kv_tokens))
+    connection.send(Ready(describe_environment(engine.loaded), str(engine.loaded.model.device), engine.kv_tokens))
     try:
         _serve(connection, engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from worker.engine_process.protocol import EngineOptions
+from models.engine_options import EngineOptions
 
 
 def engine_main(connection: Connection, options: EngineOptions) -> None:

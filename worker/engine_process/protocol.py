@@ -10,22 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.message import JobMessage
-from models.states import Quantization
-from worker.engine.config import EngineConfig
 from worker.engine.request import RequestOutput
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """The options of an engine process."""
-
-    model: str
-    device: str
-    dtype: str
-    config: EngineConfig
-    num_threads: int | None = None
-    deterministic: bool = False
-    quantize: Quantization = "none"
 
 
 @dataclass(frozen=True)

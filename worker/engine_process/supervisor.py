@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from threading import Event, Lock
 from time import monotonic
 
+from models.engine_options import EngineOptions
 from models.message import JobMessage
 from worker.critical_thread import CriticalThread
 from worker.engine.request import ModelUnavailable, RequestOutput
@@ -21,7 +22,6 @@ from worker.engine_process.main import engine_main
 from worker.engine_process.protocol import (
     Cancel,
     Crashed,
-    EngineOptions,
     Failed,
     Finished,
     Ready,

@@ -1,0 +1,39 @@
+"""The options of an engine that a person sets. Declared here once: settings and the engine's own values carry them.
+
+A description is the help of the option of that name, in `worker start` and in `producer run` alike. Loads neither
+torch nor pydantic_settings.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from models.states import Quantization
+
+
+class SizeOptions(BaseModel):
+    """The work that an engine does at once, and the memory it takes for it."""
+
+    max_num_seqs: int = Field(default=64, ge=1, description="sequences that decode side by side")
+    kv_memory: float | None = Field(
+        default=None, gt=0, description="GiB for the KV cache; default: a share of the free"
+    )
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # share of a GPU for weights, step and KV cache
+    prefill_tokens: int = Field(default=2048, ge=16)  # prompt tokens in one step, at most
+
+
+class EngineOptions(SizeOptions):
+    """The options that an engine process is started with."""
+
+    model: str  # hub id or folder
+    device: str = "auto"  # auto, cpu, cuda:0 …
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="bfloat16, float16, float32; default: what the device has"
+    )
+    quantize: Quantization = Field(
+        default="none", description="int8: faster on a CPU, and other answers; default: none"
+    )
+    deterministic: bool = Field(default=False, description="batch-invariant answers, on a GPU too; slower there")
+    num_threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; None: torch's choice

@@ -1,1 +1,1 @@
-"""Tables, not neural networks: what producer and worker share, schema, messages, settings, the start of a process."""
+"""Tables, not neural networks: the schema, messages, settings and start of processes that producer and worker share."""

@@ -1,4 +1,4 @@
-"""`worker start`: Celery workers with the right options, one per device."""
+"""`worker start`: reads the options, then runs a Celery worker here or one per device in processes of their own."""
 
 from __future__ import annotations
 
@@ -67,42 +67,41 @@ def start(
     except InvalidSettings as error:
         _say(str(error))
         raise SystemExit(EX_USAGE) from error
-    environment = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
-    assignments = assign_devices(device_names(devices), os.cpu_count() or 1, {**os.environ, **environment})
+    given = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
+    environment = {**os.environ, **given}
+    assignments = assign_devices(device_names(devices), os.cpu_count() or 1, environment)
     if len(assignments) > 1:
-        members = _members(assignments, environment, name, log_level, settings.parent_pid)
+        if settings.parent_pid is not None:  # the group watches the producer, its members watch the group
+            environment["NOCTURNE_PARENT_PID"] = str(os.getpid())
+        members = _members(assignments, environment, name or os.uname().nodename, log_level)
         raise SystemExit(WorkerGroup(members, _say, settings.parent_pid).run())
-    os.environ.update(environment | assignments[0].environment | {"NOCTURNE_DEVICE": assignments[0].device})
-    code = _run_celery(log_level)
-    if code == EX_FAILURE:
-        _start_again()
-    raise SystemExit(code)
+    raise SystemExit(_serve(assignments[0], given, log_level))
 
 
 def _members(
-    assignments: list[DeviceAssignment],
-    environment: dict[str, str],
-    name: str | None,
-    log_level: str,
-    parent_pid: int | None,
+    assignments: list[DeviceAssignment], environment: dict[str, str], name: str, log_level: str
 ) -> list[GroupMember]:
-    # A group that a producer started watches the producer, and its members watch the group.
-    watched = {} if parent_pid is None else {"NOCTURNE_PARENT_PID": str(os.getpid())}
-    prefix = name or os.uname().nodename
     return [
         GroupMember(
             each.label,
             worker_command("start", "--devices", each.device, "--log-level", log_level),
             {
-                **os.environ,
                 **environment,
                 **each.environment,
-                **watched,
-                "NOCTURNE_WORKER_NAME": f"{prefix}-{each.label.replace(':', '')}-{index}",
+                "NOCTURNE_WORKER_NAME": f"{name}-{each.label.replace(':', '')}-{index}",
             },
         )
         for index, each in enumerate(assignments)
     ]
+
+
+def _serve(assignment: DeviceAssignment, environment: dict[str, str], log_level: str) -> int:
+    """Runs the worker of one device in this process; returns its exit code."""
+    os.environ.update(environment | assignment.environment | {"NOCTURNE_DEVICE": assignment.device})
+    code = _run_celery(log_level)
+    if code == EX_FAILURE:
+        _start_again()
+    return code
 
 
 def _say(message: str) -> None:
@@ -110,7 +109,7 @@ def _say(message: str) -> None:
 
 
 def _run_celery(log_level: str) -> int:
-    """Serves until told to stop; the exit code."""
+    """Runs the Celery worker until it is stopped; returns its exit code."""
     from celery.utils.nodenames import default_nodename, host_format
 
     from worker.celery import app as celery_app  # noqa: PLC0415 - reads the environment set above

@@ -1,4 +1,7 @@
-"""`worker start` on several devices: one member each, started again when it dies, told when it is to stop."""
+"""`worker start` on several devices: one process each, restarted when it dies, stopped with the group.
+
+Knows processes and exit codes, not their devices.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from dataclasses import dataclass
 RESTART_SECONDS = 1.0
 PARENT_CHECK_SECONDS = 1.0
 
-#: Exit codes of a member that is not started again: in order, or for a reason that would only repeat.
+#: Exit codes of members that are not restarted: an end in order, and a fault that would only repeat.
 ENDED_IN_ORDER, WRONG_USE = 0, 2
 
 
 @dataclass(frozen=True)
 class GroupMember:
-    """One process of the group: a name for people, the command and its environment."""
+    """One process of the group: the name in messages, the command and its environment."""
 
     name: str
     command: list[str]
@@ -26,7 +29,7 @@ class GroupMember:
 
 
 class WorkerGroup:
-    """Runs until all members have ended for good."""
+    """Runs until every member has ended and is not to be restarted; `say` takes a line for the terminal."""
 
     def __init__(self, members: list[GroupMember], say: Callable[[str], None], parent_pid: int | None = None) -> None:
         self._members = members
@@ -36,7 +39,7 @@ class WorkerGroup:
         self._is_stopping = False
 
     def run(self) -> int:
-        """Returns the worst exit code."""
+        """Starts the members and waits for them; returns the worst exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
         if self._parent_pid is not None:
@@ -52,15 +55,18 @@ class WorkerGroup:
             member = self._running.pop(pid)
             code = os.waitstatus_to_exitcode(status)
             if self._is_stopping and code == -signal.SIGTERM:
-                continue  # told to stop before it had begun
+                continue  # it was stopped before it handled signals
             if self._is_stopping or code in (ENDED_IN_ORDER, WRONG_USE):
                 worst = max(worst, abs(code))
-                continue
-            self._say(f"{member.name} ended with exit code {code}, starting it again")
-            time.sleep(RESTART_SECONDS)
-            if not self._is_stopping:
-                self._start(member)
+            else:
+                self._restart(member, code)
         return worst
+
+    def _restart(self, member: GroupMember, code: int) -> None:
+        self._say(f"{member.name} ended with exit code {code}, starting it again")
+        time.sleep(RESTART_SECONDS)
+        if not self._is_stopping:
+            self._start(member)
 
     def _start(self, member: GroupMember) -> None:
         process = subprocess.Popen(member.command, env=member.environment)
@@ -72,7 +78,7 @@ class WorkerGroup:
             self._forward(number, frame)
 
     def _forward(self, number: int, frame: object) -> None:  # noqa: ARG002
-        """Each SIGTERM goes on: a second one ends the grace."""
+        """Sends SIGTERM to every member, each time: a second one ends their grace."""
         self._is_stopping = True
         for pid in self._running:
             os.kill(pid, signal.SIGTERM)

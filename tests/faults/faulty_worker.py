@@ -1,4 +1,4 @@
-"""`worker start` with something wrong on purpose: the variable FAULT is `poison`, `clock` or `storage`."""
+"""`worker start` with a fault on purpose: the variable FAULT is `poison`, `clock` or `storage`."""
 
 from __future__ import annotations
 

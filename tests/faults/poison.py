@@ -1,6 +1,6 @@
-"""Jobs that take their engine down, for workers started with `tests.faults.faulty_worker`.
+"""Jobs that kill their engine, for workers started with `tests.faults.faulty_worker`.
 
-The seed says how: it is the only field that a prompt file can set and that changes nothing for a greedy job.
+The seed selects the fault: a prompt file can set it, and it changes nothing else for a greedy job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RAISES, EXITS, ALLOCATES, HANGS = 666_001, 666_002, 666_003, 666_004
 
 
 def poisoned_engine_main(connection: Connection, options: EngineOptions) -> None:
-    """The engine's main function, with a backend that minds the seeds."""
+    """The engine's main function, with a backend that obeys the seeds."""
     healthy = Backend.launch
 
     def launch(self: Backend, plan: StepPlan, *arguments: Any) -> Any:

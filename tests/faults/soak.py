@@ -2,7 +2,7 @@
 
     python -m tests.faults.soak --database sqlite --jobs 3000 --seconds 600
 
-Prints how often what was done, and what came of the jobs: lost, doubled and differing must be 0.
+Prints the number of each accident and of jobs lost, doubled and differing, which must be 0.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STOPPED_SECONDS = 3.0  # longer than a lease
 
 
 class Soak:
-    """Accidents on a topology; `counts` says how many of each."""
+    """Accidents on a topology; `counts` has the number of each."""
 
     def __init__(self, topology: Topology, seed: int) -> None:
         self.topology = topology
@@ -64,9 +64,9 @@ class Soak:
     def run(
         self, jobs: list[dict[str, Any]], expected: dict[str, Answer], is_over: Callable[[int], bool]
     ) -> dict[str, int]:
-        """Breaks something every few seconds until so many accidents are enough, then lets everything come to its end.
+        """Breaks something every few seconds until `is_over`, then lets all runs finish.
 
-        Returns how often what was done, and what came of the jobs.
+        Returns the number of each accident, and of jobs lost, doubled and differing.
         """
         self.topology.need_workers(*WORKERS)
         while not is_over(self.counts.total()):
@@ -114,7 +114,7 @@ class Soak:
         return condition()
 
     def _replace_the_dead(self) -> None:
-        """Starts others for those that ended, without waiting for them."""
+        """Starts a worker for each that ended, without waiting for it."""
         for name, worker in list(self.topology.workers.items()):
             if worker.process.poll() is not None:
                 self.topology.drop_worker(name)

@@ -111,14 +111,14 @@ def test_a_killed_producer_and_resume(
         wait_until(lambda: num_done(database) > 10)
         worker = worker_of(tmp_path)
         os.kill(first.pid, signal.SIGKILL)
-        worker.wait(timeout=60)  # it notices that whoever started it is gone
+        worker.wait(timeout=60)  # it notices that its producer is gone
     assert num_done(database) < NUM_JOBS
     producer("resume")
     assert_whole(database)
 
 
 def test_everything_killed_at_once(start_run: Callable[[], CommandProcess], tmp_path: Path) -> None:
-    """As by a power cut: nothing has time to put anything in order."""
+    """As by a power cut: no process has time to clean up."""
     with start_run() as first:
         database = embedded_database(tmp_path)
         wait_until(lambda: num_done(database) > 10)

@@ -117,7 +117,7 @@ def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expe
         for name in ("temperature", "top_p", "num_beams", "num_return"):
             job.pop(name, None)
 
-    # While every worker is off: it holds when the messages come.
+    # While every worker is off: the jobs stay cancelled when their messages arrive.
     topology.need_workers()
     queued = topology.submit(jobs)
     assert (
@@ -128,7 +128,7 @@ def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expe
     topology.check_nothing_left()
     assert states_of(topology, queued) == {JobState.CANCELLED: len(jobs)}
 
-    # While some run: their room is free for others at once.
+    # While some run: others take their places at once.
     running = topology.submit(long_jobs)
     wait_until(lambda: states_of(topology, running).get(JobState.RUNNING, 0) > 0)
     topology.producer("cancel", running, "job-0", *topology.connection)
@@ -139,7 +139,7 @@ def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expe
     with topology.database.connect() as connection:
         assert connection.execute(select(Run.state).where(Run.id == running)).scalar_one() == "finished"
 
-    # Once more, and after the end: what is finished stays.
+    # Retried, then cancelled after the end: finished jobs stay finished.
     topology.producer("retry", queued, "--cancelled", *topology.connection)
     topology.wait(queued)
     topology.producer("cancel", queued, *topology.connection)

@@ -40,7 +40,7 @@ def test_kill_one_of_two(topology: Topology, jobs: Jobs, expected: Expected, vic
     topology.wait(run_id)
     topology.check(run_id, expected)
     if victim == "parent":
-        engine.wait(timeout=30)  # it sees that nobody wants its answers any more
+        engine.wait(timeout=30)  # its parent is gone
 
 
 @ON_POSTGRESQL
@@ -57,7 +57,7 @@ def test_kill_all_workers(topology: Topology, jobs: Jobs, expected: Expected) ->
 
 @ON_SQLITE
 def test_the_end_in_order_twice(topology: Topology, jobs: Jobs, expected: Expected) -> None:
-    """One SIGTERM gives running jobs their grace, a second one none; both hand the rest back and exit with 0."""
+    """A SIGTERM gives running jobs their grace, a second one ends it; either way the rest is requeued, exit code 0."""
     patient = topology.start_worker("patient", NOCTURNE_GRACE_SECONDS="600")
     topology.need_workers("patient", "first")
     run_id = topology.submit(jobs)
@@ -92,7 +92,7 @@ def test_a_worker_that_was_taken_for_dead(topology: Topology, jobs: Jobs, expect
 
 
 @ON_SQLITE
-def test_a_thread_that_ends_by_a_fault_of_ours(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+def test_a_worker_thread_with_a_bug(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """Its process ends at once, instead of renewing leases of jobs that it would never store."""
     topology.need_workers()
     broken = topology.start_worker("broken", module="tests.faults.faulty_worker", FAULT="storage")
@@ -155,7 +155,7 @@ def test_a_producer_killed_before_and_after_its_commit(topology: Topology, jobs:
     assert runs() == []
 
     with CommandProcess("producer", arguments, topology.folder) as submitting:
-        wait_until(lambda: bool(runs()))  # it has committed, and is loading what it sends with
+        wait_until(lambda: bool(runs()))  # it has committed, and is still loading Celery
         submitting.kill_all()
     (run_id,) = runs()
     assert f"{len(jobs)} jobs sent" in topology.producer("resume", run_id, *topology.connection).stderr

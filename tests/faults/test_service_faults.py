@@ -89,7 +89,7 @@ def test_postgresql_restarted(
 
 @ON_POSTGRESQL
 def test_postgresql_connections_cut(topology: Topology, jobs: Jobs, expected: Expected, postgres_server: str) -> None:
-    """Again and again, whatever transaction is going on."""
+    """Again and again, in any transaction."""
     topology.need_workers("first", "second")
     run_id = topology.submit(jobs)
     admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
@@ -122,7 +122,7 @@ def test_sqlite_locked(topology: Topology, jobs: Jobs, expected: Expected) -> No
 
 @ON_SQLITE
 def test_disk_full(topology: Topology, jobs: Jobs, expected: Expected) -> None:
-    """The worker may not let files grow for a while; it holds its results until it may."""
+    """A worker whose files may not grow holds its results until they may again."""
     (worker,) = topology.need_workers("first")
     run_id = topology.submit(jobs)
     psutil.Process(worker.pid).rlimit(psutil.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))

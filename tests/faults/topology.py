@@ -1,4 +1,4 @@
-"""Everything that a night needs, as real processes: Redis, a database and workers; and what must hold after it."""
+"""Redis, a database and workers as real processes, and the checks that a run came out whole."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SETTINGS = {
 
 
 def mixed_jobs(count: int, num_tokens: int = 16) -> list[dict[str, Any]]:
-    """Lines of all strategies, each with its seed."""
+    """Prompt lines of all strategies, each with its seed."""
     rng = random.Random(7)
     strategies: list[dict[str, Any]] = [
         {"strategy": "greedy", "ignore_eos": True},
@@ -131,7 +131,7 @@ class Topology:
         return self.workers[name]
 
     def need_workers(self, *names: str) -> list[WorkerProcess]:
-        """Workers of these names, and of no other; those that live are kept."""
+        """Starts and stops workers until those of these names run; living ones are kept."""
         for name in list(self.workers):
             if name not in names or self.workers[name].process.poll() is not None:
                 self.drop_worker(name)
@@ -152,7 +152,7 @@ class Topology:
         return path
 
     def submit(self, jobs: list[dict[str, Any]], *options: Any) -> str:
-        """Submits the jobs as a run; its id."""
+        """Submits the jobs as a run; returns its id."""
         arguments = ["submit", self.write(jobs), "--model", self.model, *self.connection, *options]
         return self.producer(*arguments).stdout.strip()
 
@@ -185,7 +185,7 @@ class Topology:
         return "\n".join(lines)
 
     def answers(self, run_id: str) -> dict[str, Answer]:
-        """The stored answers of a run, read as anybody would, with SQL."""
+        """The stored answers of a run, read with SQL."""
         with self.database.connect() as connection:
             tokens: dict[int, list[int]] = defaultdict(list)
             for result_id, token_id in connection.execute(
@@ -246,13 +246,13 @@ class Topology:
             assert [to for _, to in chain].count(JobState.SUCCEEDED) <= 1
 
     def is_drained(self) -> bool:
-        """Whether the queue and the unacknowledged messages are gone; needs workers that take what comes again."""
+        """Whether no message is queued or unacknowledged; needs workers that take the redelivered ones."""
         app = create_app(Settings(broker=self.redis.url))
         is_empty = queue_length(app, canonical_model(str(self.model))) == 0
         return is_empty and self.redis.client().hlen("unacked") == 0
 
     def check_nothing_left(self) -> None:
-        """Queue, unacknowledged messages and leases; a killed worker's messages come back once more first."""
+        """No message and no lease is left, once the messages of killed workers were redelivered."""
         wait_until(self.is_drained)
         with self.database.connect() as connection:
             running = select(func.count()).select_from(Job).where(Job.state == JobState.RUNNING)

@@ -86,7 +86,7 @@ def test_a_night_behind_passwords_and_tls(producer: Producer, connection: dict[s
         ("NOCTURNE_DATABASE", POSTGRES_AUTHORITY, REDIS_AUTHORITY, "certificate verify failed"),
     ],
 )
-def test_who_is_not_let_in_is_told_so_without_the_password(
+def test_a_refused_client_is_told_so_without_the_password(
     producer: Producer, connection: dict[str, Any], tmp_path: Path, setting: str, old: str, new: str, complaint: str
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"

@@ -1,4 +1,4 @@
-"""The worker's writes: a job has one set of results, whoever else believes to own it. On both databases."""
+"""The worker's writes, on both databases: a job gets one set of results, however many workers believe to hold it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_a_job_that_lost_its_workers_runs_alone_and_is_failed_in_the_end(databas
     assert column_of(database, Run.state) == [RunState.FINISHED]
 
 
-def test_what_is_overdue_expires_and_is_not_claimed(database: Engine) -> None:
+def test_overdue_jobs_expire_and_are_not_claimed(database: Engine) -> None:
     now = datetime.now(UTC)
     job_ids = insert_run(database, 3)
     with database.begin() as connection:

@@ -1,4 +1,4 @@
-"""The supervisor beside engine processes that end as no engine should."""
+"""The supervisor of engine processes that end in unusual ways."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_process_that_dies_in_the_middle_of_a_message_is_noticed(monkeypatch: 
     death = deaths.get(timeout=HANG_SECONDS)
     assert (death.running, death.waiting) == ([7], [])
     assert "exit code 9" in death.reason
-    assert supervisor.process_id != first  # another stands ready
+    assert supervisor.process_id != first  # another is ready
     supervisor.stop()
 
 
@@ -56,7 +56,7 @@ def answers_the_second_time(connection: Connection, options: EngineOptions) -> N
 
 
 class MeanwhileSubmitting(EngineSupervisor):
-    """Is given another job, and told to stop, after the first process has died and before the second stands."""
+    """Gets another job and a stop after the first process has died and before the second is ready."""
 
     stopping: Thread
 
@@ -83,7 +83,7 @@ def test_what_comes_while_no_process_runs_waits_for_the_next(monkeypatch: pytest
 
 
 def writes_before_it_reads(connection: Connection, options: EngineOptions) -> None:
-    """A busy engine: more is said than a pipe holds, before the next jobs are looked at."""
+    """A busy engine: sends more than a pipe holds before it reads the next jobs."""
     connection.send(Ready({}, options.device, 0))
     first = connection.recv()
     for _ in range(20):

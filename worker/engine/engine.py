@@ -37,6 +37,11 @@ from worker.engine.stats import EngineStats
 
 
 class Engine:
+    """Decodes requests with one loaded model in one continuous batch.
+
+    Queue requests with `submit`, call `step` while `has_work`, and take each finished request from its outputs.
+    """
+
     def __init__(self, loaded: LoadedModel, config: EngineConfig = EngineConfig()) -> None:
         self.loaded = loaded
         self.config = config
@@ -73,7 +78,7 @@ class Engine:
     ) -> Self:
         """An engine on a model folder or hub id; `config` are the fields of `EngineConfig`.
 
-        With `deterministic` answers do not depend on the batch on a GPU either; on a CPU they never do.
+        With `deterministic` answers are batch-invariant on a GPU too; on a CPU they always are.
         Raises `ModelUnavailable`.
         """
         loaded = load_model(model, device, dtype, deterministic=deterministic, quantize=quantize)
@@ -139,7 +144,7 @@ class Engine:
             yield from self.step()
 
     def step(self, on_admitted: Callable[[list[int]], None] | None = None) -> list[RequestOutput]:
-        """One forward pass and what follows from it; returns the requests that finished.
+        """Runs one step; returns the requests that finished, or that can never run.
 
         `on_admitted` gets the ids of requests that enter the running batch, before anything of them is computed.
         Where memory runs out, everything that runs starts over in a batch half as large; a request that
@@ -180,15 +185,10 @@ class Engine:
             self._ready.append(finished_output(group, eos_ids, self.detokenizer))
 
     def _shrink(self, reason: str) -> None:
+        """Starts over with a smaller batch, after memory ran out."""
         self.stats.num_out_of_memory += 1
         self._in_flight = None  # its sequences start over; draws are keyed by position, so the same tokens come again
         self._backend.release_memory()
         if (alone := self.scheduler.halve()) is not None:
-            self._ready.append(
-                failed_output(
-                    alone.request,
-                    OutOfMemory(
-                        f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n"
-                    ),
-                )
-            )
+            message = f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n"
+            self._ready.append(failed_output(alone.request, OutOfMemory(message)))

@@ -105,7 +105,7 @@ def check_config(name: str, config: Any) -> None:
     rope: Any = getattr(text_config, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type")} | {part.get("rope_type") for part in rope.values() if isinstance(part, dict)}
     if kinds & set(BATCH_DEPENDENT_ROPE):
-        raise ModelUnavailable(f"{name!r} uses {kinds} rotary positions, which depend on the batch; not supported")
+        raise ModelUnavailable(f"{name!r} uses {kinds} rotary positions, which are not batch-invariant; not supported")
     layer_types = set(getattr(text_config, "layer_types", None) or ["full_attention"])
     if unsupported := layer_types - {"full_attention", "sliding_attention"}:
         raise ModelUnavailable(f"{name!r} has layers of type {', '.join(sorted(unsupported))}; not supported")

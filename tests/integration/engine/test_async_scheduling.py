@@ -1,4 +1,4 @@
-"""Steps that begin before the host knows the last step's tokens give what steps give that wait for them.
+"""Steps that begin before the host knows the last step's tokens give the same answers as steps that wait.
 
 On a CPU nothing is really ahead, but all is done in the order in which a GPU does it.
 """

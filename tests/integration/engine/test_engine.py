@@ -1,4 +1,4 @@
-"""The engine alone: stopping, text, room, refusals and what it promises about both."""
+"""The engine alone: stopping, text, memory and refused requests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from models.params import GenerationParams
 from models.states import FinishReason, Strategy
 from tests.conftest import TOY_MODEL
 from tests.support.random_models import VOCAB, WINDOW, random_pair, random_prompts
+from worker.engine.backend import Backend
 from worker.engine.engine import Engine
 from worker.engine.request import (
     CapacityExceeded,
@@ -24,6 +25,8 @@ from worker.engine.request import (
     Request,
     RequestOutput,
 )
+from worker.engine.sampling.in_flight import InFlight
+from worker.engine.scheduling.step_plan import StepPlan
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +201,7 @@ event = st.one_of(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(events=st.lists(event, min_size=5, max_size=40), share=st.booleans(), memory=st.sampled_from([0.0005, 0.01]))
 def test_no_schedule_leaks_room(events: list[tuple[str, int, int]], share: bool, memory: float) -> None:
-    """Any mix of finishes, cancellations and refusals leaves every block free again."""
+    """Any mix of finished, cancelled and refused requests leaves every block free again."""
     engine = random_pair("qwen2").engine(share_prefixes=share, kv_memory=memory, max_num_seqs=9, prefill_tokens=32)
     rng = random.Random(9)
     submitted: set[int] = set()
@@ -219,6 +222,25 @@ def test_no_schedule_leaks_room(events: list[tuple[str, int, int]], share: bool,
     assert sorted(ended) == sorted(submitted)  # each once
     assert engine.scheduler.blocks.num_in_use == 0
     assert engine.scheduler.blocks.num_available == engine.scheduler.blocks.num_usable
+
+
+def test_requests_are_told_of_before_anything_of_them_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies of a request has named it then."""
+    told: list[int] = []
+    launch = Backend.launch
+
+    def checked(self: Backend, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
+        sequences = plan.decodes + [chunk.sequence for chunk in plan.prefills]
+        assert {sequence.request.id for sequence in sequences} <= set(told)
+        return launch(self, plan, previous)
+
+    monkeypatch.setattr(Backend, "launch", checked)
+    engine = random_pair("qwen2").engine(max_num_seqs=4)
+    for index, ids in enumerate(random_prompts(12, seed=4)):
+        engine.submit(Request(index, ids, GenerationParams(max_new_tokens=1 + index)))
+    while engine.has_work:
+        engine.step(on_admitted=told.extend)
+    assert told == list(range(12))
 
 
 # Loading

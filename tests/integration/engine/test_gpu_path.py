@@ -83,7 +83,7 @@ def requests() -> list[Request]:
 
 
 def answers(loaded: LoadedModel, record: Record | None = None, **config: Any) -> Any:
-    """With `record` through CUDA's backend, its graphs recorded so."""
+    """The answers of a model; with `record` those of CUDA's backend, whose graphs it records."""
     engine = Engine(loaded, EngineConfig(**{"max_num_seqs": 12, "kv_memory": 0.05, "block_size": 16, **config}))
     if record is not None:
         engine._backend = CudaBackend(loaded.model, loaded.limits, engine.config, record)

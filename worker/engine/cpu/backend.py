@@ -23,7 +23,7 @@ from worker.engine.model.transformers_decoder import TransformersDecoder
 
 
 class CpuBackend(Backend):
-    """The base's steps. A row's bits never depend on its batch here, whatever the options say."""
+    """The base's steps; they are batch-invariant with any options."""
 
     @classmethod
     def prepare_process(cls, dtype: torch.dtype, options: LoadOptions) -> None:

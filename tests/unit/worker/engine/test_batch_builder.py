@@ -1,4 +1,4 @@
-"""How a step's rows are laid out: which of them the kernel attends, and which are attended in tiles."""
+"""The layout of a step's rows: those that the paged kernel attends, and those in tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def sequence_of(request_id: int, num_prompt_tokens: int, num_generated: int = 0) -> Sequence:
-    """Token ids and blocks that tell whose they are."""
+    """A sequence whose token ids and block ids tell its request."""
     prompt_ids = tuple(range(100 * request_id, 100 * request_id + num_prompt_tokens))
     request = Request(request_id, prompt_ids, GenerationParams())
     num_blocks = -(-(num_prompt_tokens + num_generated) // BLOCK_SIZE)

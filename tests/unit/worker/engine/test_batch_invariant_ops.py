@@ -52,7 +52,7 @@ def test_without_alignment_the_batch_would_show() -> None:
 SHAPES = [(64, 199), (96, 64), (896, 128), (4864, 896)]
 
 
-def check_packed_products(dtype: torch.dtype) -> None:
+def check_packed_weights(dtype: torch.dtype) -> None:
     for inputs, outputs in SHAPES:
         torch.manual_seed(2)
         linear = OneDnnLinear([nn.Linear(inputs, outputs).to(dtype)])
@@ -64,14 +64,14 @@ def check_packed_products(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packed_products(dtype: torch.dtype) -> None:
-    """In a process of its own: oneDNN is kept from AMX before it multiplies for the first time, or not at all."""
+def test_packed_weights(dtype: torch.dtype) -> None:
+    """In a process of its own: oneDNN is kept from AMX before its first matmul, or not at all."""
     if not can_pack(dtype):
-        pytest.skip(f"this processor has no packed products in {dtype}")
+        pytest.skip(f"this processor has no packed weights in {dtype}")
     script = (
         "import torch; from worker.engine.cpu.onednn_linear import keep_onednn_from_amx\n"
         "keep_onednn_from_amx(); torch.set_num_threads(2)\n"
-        f"from {__name__} import check_packed_products; check_packed_products({dtype})"
+        f"from {__name__} import check_packed_weights; check_packed_weights({dtype})"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr

@@ -1,4 +1,4 @@
-"""KV room: blocks are shared, copied when written to, and always given back."""
+"""KV blocks are shared, copied before they are written to, and always freed."""
 
 from __future__ import annotations
 

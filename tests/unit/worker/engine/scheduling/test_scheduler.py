@@ -1,0 +1,155 @@
+"""Scheduling without a model: who is admitted, which blocks a step gets, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from models.params import GenerationParams
+from models.states import FinishReason
+from worker.engine.request import Request
+from worker.engine.scheduling.block_manager import BlockManager
+from worker.engine.scheduling.scheduler import Scheduler
+from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+from worker.engine.scheduling.step_plan import StepPlan
+
+SIZE = 4
+
+
+def scheduler(num_blocks: int = 64, max_num_seqs: int = 8, max_prefill_tokens: int = 16, **options: Any) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks + 1, SIZE), max_num_seqs, max_prefill_tokens, **options)
+
+
+def enqueue(to: Scheduler, request_id: int, prompt: int = 6, *, priority: int = 5, **params: Any) -> SequenceGroup:
+    """A request whose prompt shares nothing with those of other ids."""
+    prompt_ids = tuple(range(1000 * request_id, 1000 * request_id + prompt))
+    asked = GenerationParams.model_validate({"max_new_tokens": 4, **params})
+    request = Request(request_id, prompt_ids, asked, priority)
+    group = SequenceGroup(request, [Sequence(request, 0, asked.max_new_tokens)], arrived=0.0)
+    to.enqueue(group)
+    return group
+
+
+def run(scheduling: Scheduler) -> StepPlan:
+    """One step whose tokens are all the same."""
+    plan = scheduling.plan()
+    scheduling.complete(plan)
+    for sequence in plan.decodes:
+        sequence.token_ids.append(7)
+    for chunk in plan.prefills:
+        for sequence in chunk.group.sequences if chunk.is_last else ():
+            sequence.token_ids.append(7)
+    return plan
+
+
+def test_the_urgent_are_admitted_first_and_told_of_once() -> None:
+    scheduling = scheduler(max_num_seqs=2)
+    for request_id, priority in enumerate([5, 5, 9]):
+        enqueue(scheduling, request_id, priority=priority)
+    assert [group.request.id for group in run(scheduling).admitted] == [2, 0]
+    assert run(scheduling).admitted == []
+    scheduling.retire(scheduling.groups[2])
+    assert [group.request.id for group in run(scheduling).admitted] == [1]
+
+
+def test_a_plan_has_blocks_for_all_that_it_writes() -> None:
+    scheduling = scheduler()
+    (sequence,) = enqueue(scheduling, 0, prompt=6).sequences
+    for num_tokens in (6, 7, 8, 9):
+        run(scheduling)
+        assert len(sequence.table.block_ids) == scheduling.blocks.blocks_for(num_tokens)
+        assert sequence.num_computed == num_tokens
+
+
+def test_prompts_are_cut_at_borders_of_blocks() -> None:
+    scheduling = scheduler(max_prefill_tokens=10)
+    enqueue(scheduling, 0, prompt=21)
+    chunks = [chunk for _ in range(3) for chunk in run(scheduling).prefills]
+    assert [(chunk.start, chunk.end, chunk.is_last) for chunk in chunks] == [
+        (0, 8, False), (8, 16, False), (16, 21, True),
+    ]  # fmt: skip
+
+
+def test_samples_share_the_prompt_and_copy_the_block_they_write_to() -> None:
+    scheduling = scheduler()
+    group = enqueue(scheduling, 0, prompt=6, strategy="sample", n=3)
+    assert group.prefilled is None
+    run(scheduling)
+    assert group.prefilled is not None
+    assert [sequence.index for sequence in group.sequences] == [0, 1, 2]
+    assert len({tuple(sequence.table.block_ids) for sequence in group.sequences}) == 1
+    last = group.sequences[0].table.block_ids[1]
+    plan = run(scheduling)
+    assert [source for source, _ in plan.block_copies] == [last, last]  # the last one to write keeps the block
+    assert len({sequence.table.block_ids[1] for sequence in group.sequences}) == 3
+    assert len({sequence.table.block_ids[0] for sequence in group.sequences}) == 1
+
+
+def test_beams_continue_on_the_blocks_of_their_parents() -> None:
+    scheduling = scheduler()
+    group = enqueue(scheduling, 0, prompt=6, strategy="beam", num_beams=2)
+    run(scheduling)
+    run(scheduling)
+    first, second = group.sequences
+    kept = list(second.table.block_ids)
+    scheduling.fork_beams(group, [(second, second.fork(0)), (second, second.fork(0))])
+    assert [beam.index for beam in group.sequences] == [0, 1]
+    assert [beam.table.block_ids for beam in group.sequences] == [kept, kept]
+    assert first.table.block_ids == []
+    scheduling.retire(group)
+    assert scheduling.blocks.num_available == scheduling.blocks.num_usable
+
+
+def test_a_sequence_that_ended_frees_its_blocks_before_its_group() -> None:
+    scheduling = scheduler()
+    group = enqueue(scheduling, 0, prompt=6, strategy="sample", n=2)
+    run(scheduling)
+    run(scheduling)
+    before = scheduling.blocks.num_in_use
+    group.sequences[0].finish_reason = FinishReason.EOS
+    assert scheduling.retire_finished([group]) == []
+    assert scheduling.blocks.num_in_use < before
+    assert run(scheduling).decodes == [group.sequences[1]]
+    group.sequences[1].finish_reason = FinishReason.EOS
+    assert scheduling.retire_finished([group]) == [group]
+    assert scheduling.blocks.num_in_use == 0 and not scheduling.has_work
+
+
+def test_a_sequence_whose_last_token_is_in_flight_is_not_decoded() -> None:
+    scheduling = scheduler()
+    (sequence,) = enqueue(scheduling, 0, max_new_tokens=2).sequences
+    run(scheduling)
+    sequence.in_flight_index = 0
+    assert scheduling.plan().is_empty
+
+
+def test_phases_kept_apart_prefill_first() -> None:
+    scheduling = scheduler(keep_phases_apart=True)
+    enqueue(scheduling, 0)
+    run(scheduling)
+    enqueue(scheduling, 1)
+    plan = run(scheduling)
+    assert len(plan.prefills) == 1 and plan.decodes == []
+    assert len(run(scheduling).decodes) == 2
+
+
+def test_a_halved_batch_starts_over_and_grows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.scheduling.scheduler.STEPS_BEFORE_GROWING", 1)
+    scheduling = scheduler(max_num_seqs=4, max_prefill_tokens=64)
+    groups = [enqueue(scheduling, request_id, max_new_tokens=50) for request_id in range(4)]
+    run(scheduling)
+    assert scheduling.halve() is None
+    assert scheduling.running == [] and list(scheduling.waiting) == groups
+    assert all(not group.sequences[0].token_ids for group in groups)
+    assert scheduling.blocks.num_available == scheduling.blocks.num_usable
+    admitted = [group.request.id for _ in range(3) for group in run(scheduling).admitted]
+    assert admitted == [0, 1, 2, 3]  # two at once, the others when the limit has grown
+
+
+def test_a_group_that_runs_out_of_memory_alone_is_taken_out() -> None:
+    scheduling = scheduler()
+    group = enqueue(scheduling, 0)
+    run(scheduling)
+    assert scheduling.halve() is group
+    assert not scheduling.has_work and scheduling.blocks.num_in_use == 0

@@ -28,7 +28,10 @@ class EngineOptions(SizeOptions):
     """The options that an engine process is started with."""
 
     model: str  # hub id or folder
-    device: str = "auto"  # auto, cpu, cuda:0 …
+    device: str = Field(
+        default="auto",
+        description="auto, cpu, or a list: cuda:0,cuda:1 is one worker each, cuda:0+cuda:1 one on both",
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto", description="bfloat16, float16, float32; default: what the device has"
     )

@@ -71,9 +71,14 @@ class Settings(EngineOptions, BaseSettings):
         return EngineOptions(**{**given, "model": canonical_model(self.model)})
 
     @property
+    def embedded_database(self) -> Path:
+        """The SQLite file in the home folder."""
+        return self.home / "nocturne.db"
+
+    @property
     def database_url(self) -> str:
-        """The URL of the database: the given one, or SQLite in the home folder."""
-        return self.database or f"sqlite:///{(self.home / 'nocturne.db').absolute()}"
+        """The URL of the database: the given one, or that of the embedded one."""
+        return self.database or f"sqlite:///{self.embedded_database.absolute()}"
 
 
 def help_of(setting: str) -> str:

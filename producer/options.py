@@ -69,9 +69,7 @@ class OutputOptions:
 class WorkerOptions:
     """The worker that a command starts to decode here."""
 
-    device: Annotated[
-        str | None, _of_worker("auto, cpu, cuda:0; cuda:0,cuda:1 is one worker each, cuda:0+cuda:1 one on both")
-    ] = None
+    device: Annotated[str | None, _of_worker(help_of("device"))] = None
     dtype: Annotated[str | None, _of_worker(help_of("dtype"))] = None
     quantize: Annotated[str | None, _of_worker(help_of("quantize"))] = None
     max_num_seqs: Annotated[int | None, _of_worker(help_of("max_num_seqs"), min=1)] = None

@@ -28,10 +28,7 @@ def _callback() -> None:
 
 @app.command()
 def start(
-    devices: Annotated[
-        str,
-        typer.Option(help="auto, cpu, or a list: cuda:0,cuda:1 is one worker each, cuda:0+cuda:1 one on both"),
-    ] = "auto",
+    devices: Annotated[str, typer.Option(help=help_of("device"))] = "auto",
     model: Annotated[str | None, typer.Option(help="hub id or folder of the model to serve")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default: <home>/nocturne.db")] = None,
     broker: Annotated[str | None, typer.Option(help="Redis URL")] = None,

@@ -34,9 +34,8 @@ def ready_database(settings: Settings) -> Engine:
 
 def existing_database(settings: Settings) -> Engine:
     """The database for a command that needs a run in it: never makes one. Raises `UsageError`."""
-    path = settings.home / "nocturne.db"
-    if settings.database is None and not path.exists():
-        raise UsageError(f"there is no database at {path}; submit a run first or give --database")
+    if settings.database is None and not settings.embedded_database.exists():
+        raise UsageError(f"there is no database at {settings.embedded_database}; submit a run first or give --database")
     return ready_database(settings)
 
 

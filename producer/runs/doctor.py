@@ -80,8 +80,8 @@ def _redis(settings: Settings) -> Finding:
 
 
 def _database(settings: Settings) -> Generator[Finding, None, bool]:
-    if settings.database is None and not (settings.home / "nocturne.db").exists():
-        message = f"none yet; `producer run` makes {settings.home / 'nocturne.db'}"
+    if settings.database is None and not settings.embedded_database.exists():
+        message = f"none yet; `producer run` makes {settings.embedded_database}"
         yield Finding("database", True, message, f"SQLite {sqlite3.sqlite_version}")
         return False
 

@@ -142,7 +142,7 @@ def compare_variants(loaded: LoadedModel, count: int, longest: int, max_num_seqs
     """Greedy against eager steps, synchronous steps and nucleus: alternately, on the same lengths."""
     greedy = long_requests(count, longest)
     nucleus = long_requests(count, longest, strategy="nucleus", top_p=0.9)
-    synchronous = replace(loaded, model=replace(loaded.model, launch_batch=None))
+    synchronous = replace(loaded, model=replace(loaded.model, launch_sample_batch=None))
     variants: dict[str, Callable[[], Any]] = {
         "greedy": lambda: decode(loaded, greedy, max_num_seqs=max_num_seqs),
         "greedy, eager": lambda: decode(loaded, greedy, max_num_seqs=max_num_seqs, use_graphs=False),

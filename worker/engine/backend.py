@@ -24,7 +24,7 @@ from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.linear import PlainLinear
 from worker.engine.model.step_batch import MIN_ROWS, StepBatch
 from worker.engine.model.transformers_decoder import TransformersDecoder
-from worker.engine.sampling.batch_sampler import ChooseBatch, LaunchBatch
+from worker.engine.sampling.batch_sampler import LaunchSampleBatch, SampleBatch
 from worker.engine.sampling.in_flight import InFlight
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
 
@@ -60,8 +60,10 @@ class DeviceModel:
     decoder: Decoder
     gemm: str  # which one the decoder uses, for the provenance of results
     paged_attention: PagedAttention | None = None  # None: attention goes through SDPA's tiles
-    choose_batch: ChooseBatch | None = None  # None: rows are sampled a few at a time
-    launch_batch: LaunchBatch | None = None  # where the next step may begin before the last one's tokens are known
+    sample_batch: SampleBatch | None = None  # None: rows are sampled a few at a time
+    launch_sample_batch: LaunchSampleBatch | None = (
+        None  # where a step may begin before the last one's tokens are known
+    )
     block_size: int = 64  # tokens in a KV block, where nothing else is asked for
     needs_fixed_sizes: bool = False  # answers are to be batch-invariant, and matmuls depend on their size
     is_spread: bool = False
@@ -118,7 +120,7 @@ class Backend:
         if plan.block_copies:
             self._cache.copy_blocks(plan.block_copies)
         logits, rows = self._forward(plan, None if previous is None else previous.token_ids)
-        return InFlight(logits, rows, self._model.launch_batch)
+        return InFlight(logits, rows, self._model.launch_sample_batch)
 
     def release_memory(self) -> None:
         """Gives memory that the process holds and does not use back to the device, after it ran out."""

@@ -1,4 +1,7 @@
-"""Text from token ids: what becomes visible at each token, joining to exactly `tokenizer.decode` of them all."""
+"""Text from token ids: of a whole answer, of each of its tokens, and of a sequence that still grows.
+
+The texts of an answer's tokens join to exactly `tokenizer.decode` of all its ids. Knows no sequences.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from typing import Any
 
 REPLACEMENT = "\ufffd"
 
-#: Tokens of context that a decoder gets before a new one; enough for any that joins pieces by their neighbours.
+#: Tokens decoded together with a new one; enough for every tokenizer that joins a token to its neighbours.
 CONTEXT_TOKENS = 6
 
 
 @cache
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, as byte-level BPE vocabularies spell them."""
+    """The byte of each printable character that stands for it in byte-level BPE vocabularies, as in GPT-2's."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     characters = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]
@@ -24,7 +27,7 @@ def _byte_of_character() -> dict[str, int]:
 
 
 class Detokenizer:
-    """Decodes for one tokenizer. Byte-level tokenizers go through a table of bytes, others through windows."""
+    """Decodes for one tokenizer: by a table of bytes where it is byte-level, else by windows of tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -34,7 +37,7 @@ class Detokenizer:
         return str(self._tokenizer.decode(list(token_ids)))
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text that becomes visible at each token; the pieces join to `decode(token_ids)`."""
+        """The text that becomes visible with each token; the texts join to `decode(token_ids)`."""
         whole = self.decode(token_ids)
         pieces = self._byte_pieces(token_ids) if self._bytes is not None else self._window_pieces(token_ids)
         if "".join(pieces) == whole:
@@ -42,7 +45,7 @@ class Detokenizer:
         return self._prefix_pieces(token_ids, whole)
 
     def token_text(self, token_id: int) -> str:
-        """One token by itself; a part of a character shows as the replacement character."""
+        """The text of one token on its own; a part of a character shows as the replacement character."""
         if self._bytes is not None:
             return self._bytes.get(token_id, b"").decode("utf-8", errors="replace")
         return self.decode([token_id])
@@ -56,7 +59,7 @@ class Detokenizer:
         return pieces
 
     def _window_pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """Each token's text is what it adds to the tokens before it; unfinished characters wait."""
+        """Each token's text is the text it adds to the tokens before it; an unfinished character waits."""
         pieces, start, seen = [], 0, ""
         for end in range(1, len(token_ids) + 1):
             text = self.decode(token_ids[start:end])
@@ -68,7 +71,7 @@ class Detokenizer:
         return pieces
 
     def _prefix_pieces(self, token_ids: Sequence[int], whole: str) -> list[str]:
-        """For tokenizers whose decoding is not local: the longest part of the whole that each prefix shows."""
+        """For tokenizers that need the whole context: each prefix of the ids shows the longest prefix of the text."""
         ends: list[int] = []
         for end in range(1, len(token_ids)):
             text = self.decode(token_ids[:end]).rstrip(REPLACEMENT)
@@ -76,12 +79,12 @@ class Detokenizer:
             while shown < min(len(text), len(whole)) and text[shown] == whole[shown]:
                 shown += 1
             ends.append(max(shown, ends[-1] if ends else 0))
-        borders = [0, *ends, len(whole)] if token_ids else []
-        return [whole[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+        bounds = [0, *ends, len(whole)] if token_ids else []
+        return [whole[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
 
 
 class TextStream:
-    """The text of one growing sequence, for finding stop strings as they appear."""
+    """The text of one growing sequence, in which stop strings are looked for as they appear."""
 
     def __init__(self, detokenizer: Detokenizer) -> None:
         self._detokenizer = detokenizer
@@ -97,7 +100,7 @@ class TextStream:
         return other
 
     def append(self, token_id: int) -> str:
-        """Adds a token; returns the text that became visible."""
+        """Adds a token; returns the text that becomes visible with it."""
         self._token_ids.append(token_id)
         text = self._detokenizer.decode(self._token_ids[self._start :])
         if text.endswith(REPLACEMENT):
@@ -110,7 +113,7 @@ class TextStream:
 
 
 def _token_bytes(tokenizer: Any) -> dict[int, bytes] | None:
-    """Token id -> bytes where the tokenizer is byte-level and decodes without any further rule, else None."""
+    """The bytes of each token id, or None unless the tokenizer is byte-level and decodes by no further rule."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or getattr(tokenizer, "clean_up_tokenization_spaces", False):
         return None
@@ -121,6 +124,6 @@ def _token_bytes(tokenizer: Any) -> dict[int, bytes] | None:
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     table = {}
     for token, token_id in tokenizer.get_vocab().items():
-        is_spelt = token not in added and all(character in byte_of for character in token)
-        table[token_id] = bytes(byte_of[c] for c in token) if is_spelt else token.encode()
+        is_byte_level = token not in added and all(character in byte_of for character in token)
+        table[token_id] = bytes(byte_of[c] for c in token) if is_byte_level else token.encode()
     return table

@@ -60,7 +60,7 @@ class Engine:
             self.scheduler.fork_beams,
             self.detokenizer,
             self.stats,
-            loaded.model.choose_batch,
+            loaded.model.sample_batch,
         )
         self._in_flight: InFlight | None = None  # the last step, whose tokens may still be on the device
         self._ready: list[RequestOutput] = []  # the outputs of the next step

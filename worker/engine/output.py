@@ -1,12 +1,17 @@
-"""Turns finished sequences into what leaves the engine: text, token texts, scores and times."""
+"""The output of a finished request: texts, traces, scores and times of its sequences.
+
+Knows neither tensors nor KV blocks; called once per request.
+"""
 
 from __future__ import annotations
 
 from time import monotonic
+from typing import Any
 
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.request import Completion, EngineError, Hypothesis, Request, RequestOutput, Trace
 from worker.engine.sampling.beam_group import beam_results
+from worker.engine.sampling.choices import Choice
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 
 
@@ -15,16 +20,16 @@ def failed_output(request: Request, error: EngineError) -> RequestOutput:
 
 
 def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None) -> RequestOutput:
-    """Everything the request asked for; called once, when its last sequence has ended."""
+    """The completions that the request asked for, once its last sequence has ended."""
     hypotheses: tuple[Hypothesis, ...] = ()
     if group.is_beam:
         scored = beam_results(group)
-        everything = [
+        beams = [
             _completion(sequence, index, score, eos_ids, detokenizer) for index, (score, sequence) in enumerate(scored)
         ]
-        completions = everything[: group.request.params.num_return]
+        completions = beams[: group.request.params.num_return]
         hypotheses = tuple(
-            Hypothesis(done.text, done.score or 0.0, done.finish_reason, len(done.token_ids)) for done in everything
+            Hypothesis(beam.text, beam.score or 0.0, beam.finish_reason, len(beam.token_ids)) for beam in beams
         )
     else:
         completions = [
@@ -72,19 +77,7 @@ def _completion(
 def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | None) -> Trace:
     """The sequence's choices as columns, with the text of each token."""
     choices = sequence.trace
-    alternatives = None
-    if sequence.request.params.top_logprobs:
-        alternatives = [
-            [
-                {
-                    "token_id": token_id,
-                    "token": "" if detokenizer is None else detokenizer.token_text(token_id),
-                    "logprob": logprob,
-                }
-                for token_id, logprob in choice.alternatives
-            ]
-            for choice in choices
-        ]
+    has_alternatives = sequence.request.params.top_logprobs > 0
     return Trace(
         tokens=pieces,
         logprobs=[choice.logprob for choice in choices],
@@ -92,6 +85,18 @@ def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | Non
         entropies=[choice.entropy for choice in choices],
         ranks=[choice.rank for choice in choices],
         kept=[choice.kept for choice in choices],
-        top_logprobs=alternatives,
+        top_logprobs=[_top_logprobs(choice, detokenizer) for choice in choices] if has_alternatives else None,
         beams=[choice.beam for choice in choices if choice.beam is not None] or None,
     )
+
+
+def _top_logprobs(choice: Choice, detokenizer: Detokenizer | None) -> list[dict[str, Any]]:
+    """The alternatives of one token, with their texts."""
+    return [
+        {
+            "token_id": token_id,
+            "token": "" if detokenizer is None else detokenizer.token_text(token_id),
+            "logprob": logprob,
+        }
+        for token_id, logprob in choice.alternatives
+    ]

@@ -1,4 +1,4 @@
-"""The values that cross the engine's border: what goes in, what comes out, what can go wrong."""
+"""The values that cross the engine's border: requests, their outputs, and the errors that end them. No tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.states import FinishReason
 
 
 class EngineError(Exception):
-    """A request or a model that the engine refuses; the message is for the person who sent it."""
+    """A request or a model that the engine refuses; the message is for its sender."""
 
     code: ClassVar[str] = "EngineError"  # as databases and result files have it
 
@@ -28,13 +28,13 @@ class CapacityExceeded(EngineError):
 
 
 class InvalidRequest(EngineError):
-    """The request names something this model does not have."""
+    """The request asks for something that this model does not have."""
 
     code = "InvalidRequest"
 
 
 class OutOfMemory(EngineError):
-    """The request does not go through even with the engine to itself."""
+    """The request needs more memory than the device has, even alone in the engine."""
 
     code = "OutOfMemory"
 
@@ -47,25 +47,25 @@ class ModelUnavailable(EngineError):
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to decode; `params.seed` keys its draws (0 where it is not set)."""
+    """One prompt to decode; `params.seed` keys its draws, and an unset seed is 0."""
 
     id: int
     prompt_ids: tuple[int, ...]
     params: GenerationParams = field(default_factory=GenerationParams)
-    priority: int = 0  # waiting ones of a higher priority go first
+    priority: int = 0  # of the waiting requests, the highest is admitted first
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What was known of each generated token: a `Choice` per token as parallel columns, with texts."""
+    """The statistics of each generated token: its `Choice` in parallel columns, with its text."""
 
-    tokens: list[str]  # text that became visible
+    tokens: list[str]  # text that became visible with the token
     logprobs: list[float]  # nats, raw distribution
     sampling_logprobs: list[float]  # nats, distribution drawn from
     entropies: list[float]  # nats, raw distribution
     ranks: list[int]  # 1 is the most probable
     kept: list[int]  # tokens that could have been drawn
-    top_logprobs: list[list[dict[str, Any]]] | None = None  # {token_id, token, logprob}, best first
+    top_logprobs: list[list[dict[str, Any]]] | None = None  # {token_id, token, logprob}, the most probable first
     beams: list[int] | None = None  # row of the beam group that the token's history came from
 
 
@@ -84,7 +84,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A finished beam in short."""
+    """The summary of a finished beam."""
 
     text: str
     score: float
@@ -94,12 +94,12 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A request that is done: its completions, or the error that ended it."""
+    """A finished request: its completions, or the error that ended it."""
 
     request_id: int
     num_prompt_tokens: int
     completions: tuple[Completion, ...] = ()
-    hypotheses: tuple[Hypothesis, ...] = ()  # beams: every finished one, the best first
+    hypotheses: tuple[Hypothesis, ...] = ()  # of a beam search, all that finished, the best first
     error: EngineError | None = None
     waiting_seconds: float = 0.0  # from submission to admission
     prefill_seconds: float = 0.0

@@ -20,7 +20,7 @@ from worker.engine.engine import Engine
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.request import Request
-from worker.engine.sampling.batch_sampler import LaunchedChoices, choose_batch, launch_batch
+from worker.engine.sampling.batch_sampler import ChoicesInFlight, launch_sample_batch, sample_batch
 from worker.engine.sampling.choices import Choices
 
 KINDS: list[dict[str, Any]] = [
@@ -38,12 +38,12 @@ PLAIN = KINDS[:5]
 
 @pytest.fixture(scope="module")
 def waiting() -> LoadedModel:
-    return altered(load_model(str(TOY_MODEL), "cpu", "float32"), choose_batch=choose_batch)
+    return altered(load_model(str(TOY_MODEL), "cpu", "float32"), sample_batch=sample_batch)
 
 
 @pytest.fixture(scope="module")
 def ahead(waiting: LoadedModel) -> LoadedModel:
-    return altered(waiting, launch_batch=launch_batch)
+    return altered(waiting, launch_sample_batch=launch_sample_batch)
 
 
 def engine_of(loaded: LoadedModel, **config: Any) -> Engine:
@@ -83,26 +83,26 @@ def test_where_steps_have_fixed_sizes(waiting: LoadedModel, ahead: LoadedModel) 
     assert answers(engine_of(fixed[0]), KINDS) == answers(engine_of(fixed[1]), KINDS)
 
 
-def test_a_step_begins_before_the_last_ones_tokens_are_read(ahead: LoadedModel) -> None:
+def test_a_step_begins_before_the_last_ones_tokens_are_collected(ahead: LoadedModel) -> None:
     events: list[str] = []
 
     def decode(step: AttentionStep) -> Tensor:
         events.append("compute")
         return ahead.model.decoder(step)
 
-    class Watched(LaunchedChoices):
-        def read(self) -> Choices:
-            events.append("read")
-            return super().read()
+    class Watched(ChoicesInFlight):
+        def collect(self) -> Choices:
+            events.append("collect")
+            return super().collect()
 
-    def launch(*arguments: Any) -> LaunchedChoices:
-        return Watched(**vars(launch_batch(*arguments)))
+    def launch(*arguments: Any) -> ChoicesInFlight:
+        return Watched(**vars(launch_sample_batch(*arguments)))
 
-    engine = engine_of(altered(ahead, decoder=decode, launch_batch=launch))
+    engine = engine_of(altered(ahead, decoder=decode, launch_sample_batch=launch))
     request = Request(0, engine.encode("Story"), GenerationParams(max_new_tokens=4, ignore_eos=True))
     (output,) = engine.generate([request])
     assert len(output.completions[0].token_ids) == 4
-    assert events == ["compute", "compute", "read", "compute", "read", "compute", "read", "read"]
+    assert events == ["compute", "compute", "collect", "compute", "collect", "compute", "collect", "collect"]
 
 
 def test_a_sequence_that_ended_is_computed_once_too_often_and_no_more(ahead: LoadedModel) -> None:

@@ -54,7 +54,7 @@ class CpuBackend(Backend):
             decoder=decoder,
             gemm=gemm,
             paged_attention=_paged_attention(model, layers) if options.use_kernels else None,
-            choose_batch=None if kernels is None else kernels.sample,
+            sample_batch=None if kernels is None else kernels.sample,
             is_spread=options.is_spread,
         )
 

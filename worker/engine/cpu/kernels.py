@@ -117,7 +117,7 @@ class CpuKernels:
         return heads
 
     def sample(self, logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> Choices:
-        """As `choose_batch` does, each row on one thread."""
+        """As `sample_batch` does, each row on one thread."""
         logits = (logits if logits.dtype in self._sample else logits.float()).contiguous()
         num_rows, vocab = logits.shape
         k = min(max(each.top_logprobs for each in params), vocab)

@@ -15,7 +15,7 @@ from worker.engine.cuda.memory import left_for_cache, step_memory
 from worker.engine.cuda.paged_attention import PAGE_SIZE, varlen_attention
 from worker.engine.model.attention import PagedAttention, has_softcap
 from worker.engine.model.kv_cache import KVCache, LayerShape
-from worker.engine.sampling.batch_sampler import choose_batch, launch_batch
+from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
 
 CPU = torch.device("cpu")
@@ -46,8 +46,8 @@ class CudaBackend(Backend):
         return replace(
             super().load(model, layers, device, options),
             paged_attention=_paged_attention(model, layers, device, options),
-            choose_batch=choose_batch,
-            launch_batch=launch_batch,
+            sample_batch=sample_batch,
+            launch_sample_batch=launch_sample_batch,
             block_size=PAGE_SIZE,
         )
 

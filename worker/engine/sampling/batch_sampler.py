@@ -1,6 +1,6 @@
-"""The sampler for a GPU: every row at once, and one small transfer at the end that need not be waited for.
+"""The sampler for a GPU: all rows at once, in tensors that stay on the device until `ChoicesInFlight.collect`.
 
-Makes the same choices as `sampler`, up to rounding; rows whose scores depend on their history are done by it.
+Samples as `row_sampler` does, up to rounding, but only rows that need neither their history nor `top_k` or `min_p`.
 """
 
 from __future__ import annotations
@@ -17,91 +17,104 @@ from worker.engine.model.device_copies import fetch, to_device
 from worker.engine.sampling.choices import COLUMNS, Choices
 from worker.engine.sampling.nucleus import TOP_P_SLACK
 
-#: Sorted this many first; a nucleus that is larger is found by sorting the whole row.
+#: Tokens per row that are sorted first; a row whose nucleus is larger is sorted whole.
 NUM_LARGEST = 1024
-
-#: Chooses for logits [rows, vocab], given each row's parameters and number; knows no history and no filters.
-ChooseBatch = Callable[[Tensor, Sequence[GenerationParams], Sequence[float]], Choices]
 
 
 @dataclass(frozen=True)
-class LaunchedChoices:
-    """Choices on their way to the host."""
+class ChoicesInFlight:
+    """Choices that the device computes and copies to the host while the host goes on."""
 
     token_ids: Tensor  # [rows] on the device
-    _columns: Callable[[], Tensor]  # [rows, len(COLUMNS) + 2 * k], when they have arrived
+    _columns: Callable[[], Tensor]  # waits for [rows, len(COLUMNS) + 2 * k]: the columns, alternatives' ids, logprobs
     _num_alternatives: int
 
-    def read(self) -> Choices:
-        """Waits for them."""
-        together = self._columns().tolist()
+    def collect(self) -> Choices:
+        """Waits for the copy to the host."""
+        rows = self._columns().tolist()
         width, k = len(COLUMNS), self._num_alternatives
         return Choices(
-            columns=[row[:width] for row in together],
-            alternative_ids=[[int(token_id) for token_id in row[width : width + k]] for row in together],
-            alternative_logprobs=[row[width + k :] for row in together],
+            columns=[row[:width] for row in rows],
+            alternative_ids=[[int(token_id) for token_id in row[width : width + k]] for row in rows],
+            alternative_logprobs=[row[width + k :] for row in rows],
         )
 
 
-#: Begins what `ChooseBatch` does.
-LaunchBatch = Callable[[Tensor, Sequence[GenerationParams], Sequence[float]], LaunchedChoices]
+#: Samples logits [rows, vocab], given the parameters and the uniform number in [0, 1) of each row.
+SampleBatch = Callable[[Tensor, Sequence[GenerationParams], Sequence[float]], Choices]
+
+#: Launches what `SampleBatch` does.
+LaunchSampleBatch = Callable[[Tensor, Sequence[GenerationParams], Sequence[float]], ChoicesInFlight]
 
 
-def choose_batch(logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> Choices:
-    """Chooses for logits [rows, vocab]; `uniforms` are the draws' numbers.
-
-    Knows no penalties, biases, `top_k` and `min_p`.
-    """
-    return launch_batch(logits, params, uniforms).read()
+def sample_batch(logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> Choices:
+    """Samples every row of logits [rows, vocab]; ignores penalties, biases, `top_k` and `min_p`."""
+    return launch_sample_batch(logits, params, uniforms).collect()
 
 
-def launch_batch(logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> LaunchedChoices:
-    """Begins `choose_batch`. Waits for the device only where a nucleus may be larger than what is sorted first."""
+def launch_sample_batch(
+    logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]
+) -> ChoicesInFlight:
+    """Launches `sample_batch`. Waits for the device only where a nucleus may exceed the tokens sorted first."""
     scores = logits.float()
     logprobs = torch.log_softmax(scores, dim=-1)
-    greedy_ids = scores.argmax(-1)  # the first of equal ones
-    token_ids, kept = greedy_ids, torch.ones_like(greedy_ids)
-    sampling = torch.zeros_like(greedy_ids, dtype=torch.float64)
-    drawing = [row for row, each in enumerate(params) if each.strategy is not Strategy.GREEDY]
-    if drawing:
-        rows = to_device(drawing, None, logits.device)
-        drawn = _draw(scores[rows], [params[row] for row in drawing], [uniforms[row] for row in drawing])
-        token_ids = token_ids.index_copy(0, rows, drawn[0])
-        sampling = sampling.index_copy(0, rows, drawn[1])
-        kept = kept.index_copy(0, rows, drawn[2])
+    token_ids, sampling_logprobs, kept = _sample_tokens(scores, params, uniforms)
     chosen = logprobs.gather(1, token_ids[:, None])
+    # A probability of zero has a logprob of -inf, and 0 * -inf would be NaN.
     entropies = -(logprobs.exp() * logprobs.clamp_min(-1e30)).sum(-1)
     ranks = (logprobs > chosen).sum(-1) + 1
-    columns = torch.stack(
-        [each.double() for each in (token_ids, chosen[:, 0], sampling, entropies, ranks, kept)], dim=1
+    columns = (token_ids, chosen[:, 0], sampling_logprobs, entropies, ranks, kept)
+    num_alternatives = min(max(each.top_logprobs for each in params), logprobs.shape[1])
+    best = logprobs.topk(num_alternatives, dim=-1)
+    numbers = torch.stack([column.double() for column in columns], dim=1)
+    packed = torch.cat([numbers, best.indices.double(), best.values.double()], dim=1)
+    return ChoicesInFlight(token_ids, fetch(packed), num_alternatives)
+
+
+def _sample_tokens(
+    scores: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, their logprobs in the distribution drawn from, and its number of tokens; [rows] each."""
+    token_ids = scores.argmax(-1)  # the first of equal ones
+    logprobs, kept = torch.zeros_like(token_ids, dtype=torch.float64), torch.ones_like(token_ids)
+    drawing = [row for row, each in enumerate(params) if each.strategy is not Strategy.GREEDY]
+    if not drawing:
+        return token_ids, logprobs, kept
+    rows = to_device(drawing, None, scores.device)
+    drawn = _draw(scores[rows], [params[row] for row in drawing], [uniforms[row] for row in drawing])
+    return (
+        token_ids.index_copy(0, rows, drawn[0]),
+        logprobs.index_copy(0, rows, drawn[1]),
+        kept.index_copy(0, rows, drawn[2]),
     )
-    num_alternatives = max(each.top_logprobs for each in params)
-    best = logprobs.topk(min(num_alternatives, logprobs.shape[1]), dim=-1)
-    together = torch.cat([columns, best.indices.double(), best.values.double()], dim=1)
-    return LaunchedChoices(token_ids, fetch(together), best.indices.shape[1])
 
 
 def _draw(
     scores: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, their logprobs in the distribution drawn from, and how many tokens that holds; [rows] each."""
-    device = scores.device
-    temperatures = to_device([[each.temperature] for each in params], None, device)
-    weights = ((scores - scores.amax(-1, keepdim=True)) / temperatures).exp_()
-    nuclear = [row for row, each in enumerate(params) if each.strategy is Strategy.NUCLEUS and each.top_p < 1.0]
-    if nuclear:
-        rows = to_device(nuclear, None, device)
-        top_p = to_device([[params[row].top_p] for row in nuclear], torch.float64, device)
-        weights = weights.index_copy(0, rows, keep_nucleus(weights[rows], top_p))
+    """`_sample_tokens` for rows that are not greedy: inverse transform sampling of each, as in `draw`."""
+    weights = _weights(scores, params)
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    target = to_device(list(uniforms), torch.float64, device)[:, None] * total
+    target = to_device(list(uniforms), torch.float64, scores.device)[:, None] * total
     token_ids = torch.searchsorted(cumulative, target, right=True)
-    # Rounding may point beyond the last token that weighs anything.
+    # Rounding may point beyond the last token of any weight.
     last = weights.shape[1] - 1 - (weights > 0).flip(-1).int().argmax(-1, keepdim=True)
     token_ids = torch.minimum(token_ids, last)
     logprobs = weights.gather(1, token_ids).double().log() - total.log()
     return token_ids[:, 0], logprobs[:, 0], (weights > 0).sum(-1)
+
+
+def _weights(scores: Tensor, params: Sequence[GenerationParams]) -> Tensor:
+    """Unnormalised probabilities [rows, vocab] to draw from, zero outside of a row's nucleus."""
+    temperatures = to_device([[each.temperature] for each in params], None, scores.device)
+    weights = ((scores - scores.amax(-1, keepdim=True)) / temperatures).exp_()
+    nuclear = [row for row, each in enumerate(params) if each.strategy is Strategy.NUCLEUS and each.top_p < 1.0]
+    if not nuclear:
+        return weights
+    rows = to_device(nuclear, None, scores.device)
+    top_p = to_device([[params[row].top_p] for row in nuclear], torch.float64, scores.device)
+    return weights.index_copy(0, rows, keep_nucleus(weights[rows], top_p))
 
 
 def keep_nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
@@ -109,25 +122,25 @@ def keep_nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
     limit = (top_p + TOP_P_SLACK) * weights.sum(-1, keepdim=True, dtype=torch.float64)
     size = min(NUM_LARGEST, weights.shape[1])
     values, ids = weights.topk(size, dim=-1)
-    is_kept, is_certain = _within(values, limit)
-    if size < weights.shape[1] and not bool(is_certain.all()):
+    is_kept, is_complete = _within(values, limit)
+    if size < weights.shape[1] and not bool(is_complete.all()):
         values, ids = weights.sort(dim=-1, descending=True, stable=True)
         is_kept, _ = _within(values, limit)
     else:
-        values, ids, is_kept = _by_id_where_equal(values, ids, is_kept)
+        values, ids = _order_ties_by_id(values, ids)
     return torch.zeros_like(weights).scatter_(1, ids, values * is_kept)
 
 
 def _within(values: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of descending values are in the nucleus, and for which rows the cut is before the last value."""
+    """Which descending values [rows, size] are in the nucleus, and which rows' nuclei end before the last value."""
     is_kept = values.cumsum(-1, dtype=torch.float64) <= limit
     is_kept[:, 0] = True
     smallest = torch.where(is_kept, values, torch.inf).amin(-1)
     return is_kept, smallest > values[:, -1]
 
 
-def _by_id_where_equal(values: Tensor, ids: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest values again, equal ones in the order of their ids: `topk` orders those as it likes."""
+def _order_ties_by_id(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Descending values [rows, size] and their ids, equal values by id: `topk` leaves their order open."""
     ids, by_id = ids.sort(dim=-1)
     values, order = values.gather(1, by_id).sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(1, order), is_kept
+    return values, ids.gather(1, order)

@@ -57,7 +57,7 @@ def advance_beams(
     return [(group.sequences[candidate.parent], extended(candidate)) for candidate in chosen]
 
 
-def _search_of(group: SequenceGroup) -> BeamSearch:
+def _search_of(group: SequenceGroup) -> BeamSearch[Sequence]:
     assert isinstance(group.beam_search, BeamSearch)
     return group.beam_search
 
@@ -109,7 +109,7 @@ def _extend(parent: Sequence, candidate: Candidate, columns: StepColumns) -> Seq
     """The parent with one token more, and that token's trace."""
     child = parent.fork(parent.index)
     child.append(_choice(candidate, parent.request.params, columns))
-    child.cumulative_logprob = candidate.total  # with the penalties, if any, that the search ranks by
+    child.cumulative_logprob = candidate.cumulative_logprob  # with the penalties, if any, that the search ranks by
     return child
 
 
@@ -133,4 +133,4 @@ def _choice(candidate: Candidate, params: GenerationParams, columns: StepColumns
 
 def beam_results(group: SequenceGroup) -> SequenceOf[tuple[float, Sequence]]:
     """Score and sequence of every finished hypothesis, the best first."""
-    return [(beam.score, beam.origin) for beam in _search_of(group).best() if isinstance(beam.origin, Sequence)]
+    return [(each.score, each.hypothesis) for each in _search_of(group).best()]

@@ -1,123 +1,135 @@
-"""Early-stopped beam search, token for token what Transformers' `generate(early_stopping=True)` returns.
+"""Beam search that returns, token for token, what Transformers' `generate(early_stopping=True)` returns.
 
-One `BeamSearch` holds the state of one request. `advance` takes the running beams' scores of a step and says
-which beams go on, from which parent and with which token. Knows nothing of the KV cache.
+Each step is that of `GenerationMixin._beam_search` in Transformers. A `BeamSearch` holds the scores of one request's
+running beams and its finished hypotheses. It knows neither logits processors nor the KV cache: the caller keeps a
+beam's tokens and blocks, and says through `on_finish` what to remember of a hypothesis that ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from models.states import FinishReason
 
-#: Marks a hypothesis that does not exist, as Transformers does; far below any real score.
-NOTHING = -1.0e9
+#: The score of a missing hypothesis, and what is added to scores that must not win; Transformers' number.
+MASKED_SCORE = -1.0e9
+
+H = TypeVar("H")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A continuation: beam `parent` followed by `token_id`."""
+    """A continuation: the running beam `parent` followed by `token_id`."""
 
     parent: int
     token_id: int
-    logprob: float  # of this token, as scored
-    total: float  # sum over the hypothesis
+    logprob: float  # of this token, after the processors
+    cumulative_logprob: float  # sum over the generated tokens, this one included
 
 
 @dataclass(frozen=True)
-class FinishedBeam:
-    """A hypothesis in the finished set. `origin` is what `on_finish` returned for it."""
+class FinishedHypothesis(Generic[H]):
+    """One of the best `num_beams` hypotheses so far; `hypothesis` is what `on_finish` returned for it."""
 
-    score: float
-    origin: object
+    score: float  # cumulative logprob / length ** length_penalty
+    hypothesis: H
+
+
+#: Why a candidate ends its hypothesis, or None where it goes on.
+FinishReasonOf = Callable[[Candidate], FinishReason | None]
+
+#: Called for each candidate that enters the finished hypotheses.
+OnFinish = Callable[[Candidate, FinishReason], H]
 
 
 @dataclass
-class BeamSearch:
-    """State over the steps. Scores are float32, as Transformers computes them, so that both order alike."""
+class BeamSearch(Generic[H]):
+    """The state of one search. Scores are float32, as Transformers computes them, so that both rank alike."""
 
     num_beams: int
     length_penalty: float
-    num_eos: int
-    running_totals: Tensor = field(init=False)  # [num_beams]
+    num_eos_ids: int
+    running_scores: Tensor = field(init=False)  # [num_beams], cumulative logprobs, the best first
     finished_scores: Tensor = field(init=False)  # [num_beams], the best first
-    finished: list[FinishedBeam | None] = field(init=False)
+    finished: list[FinishedHypothesis[H] | None] = field(init=False)  # of `finished_scores`; None is missing
     is_done: bool = False
-    _can_improve: bool = True
+    _can_improve: bool = True  # a running beam may still beat the worst finished hypothesis
 
     def __post_init__(self) -> None:
-        self.running_totals = torch.full((self.num_beams,), NOTHING)
-        self.running_totals[0] = 0.0  # before the first token all beams are the same one
-        self.finished_scores = torch.full((self.num_beams,), NOTHING)
+        self.running_scores = torch.full((self.num_beams,), MASKED_SCORE)
+        self.running_scores[0] = 0.0  # before the first token all beams are the same one
+        self.finished_scores = torch.full((self.num_beams,), MASKED_SCORE)
         self.finished = [None] * self.num_beams
 
     def advance(
-        self,
-        logprobs: Tensor,
-        length: int,
-        finish_reason: Callable[[Candidate], FinishReason | None],
-        on_finish: Callable[[Candidate, FinishReason], object],
+        self, logprobs: Tensor, length: int, finish_reason_of: FinishReasonOf, on_finish: OnFinish[H]
     ) -> list[Candidate]:
-        """Takes logprobs [num_beams, vocab] of the next token; `length` is the generated length with it.
+        """Takes the next token's logprobs [num_beams, vocab]; `length` counts the generated tokens with it.
 
-        Returns the beams that go on, in order, or an empty list when the search is done.
+        Returns the next running beams, the best first, or an empty list when the search is done.
         """
-        totals, candidates = self._best_candidates(logprobs)
-        reasons = [finish_reason(candidate) for candidate in candidates]
-        hits = torch.tensor([reason is not None for reason in reasons])
-        continuing, order = (totals + hits.float() * NOTHING).topk(self.num_beams)
-        self._finish(totals, candidates, reasons, length, on_finish)
-        self.running_totals = continuing
-        best_possible = float(continuing[0] / length**self.length_penalty)
-        is_full = all(beam is not None for beam in self.finished)
-        worst = float(self.finished_scores.min()) if is_full else NOTHING
-        self._can_improve &= best_possible > worst
-        self.is_done = is_full or not self._can_improve or bool(hits.all())
+        scores, candidates = self._top_candidates(logprobs)
+        reasons = [finish_reason_of(candidate) for candidate in candidates]
+        has_finished = torch.tensor([reason is not None for reason in reasons])
+        self.running_scores, order = (scores + has_finished.float() * MASKED_SCORE).topk(self.num_beams)
+        self._update_finished(scores / length**self.length_penalty, candidates, reasons, on_finish)
+        self._can_improve &= self._may_improve(length)
+        self.is_done = self._is_full or not self._can_improve or bool(has_finished.all())
         return [] if self.is_done else [candidates[index] for index in order.tolist()]
 
-    def best(self) -> list[FinishedBeam]:
+    def best(self) -> list[FinishedHypothesis[H]]:
         """The finished hypotheses, the best first."""
-        return [beam for beam in self.finished if beam is not None]
+        return [each for each in self.finished if each is not None]
 
-    def _best_candidates(self, logprobs: Tensor) -> tuple[Tensor, list[Candidate]]:
-        """Enough of them that `num_beams` go on even if every beam's best tokens all end it."""
+    @property
+    def _is_full(self) -> bool:
+        return all(each is not None for each in self.finished)
+
+    def _may_improve(self, length: int) -> bool:
+        """Transformers' heuristic: whether the best running beam, ended now, would beat the worst finished one."""
+        best_running = float(self.running_scores[0] / length**self.length_penalty)
+        worst_finished = float(self.finished_scores.min()) if self._is_full else MASKED_SCORE
+        return best_running > worst_finished
+
+    def _top_candidates(self, logprobs: Tensor) -> tuple[Tensor, list[Candidate]]:
+        """The best candidates and their cumulative logprobs [candidates].
+
+        They are so many that `num_beams` of them go on even if each beam's best ones are all end tokens.
+        """
         vocab = logprobs.shape[1]
-        num_candidates = max(2, 1 + self.num_eos) * self.num_beams
-        totals, indices = (logprobs + self.running_totals[:, None]).view(-1).topk(num_candidates)
+        num_candidates = max(2, 1 + self.num_eos_ids) * self.num_beams
+        scores, indices = (logprobs + self.running_scores[:, None]).view(-1).topk(num_candidates)
         parents, token_ids = indices // vocab, indices % vocab
-        picked = logprobs[parents, token_ids]
-        columns = (parents.tolist(), token_ids.tolist(), picked.tolist(), totals.tolist())
-        return totals, [Candidate(*values) for values in zip(*columns, strict=True)]
+        columns = (parents, token_ids, logprobs[parents, token_ids], scores)
+        return scores, [Candidate(*values) for values in zip(*(each.tolist() for each in columns), strict=True)]
 
-    def _finish(
+    def _update_finished(
         self,
-        totals: Tensor,
+        scores: Tensor,
         candidates: list[Candidate],
         reasons: list[FinishReason | None],
-        length: int,
-        on_finish: Callable[[Candidate, FinishReason], object],
+        on_finish: OnFinish[H],
     ) -> None:
-        """Merges hypotheses that just ended into the finished set; only the best `num_beams` candidates may enter."""
-        is_closed = all(beam is not None for beam in self.finished) or not self._can_improve
-        scores = totals / length**self.length_penalty
-        may_enter = torch.tensor(
-            [reason is not None and index < self.num_beams and not is_closed for index, reason in enumerate(reasons)]
-        )
-        scores = scores + (~may_enter).float() * NOTHING
-        merged, order = torch.cat([self.finished_scores, scores]).topk(self.num_beams)
-        beams: list[FinishedBeam | None] = []
-        for score, index in zip(merged.tolist(), order.tolist(), strict=True):
-            place = index - self.num_beams
-            if place < 0:
-                beams.append(self.finished[index])
-            elif may_enter[place]:
-                reason = reasons[place]
-                assert reason is not None
-                beams.append(FinishedBeam(score, on_finish(candidates[place], reason)))
+        """Merges the candidates that ended, of `scores` [candidates], into the finished hypotheses.
+
+        Only the best `num_beams` candidates may enter, and only while the search can improve.
+        """
+        is_open = self._can_improve and not self._is_full
+        may_enter = [is_open and index < self.num_beams and reason is not None for index, reason in enumerate(reasons)]
+        scores = scores + (~torch.tensor(may_enter)).float() * MASKED_SCORE
+        self.finished_scores, order = torch.cat([self.finished_scores, scores]).topk(self.num_beams)
+        merged: list[FinishedHypothesis[H] | None] = []
+        for score, index in zip(self.finished_scores.tolist(), order.tolist(), strict=True):
+            new = index - self.num_beams
+            if new < 0:
+                merged.append(self.finished[index])
+            elif may_enter[new] and (reason := reasons[new]) is not None:
+                merged.append(FinishedHypothesis(score, on_finish(candidates[new], reason)))
             else:
-                beams.append(None)
-        self.finished_scores, self.finished = merged, beams
+                merged.append(None)
+        self.finished = merged

@@ -1,6 +1,6 @@
 """The values that every sampler returns: one row's `Choice`, or the `Choices` of many rows.
 
-Holds plain numbers that are on the host already; imports no torch, so whoever stores a trace need not load it.
+Plain numbers on the host, without torch: storing a trace must not load it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A sampled token and what was known of it: one entry of a trace."""
+    """A sampled token and its statistics: one entry of a trace."""
 
     token_id: int
     logprob: float  # nats, raw distribution
@@ -28,14 +28,14 @@ COLUMNS = ("token_id", "logprob", "sampling_logprob", "entropy", "rank", "kept")
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of several rows."""
+    """The choices of several rows, as a batch sampler returns them."""
 
     columns: list[list[float]]  # [rows][len(COLUMNS)]
     alternative_ids: list[list[int]]  # [rows][k], the most probable tokens
     alternative_logprobs: list[list[float]]  # [rows][k]
 
     def of_row(self, row: int, num_alternatives: int) -> Choice:
-        """One row's choice, with at most `num_alternatives` of its alternatives."""
+        """The choice of one row, with at most `num_alternatives` of its alternatives, equal ones by id."""
         token_id, logprob, sampling_logprob, entropy, rank, kept = self.columns[row]
         pairs = zip(self.alternative_ids[row], self.alternative_logprobs[row], strict=True)
         ordered = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:num_alternatives]

@@ -9,10 +9,10 @@ from torch import Tensor
 from models.params import GenerationParams
 from models.states import Strategy
 from worker.engine.model.device_copies import to_device
-from worker.engine.sampling.batch_sampler import LaunchBatch, LaunchedChoices
+from worker.engine.sampling.batch_sampler import ChoicesInFlight, LaunchSampleBatch
 from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.philox import uniforms
-from worker.engine.sampling.row_sampler import is_special
+from worker.engine.sampling.row_sampler import needs_row_sampler
 from worker.engine.scheduling.sequence import Sequence
 from worker.engine.scheduling.step_plan import SampledRow
 
@@ -23,16 +23,18 @@ class InFlight:
     The next step may begin before the tokens of the rows `on_device` are collected: it takes them from `token_ids`.
     """
 
-    def __init__(self, logits: Tensor, rows: list[SampledRow], launch_batch: LaunchBatch | None = None) -> None:
-        """`launch_batch` is the device's sampler, where it has one; it takes all rows but beams', or none."""
+    def __init__(
+        self, logits: Tensor, rows: list[SampledRow], launch_sample_batch: LaunchSampleBatch | None = None
+    ) -> None:
+        """`launch_sample_batch` is the device's sampler, where it has one; it takes all rows but beams', or none."""
         plain = [each for each in rows if not _is_beam(each)]
-        is_sampled_here = launch_batch is None or any(map(is_special, _params_of(plain)))
+        is_sampled_here = launch_sample_batch is None or any(map(needs_row_sampler, _params_of(plain)))
         self.on_device = [] if is_sampled_here else plain
         self.on_host = rows if is_sampled_here else [each for each in rows if _is_beam(each)]
         self._logits: Tensor | None = logits
-        self._launch_batch = launch_batch
+        self._launch_sample_batch = launch_sample_batch
         self._numbers = draw_numbers([sequence for _, sequence in self.on_device]) if self.on_device else []
-        self._launched: LaunchedChoices | None = None
+        self._launched: ChoicesInFlight | None = None
         if not any(map(_may_wait, _params_of(self.on_device))):
             self.start_sampling()
 
@@ -48,9 +50,9 @@ class InFlight:
         when the host has nothing left to do meanwhile.
         """
         if self.on_device and self._launched is None:
-            assert self._logits is not None and self._launch_batch is not None
+            assert self._logits is not None and self._launch_sample_batch is not None
             picked = pick_rows(self._logits, self.on_device)
-            self._launched = self._launch_batch(picked, _params_of(self.on_device), self._numbers)
+            self._launched = self._launch_sample_batch(picked, _params_of(self.on_device), self._numbers)
 
     def take_logits(self) -> Tensor:
         """The logits [rows, vocab], which the step keeps no longer; they hold until the next step is launched."""
@@ -62,7 +64,7 @@ class InFlight:
         """Waits for the tokens of the rows `on_device`."""
         if self._launched is None:
             return []
-        choices = self._launched.read()
+        choices = self._launched.collect()
         return [choices.of_row(index, params.top_logprobs) for index, params in enumerate(_params_of(self.on_device))]
 
 

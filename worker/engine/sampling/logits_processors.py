@@ -1,6 +1,6 @@
-"""What changes a row of scores before a token is chosen. Pure functions on one row, [1, vocab] in and out.
+"""Logits processors of one row: bias, penalties, minimum length, `top_k` and `min_p`; [1, vocab] in and out.
 
-Transformers' own processors are used where they exist. Penalties see the whole history of the row.
+Transformers' own processors where they exist. Penalties see the whole history of the row; nothing here samples.
 """
 
 from __future__ import annotations

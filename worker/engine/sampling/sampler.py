@@ -13,11 +13,11 @@ from torch import Tensor
 from worker.engine.config import ModelLimits
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.request import Request
-from worker.engine.sampling.batch_sampler import ChooseBatch
+from worker.engine.sampling.batch_sampler import SampleBatch
 from worker.engine.sampling.beam_group import advance_beams, start_beams
 from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.in_flight import InFlight, draw_numbers, pick_rows
-from worker.engine.sampling.row_sampler import SamplingRow, choose_tokens
+from worker.engine.sampling.row_sampler import SamplingRow, sample_rows
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.step_plan import SampledRow
 from worker.engine.scheduling.stopping import check_stop, eos_ids_of
@@ -37,14 +37,14 @@ class Sampler:
         fork_beams: ForkBeams,
         detokenizer: Detokenizer | None,
         stats: EngineStats,
-        choose_batch: ChooseBatch | None = None,
+        sample_batch: SampleBatch | None = None,
     ) -> None:
         self._limits = limits
         self._groups = groups
         self._fork_beams = fork_beams
         self._detokenizer = detokenizer
         self._stats = stats
-        self._choose_batch = choose_batch
+        self._sample_batch = sample_batch
 
     def collect(self, step: InFlight | None) -> Collection[SequenceGroup]:
         """Takes the tokens that the device sampled in a step; returns the groups they belong to."""
@@ -112,7 +112,7 @@ class Sampler:
             SamplingRow(s.request.params, s.request.prompt_ids, s.token_ids, self._eos_ids(s.request), number)
             for s, number in zip(sequences, draw_numbers(sequences), strict=True)
         ]
-        choices = choose_tokens(pick_rows(logits, rows), sampling_rows, self._choose_batch)
+        choices = sample_rows(pick_rows(logits, rows), sampling_rows, self._sample_batch)
         for sequence, choice in zip(sequences, choices, strict=True):
             self._take(sequence, choice)
 

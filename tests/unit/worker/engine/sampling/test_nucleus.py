@@ -1,4 +1,4 @@
-"""The nucleus rule against a brute-force reference written from DESIGN's sentence, in exact order."""
+"""The nucleus against a brute-force reference: the rule's one sentence, token by token in exact order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def weights_of(logits: list[float], temperature: float) -> Weights:
 
 
 def kept_by_sampler(weights: Weights, top_p: float) -> tuple[list[int], list[float]]:
-    """Ids and weights of what the sampler keeps, the most probable first."""
+    """Ids and weights of the tokens that the sampler keeps, the most probable first."""
     ids, kept_weights, num_kept = nucleus(weights, top_p)
     if ids is None:
         ids = np.flatnonzero(kept_weights)
@@ -44,7 +44,7 @@ def kept_by_sampler(weights: Weights, top_p: float) -> tuple[list[int], list[flo
 
 
 def kept_in_c(weights: Weights, top_p: float) -> tuple[list[int], list[float]]:
-    """The same of what `nucleus.c` keeps."""
+    """`kept_by_sampler` for `nucleus.c`."""
     library = the_library()
     library.keep_nucleus.restype = ctypes.c_int64
     kept = torch.from_numpy(weights.copy())
@@ -61,7 +61,7 @@ KEEPS = pytest.mark.parametrize("keep", [kept_by_sampler, pytest.param(kept_in_c
 
 
 def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
-    """The kept ids by the rule, one token at a time, and how far the nearest sum was from the limit."""
+    """The kept ids by the rule, one token at a time, and the distance of the nearest sum from the limit."""
     values = [float(weight) for weight in weights]
     total = math.fsum(values)
     order = sorted(range(len(values)), key=lambda token_id: (-values[token_id], token_id))
@@ -87,7 +87,7 @@ def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
 @example(logits=[0.0] * 10, temperature=1.0, percent=30)  # 0.1 + 0.1 + 0.1 does not exceed 0.3
 @example(logits=[5.0, 0.0], temperature=1.0, percent=50)  # one token that exceeds it alone
 @example(logits=[0.0, -math.inf, 0.0], temperature=0.001, percent=50)
-def test_the_kept_set_is_that_of_the_rule(keep: Keep, logits: list[float], temperature: float, percent: int) -> None:
+def test_nucleus_keeps_the_set_of_the_rule(keep: Keep, logits: list[float], temperature: float, percent: int) -> None:
     assume(any(value > -math.inf for value in logits))
     weights, top_p = weights_of(logits, temperature), percent / 100
     expected, nearest = brute_force(weights, top_p)
@@ -105,10 +105,10 @@ def test_the_kept_set_is_that_of_the_rule(keep: Keep, logits: list[float], tempe
     percent=st.integers(1, 99),
     num_levels=st.sampled_from([2, 7, 50, 100_000]),
 )
-def test_a_large_vocabulary_keeps_the_same_set(
+def test_nucleus_of_a_large_vocabulary_keeps_the_set_of_the_rule(
     keep: Keep, seed: int, temperature: float, percent: int, num_levels: int
 ) -> None:
-    """More tokens than are sorted first, with few distinct values, so that ties run through every border."""
+    """More tokens than are sorted at once, with few distinct values, so that ties run through every cutoff."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randint(0, num_levels, (2 * MAX_SORTED + 3,), generator=generator) * (12.0 / num_levels)
     weights, top_p = weights_of(logits.tolist(), temperature), percent / 100

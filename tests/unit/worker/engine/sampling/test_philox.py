@@ -1,4 +1,4 @@
-"""The counter-based generator: known answers, and what a draw depends on."""
+"""The counter-based generator: known answers, the parts of its key, and uniformity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy import stats
 
 from worker.engine.sampling.philox import philox, uniforms
 
-#: counter, key, words: the known answers that come with Random123, the authors' own library.
+#: Counter, key, words: the known answers of Random123, the library of Philox's authors.
 KNOWN_ANSWERS = [
     (
         (0, 0, 0, 0),

@@ -1,7 +1,7 @@
-"""Builds the C kernels of `csrc/`, where the machine has a C compiler; without one torch's own operations do.
+"""Builds the C kernels of `csrc/` as a shared library, where the machine has a C compiler.
 
-The library is built once for a processor and kept in the user's cache folder. It shares torch's OpenMP threads,
-because both name the same runtime.
+Without one, torch's own operations take their place. The library is built once for a processor and kept in the user's
+cache folder. It shares torch's OpenMP threads, because both name the same runtime.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).with_name("csrc")
 FLAGS = (
     "-O3", "-march=native", "-std=c11", "-fopenmp", "-shared", "-fPIC",
-    # What lets sums be vectorised; not -ffast-math, whose start-up code changes the whole process.
+    # Lets GCC vectorize sums. Not -ffast-math: its start-up code makes the whole process flush denormals.
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-ffp-contract=fast",
 )  # fmt: skip
-BUILD_SECONDS = 60.0
+#: A build takes about 15 s of processor time; on a machine that is busy with other work minutes pass.
+BUILD_SECONDS = 600.0
 
 
 @cache
@@ -40,7 +41,7 @@ def cpu_library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("the CPU kernels could not be built, torch's own operations do: %s", error)
+        logger.warning("the CPU kernels could not be built, torch's own operations take their place: %s", error)
         return None
 
 
@@ -58,7 +59,7 @@ def _build(compiler: str) -> Path:
 
 
 def _cache_folder() -> Path:
-    """A folder that only this user can write to: what lies in it is loaded as code."""
+    """A folder that only this user can write to: its files are loaded as code."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "nocturne"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def _cache_folder() -> Path:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Names the source, how it is compiled and the processor it is compiled for."""
+    """A hash of the sources, the compiler with its flags, and the processor."""
     digest = hashlib.blake2b(repr((compiler, FLAGS)).encode(), digest_size=12)
     for source in sorted(FOLDER.glob("*.[ch]")):
         digest.update(source.read_bytes())
@@ -82,5 +83,5 @@ def _fingerprint(compiler: str) -> str:
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    """A tensor as the library takes it; it must live until the call is over."""
+    """A tensor as an argument of the library; keep the tensor alive until the call is over."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

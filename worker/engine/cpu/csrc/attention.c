@@ -1,7 +1,7 @@
 /* Paged attention (Kwon et al. 2023) on vectors, in bf16 and fp32: of rows that decode, and of prompts with few keys.
  *
- * A row's keys are taken KEY_TILE at a time. All query heads of a key head share a tile (grouped-query attention, Ainslie
- * et al. 2023), HEADS of them at once:
+ * A row's keys are taken KEY_TILE at a time. All query heads of a key head share a tile (grouped-query attention,
+ * Ainslie et al. 2023), HEADS of them at once:
  *
  *     scores: Q K^T                                        output: P V
  *                       KEY_TILE keys                                 VECTORS x 16 values
@@ -45,9 +45,10 @@ INLINE void find_rows(const char **rows, const void *pool, const int32_t *block_
     }
 }
 
-/* Keys or values [count, size], `stride` numbers apart, from position `first` on; prefetches later ones before `end`. */
-INLINE void load_tile(float *to, const void *pool, const int32_t *block_table, int64_t first, int64_t count, int64_t end,
-                      int64_t kv_head, AttentionShape s, int64_t size, int64_t stride, int is_bf16) {
+/* Keys or values [count, size], `stride` numbers apart, from position `first` on; prefetches later ones before
+ * `end`. */
+INLINE void load_tile(float *to, const void *pool, const int32_t *block_table, int64_t first, int64_t count,
+                      int64_t end, int64_t kv_head, AttentionShape s, int64_t size, int64_t stride, int is_bf16) {
     const char *rows[KEY_TILE], *later[KEY_TILE];
     int64_t next = first + PREFETCH_DISTANCE, num_later = end - next < KEY_TILE ? end - next : KEY_TILE;
     find_rows(rows, pool, block_table, first, count, kv_head, s, size, is_bf16);
@@ -80,7 +81,8 @@ INLINE void score_tile(float *scores, int64_t stride, const float *q, const Vect
     }
 }
 
-/* Adds `num_vectors` vectors of a tile's values, each times its prob, to the accumulators of `num_heads` query heads. */
+/* Adds `num_vectors` vectors of a tile's values, each times its prob, to the accumulators of `num_heads` query
+ * heads. */
 INLINE void add_value_vectors(Vector *acc, const float *probs, int64_t stride, const Vector *values, int64_t width,
                               int64_t count, int num_heads, int num_vectors) {
     Vector c[HEADS][VECTORS];
@@ -126,13 +128,14 @@ static void softmax(float *scores, int64_t count) {
             default: f(__VA_ARGS__, HEADS);                                                                            \
         }
 
-/* One row's query heads over the key heads `kv_first` up to `kv_end`, which are adjacent in memory: each tile of them is
- * read at once. `scores` holds seqused_k numbers for each of those query heads. */
+/* One row's query heads over the key heads `kv_first` up to `kv_end`, which are adjacent in memory: each tile of
+ * them is read at once. `scores` holds seqused_k numbers for each of those query heads. */
 INLINE void attend_row(void *output, const void *query, const void *keys, const void *values,
-                       const int32_t *block_table, int64_t seqused_k, int64_t kv_first, int64_t kv_end, AttentionShape s,
-                       int64_t dim, int64_t value_dim, float *scores, int is_bf16) {
+                       const int32_t *block_table, int64_t seqused_k, int64_t kv_first, int64_t kv_end,
+                       AttentionShape s, int64_t dim, int64_t value_dim, float *scores, int is_bf16) {
     int64_t group = s.num_heads / s.num_kv_heads, num_heads = group * (kv_end - kv_first);
-    int64_t width = ceil_div(value_dim, KEY_TILE), first = s.window > 0 && seqused_k > s.window ? seqused_k - s.window : 0;
+    int64_t first = s.window > 0 && seqused_k > s.window ? seqused_k - s.window : 0;
+    int64_t width = ceil_div(value_dim, KEY_TILE);
     float q[num_heads * dim], key_tile[KEY_TILE * dim];
     Vector keys_t[dim], value_tile[KEY_TILE * width], acc[num_heads * width];
     load(q, at(query, kv_first * group * dim, is_bf16), num_heads * dim, is_bf16);
@@ -148,8 +151,8 @@ INLINE void attend_row(void *output, const void *query, const void *keys, const 
             /* Transposed, so that a lane adds up one key's score; a sum across lanes would be slower. */
             for (int64_t i = 0; i < dim; i++)
                 for (int64_t key = 0; key < KEY_TILE; key++) keys_t[i][key] = key_tile[key * dim + i];
-            FOR_HEADS(begin, group, score_tile, scores + head * seqused_k + start, seqused_k, q + head * dim, keys_t, dim,
-                      count)
+            FOR_HEADS(begin, group, score_tile, scores + head * seqused_k + start, seqused_k, q + head * dim, keys_t,
+                      dim, count)
         }
     }
     for (int64_t head = 0; head < num_heads; head++) softmax(scores + head * seqused_k + first, seqused_k - first);
@@ -164,8 +167,8 @@ INLINE void attend_row(void *output, const void *query, const void *keys, const 
         }
     }
     for (int64_t head = 0; head < num_heads; head++)
-        store((void *)at(output, (kv_first * group + head) * value_dim, is_bf16), (float *)(acc + head * width), value_dim,
-              is_bf16);
+        store((void *)at(output, (kv_first * group + head) * value_dim, is_bf16), (float *)(acc + head * width),
+              value_dim, is_bf16);
 }
 
 /* Query [rows, heads, dim], keys [slots, kv_heads, dim], values [slots, kv_heads, value_dim], block_table [rows,
@@ -195,7 +198,8 @@ INLINE int paged_attention(void *output, const void *query, const void *keys, co
             else if (s.dim == 128 && s.value_dim == 128)
                 attend_row(to, q, keys, values, blocks, seqused_k[row], kv, end, s, 128, 128, scores, is_bf16);
             else
-                attend_row(to, q, keys, values, blocks, seqused_k[row], kv, end, s, s.dim, s.value_dim, scores, is_bf16);
+                attend_row(to, q, keys, values, blocks, seqused_k[row], kv, end, s, s.dim, s.value_dim, scores,
+                           is_bf16);
         }
         free(scores);
     }

@@ -71,8 +71,8 @@ static int find_key_groups(KeyGroup *groups, const Pack *pack, int64_t start, in
             continue;
         }
         if (last == NULL || !share_keys(last, row, start, args->s)) {
-            int64_t num_keys = num_keys_in_chunk(row, start);
-            groups[num_groups++] = (KeyGroup){row, num_keys < max_keys ? num_keys : max_keys, (int)(i * args->group), 0};
+            int64_t cached = num_keys_in_chunk(row, start), num_keys = cached < max_keys ? cached : max_keys;
+            groups[num_groups++] = (KeyGroup){row, num_keys, (int)(i * args->group), 0};
         }
         groups[num_groups - 1].num_lanes += (int)args->group;
         last = row;
@@ -154,7 +154,8 @@ INLINE void *carve(char *memory, int64_t *used, int64_t bytes) {
 }
 
 /* Divides the memory among the workspace's arrays; returns how many bytes they take. */
-static int64_t carve_workspace(Workspace *workspace, char *memory, int64_t num_packs, int64_t num_kv, AttentionShape s) {
+static int64_t carve_workspace(Workspace *workspace, char *memory, int64_t num_packs, int64_t num_kv,
+                               AttentionShape s) {
     int64_t used = 0;
     SoftmaxState *states = carve(memory, &used, sizeof(SoftmaxState) * num_packs * num_kv);
     ValueTiles *values = carve(memory, &used, sizeof(ValueTiles) * num_kv);
@@ -202,10 +203,10 @@ static int attend_all(const AttentionArgs *args) {
     return (int)failed;
 }
 
-/* Query [rows, heads, dim], keys [slots, kv_heads, dim], values [slots, kv_heads, value_dim]; of each sequence block_table
- * [sequences, max_blocks], seqused_k [sequences] keys in the cache, the last row's own included, and cu_seqlens_q
- * [sequences + 1], where its rows begin; writes output [rows, heads, value_dim]. At most 16 query heads may share a key
- * head, and dim and value_dim are multiples of 32. Returns 0, or 1 where memory ran out. */
+/* Query [rows, heads, dim], keys [slots, kv_heads, dim], values [slots, kv_heads, value_dim]; of each sequence
+ * block_table [sequences, max_blocks], seqused_k [sequences] keys in the cache, the last row's own included, and
+ * cu_seqlens_q [sequences + 1], where its rows begin; writes output [rows, heads, value_dim]. At most 16 query heads
+ * may share a key head, and dim and value_dim are multiples of 32. Returns 0, or 1 where memory ran out. */
 int varlen_attention_amx(void *output, const void *query, const void *keys, const void *values,
                          const int32_t *block_table, const int32_t *seqused_k, const int32_t *cu_seqlens_q,
                          int64_t num_sequences, const AttentionShape *shape) {

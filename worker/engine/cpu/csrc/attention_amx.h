@@ -10,10 +10,10 @@
  *    16 keys   tmm7  | tmm3       |
  *                    +------------+
  *
- * Keys are tiles as they are in the cache. Scores [keys, lanes] have a vector for each key, so that the softmax of all 16
- * lanes goes down the keys at once. Its running maximum and sum are those of Milakov & Gimelshein 2018 ("Online normalizer
- * calculation for softmax"), the accumulators that are rescaled with them those of FlashAttention (Dao et al. 2022). A
- * prob is split into two bf16 (Henry, Tang & Heinecke 2019): their sum has 16 of its bits.
+ * Keys are tiles as they are in the cache. Scores [keys, lanes] have a vector for each key, so that the softmax of all
+ * 16 lanes goes down the keys at once. Its running maximum and sum are those of Milakov & Gimelshein 2018 ("Online
+ * normalizer calculation for softmax"), the accumulators that are rescaled with them those of FlashAttention (Dao et
+ * al. 2022). A prob is split into two bf16 (Henry, Tang & Heinecke 2019): their sum has 16 of its bits.
  */
 #ifndef NOCTURNE_ATTENTION_AMX_H
 #define NOCTURNE_ATTENTION_AMX_H
@@ -101,8 +101,8 @@ static int share_keys(const QueryRow *a, const QueryRow *b, int64_t start, Atten
            memcmp(a->block_table + block, b->block_table + block, sizeof(int32_t) * num_blocks) == 0;
 }
 
-/* The address of TILE_DIM keys or values from `position` on, of which `count` exist, and their distance in bytes. Those of
- * several blocks are copied together first. */
+/* The address of TILE_DIM keys or values from `position` on, of which `count` exist, and their distance in bytes.
+ * Those of several blocks are copied together first. */
 INLINE const char *find_tile(int64_t *stride, char *copies, const void *pool, const QueryRow *row, int64_t position,
                              int64_t count, int64_t kv_head, AttentionShape s, int64_t size) {
     int64_t block = position / s.block_size, offset = position % s.block_size, bytes = size * 2;
@@ -134,7 +134,8 @@ static void score_keys(__m512 *scores, const KeyGroup *group, int64_t start, con
         int num_tiles = (int)(left < MAX_ROW_TILES ? left : MAX_ROW_TILES);
         for (int64_t i = 0; i < num_tiles; i++)
             tiles[i] = find_tile(&stride, copies + i * TILE_DIM * dim * 2, args->keys, group->row,
-                                 start + key + i * TILE_DIM, group->num_keys - key - i * TILE_DIM, kv_head, args->s, dim);
+                                 start + key + i * TILE_DIM, group->num_keys - key - i * TILE_DIM, kv_head, args->s,
+                                 dim);
         COMPILER_FENCE();
         FOR_ACC_TILES(_tile_zero)
         for (int64_t part = 0; part < dim / LINE_BF16; part++) {
@@ -163,9 +164,9 @@ static void score_chunk(Workspace *workspace, const KeyGroup *groups, int num_gr
     }
 }
 
-/* Replaces `count` scores, a multiple of KEYS_PER_TILE, by 2^(score - row_max), the unnormalized probs, and updates maximum
- * and sum of each lane; returns the factor that rescales its accumulators. Scores become powers of two by a factor of
- * log2(e), as in FlashAttention's kernels. */
+/* Replaces `count` scores, a multiple of KEYS_PER_TILE, by 2^(score - row_max), the unnormalized probs, and updates
+ * maximum and sum of each lane; returns the factor that rescales its accumulators. Scores become powers of two by a
+ * factor of log2(e), as in FlashAttention's kernels. */
 static __m512 exp_scores(__m512 *scores, SoftmaxState *state, const Pack *pack, int64_t start, int64_t count,
                          float scale) {
     const __m512 lowest = _mm512_set1_ps(-INFINITY), to_power = _mm512_set1_ps(scale * LOG2_E);
@@ -235,8 +236,8 @@ static void split_probs(Workspace *workspace, int64_t count) {
     }
 }
 
-/* Packs a row's values of a chunk in VNNI layout, two keys side by side, unless they are packed already. LINE_BF16 values
- * become two tiles, each with every other four of them; zeros follow the row's keys. */
+/* Packs a row's values of a chunk in VNNI layout, two keys side by side, unless they are packed already. LINE_BF16
+ * values become two tiles, each with every other four of them; zeros follow the row's keys. */
 static void pack_values(ValueTiles *values, const QueryRow *row, int64_t start, int64_t kv_head, char *copies,
                         const AttentionArgs *args) {
     int64_t size = args->s.value_dim, stride = 0, count = num_keys_in_chunk(row, start);

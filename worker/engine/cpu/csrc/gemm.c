@@ -11,9 +11,9 @@
  *         for MR rows                     the micro-kernel, its accumulators in registers (gemm_avx512.h, gemm_amx.h)
  *       epilogue (epilogue.h)             acc [MC, NR] to the output, rounded once
  *
- * The blocking is that of Goto & van de Geijn 2008 ("Anatomy of high-performance matrix multiplication") with the names of
- * BLIS. Weights are packed when a model is loaded, as [blocks of N][VNNI groups of K][NR], with zeros where a block is not
- * full (weight_layout.py); rows are used as they are. K4 is K in VNNI groups of 4 bytes.
+ * The blocking is that of Goto & van de Geijn 2008 ("Anatomy of high-performance matrix multiplication") with the
+ * names of BLIS. Weights are packed when a model is loaded, as [blocks of N][VNNI groups of K][NR], with zeros where a
+ * block is not full (weight_layout.py); rows are used as they are. K4 is K in VNNI groups of 4 bytes.
  *
  * Batch-invariant: an accumulator is a sum in one order whatever M is.
  */
@@ -21,7 +21,8 @@
 
 #include <stdint.h>
 
-/* Whether VDPBF16PS is faster than two multiply-adds of fp32. On Intel's processors it takes four times as long as one. */
+/* Whether VDPBF16PS is faster than two multiply-adds of fp32. On Intel's processors it takes four times as long as
+ * one. */
 int is_dpbf16_fast(void) {
 #ifdef __AVX512BF16__
     return !__builtin_cpu_is("intel");
@@ -47,8 +48,8 @@ enum { KC_WIDENED = 32 };
 /* From this many row tiles on it is faster to widen weights once for all of them. */
 enum { MIN_TILES_TO_WIDEN = 6 };
 
-/* Cache lines of the next weights that each of `num_tiles` row tiles prefetches for a VNNI group of these: spread evenly,
- * so that memory is never idle and never waited for. */
+/* Cache lines of the next weights that each of `num_tiles` row tiles prefetches for a VNNI group of these: spread
+ * evenly, so that memory is never idle and never waited for. */
 INLINE int lines_to_prefetch(int64_t num_tiles) { return num_tiles >= 4 ? 1 : num_tiles >= 2 ? 2 : NR_VECTORS; }
 
 /* acc [num_rows, NR] of rows [num_rows, K4] times one block of weights. */
@@ -94,8 +95,8 @@ INLINE void matmul_block_widened(int32_t *acc, const char *rows, const char *wei
                 load(inputs + row * KC_WIDENED * 2, rows + ((first + row) * K4 + k) * VNNI, count * 2, 1);
             const char *a = (const char *)inputs, *prefetched = next + tile * lines * count * LINE;
             if (widens_first) /* twice as many groups, with a line to prefetch for each */
-                micro_kernels_f32[size](acc + first * NR, a, KC_WIDENED * 2 * VNNI, (const char *)wide, count * 2, k == 0,
-                                        next + tile * 2 * count * LINE, tile < NR_VECTORS / 2);
+                micro_kernels_f32[size](acc + first * NR, a, KC_WIDENED * 2 * VNNI, (const char *)wide, count * 2,
+                                        k == 0, next + tile * 2 * count * LINE, tile < NR_VECTORS / 2);
             else
                 micro_kernels_widened[size](acc + first * NR, a, KC_WIDENED * 2 * VNNI, w, count, k == 0, prefetched,
                                             tile * lines < NR_VECTORS ? lines : 0);
@@ -103,8 +104,8 @@ INLINE void matmul_block_widened(int32_t *acc, const char *rows, const char *wei
     }
 }
 
-/* `matmul_block` of one type. A block of weights is cold before its first rows. On AMX the last tile begins `overlap` rows
- * early, so the accumulators of its rows are that many rows further on. */
+/* `matmul_block` of one type. A block of weights is cold before its first rows. On AMX the last tile begins
+ * `overlap` rows early, so the accumulators of its rows are that many rows further on. */
 typedef void (*MatmulBlock)(int32_t *acc, const char *rows, const char *weights, int64_t num_rows, int64_t K4,
                             int64_t overlap, int is_cold);
 #define DEFINE_MATMUL_BLOCK(name, ...)                                                                                 \
@@ -141,8 +142,8 @@ INLINE void dequantize(float *y, const int32_t *acc, const DequantizationScales 
                scales->weight_scales[column + i];
 }
 
-/* The arguments of a gemm. With EPILOGUE_SWIGLU N counts the ups, and weights, bias and scales have a block of gates before
- * each block of ups. */
+/* The arguments of a gemm. With EPILOGUE_SWIGLU N counts the ups, and weights, bias and scales have a block of gates
+ * before each block of ups. */
 typedef struct {
     void *output;
     const char *rows, *weights;
@@ -159,8 +160,8 @@ typedef struct {
     int is_amx, is_bf16;
 } Kernel;
 
-/* Non-temporal stores bypass the caches, which otherwise read the output's lines first and evict what they hold: for logits,
- * and for everything on AMX, which waits for memory anyway. */
+/* Non-temporal stores bypass the caches, which otherwise read the output's lines first and evict what they hold: for
+ * logits, and for everything on AMX, which waits for memory anyway. */
 INLINE int uses_non_temporal_stores(const Gemm *g, Kernel kernel) {
     int64_t row_bytes = g->N * (kernel.is_bf16 ? 2 : 4);
     int pays_off = kernel.is_amx || g->N >= min_logits_n;
@@ -177,8 +178,8 @@ INLINE void prefetch_output(const Gemm *g, int64_t first, int64_t end, int64_t c
 }
 
 /* Stores `width` columns of one row from its accumulators, with SwiGLU those of the gates and the ups. */
-INLINE void store_row(const Gemm *g, const int32_t *const acc[2], int64_t row, int64_t block, int64_t width, int is_bf16,
-                      int is_non_temporal) {
+INLINE void store_row(const Gemm *g, const int32_t *const acc[2], int64_t row, int64_t block, int64_t width,
+                      int is_bf16, int is_non_temporal) {
     int64_t column = block * NR, num_blocks = g->epilogue == EPILOGUE_SWIGLU ? 2 : 1;
     void *output = (void *)at(g->output, row * g->N + column, is_bf16);
     const void *residual = g->residual ? at(g->residual, row * g->N + column, is_bf16) : NULL;

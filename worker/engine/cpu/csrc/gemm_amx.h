@@ -10,9 +10,9 @@
  *      rows 48..63 tmm5 | tmm3                  |    each weight tile is loaded once for all of them
  *                       +-----------------------+
  *
- * A tile is 16 rows of 64 bytes (Intel's optimization reference manual, chapter on AMX). The weights of NR columns lie in
- * the order of their use: for each K_STEPS_L1 steps of K the four tile columns of NR, for each of these its steps, so that
- * these steps of the rows and all accumulators stay in the L1 cache. `K4` is a multiple of TILE_DIM.
+ * A tile is 16 rows of 64 bytes (Intel's optimization reference manual, chapter on AMX). The weights of NR columns lie
+ * in the order of their use: for each K_STEPS_L1 steps of K the four tile columns of NR, for each of these its steps,
+ * so that these steps of the rows and all accumulators stay in the L1 cache. `K4` is a multiple of TILE_DIM.
  *
  * Where there are 16 rows or more, the last tile overlaps the one before it and computes some rows a second time: the
  * tile config stays the same, and nothing beyond the rows is read.
@@ -36,8 +36,8 @@ enum { K_STEPS_L1 = 4, K_STEPS_L2 = KC / TILE_DIM };
 
 enum { TILE_BYTES = TILE_DIM * LINE, ACC_STRIDE = NR * 4, NR_TILES = NR / TILE_DIM };
 
-/* Before each weight tile two tiles are prefetched from this far ahead, so each is prefetched twice. Once, or from further
- * ahead, was slower with many rows, whose own lines then wait behind these (docs/log.md). */
+/* Before each weight tile two tiles are prefetched from this far ahead, so each is prefetched twice. Once, or from
+ * further ahead, was slower with many rows, whose own lines then wait behind these (docs/log.md). */
 enum { PREFETCH_DISTANCE = 2 * TILE_BYTES, PREFETCH_LINES = 2 * TILE_DIM };
 
 /* Linux lets a process use the tiles once it has asked; its threads inherit that. */

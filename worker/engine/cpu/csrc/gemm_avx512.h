@@ -29,8 +29,8 @@ enum { VNNI = 4 };
 /* VNNI groups of K whose weights, 128 KiB of NR output features, stay in the L2 cache for all rows. */
 enum { KC = 512 };
 
-/* The element type of a VNNI group: one fp32, two bf16, four bytes. WIDENED_BF16 are two bf16 that are multiplied as fp32
- * one by one, for processors that are slow with pairs; the rows are fp32 then. */
+/* The element type of a VNNI group: one fp32, two bf16, four bytes. WIDENED_BF16 are two bf16 that are multiplied as
+ * fp32 one by one, for processors that are slow with pairs; the rows are fp32 then. */
 enum { F32, BF16_PAIRS, WIDENED_BF16, INT8 };
 
 /* acc + weights * inputs in each lane: int32 for int8, fp32 for the others. */

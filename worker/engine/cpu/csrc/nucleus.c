@@ -1,13 +1,13 @@
 /* The nucleus of a row (Holtzman et al. 2020): the most probable tokens whose mass does not exceed top_p.
  *
- * Nothing is sorted. Weights are positive, so their bits are ordered as they are, and the lightest weight that is kept is
- * found by bisection of its bits:
+ * Nothing is sorted. Weights are positive, so their bits are ordered as they are, and the lightest weight that is kept
+ * is found by bisection of its bits:
  *
  *     bits   0 ........ low [ bracket ] high ........ bits of 1.0        mass(w >= low) > limit >= mass(w >= high)
  *                             | the cut is in here
  *
- * A sample of the blocks guesses a narrow bracket, one pass over the row copies its weights out, and bisection goes on in
- * these few. nucleus.py is the reference.
+ * A sample of the blocks guesses a narrow bracket, one pass over the row copies its weights out, and bisection goes on
+ * in these few. nucleus.py is the reference.
  */
 #if defined(__x86_64__) && defined(__GNUC__)
 /* Whole vectors, of which GCC uses half on Intel's processors: faster here, and slower in gemm.c. */
@@ -72,8 +72,8 @@ INLINE Sides divide_at(const float *weights, int64_t count, int32_t edge, int64_
     return (Sides){mass, at_or_above, below};
 }
 
-/* One bisection step. Invariant: mass(w >= low) > limit >= mass(w >= high). An empty upper half has no mass, whatever the
- * limit: rounding may have made it negative. */
+/* One bisection step. Invariant: mass(w >= low) > limit >= mass(w >= high). An empty upper half has no mass,
+ * whatever the limit: rounding may have made it negative. */
 INLINE Bracket bisect(Bracket cut, const float *weights, int64_t count, double limit, int64_t step) {
     Sides sides = divide_at(weights, count, cut.low + (cut.high - cut.low) / 2, step);
     if (sides.mass > limit && sides.mass > 0) return (Bracket){sides.at_or_above, cut.high};
@@ -146,7 +146,7 @@ int64_t keep_nucleus(float *weights, int64_t count, double top_p, float *scratch
     if (limit >= total) return count_above((Logits){weights, count, 0}, 0);
     Split found;
     Bracket cut = find_bracket(&found, scratch, weights, count, total, limit);
-    while (cut.high - cut.low > 1) { /* until one value is left: the lightest that is kept, or the heaviest that is not */
+    while (cut.high - cut.low > 1) { /* until one value is left: the lightest kept, or the heaviest not kept */
         cut = bisect(cut, scratch, found.num_within, limit - found.mass_above, 1);
         Split inner = split(scratch, scratch, found.num_within, cut);
         found = (Split){found.mass_above + inner.mass_above, inner.mass_within, found.num_above + inner.num_above,
@@ -154,7 +154,8 @@ int64_t keep_nucleus(float *weights, int64_t count, double top_p, float *scratch
     }
     float value = with_bits(cut.low);
     int64_t num_equal = 0;
-    for (double mass = found.mass_above + value; num_equal < found.num_within && mass <= limit; mass += value) num_equal++;
+    for (double mass = found.mass_above + value; num_equal < found.num_within && mass <= limit; mass += value)
+        num_equal++;
     if (found.num_above + num_equal == 0) num_equal = 1; /* the first exceeds top_p alone */
     zero_below(weights, count, value, num_equal);
     return found.num_above + num_equal;

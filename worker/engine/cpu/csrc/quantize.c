@@ -1,7 +1,8 @@
 /* The steps before and after an int8 matmul of oneDNN's: quantization of its rows, and the epilogue on its result.
  *
- * Rows are quantized symmetrically, each by its own maximum ("vector-wise", Dettmers et al. 2022), as unsigned bytes with
- * zero point 128, which VNNI and AMX multiply with signed weights. One thread computes a row, always in the same order.
+ * Rows are quantized symmetrically, each by its own maximum ("vector-wise", Dettmers et al. 2022), as unsigned bytes
+ * with zero point 128, which VNNI and AMX multiply with signed weights. One thread computes a row, always in the same
+ * order.
  */
 #include "epilogue.h"
 

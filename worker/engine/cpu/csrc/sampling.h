@@ -36,7 +36,8 @@ INLINE int64_t count_above(Logits x, float limit) {
     return found;
 }
 
-/* nucleus.c: zeroes the weights [count] outside of the nucleus, returns how many are kept. `scratch` is [count + LANES]. */
+/* nucleus.c: zeroes the weights [count] outside of the nucleus, returns how many are kept. `scratch` is [count +
+ * LANES]. */
 int64_t keep_nucleus(float *weights, int64_t count, double top_p, float *scratch);
 
 #endif

@@ -75,8 +75,8 @@ enum { EXP_DEGREE = 6 };
 static const float EXP_COEFFICIENTS[EXP_DEGREE] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                                    4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 
-/* exp(x) for x <= 0 with a relative error of about 2e-7: 2^n times a polynomial of the rest. Never below exp(-87), which
- * is still a normal number. */
+/* exp(x) for x <= 0 with a relative error of about 2e-7: 2^n times a polynomial of the rest. Never below exp(-87),
+ * which is still a normal number. */
 INLINE float exp_of_negative(float x) {
     x = x < MIN_EXPONENT ? MIN_EXPONENT : x;
     float n = rintf(x * LOG2_E);
@@ -104,7 +104,8 @@ INLINE __m512 exp16_of_negative(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-/* 2^x of 16 numbers with a relative error of 1e-7: the integer part goes into the exponent, the rest into a polynomial. */
+/* 2^x of 16 numbers with a relative error of 1e-7: the integer part goes into the exponent, the rest into a
+ * polynomial. */
 INLINE __m512 exp2_16(__m512 x) {
     enum { DEGREE = 5 };
     static const float coefficients[DEGREE + 1] = {1.32764697e-3f, 9.67553937e-3f, 5.55071272e-2f,

@@ -48,7 +48,7 @@ class PagedAttention(Protocol):
 
 @dataclass(frozen=True)
 class AttentionStep:
-    """A step's attention; Transformers' models hand it on among their keyword arguments."""
+    """The inputs of a step's attention; Transformers' models pass them on among their keyword arguments."""
 
     batch: StepBatch
     cache: KVCache
@@ -151,7 +151,7 @@ def _softcapped_attention(
 ) -> Tensor:
     """Gemma 2's attention: scores are squashed by `softcap * tanh(scores / softcap)` before the mask.
 
-    One tile at a time: a batched product divides its work by the number of tiles, and so rounds by it.
+    One tile at a time: a batched matmul divides its work by the number of tiles, and its rounding depends on it.
     """
     attended = []
     for tile in range(queries.shape[0]):

@@ -69,9 +69,9 @@ class KVCache:
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to) each, in every layer."""
-        places = {device: torch.tensor(pairs, device=device).t() for device in self._devices}
+        indices = {device: torch.tensor(pairs, device=device).t() for device in self._devices}
         for pool in (*self._keys.values(), *self._values.values()):
-            sources, targets = places[pool.device]
+            sources, targets = indices[pool.device]
             blocks = pool.view(self.num_blocks, -1)
             blocks.index_copy_(0, targets, blocks.index_select(0, sources))
 

@@ -18,7 +18,7 @@ from worker.engine.model.device_copies import send
 #: KV block that belongs to no sequence; padding rows write there.
 SCRATCH_BLOCK = 0
 
-#: A single row takes another path through matrix products than several do, and may differ in the last bit.
+#: The fewest rows of a matmul: a single row takes another path through it and may differ in the last bit.
 MIN_ROWS = 2
 
 
@@ -87,7 +87,7 @@ class StepBatch:
     logit_rows: Tensor  # [num_logits] rows whose logits are wanted, then padding
     tiles: list[AttentionTiles]
     paged: PagedRows | None
-    num_paged_rows: int  # they are the first
+    num_paged_rows: int  # they come first
     in_flight: InFlightIds | None = None
     _copies: dict[torch.device, StepBatch] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -59,11 +59,11 @@ def launch_sample_batch(
     scores = logits.float()
     logprobs = torch.log_softmax(scores, dim=-1)
     token_ids, sampling_logprobs, kept = _sample_tokens(scores, params, uniforms)
-    chosen = logprobs.gather(1, token_ids[:, None])
+    token_logprobs = logprobs.gather(1, token_ids[:, None])
     # A probability of zero has a logprob of -inf, and 0 * -inf would be NaN.
     entropies = -(logprobs.exp() * logprobs.clamp_min(-1e30)).sum(-1)
-    ranks = (logprobs > chosen).sum(-1) + 1
-    columns = (token_ids, chosen[:, 0], sampling_logprobs, entropies, ranks, kept)
+    ranks = (logprobs > token_logprobs).sum(-1) + 1
+    columns = (token_ids, token_logprobs[:, 0], sampling_logprobs, entropies, ranks, kept)
     num_alternatives = min(max(each.top_logprobs for each in params), logprobs.shape[1])
     best = logprobs.topk(num_alternatives, dim=-1)
     numbers = torch.stack([column.double() for column in columns], dim=1)

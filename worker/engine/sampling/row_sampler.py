@@ -83,8 +83,8 @@ def _sample_chunk(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
     draws = _draw_rows(scores, argmax(logits), rows)
     padding = [0] * (len(scores) - len(draws))
     token_ids = torch.tensor([draw.token_id for draw in draws] + padding, device=scores.device)
-    chosen = logprobs.gather(1, token_ids[:, None])
-    statistics = zip(chosen[:, 0].tolist(), *_entropies_and_ranks(logprobs, chosen, rows), strict=True)
+    token_logprobs = logprobs.gather(1, token_ids[:, None])
+    statistics = zip(token_logprobs[:, 0].tolist(), *_entropies_and_ranks(logprobs, token_logprobs, rows), strict=True)
     return [
         Choice(
             token_id=draw.token_id,
@@ -112,9 +112,9 @@ def argmax(logits: Tensor) -> list[int]:
 
 
 def _entropies_and_ranks(
-    logprobs: Tensor, chosen: Tensor, rows: Sequence[SamplingRow]
+    logprobs: Tensor, token_logprobs: Tensor, rows: Sequence[SamplingRow]
 ) -> tuple[list[float], list[int]]:
-    """Entropy and rank of each row of logprobs [rows, vocab], given the chosen tokens' [rows, 1].
+    """Entropy and rank of each row of logprobs [rows, vocab], given those of the sampled tokens [rows, 1].
 
     Zeros where no row wants a trace, because each costs a pass over the vocabulary.
     """
@@ -123,7 +123,7 @@ def _entropies_and_ranks(
     entropies = entropies_of(logprobs)
     if all(_is_plain_greedy(row.params) for row in rows):
         return entropies, [1] * len(logprobs)
-    is_above = (logprobs > chosen).cpu().numpy()
+    is_above = (logprobs > token_logprobs).cpu().numpy()
     return entropies, [int(np.count_nonzero(row)) + 1 for row in is_above]
 
 

@@ -90,7 +90,7 @@ def first_page(database: Engine) -> None:
 
 
 def one_trace(database: Engine) -> None:
-    ((_, tokens),) = job_results(database, find_job(database, RUN_ID, "job-777")["id"])
+    ((_, tokens),) = job_results(database, find_job(database, RUN_ID, "job-77")["id"])
     assert tokens
 
 

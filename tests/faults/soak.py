@@ -79,8 +79,8 @@ class Soak:
             self._replace_the_dead()
         for run_id in self.run_ids:
             is_finished = partial(self.topology.is_finished, run_id)
-            wait_until(partial(self._with_workers, is_finished), seconds=240)
-        wait_until(lambda: self._with_workers(self.topology.is_drained), seconds=240)
+            wait_until(partial(self._with_workers, is_finished))
+        wait_until(lambda: self._with_workers(self.topology.is_drained))
         self.topology.check_nothing_left()
         return self._sum_up(jobs, expected)
 

@@ -17,7 +17,7 @@ from models.schema.job import Job
 from models.schema.run import Run
 from models.states import JobState
 from tests.conftest import TOY_MODEL, Producer
-from tests.support.processes import CommandProcess, wait_until
+from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
 
 NUM_JOBS = 160
 NUM_TOKENS = 80
@@ -111,7 +111,7 @@ def test_a_killed_producer_and_resume(
         wait_until(lambda: num_done(database) > 10)
         worker = worker_of(tmp_path)
         os.kill(first.pid, signal.SIGKILL)
-        worker.wait(timeout=60)  # it notices that its producer is gone
+        worker.wait(timeout=HANG_SECONDS)  # it notices that its producer is gone
     assert num_done(database) < NUM_JOBS
     producer("resume")
     assert_whole(database)

@@ -14,7 +14,7 @@ from models.schema.job import Job
 from models.schema.run import Run
 from tests.conftest import TOY_MODEL
 from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
-from tests.support.processes import CommandProcess, wait_until
+from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
 
 #: They take minutes: `make faults` runs them, `make test` does not.
 pytestmark = pytest.mark.long
@@ -40,7 +40,7 @@ def test_kill_one_of_two(topology: Topology, jobs: Jobs, expected: Expected, vic
     topology.wait(run_id)
     topology.check(run_id, expected)
     if victim == "parent":
-        engine.wait(timeout=30)  # its parent is gone
+        engine.wait(timeout=HANG_SECONDS)  # its parent is gone
 
 
 @ON_POSTGRESQL
@@ -154,9 +154,12 @@ def test_a_producer_killed_before_and_after_its_commit(topology: Topology, jobs:
         holding.rollback()
     assert runs() == []
 
+    redis = topology.redis.client()
+    redis.client_pause(600_000, all=False)  # no write passes: it cannot have sent a job when it is killed
     with CommandProcess("producer", arguments, topology.folder) as submitting:
-        wait_until(lambda: bool(runs()))  # it has committed, and is still loading Celery
+        wait_until(lambda: bool(runs()))
         submitting.kill_all()
+    redis.client_unpause()
     (run_id,) = runs()
     assert f"{len(jobs)} jobs sent" in topology.producer("resume", run_id, *topology.connection).stderr
     topology.wait(run_id)

@@ -23,7 +23,7 @@ from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, RunState
 from tests.conftest import TOY_MODEL
-from tests.support.processes import RedisServer, WorkerProcess, run_producer, wait_until
+from tests.support.processes import HANG_SECONDS, RedisServer, WorkerProcess, run_producer, wait_until
 from worker.celery import create_app, queue_length
 from worker.engine.engine import Engine as DecodingEngine
 from worker.engine.request import Request
@@ -168,7 +168,7 @@ class Topology:
         with self.database.connect() as connection:
             return connection.execute(select(Run.state).where(Run.id == run_id)).scalar_one() == RunState.FINISHED
 
-    def wait(self, run_id: str, seconds: float = 120.0, interval: float = 0.02) -> None:
+    def wait(self, run_id: str, seconds: float = HANG_SECONDS, interval: float = 0.02) -> None:
         try:
             wait_until(lambda: self.is_finished(run_id), seconds, interval)
         except AssertionError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TOY_MODEL
-from tests.support.processes import clean_environment, wait_until
+from tests.support.processes import HANG_SECONDS, clean_environment, wait_until
 
 #: Every name that an import may look for: the standard library, all that is installed, and optional modules.
 MODULE_NAMES = {
@@ -64,7 +64,7 @@ class StrangeDirectory:
     def run(self, *arguments: Any, exit_code: int = 0) -> str:
         """Runs a command to its end; returns its standard output."""
         process = self._start(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == exit_code, f"exit code {process.returncode}\n{output}\n{errors}"
         return str(output)
 
@@ -79,7 +79,7 @@ class StrangeDirectory:
             assert process.poll() is None, log.read_text()
             yield
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=120) == 0, log.read_text()
+            assert process.wait(timeout=HANG_SECONDS) == 0, log.read_text()
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

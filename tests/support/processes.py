@@ -21,6 +21,9 @@ from producer.runs.valkey import server_executable
 
 ROOT = Path(__file__).parents[2]
 
+#: Only a hang takes so long, on a loaded machine too.
+HANG_SECONDS = 300.0
+
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment without settings of ours, with the code on the path and few threads."""
@@ -40,7 +43,7 @@ def run_producer(
         text=True,
         cwd=cwd,
         env=clean_environment(**environment),
-        timeout=240,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == exit_code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -206,7 +209,7 @@ def _command_line(process: psutil.Process) -> str:
         return ""
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0, interval: float = 0.02) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = HANG_SECONDS, interval: float = 0.02) -> None:
     """Polls until the condition holds; only a hang takes as long as `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

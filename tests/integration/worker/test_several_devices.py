@@ -45,7 +45,8 @@ def test_two_workers_share_a_run(producer: Producer, postgres_url: str, broker: 
 
     with CommandProcess("worker", arguments, tmp_path, **settings) as both:
         both.read_in_background()
-        wait_until(lambda: names_of(Worker.name) == ["pair-cpu-0", "pair-cpu-1"])
+        wait_until(lambda: sum(" serves " in line for line in both.lines) == 2)
+        assert names_of(Worker.name) == ["pair-cpu-0", "pair-cpu-1"]
         producer("submit", "prompts.jsonl", "--model", TOY_MODEL, *connection)
         wait_until(lambda: num_done() > 20)
         first, _ = [child for child in psutil.Process(both.pid).children() if "worker" in child.cmdline()]

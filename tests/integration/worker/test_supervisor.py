@@ -14,12 +14,12 @@ import worker.engine_process.supervisor
 from models.engine_options import EngineOptions
 from models.message import JobMessage
 from models.params import GenerationParams
+from tests.support.processes import HANG_SECONDS
 from worker.engine.request import EngineError, RequestOutput
 from worker.engine_process.protocol import Finished, Ready, Started, Stop, Submit
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
 
 OPTIONS = EngineOptions(model="none", device="cpu", dtype="float32")
-HANG_SECONDS = 240.0  # only a hang takes so long, also on a loaded machine
 JOB = JobMessage(id=7, prompt="Hello", messages=None, params=GenerationParams())
 
 

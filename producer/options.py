@@ -5,6 +5,7 @@ Knows how the values of a group make settings, a grid or reader options; what is
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -210,9 +211,19 @@ class InputOptions:
     prompt_column: Annotated[str | None, _input("the column or field that holds the prompt")] = None
     template: Annotated[str | None, _input('prompt made of columns, such as "Summarise: {text}" (Jinja2)')] = None
     replace_nul: Annotated[bool, _input("U+FFFD for NUL characters", "--replace-nul")] = False
+    encoding: Annotated[str | None, _input("of a text file, such as cp1252 (default: utf-8)")] = None
+    metadata_columns: Annotated[str | None, _input("columns to keep as metadata, such as a,b (default: all)")] = None
     skip_invalid: Annotated[bool, _input("write bad lines beside the file", "--skip-invalid")] = False
     dry_run: Annotated[bool, _input("only show what would be submitted", "--dry-run")] = False
     yes: Annotated[bool, _input("also a grid of more than a million jobs", "--yes")] = False
 
     def reader_options(self) -> ReaderOptions:
-        return ReaderOptions(self.input_format, self.prompt_column, self.template, self.replace_nul)
+        names = None if self.metadata_columns is None else split_names(self.metadata_columns)
+        return ReaderOptions(
+            self.input_format, self.prompt_column, self.template, self.replace_nul, self.encoding, names
+        )
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names of a comma list; a name with a comma stands in quotes, as in a CSV header."""
+    return tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) if name.strip())

@@ -67,13 +67,14 @@ class Line:
     raw: str
     drafts: list[JobDraft] = field(default_factory=list)
     problem: LineProblem | None = None  # set: the line has no jobs
+    last_number: int = 0  # of its last physical line
 
 
 def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warnings: dict[str, str]) -> Iterator[Line]:
     """Every line with its jobs; one bad job spoils its line. Adds to `warnings`, by metadata field."""
     first_uses = FirstUses(duplicate_hashes)
     for record in read_records(submission.path, submission.reader):
-        line = Line(record.number, record.raw)
+        line = Line(record.number, record.raw, last_number=record.last_number)
         try:
             line.drafts = _drafts(submission, record, first_uses, warnings)
         except LineProblem as problem:

@@ -9,12 +9,10 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from models.params import GenerationParams
 from producer.errors import LineProblem
+from producer.prompts.readers.record import OWN_FIELDS, PARAMETER_FIELDS
 from producer.prompts.records import Record
 
-PARAMETER_FIELDS = frozenset(GenerationParams.model_fields)
-OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"})
 ROLES = ("system", "user", "assistant", "tool", "developer")
 MAX_CUSTOM_ID = 512
 
@@ -77,7 +75,7 @@ def _check_strings(fields: dict[str, Any]) -> None:
         except UnicodeEncodeError as error:
             # The CSV reader turns a byte that is not UTF-8 into a surrogate from U+DC80 on.
             is_byte = 0xDC80 <= ord(text[error.start]) <= 0xDCFF
-            problem = "is not UTF-8; save the file as UTF-8" if is_byte else (
+            problem = "is not UTF-8; save the file as UTF-8, or name its encoding with --encoding" if is_byte else (
                 "has a lone surrogate (\\ud800 … \\udfff); write the character whole"
             )  # fmt: skip
             raise LineProblem(field, problem) from error

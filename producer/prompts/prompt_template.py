@@ -26,7 +26,8 @@ class PromptTemplate:
             source = SHORT_FORM.sub(r"{{ \1 }}", source)
         environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
         try:
-            self.names = meta.find_undeclared_variables(environment.parse(source)) - {"row"}
+            names = meta.find_undeclared_variables(environment.parse(source))
+            self.names, self.uses_row = names - {"row"}, "row" in names
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise UsageError(f"--template is not a Jinja2 template: {error.message} in line {error.lineno}") from error

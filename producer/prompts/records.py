@@ -1,4 +1,4 @@
-"""Prompt files of every format as records: JSONL (native or OpenAI's), CSV, Parquet and plain text.
+"""Prompt files of every format as records: JSON (native lines or OpenAI's), CSV, TSV, Parquet and plain text.
 
 A record is a line's or row's fields, or what is wrong with it. Files are read a line or a batch at a time and may be
 of any length. Knows no parameters beyond their names: `lines` says what a field may hold.
@@ -6,26 +6,23 @@ of any length. Knows no parameters beyond their names: `lines` says what a field
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date, time
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models.params import GenerationParams
 from producer.errors import LineProblem, UsageError
-from producer.prompts.files import base_suffix, open_file
+from producer.prompts.files import base_suffix
 from producer.prompts.openai_lines import is_openai_line, native_line
 from producer.prompts.prompt_template import PromptTemplate
+from producer.prompts.readers.csv_records import read_csv, read_tsv
+from producer.prompts.readers.json_records import read_json
+from producer.prompts.readers.parquet_records import read_parquet
+from producer.prompts.readers.record import MAX_LINE_BYTES, OWN_FIELDS, PARAMETER_FIELDS, FileFacts, Record, parsed
+from producer.prompts.readers.text_lines import check_not_utf16, checked_encoding, read_text
 
-MAX_LINE_BYTES = 16 * 2**20
-MAX_RAW_BYTES = 1_000  # of a line that cannot be decoded, kept for the file of invalid lines
-ROWS_PER_BATCH = 1_000
+__all__ = ["FORMATS", "MAX_LINE_BYTES", "ReaderOptions", "Record", "read_records"]
 
 FORMAT_OF_SUFFIX = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
@@ -42,20 +39,13 @@ class ReaderOptions:
     prompt_column: str | None = None
     template: str | None = None
     replace_nul: bool = False
+    encoding: str | None = None  # None: UTF-8
+    metadata_columns: tuple[str, ...] | None = None  # None: all
 
-
-@dataclass(frozen=True)
-class Record:
-    """One line or row of a file."""
-
-    number: int
-    raw: str  # as it stands in the file, for the file of invalid lines
-    fields: dict[str, Any]
-    problem: LineProblem | None = None  # set: there are no fields
-
-
-#: Raises `UsageError` for a header that lacks a column the options name.
-CheckColumns = Callable[[list[str]], None]
+    def keeps(self, field: str) -> bool:
+        """Whether the field goes on, as a part of the job or as metadata."""
+        named = self.metadata_columns
+        return named is None or field in named or field in OWN_FIELDS or field in PARAMETER_FIELDS or field == "url"
 
 
 def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
@@ -64,19 +54,16 @@ def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     template = None if options.template is None else PromptTemplate(options.template)
     if template is not None and options.prompt_column is not None:
         raise UsageError("give either --prompt-column or --template, not both")
-
-    def check_columns(columns: list[str]) -> None:
-        if template is not None:
-            template.check_columns(columns)
-        elif (wanted := options.prompt_column or "prompt") not in columns:
-            raise UsageError(
-                f"{path} has no column {wanted!r}; its columns are {', '.join(columns)}: "
-                "name one with --prompt-column, or give a --template"
-            )
-
-    for record in _READERS[format](path, check_columns):
+    encoding = checked_encoding(options.encoding or "utf-8")
+    if format == "parquet" and options.encoding is not None:
+        raise UsageError("--encoding is for text files, and Parquet has its own; leave it out")
+    if format != "parquet":
+        check_not_utf16(path, encoding)
+    facts = FileFacts(partial(_check_columns, path, options, template), encoding, _wanted(options, template))
+    for record in _READERS[format](path, facts):
         if record.problem is None:
-            record = _record(record.number, record.raw, partial(_with_prompt, record.fields, options, template))
+            with_prompt = partial(_with_prompt, record.fields, options, template)
+            record = parsed(record.number, record.raw, with_prompt, record.num_lines)
         yield record
 
 
@@ -91,12 +78,25 @@ def _format_of(path: Path, options: ReaderOptions) -> str:
     return FORMAT_OF_SUFFIX[suffix]
 
 
-def _record(number: int, raw: str, parse: Callable[[], dict[str, Any]]) -> Record:
-    """The record with the fields that `parse` returns, or with the problem that it raises."""
-    try:
-        return Record(number, raw, parse())
-    except LineProblem as problem:
-        return Record(number, raw, {}, problem)
+def _check_columns(path: Path, options: ReaderOptions, template: PromptTemplate | None, columns: list[str]) -> None:
+    if template is not None:
+        template.check_columns(columns)
+    elif (wanted := options.prompt_column or "prompt") not in columns:
+        raise UsageError(
+            f"{path} has no column {wanted!r}; its columns are {', '.join(columns)}: "
+            "name one with --prompt-column, or give a --template"
+        )
+    for name in options.metadata_columns or ():
+        if name not in columns:
+            raise UsageError(f"--metadata-columns names {name!r}, and the columns are {', '.join(columns)}")
+
+
+def _wanted(options: ReaderOptions, template: PromptTemplate | None) -> frozenset[str] | None:
+    """The columns that a table's reader reads; None for all."""
+    if options.metadata_columns is None or (template is not None and template.uses_row):
+        return None
+    named = {*options.metadata_columns, *(template.names if template is not None else ())}
+    return frozenset(named | OWN_FIELDS | PARAMETER_FIELDS | {options.prompt_column or "prompt"})
 
 
 def _with_prompt(fields: dict[str, Any], options: ReaderOptions, template: PromptTemplate | None) -> dict[str, Any]:
@@ -105,15 +105,15 @@ def _with_prompt(fields: dict[str, Any], options: ReaderOptions, template: Promp
         fields = _without_nul(fields)
     if is_openai_line(fields):
         fields = native_line(fields)
+    prompt = {}
     if template is not None:
-        return {**fields, "prompt": template.render(fields)}
-    if options.prompt_column is None:
-        return fields
-    if options.prompt_column not in fields:
-        raise LineProblem(options.prompt_column, "is missing, and --prompt-column names it")
-    fields = dict(fields)
-    fields["prompt"] = fields.pop(options.prompt_column)
-    return fields
+        prompt = {"prompt": template.render(fields)}
+    elif options.prompt_column is not None:
+        if options.prompt_column not in fields:
+            raise LineProblem(options.prompt_column, "is missing, and --prompt-column names it")
+        fields = dict(fields)
+        prompt = {"prompt": fields.pop(options.prompt_column)}
+    return {name: value for name, value in fields.items() if options.keeps(name)} | prompt
 
 
 def _without_nul(value: Any) -> Any:
@@ -126,150 +126,6 @@ def _without_nul(value: Any) -> Any:
     return value
 
 
-def _read_jsonl(path: Path, _: CheckColumns) -> Iterator[Record]:
-    for line in _text_lines(path):
-        text = line.raw.strip()
-        yield line if line.problem is not None else _record(line.number, text, partial(_load_object, text))
-
-
-def _read_text(path: Path, _: CheckColumns) -> Iterator[Record]:
-    for line in _text_lines(path):
-        yield line if line.problem is not None else Record(line.number, line.raw, {"prompt": line.raw})
-
-
-def _text_lines(path: Path) -> Iterator[Record]:
-    """Every line that is not blank, without its line end; its fields are not parsed yet."""
-    for number, raw in _raw_lines(path):
-        try:
-            text = _decode(raw, number)
-        except LineProblem as problem:
-            yield Record(number, raw[:MAX_RAW_BYTES].decode("utf-8", "replace"), {}, problem)
-            continue
-        if text.strip():
-            yield Record(number, text.rstrip("\r\n"), {})
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and lines; of a line longer than `MAX_LINE_BYTES`, its beginning."""
-    number = 0
-    with open_file(path) as file:
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            yield number, raw
-            while len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                raw = file.readline(MAX_LINE_BYTES + 1)
-
-
-def _decode(raw: bytes, number: int) -> str:
-    if len(raw) > MAX_LINE_BYTES:
-        raise LineProblem("", f"is longer than {MAX_LINE_BYTES // 2**20} MiB; split the prompt")
-    try:
-        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise LineProblem("", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
-
-
-def _load_object(text: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LineProblem("", f"is not JSON: {error.msg} at column {error.colno}; one object per line") from error
-    except RecursionError as error:
-        raise LineProblem("", "is nested too deeply") from error
-    except ValueError as error:
-        raise LineProblem("", f"is not usable JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise LineProblem("", f"must be a JSON object, got {text[:60]}")
-    return record
-
-
-def _read_csv(path: Path, check_columns: CheckColumns, delimiter: str = ",") -> Iterator[Record]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    with open_file(path) as file:
-        # Bytes that are not UTF-8 become lone surrogates, which every string is checked for.
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, None)
-        except csv.Error as error:
-            raise UsageError(f"{path}:1: is not CSV: {error}") from error
-        if header is None:
-            return
-        check_columns(header)
-        while True:
-            number = reader.line_num + 1
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Record(number, "", {}, LineProblem("", f"is not CSV: {error}"))
-                continue
-            if row:
-                yield _record(number, ",".join(row), partial(_named_cells, header, row))
-
-
-def _named_cells(header: list[str], row: list[str]) -> dict[str, Any]:
-    """A CSV row as fields. CSV knows text only: a parameter's cell is parsed as JSON, an empty one is not given."""
-    if len(row) != len(header):
-        raise LineProblem("", f"has {len(row)} columns, and the header has {len(header)}")
-    fields: dict[str, Any] = {}
-    for name, cell in dict(zip(header, row, strict=True)).items():
-        if name not in GenerationParams.model_fields and name not in ("priority", "messages"):
-            if name != "custom_id" or cell:
-                fields[name] = cell
-        elif cell.strip():
-            try:
-                fields[name] = json.loads(cell)
-            except ValueError:
-                fields[name] = cell
-    return fields
-
-
-def _read_tsv(path: Path, check_columns: CheckColumns) -> Iterator[Record]:
-    return _read_csv(path, check_columns, delimiter="\t")
-
-
-def _read_parquet(path: Path, check_columns: CheckColumns) -> Iterator[Record]:
-    import pyarrow
-    from pyarrow import parquet
-
-    with open_file(path) as opened:
-        try:
-            file = parquet.ParquetFile(opened)
-            check_columns(file.schema_arrow.names)
-            number = 0
-            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _parquet_record(number, row)
-        except pyarrow.ArrowException as error:
-            raise UsageError(f"cannot read {path}: it is no readable Parquet file ({error})") from error
-
-
-def _parquet_record(number: int, row: dict[str, Any]) -> Record:
-    try:
-        fields = {name: _json_value(name, value) for name, value in row.items() if value is not None}
-    except LineProblem as problem:
-        return Record(number, repr(row), {}, problem)
-    return Record(number, json.dumps(fields, ensure_ascii=False), fields)
-
-
-def _json_value(field: str, value: Any) -> Any:
-    """A Parquet value as JSON has it. Raises `LineProblem`."""
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, bytes):
-        raise LineProblem(field, f"is binary ({len(value)} bytes); cast the column to a string")
-    if isinstance(value, dict):
-        return {str(key): _json_value(field, inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list | tuple):
-        return [_json_value(field, inner) for inner in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-_READERS: dict[str, Callable[[Path, CheckColumns], Iterator[Record]]] = {
-    "jsonl": _read_jsonl, "text": _read_text, "csv": _read_csv, "tsv": _read_tsv, "parquet": _read_parquet,
+_READERS: dict[str, Callable[[Path, FileFacts], Iterator[Record]]] = {
+    "jsonl": read_json, "text": read_text, "csv": read_csv, "tsv": read_tsv, "parquet": read_parquet,
 }  # fmt: skip

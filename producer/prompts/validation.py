@@ -77,7 +77,7 @@ def write_invalid(submission: Submission, report: ValidationReport) -> Path:
 
 
 def _write_invalid_line(file: TextIO, line: Line) -> None:
-    record = {"line": line.number, "error": str(line.problem), "text": line.raw}
+    record = {"line": line.number, "last_line": line.last_number, "error": str(line.problem), "text": line.raw}
     file.write(json.dumps(record) + "\n")
 
 

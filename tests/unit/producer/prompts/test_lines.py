@@ -75,7 +75,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
             "prompt has a NUL character (\\u0000), which PostgreSQL cannot store; remove it, or give --replace-nul",
         ),
         ("[" * 100_000, "is nested too deeply"),
-        (b'{"prompt": "\xff"}', "is not UTF-8 (byte 13); save the file as UTF-8"),
+        (b'{"prompt": "\xff"}', "is not UTF-8 (byte 13); save the file as UTF-8, or name its encoding with --encoding"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong_with_it(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -99,7 +99,7 @@ def test_tabs_and_a_byte_order_mark(tmp_path: Path) -> None:
 
 def test_csv_that_is_not_utf_8_is_an_error_of_its_line(tmp_path: Path) -> None:
     assert errors(written(tmp_path, "a.csv", b"prompt\nx\n\xff\ny\n")) == [
-        "3: prompt is not UTF-8; save the file as UTF-8"
+        "3: prompt is not UTF-8; save the file as UTF-8, or name its encoding with --encoding"
     ]
 
 

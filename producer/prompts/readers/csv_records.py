@@ -1,0 +1,267 @@
+"""CSV and TSV files as records that always know their physical lines.
+
+A parser of our own instead of `csv`: a record that is damaged gives back all lines but its first, so that a missing
+quote costs one line. TSV has no quotes: a line is a row.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from producer.errors import LineProblem, UsageError
+from producer.prompts.readers.record import (
+    MAX_LINE_BYTES,
+    MAX_RAW_BYTES,
+    PARAMETER_FIELDS,
+    FileFacts,
+    Record,
+    parsed,
+    whole_number,
+)
+from producer.prompts.readers.text_lines import SNIFFED_BYTES, TOO_LONG, open_text, shown, undecoded
+
+DELIMITERS = (",", ";", "\t", "|")
+SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?")  # Excel's first line
+QUOTED_PART = re.compile(r'"(?:[^"]|"")*"')
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How cells are parted and quoted."""
+
+    delimiter: str
+    is_quoted: bool = True
+    has_backslashes: bool = False  # \" is a quote inside quotes, as MySQL and Spark write it
+
+    @property
+    def quoted_text(self) -> re.Pattern[str]:
+        """Matches the text of a quoted cell as far as its line has it."""
+        return _WITH_BACKSLASHES if self.has_backslashes else _WITH_DOUBLED_QUOTES
+
+    def unquoted(self, text: str) -> str:
+        if self.has_backslashes:
+            return _ESCAPE.sub(lambda match: match[0][1], text)
+        return text.replace('""', '"')
+
+
+_WITH_DOUBLED_QUOTES = re.compile(r'(?:[^"]++|"")*+')
+_WITH_BACKSLASHES = re.compile(r'(?:[^"\\]++|\\.|\\$|"")*+', re.DOTALL)
+_ESCAPE = re.compile(r'\\["\\]|""')
+
+
+@dataclass
+class Lines:
+    """Physical lines without their ends; lines may be given back and are read again."""
+
+    file: TextIO
+    number: int = 0  # of the line read last
+    _returned: list[str] = field(default_factory=list)  # the next one last
+
+    def next(self) -> str | None:
+        """The next line, of a very long one its beginning; None at the end."""
+        if self._returned:
+            line = self._returned.pop()
+        else:
+            line = self.file.readline(MAX_LINE_BYTES + 1)
+            rest = line
+            while len(rest) > MAX_LINE_BYTES and not rest.endswith(("\n", "\r")):
+                rest = self.file.readline(MAX_LINE_BYTES + 1)
+            if not line:
+                return None
+        self.number += 1
+        return line
+
+    def give_back(self, lines: list[str]) -> None:
+        self._returned += reversed(lines)
+        self.number -= len(lines)
+
+
+def read_csv(path: Path, facts: FileFacts) -> Iterator[Record]:
+    """The rows under the header, in the dialect that the header and the first rows show."""
+    newline = _newline(path, facts.encoding)
+    dialect = _dialect(path, facts.encoding, newline)
+    yield from _rows(path, facts, dialect, newline)
+
+
+def read_tsv(path: Path, facts: FileFacts) -> Iterator[Record]:
+    """The rows under the header; quotes are text."""
+    yield from _rows(path, facts, Dialect("\t", is_quoted=False), _newline(path, facts.encoding))
+
+
+def _rows(path: Path, facts: FileFacts, dialect: Dialect, newline: str) -> Iterator[Record]:
+    with open_text(path, facts.encoding, newline) as file:
+        lines = Lines(file)
+        header = _header(path, lines, dialect)
+        if header is None:
+            return
+        facts.check_columns(header)
+        while (line := lines.next()) is not None:
+            if _without_end(line):
+                number = lines.number
+                yield _row(number, *_cells_or_problem(lines, line, dialect, len(header)), header, facts)
+
+
+def _row(number: int, cells: list[str] | LineProblem, taken: list[str], header: list[str], facts: FileFacts) -> Record:
+    raw = "".join(taken)
+    problem = cells if isinstance(cells, LineProblem) else undecoded(raw, facts.encoding)
+    text = shown(_without_end(raw if problem is None or len(raw) <= MAX_LINE_BYTES else raw[:MAX_RAW_BYTES]))
+    if problem is not None or isinstance(cells, LineProblem):
+        return Record(number, text, {}, problem, len(taken))
+    return parsed(number, text, partial(_named_cells, header, cells, facts.wanted), len(taken))
+
+
+def _header(path: Path, lines: Lines, dialect: Dialect) -> list[str] | None:
+    """The columns' names; None for an empty file. Raises `UsageError`."""
+    line = lines.next()
+    if line is not None and dialect.is_quoted and SEPARATOR_LINE.fullmatch(line):
+        line = lines.next()
+    if line is None:
+        return None
+    number = lines.number
+    cells, _ = _cells_or_problem(lines, line, dialect, None)
+    if isinstance(cells, LineProblem):
+        raise UsageError(f"{path}:{number}: {cells}")
+    names = [name for name in cells if name]
+    if doubles := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{path}:{number}: two columns are called {doubles[0]!r}; rename one of them")
+    if len(cells) - len(names) > 1:
+        return [name or f"column {index}" for index, name in enumerate(cells, 1)]
+    return cells
+
+
+def _cells_or_problem(
+    lines: Lines, line: str, dialect: Dialect, width: int | None
+) -> tuple[list[str] | LineProblem, list[str]]:
+    """A row's cells, or what is wrong with it, and its physical lines; damage costs its first line alone."""
+    taken = [line]
+    try:
+        cells = _cells(lines, taken, dialect, width)
+        if width is not None and len(cells) != width:
+            raise LineProblem("", f"has {len(cells)} columns, and the header has {width}")
+        return cells, taken
+    except LineProblem as problem:
+        lines.give_back(taken[1:])
+        return problem, taken[:1]
+
+
+def _cells(lines: Lines, taken: list[str], dialect: Dialect, width: int | None) -> list[str]:
+    """The cells of the row that begins with `taken`, to which it adds the lines it runs over. Raises `LineProblem`."""
+    if len(taken[0]) > MAX_LINE_BYTES:
+        raise LineProblem("", TOO_LONG)
+    line, position = _without_end(taken[0]), 0
+    cells: list[str] = []
+    if not dialect.is_quoted or '"' not in line and "\r" not in line:
+        return line.split(dialect.delimiter)
+    while True:
+        if line.startswith('"', position):
+            cell, line, position = _quoted_cell(lines, taken, line, position + 1, dialect, width, len(cells))
+        else:
+            end = line.find(dialect.delimiter, position)
+            cell, position = line[position : end if end >= 0 else None], end if end >= 0 else len(line)
+            if "\r" in cell:
+                raise LineProblem("", "is not CSV: a carriage return outside of quotes")
+            if '"' in cell and len(taken) > 1:
+                raise LineProblem("", "is not CSV: a quote is opened and closed in the middle of another line")
+        cells.append(cell)
+        if position >= len(line):
+            return cells
+        position += 1  # the delimiter
+
+
+def _quoted_cell(
+    lines: Lines, taken: list[str], line: str, position: int, dialect: Dialect, width: int | None, num_before: int
+) -> tuple[str, str, int]:
+    """A quoted cell, the line that it ends in and the position behind it. Raises `LineProblem`."""
+    parts, size = [], sum(map(len, taken))
+    while (end := dialect.quoted_text.match(line, position).end()) == len(line):  # type: ignore[union-attr]
+        parts.append(line[position:] + taken[-1][len(line) :])
+        following = lines.next()
+        if following is None:
+            raise LineProblem("", "is not CSV: unexpected end of data")
+        taken.append(following)
+        size += len(following)
+        if size > MAX_LINE_BYTES or width is not None and num_before >= width:
+            raise LineProblem("", "is not CSV: a quote is opened and not closed")
+        line, position = _without_end(following), 0
+    parts.append(line[position:end])
+    if end + 1 < len(line) and line[end + 1] != dialect.delimiter:
+        raise LineProblem("", f"is not CSV: {dialect.delimiter!r} expected after '\"' (character {end + 2})")
+    return dialect.unquoted("".join(parts)), line, end + 1
+
+
+def _without_end(line: str) -> str:
+    if line.endswith("\r\n"):
+        return line[:-2]
+    return line[:-1] if line.endswith(("\n", "\r")) else line
+
+
+def _newline(path: Path, encoding: str) -> str:
+    """The line end: carriage returns in a file that has them alone, as Excel for Mac writes."""
+    with open_text(path, encoding, "") as file:
+        head = file.read(SNIFFED_BYTES)
+    return "\r" if "\r" in head[:-1] and "\n" not in head else "\n"
+
+
+def _dialect(path: Path, encoding: str, newline: str) -> Dialect:
+    """The dialect by the header's delimiters, and with backslashes where a row of the beginning needs them."""
+    with open_text(path, encoding, newline) as file:
+        first = file.readline(SNIFFED_BYTES)
+        if separator := SEPARATOR_LINE.fullmatch(first):
+            delimiter = separator[1]
+        else:
+            bare = QUOTED_PART.sub("", first)
+            delimiter = max(DELIMITERS, key=lambda character: (bare.count(character), -DELIMITERS.index(character)))
+    plain = Dialect(delimiter)
+    escaped = Dialect(delimiter, has_backslashes=True)
+    return escaped if _needs_backslashes(path, encoding, newline, plain, escaped) else plain
+
+
+def _needs_backslashes(path: Path, encoding: str, newline: str, plain: Dialect, escaped: Dialect) -> bool:
+    """Whether a damaged row of the file's beginning is whole when a backslash escapes a quote."""
+    num_read = 0
+    with open_text(path, encoding, newline) as file:
+        lines = Lines(file)
+        header = lines.next()
+        if header is not None and SEPARATOR_LINE.fullmatch(header):
+            header = lines.next()
+        if header is None:
+            return False
+        names, _ = _cells_or_problem(lines, header, plain, None)
+        width = None if isinstance(names, LineProblem) else len(names)
+        while num_read < SNIFFED_BYTES and (line := lines.next()) is not None:
+            cells, taken = _cells_or_problem(lines, line, plain, width)
+            num_read += sum(map(len, taken))
+            if isinstance(cells, LineProblem) and '\\"' in line:
+                cells, taken = _cells_or_problem(lines, line, escaped, width)
+                if not isinstance(cells, LineProblem):
+                    return True
+    return False
+
+
+def _named_cells(header: list[str], row: list[str], wanted: frozenset[str] | None) -> dict[str, Any]:
+    """A row as fields. CSV knows text only: a parameter's cell is parsed as JSON, an empty one is not given."""
+    fields: dict[str, Any] = {}
+    for name, cell in zip(header, row, strict=True):
+        if wanted is not None and name not in wanted:
+            continue
+        if name not in PARAMETER_FIELDS and name not in ("priority", "messages"):
+            if name != "custom_id" or cell:
+                fields[name] = cell
+        elif cell.strip():
+            fields[name] = _parameter(name, cell)
+    return fields
+
+
+def _parameter(name: str, cell: str) -> Any:
+    try:
+        return whole_number(name, json.loads(cell))
+    except RecursionError as error:
+        raise LineProblem(name, "is nested too deeply") from error
+    except ValueError:
+        return cell

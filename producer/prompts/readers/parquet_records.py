@@ -1,0 +1,217 @@
+"""Parquet files as records: a value of any type becomes what JSON has, or its row is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from producer.errors import LineProblem, UsageError
+from producer.prompts.files import open_file
+from producer.prompts.readers.record import FileFacts, Record, whole_number
+
+ROWS_PER_BATCH = 1_000
+MAX_SHOWN = 1_000  # characters of a row that cannot be read, kept for the file of invalid lines
+
+#: Numbers of a type's time units in a second.
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def read_parquet(path: Path, facts: FileFacts) -> Iterator[Record]:
+    """The rows; a null is a field that is not given, and so is NaN, which some tools write for it."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with open_file(path) as opened:
+        try:
+            file = parquet.ParquetFile(opened)
+            names = file.schema_arrow.names
+            facts.check_columns(names)
+            if doubles := sorted({name for name in names if names.count(name) > 1}):
+                raise UsageError(f"{path}: two columns are called {doubles[0]!r}; rename one of them")
+            wanted = [name for name in names if facts.wanted is None or name in facts.wanted]
+            number = 0
+            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=None if wanted == names else wanted):
+                columns = {name: column_values(name, batch.column(name)) for name in wanted}
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield _row(number, {name: values[index] for name, values in columns.items()})
+        except (pyarrow.ArrowException, OverflowError) as error:
+            raise UsageError(f"cannot read {path}: it is no readable Parquet file ({_one_line(error)})") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _row(number: int, values: dict[str, Any]) -> Record:
+    problem = next((value for value in values.values() if isinstance(value, LineProblem)), None)
+    fields = {
+        name: whole_number(name, value)
+        for name, value in values.items()
+        if value is not None and not isinstance(value, LineProblem)
+    }
+    raw = json.dumps(fields, ensure_ascii=False)
+    return Record(number, raw, {} if problem else fields, problem)
+
+
+def column_values(field: str, array: Any) -> list[Any]:
+    """A column's values as JSON has them; a `LineProblem` for one that it has not."""
+    import pyarrow
+
+    types = pyarrow.types
+    try:
+        if types.is_integer(array.type) or types.is_boolean(array.type) or types.is_string(array.type):
+            values: list[Any] = array.to_pylist()
+            return values
+    except UnicodeDecodeError:
+        pass  # found again below, in its row
+    return [_value_or_problem(field, scalar) for scalar in array]
+
+
+def _value_or_problem(field: str, scalar: Any) -> Any:
+    try:
+        return json_value(field, scalar)
+    except LineProblem as problem:
+        return problem
+    except RecursionError:
+        return LineProblem(field, "is nested too deeply")
+
+
+def json_value(field: str, scalar: Any) -> Any:
+    """A value as JSON has it: its ISO or decimal text where JSON has no such type. Raises `LineProblem`."""
+    import pyarrow
+
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pyarrow.ExtensionScalar):
+        if (value := _as_python(scalar)) is not None and isinstance(value, UUID):
+            return str(value)
+        return json_value(field, scalar.value)
+    if isinstance(scalar, pyarrow.DictionaryScalar):
+        return json_value(field, scalar.value)
+    for is_of, simple in _SIMPLE:
+        if getattr(pyarrow.types, is_of)(scalar.type):
+            return simple(scalar)
+    for is_of, named in _NAMED:
+        if getattr(pyarrow.types, is_of)(scalar.type):
+            return named(field, scalar)
+    value = _as_python(scalar)
+    if isinstance(value, str | int | float | bool | None) and value is not None:
+        return value
+    return _text(field, scalar)
+
+
+def _as_python(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, TypeError, NotImplementedError, AttributeError, ImportError):
+        return None
+
+
+def _text(field: str, scalar: Any) -> str:
+    """Arrow's own text of a value. Raises `LineProblem`."""
+    import pyarrow
+
+    try:
+        return str(scalar.cast(pyarrow.string()).as_py())
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise LineProblem(field, f"has a value of type {scalar.type} that has no text; cast the column") from error
+
+
+def _string(field: str, scalar: Any) -> str:
+    try:
+        return str(scalar.as_py())
+    except UnicodeDecodeError as error:
+        raise LineProblem(
+            field, f"is not UTF-8 (byte {error.start + 1}); cast the column to a string of valid UTF-8"
+        ) from error
+
+
+def _binary(field: str, scalar: Any) -> str:
+    raise LineProblem(field, f"is binary ({len(scalar.as_buffer())} bytes); cast the column to a string")
+
+
+def _float(scalar: Any) -> float | None:
+    value = float(scalar.as_py())
+    return None if value != value else value
+
+
+def _decimal(scalar: Any) -> float | str:
+    """A number where no digit is lost, its text otherwise."""
+    exact = scalar.as_py()
+    return float(exact) if Decimal(repr(float(exact))) == exact else str(exact)
+
+
+def _timestamp(scalar: Any) -> str:
+    """ISO 8601, to the nanosecond and in any year, in the column's time zone."""
+    unit = scalar.type.unit
+    if scalar.value % max(1, UNITS[unit] // UNITS["us"]) == 0 and (value := _as_python(scalar)) is not None:
+        return str(value.isoformat())
+    import numpy
+
+    return str(numpy.datetime64(scalar.value, unit)) + ("+00:00" if scalar.type.tz else "")
+
+
+def _date(scalar: Any) -> str:
+    if (value := _as_python(scalar)) is not None:
+        return str(value.isoformat())
+    import numpy
+
+    days = scalar.value if str(scalar.type).startswith("date32") else scalar.value // 86_400_000
+    return str(numpy.datetime64(days, "D"))
+
+
+def _time(scalar: Any) -> str:
+    units = UNITS[scalar.type.unit]
+    seconds, fraction = divmod(scalar.value, units)
+    text = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    digits = 6 if units <= UNITS["us"] else 9
+    return text + (f".{fraction * 10**digits // units:0{digits}}" if fraction else "")
+
+
+def _duration(scalar: Any) -> str:
+    """ISO 8601: PT1.5S."""
+    units = UNITS[scalar.type.unit]
+    seconds, fraction = divmod(abs(scalar.value), units)
+    text = str(seconds) + (f".{fraction * 10**9 // units:09}".rstrip("0") if fraction else "")
+    return f"{'-' if scalar.value < 0 else ''}PT{text}S"
+
+
+def _list(field: str, scalar: Any) -> list[Any]:
+    return [json_value(field, inner) for inner in scalar.values or ()]
+
+
+def _struct(field: str, scalar: Any) -> dict[str, Any]:
+    """An object without its nulls, which a struct has for each key that a row does not give."""
+    names = [scalar.type.field(index).name for index in range(scalar.type.num_fields)]
+    if len(set(names)) < len(names):
+        raise LineProblem(field, f"has two parts of one name ({', '.join(names)}); rename one")
+    inner = {name: json_value(field, scalar[index]) for index, name in enumerate(names)}
+    return {name: value for name, value in inner.items() if value is not None}
+
+
+def _map(field: str, scalar: Any) -> Any:
+    """An object where the keys are strings that come once, pairs otherwise."""
+    pairs = [[json_value(field, entry[0]), json_value(field, entry[1])] for entry in scalar.values or ()]
+    keys = [key for key, _ in pairs]
+    if all(isinstance(key, str) for key in keys) and len(set(keys)) == len(keys):
+        return {key: value for key, value in pairs if value is not None}
+    return pairs
+
+
+#: The first that fits converts; types that are not named are asked for their Python value.
+_SIMPLE: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("is_floating", _float), ("is_decimal", _decimal), ("is_timestamp", _timestamp), ("is_date", _date),
+    ("is_time", _time), ("is_duration", _duration),
+)  # fmt: skip
+_NAMED: tuple[tuple[str, Callable[[str, Any], Any]], ...] = (
+    ("is_string", _string), ("is_large_string", _string), ("is_string_view", _string),
+    ("is_binary", _binary), ("is_large_binary", _binary), ("is_fixed_size_binary", _binary),
+    ("is_binary_view", _binary), ("is_map", _map), ("is_struct", _struct),
+    ("is_list", _list), ("is_large_list", _list), ("is_fixed_size_list", _list), ("is_list_view", _list),
+    ("is_large_list_view", _list),
+)  # fmt: skip

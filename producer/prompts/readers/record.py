@@ -1,0 +1,56 @@
+"""A record of a prompt file, and what a reader is told about the file. Knows no format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from models.params import GenerationParams
+from producer.errors import LineProblem
+
+MAX_LINE_BYTES = 16 * 2**20
+MAX_RAW_BYTES = 1_000  # of a line that cannot be decoded, kept for the file of invalid lines
+
+PARAMETER_FIELDS = frozenset(GenerationParams.model_fields)
+OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"})
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line or row of a file."""
+
+    number: int  # of its first physical line, or of its row
+    raw: str  # as it stands in the file, for the file of invalid lines
+    fields: dict[str, Any]
+    problem: LineProblem | None = None  # set: there are no fields
+    num_lines: int = 1  # physical lines
+
+    @property
+    def last_number(self) -> int:
+        return self.number + self.num_lines - 1
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What the command says of a file."""
+
+    #: Raises `UsageError` for a header that lacks a column the options name.
+    check_columns: Callable[[list[str]], None]
+    encoding: str = "utf-8"
+    #: The columns to read; None: all.
+    wanted: frozenset[str] | None = None
+
+
+def parsed(number: int, raw: str, parse: Callable[[], dict[str, Any]], num_lines: int = 1) -> Record:
+    """The record with the fields that `parse` returns, or with the problem that it raises."""
+    try:
+        return Record(number, raw, parse(), None, num_lines)
+    except LineProblem as problem:
+        return Record(number, raw, {}, problem, num_lines)
+
+
+def whole_number(name: str, value: Any) -> Any:
+    """A parameter's value; a whole number that a table's tool wrote as 7.0 becomes 7."""
+    is_number = name in PARAMETER_FIELDS or name in ("priority", "custom_id")
+    return int(value) if is_number and isinstance(value, float) and value.is_integer() else value

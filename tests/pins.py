@@ -25,7 +25,7 @@ PARTS_OF_CUDA = ("cuda-", "nvidia-", "triton")
 
 @dataclass(frozen=True)
 class Resolution:
-    """What pip would install on one version of Python, or its complaint."""
+    """The versions that pip would install on one Python, or its complaint."""
 
     python: str
     seconds: float

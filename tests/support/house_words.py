@@ -54,7 +54,7 @@ NAMES = {
     "KVBlocks": "BlockManager",
     "make_writable": "copy_on_write",
     "choose_batch": "sample_batch",
-    "choose_tokens": "sample",
+    "choose_tokens": "sample_rows",
     "choose_all": "sample",
     "choose_bf16": "sample_bf16",
     "choose_f32": "sample_f32",

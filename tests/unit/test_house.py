@@ -6,6 +6,7 @@ import pytest
 
 from tests.house import SCHEDULER
 from tests.support import house_figures as figures
+from tests.support.house_words import old_words
 from tests.support.import_graph import PACKAGES, modules_that_reach
 
 
@@ -26,3 +27,16 @@ def test_every_function_has_a_return_type() -> None:
 
 def test_few_modules_of_the_engine_reach_the_scheduler() -> None:
     assert len(modules_that_reach(SCHEDULER, "worker.engine")) <= figures.MAX_MODULES_THAT_REACH_THE_SCHEDULER
+
+
+def test_no_function_is_long() -> None:
+    longest = figures.functions(*PACKAGES)[0]
+    assert longest.num_lines <= figures.MAX_FUNCTION, f"{longest.place} {longest.name}"
+
+
+def test_no_docstring_begins_with_a_what_clause() -> None:
+    assert figures.what_clauses() == []
+
+
+def test_no_word_that_was_given_up_is_left() -> None:
+    assert old_words() == []

@@ -1,7 +1,7 @@
 """Linear layers on oneDNN's gemm, in bf16, fp32 and int8: what a processor without AVX-512 has.
 
 oneDNN packs the weights once, which saves the reordering that `F.linear` does at every call
-(`benchmarks/ablations.py` measures it), and is batch-invariant without AMX, which plain fp32 products are not.
+(`benchmarks/ablations.py` measures it), and is batch-invariant without AMX, which torch's fp32 matmuls are not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The order in which gemm.c reads weights: blocks of NR output features, and in them VNNI groups of 4 bytes.
 
-VNNI is Intel's name for instructions that multiply the 4 bytes of a lane and add up the products: one fp32, two bf16
+VNNI is Intel's name for instructions that take a dot product of the 4 bytes of a lane: one fp32, two bf16
 or four int8 of K. The inputs of a group therefore stand side by side.
 """
 

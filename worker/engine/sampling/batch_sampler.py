@@ -132,7 +132,7 @@ def keep_nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _within(values: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Which descending values [rows, size] are in the nucleus, and which rows' nuclei end before the last value."""
+    """Marks the nucleus among descending values [rows, size], and the rows whose nucleus ends before the last one."""
     is_kept = values.cumsum(-1, dtype=torch.float64) <= limit
     is_kept[:, 0] = True
     smallest = torch.where(is_kept, values, torch.inf).amin(-1)

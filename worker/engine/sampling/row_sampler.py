@@ -32,7 +32,7 @@ CHUNK_ELEMENTS = 5 * 2**17
 
 @dataclass(frozen=True)
 class SamplingRow:
-    """What a row's token depends on beside its logits."""
+    """The inputs of a row's token beside its logits."""
 
     params: GenerationParams
     prompt_ids: Sequence[int]

@@ -2,7 +2,7 @@
  *
  * Rows are packed until their query heads for a key head fill the 16 lanes of a tile. A thread takes several packs and
  * goes through the keys from position 0 on, chunk by chunk (attention_amx.h). Rows with the same blocks share both
- * products of a chunk, and neighbouring packs share its packed values.
+ * matmuls of a chunk, and neighbouring packs share its packed values.
  *
  *                     keys 0 .. 127   128 .. 255   256 ..
  *        pack 0       [ chunk 0 ]     [ chunk 3 ]  ...          in this order, so that packs with the same prefix
@@ -59,8 +59,8 @@ static void pack_queries(uint32_t *to, const Pack *pack, int64_t kv_head, const 
     }
 }
 
-/* Groups a pack's rows that have keys among the chunk's first `max_keys`; returns the number of groups. */
-static int find_key_groups(KeyGroup *groups, const Pack *pack, int64_t start, int64_t max_keys,
+/* Groups a pack's rows that have keys among the chunk's first `max_seqlen_k`; returns the number of groups. */
+static int find_key_groups(KeyGroup *groups, const Pack *pack, int64_t start, int64_t max_seqlen_k,
                            const AttentionArgs *args) {
     int num_groups = 0;
     const QueryRow *last = NULL;
@@ -71,8 +71,8 @@ static int find_key_groups(KeyGroup *groups, const Pack *pack, int64_t start, in
             continue;
         }
         if (last == NULL || !share_keys(last, row, start, args->s)) {
-            int64_t cached = num_keys_in_chunk(row, start), num_keys = cached < max_keys ? cached : max_keys;
-            groups[num_groups++] = (KeyGroup){row, num_keys, (int)(i * args->group), 0};
+            int64_t cached = num_keys_in_chunk(row, start), seqlen_k = cached < max_seqlen_k ? cached : max_seqlen_k;
+            groups[num_groups++] = (KeyGroup){row, seqlen_k, (int)(i * args->group), 0};
         }
         groups[num_groups - 1].num_lanes += (int)args->group;
         last = row;
@@ -85,9 +85,9 @@ static void attend_chunk(Workspace *workspace, int64_t index, int64_t start, int
                          const AttentionArgs *args) {
     const Pack *pack = &workspace->packs[index];
     KeyGroup groups[TILE_DIM];
-    int64_t num_keys = pack->end_key - start < CHUNK ? pack->end_key - start : CHUNK;
-    int64_t num_scores = ceil_div(num_keys, KEYS_PER_TILE) * KEYS_PER_TILE;
-    int num_groups = find_key_groups(groups, pack, start, num_keys, args);
+    int64_t seqlen_k = pack->end_key - start < CHUNK ? pack->end_key - start : CHUNK;
+    int64_t num_scores = ceil_div(seqlen_k, KEYS_PER_TILE) * KEYS_PER_TILE;
+    int num_groups = find_key_groups(groups, pack, start, seqlen_k, args);
     for (int64_t kv = 0; kv < num_kv; kv++) {
         SoftmaxState *state = &workspace->states[index * num_kv + kv];
         ValueTiles *values = &workspace->values[kv];

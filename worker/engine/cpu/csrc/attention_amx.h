@@ -58,7 +58,7 @@ typedef struct {
 /* Rows of a pack that share the keys of a chunk, and the number of these keys. */
 typedef struct {
     const QueryRow *row;
-    int64_t num_keys;
+    int64_t seqlen_k;
     int first_lane, num_lanes;
 } KeyGroup;
 
@@ -94,9 +94,9 @@ INLINE int64_t num_keys_in_chunk(const QueryRow *row, int64_t start) {
 
 /* Whether two rows, both with keys in the chunk, share all of them. */
 static int share_keys(const QueryRow *a, const QueryRow *b, int64_t start, AttentionShape s) {
-    int64_t num_keys = num_keys_in_chunk(a, start), block = start / s.block_size;
-    if (num_keys != num_keys_in_chunk(b, start)) return 0;
-    int64_t num_blocks = (start + num_keys - 1) / s.block_size - block + 1;
+    int64_t seqlen_k = num_keys_in_chunk(a, start), block = start / s.block_size;
+    if (seqlen_k != num_keys_in_chunk(b, start)) return 0;
+    int64_t num_blocks = (start + seqlen_k - 1) / s.block_size - block + 1;
     return a->block_table == b->block_table ||
            memcmp(a->block_table + block, b->block_table + block, sizeof(int32_t) * num_blocks) == 0;
 }
@@ -128,13 +128,13 @@ INLINE const char *find_tile(int64_t *stride, char *copies, const void *pool, co
 static void score_keys(__m512 *scores, const KeyGroup *group, int64_t start, const uint32_t *queries, int64_t kv_head,
                        char *copies, const AttentionArgs *args) {
     int64_t dim = args->s.dim, stride = 0;
-    for (int64_t key = 0; key < group->num_keys; key += MAX_ROW_TILES * TILE_DIM) {
+    for (int64_t key = 0; key < group->seqlen_k; key += MAX_ROW_TILES * TILE_DIM) {
         const char *tiles[MAX_ROW_TILES];
-        int64_t left = ceil_div(group->num_keys - key, TILE_DIM);
+        int64_t left = ceil_div(group->seqlen_k - key, TILE_DIM);
         int num_tiles = (int)(left < MAX_ROW_TILES ? left : MAX_ROW_TILES);
         for (int64_t i = 0; i < num_tiles; i++)
             tiles[i] = find_tile(&stride, copies + i * TILE_DIM * dim * 2, args->keys, group->row,
-                                 start + key + i * TILE_DIM, group->num_keys - key - i * TILE_DIM, kv_head, args->s,
+                                 start + key + i * TILE_DIM, group->seqlen_k - key - i * TILE_DIM, kv_head, args->s,
                                  dim);
         COMPILER_FENCE();
         FOR_ACC_TILES(_tile_zero)
@@ -158,7 +158,7 @@ static void score_chunk(Workspace *workspace, const KeyGroup *groups, int num_gr
         score_keys(i == 0 ? workspace->scores : workspace->group_scores, group, start, queries, kv_head,
                    workspace->copies, args);
         __mmask16 lanes = (__mmask16)(((1u << group->num_lanes) - 1) << group->first_lane);
-        for (int64_t key = 0; i > 0 && key < group->num_keys; key++)
+        for (int64_t key = 0; i > 0 && key < group->seqlen_k; key++)
             workspace->scores[key] =
                 _mm512_mask_mov_ps(workspace->scores[key], lanes, workspace->group_scores[key]);
     }
@@ -276,7 +276,7 @@ static void add_values(Workspace *workspace, float *acc, const KeyGroup *group, 
         int64_t left = size / TILE_DIM - first;
         int num_tiles = (int)(left < MAX_ROW_TILES ? left : MAX_ROW_TILES);
         FOR_ACC_TILES(_tile_zero)
-        for (int64_t keys = 0; keys < ceil_div(group->num_keys, KEYS_PER_TILE); keys++) {
+        for (int64_t keys = 0; keys < ceil_div(group->seqlen_k, KEYS_PER_TILE); keys++) {
             const uint32_t *packed = values->packed + (keys * (size / TILE_DIM) + first) * TILE_SIZE;
             _tile_loadd(4, workspace->probs[0][keys], LINE);
             _tile_loadd(5, workspace->probs[1][keys], LINE);

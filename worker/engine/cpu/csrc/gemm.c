@@ -168,7 +168,7 @@ INLINE int uses_non_temporal_stores(const Gemm *g, Kernel kernel) {
     return pays_off && row_bytes % LINE == 0 && (uintptr_t)g->output % LINE == 0;
 }
 
-/* Prefetches rows [first, end) of the output and the residual, which the epilogue needs after the products. */
+/* Prefetches rows [first, end) of the output and the residual, which the epilogue needs after the matmul. */
 INLINE void prefetch_output(const Gemm *g, int64_t first, int64_t end, int64_t column, int64_t width, int is_bf16) {
     for (int64_t row = first; row < end; row++)
         for (int64_t i = 0; i < width; i += LINE / (is_bf16 ? 2 : 4)) {
@@ -229,7 +229,7 @@ INLINE int64_t first_row(int64_t part, int64_t num_parts, int64_t num_rows, int6
  * kernel is constant. */
 typedef void (*GemmBlock)(const Gemm *g, int64_t first, int64_t end, int64_t block, int is_cold);
 
-INLINE void gemm(Gemm g, GemmBlock multiply_block, Kernel kernel) {
+INLINE void gemm(Gemm g, GemmBlock matmul_block, Kernel kernel) {
     int64_t num_blocks = ceil_div(g.N, NR), num_parts = ceil_div(g.M, MAX_MC);
     /* On AMX all rows share each KC of K, where K is longer than that. */
     int64_t max_rows = kernel.is_amx && g.K4 > KC ? MAX_MC : kernel.max_rows;
@@ -246,7 +246,7 @@ INLINE void gemm(Gemm g, GemmBlock multiply_block, Kernel kernel) {
 #pragma omp for schedule(static) collapse(2) nowait
             for (int64_t block = 0; block < num_blocks; block++)
                 for (int64_t m = 0; m < num_m; m++)
-                    multiply_block(&g, start + first_row(m, num_m, num_rows, kernel.row_step),
+                    matmul_block(&g, start + first_row(m, num_m, num_rows, kernel.row_step),
                                    start + first_row(m + 1, num_m, num_rows, kernel.row_step), block, m == 0);
         }
         if (kernel.is_amx) release_tiles();

@@ -74,20 +74,20 @@ INLINE void release_tiles(void) { _tile_release(); }
     else                                                                                                               \
         _tile_dpbf16ps(acc, rows, weights)
 
-#define MULTIPLY_ROW_TILE(tile, row_register, weights)                                                                 \
+#define MATMUL_ROW_TILE(tile, row_register, weights)                                                                 \
     if (tile < num_tiles) {                                                                                            \
         _tile_loadd(row_register, rows + (tile + 1 < num_tiles ? tile * TILE_DIM * stride : last), stride);            \
         TILE_DOT(tile, row_register, weights);                                                                         \
     }
 
-#define MULTIPLY_K_STEP(weight_register)                                                                               \
+#define MATMUL_K_STEP(weight_register)                                                                               \
     for (int64_t line = 0; line < prefetch_lines; line++)                                                              \
         _mm_prefetch(weights + PREFETCH_DISTANCE + line * LINE, _MM_HINT_T1);                                          \
     _tile_loadd(weight_register, weights, LINE);                                                                       \
-    MULTIPLY_ROW_TILE(0, 4, weight_register)                                                                           \
-    MULTIPLY_ROW_TILE(1, 5, weight_register)                                                                           \
-    MULTIPLY_ROW_TILE(2, 4, weight_register)                                                                           \
-    MULTIPLY_ROW_TILE(3, 5, weight_register)                                                                           \
+    MATMUL_ROW_TILE(0, 4, weight_register)                                                                           \
+    MATMUL_ROW_TILE(1, 5, weight_register)                                                                           \
+    MATMUL_ROW_TILE(2, 4, weight_register)                                                                           \
+    MATMUL_ROW_TILE(3, 5, weight_register)                                                                           \
     weights += TILE_BYTES;                                                                                             \
     rows += LINE;
 
@@ -101,7 +101,7 @@ INLINE void release_tiles(void) { _tile_release(); }
 
 /* Adds `num_steps` steps of K to a tile column of acc [tiles, TILE_DIM, NR]; returns the weights that follow. Rows are
  * `stride` bytes apart, and those of the last tile begin at `last`. */
-INLINE const char *multiply_tile_column(int32_t *acc, const char *rows, int64_t stride, int64_t last,
+INLINE const char *matmul_tile_column(int32_t *acc, const char *rows, int64_t stride, int64_t last,
                                         const char *weights, int64_t num_steps, int is_first, int64_t prefetch_lines,
                                         int num_tiles, int type) {
     if (is_first) {
@@ -110,9 +110,9 @@ INLINE const char *multiply_tile_column(int32_t *acc, const char *rows, int64_t 
         FOR_ACC_TILES(LOAD_ACC)
     }
     for (int64_t step = 0; step < num_steps; step += 2) {
-        MULTIPLY_K_STEP(6)
+        MATMUL_K_STEP(6)
         if (step + 1 < num_steps) {
-            MULTIPLY_K_STEP(7)
+            MATMUL_K_STEP(7)
         }
     }
     FOR_ACC_TILES(STORE_ACC)
@@ -125,7 +125,7 @@ INLINE void micro_kernel_amx(int32_t *acc, const char *rows, int64_t stride, int
     for (int64_t step = 0; step < num_steps; step += K_STEPS_L1) {
         int64_t count = num_steps - step < K_STEPS_L1 ? num_steps - step : K_STEPS_L1;
         for (int column = 0; column < NR_TILES; column++)
-            weights = multiply_tile_column(acc + column * TILE_DIM, rows + step * LINE, stride, last, weights, count,
+            weights = matmul_tile_column(acc + column * TILE_DIM, rows + step * LINE, stride, last, weights, count,
                                            is_first && step == 0, is_cold ? PREFETCH_LINES : 0, num_tiles, type);
     }
 }

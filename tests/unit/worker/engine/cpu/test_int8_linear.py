@@ -1,4 +1,4 @@
-"""Linear layers in int8, with every epilogue, against exact products of the rounded numbers."""
+"""Linear layers in int8, with every epilogue, against exact matmuls of the rounded numbers."""
 
 from __future__ import annotations
 

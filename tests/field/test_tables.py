@@ -172,7 +172,7 @@ def test_an_array_of_any_length_is_read_a_piece_at_a_time() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[\n {"prompt": "a"},\n {"prompt": "b"\n', r"a.json:4: is not JSON: .*mend the file"),
+        ('[\n {"prompt": "a"},\n {"prompt": "b"\n', r"a.json:4: is not JSON: .*fix the file"),
         ('[\n {"prompt": "a"}\n {"prompt": "b"}]', r"a.json:3: is not JSON: ',' expected between two elements"),
         ('[{"prompt": "a"}] x', "a.json:1: is not JSON: text after the array"),
         ('[{"prompt": "a"}', "a.json:1: is not JSON: the array is not closed"),

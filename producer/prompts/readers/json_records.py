@@ -117,7 +117,7 @@ class _Text:
 
     def fault(self, problem: str, num_lines: int = 0) -> UsageError:
         return UsageError(
-            f"{self.path}:{self.number + num_lines}: is not JSON: {problem}; nothing was read behind it, mend the file "
+            f"{self.path}:{self.number + num_lines}: is not JSON: {problem}; nothing was read behind it, fix the file "
             "or write one object per line"
         )
 

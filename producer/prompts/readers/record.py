@@ -33,7 +33,7 @@ class Record:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What the command says of a file."""
+    """The facts about a file that the command line gives its reader."""
 
     #: Raises `UsageError` for a header that lacks a column the options name.
     check_columns: Callable[[list[str]], None]

@@ -78,7 +78,10 @@ class Settings(EngineOptions, BaseSettings):
     @property
     def database_url(self) -> str:
         """The URL of the database: the given one, or that of the embedded one."""
-        return self.database or f"sqlite:///{self.embedded_database.absolute()}"
+        from sqlalchemy import URL
+
+        path = str(self.embedded_database.absolute())
+        return self.database or URL.create("sqlite", database=path).render_as_string(hide_password=False)
 
 
 def help_of(setting: str) -> str:

@@ -289,8 +289,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
+        from sqlalchemy.exc import DatabaseError
+
         from models.database.connection import DatabaseUnavailable
 
+        if isinstance(error, DatabaseError):
+            reason = " ".join(str(error.orig).split())
+            _end(f"the database refuses a statement ({reason}); `producer doctor` examines it")
         if not isinstance(error, DatabaseUnavailable):
             raise
         _end(str(error))

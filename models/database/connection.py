@@ -89,11 +89,11 @@ def _open_sqlite(path: str, *, read_only: bool) -> Engine:
     if read_only:
         if not Path(path).exists():
             raise DatabaseUnavailable(f"there is no database at {path}; submit a run first or give --database")
-        url = f"sqlite:///file:{Path(path).absolute()}?mode=ro&uri=true"
+        url = URL.create("sqlite", database=Path(path).absolute().as_uri(), query={"mode": "ro", "uri": "true"})
     else:
         if path not in ("", ":memory:"):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        url = f"sqlite:///{path}"
+        url = URL.create("sqlite", database=path)
     engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
     event.listen(engine, "connect", _prepare_read_only_sqlite if read_only else _prepare_sqlite)
     if not read_only:

@@ -1,0 +1,52 @@
+"""A home of any name is one and the same database for every command."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from migrations.upgrade import upgrade
+from models.database.connection import open_database
+from models.settings import Settings
+from tests.conftest import Producer
+
+NAMES = [
+    "a#b",
+    "a?b",
+    "100%",
+    "a%23b",
+    "two words",
+    "new\nline",
+    "Grüße-夜",
+    "a&b=c",
+    "quote'\"",
+    "a+b",
+    "?mode=ro",
+    "#",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_home_of_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(home=Path(name))
+    passed_on = Settings(database=settings.database_url)  # as a worker is told
+    writing = open_database(passed_on.database_url)
+    upgrade(writing)
+    writing.dispose()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    reading = open_database(settings.database_url, read_only=True)
+    with reading.connect() as connection:
+        assert connection.exec_driver_sql("select count(*) from runs").scalar_one() == 0
+    reading.dispose()
+    with sqlite3.connect(tmp_path / name / "nocturne.db") as file:
+        assert file.execute("select count(*) from alembic_version").fetchone() == (1,)
+    file.close()
+
+
+def test_commands_agree_on_a_home_with_a_number_sign(producer: Producer, tmp_path: Path) -> None:
+    producer("db", "upgrade", "--home", "a#b?c%")
+    producer("status", "--home", tmp_path / "a#b?c%")
+    assert [path.name for path in tmp_path.iterdir()] == ["a#b?c%"]

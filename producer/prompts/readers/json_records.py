@@ -101,13 +101,15 @@ class _Text:
     def value(self) -> tuple[Any, str]:
         """The next value and its text. Raises `UsageError` where there is none."""
         while True:
+            begin = self.position
             try:
-                value, end = _DECODER.raw_decode(self.text, self.position)
+                value, end = _DECODER.raw_decode(self.text, begin)
                 if end < len(self.text) or not self.read():
                     break
             except json.JSONDecodeError as error:
                 if len(self.text) - self.position > MAX_LINE_BYTES or not self.read():
-                    raise self.fault(f"{error.msg} at column {error.colno}", error.lineno - 1) from error
+                    num_lines = error.doc.count("\n", begin, error.pos)
+                    raise self.fault(f"{error.msg} at column {error.colno}", num_lines) from error
             except RecursionError as error:
                 raise UsageError(f"{self.path}:{self.number}: is nested too deeply") from error
             except ValueError as error:

@@ -99,19 +99,26 @@ class StrangeDirectory:
         return process
 
 
-def test_the_whole_product_executes_nothing_of_the_working_directory(tmp_path: Path, broker: str) -> None:
+def test_a_local_run_executes_nothing_of_the_working_directory(tmp_path: Path) -> None:
+    here = StrangeDirectory(tmp_path, MODULE_NAMES, python_path="")
+    here.run("producer", "run", "prompts.jsonl", "--name", "local")
+    here.run("producer", "sql", "select count(*) from job_results")
+    here.run("producer", "report", "-o", "report.html")
+    assert here.executed() == []
+
+
+@pytest.mark.parametrize(("devices", "num_workers"), [("cpu", 1), ("cpu,cpu", 2)])
+def test_a_queue_and_its_workers_execute_nothing_of_the_working_directory(
+    tmp_path: Path, broker: str, devices: str, num_workers: int
+) -> None:
     here = StrangeDirectory(tmp_path, MODULE_NAMES, python_path="")
     queue = ["--database", f"sqlite:///{tmp_path / 'queue.db'}", "--broker", broker]
-    here.run("producer", "run", "prompts.jsonl", "--name", "local")
     here.run("producer", "db", "upgrade", *queue[:2])
-    for devices, num_workers in [("cpu", 1), ("cpu,cpu", 2)]:
-        with here.running("worker", "start", "--devices", devices, *queue, ready=" serves ", times=num_workers):
-            here.run("producer", "submit", "prompts.jsonl", "--name", devices, *queue)
-            here.run("producer", "status", devices, "--watch", *queue[:2])
-            assert " on cpu serves " in here.run("producer", "doctor", *queue)
-        assert len(here.run("producer", "results", devices, *queue[:2]).splitlines()) == 8
-    here.run("producer", "sql", "select count(*) from job_results", *queue[:2])
-    here.run("producer", "report", "-o", "report.html", *queue[:2])
+    with here.running("worker", "start", "--devices", devices, *queue, ready=" serves ", times=num_workers):
+        here.run("producer", "submit", "prompts.jsonl", *queue)
+        here.run("producer", "status", "--watch", *queue[:2])
+        assert " on cpu serves " in here.run("producer", "doctor", *queue)
+    assert len(here.run("producer", "results", *queue[:2]).splitlines()) == 8
     assert here.executed() == []
 
 

@@ -12,19 +12,23 @@ from typing import Annotated
 
 import typer
 
+from producer import maintenance
 from producer import options as given
 from producer.console import say
 from producer.errors import UsageError
+from producer.maintenance import RequiredRun, RunArgument
 from producer.option_groups import flat
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    context_settings=HELP_NAMES, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
 db_app = typer.Typer(no_args_is_help=True, help="The database's schema.")
 app.add_typer(db_app, name="db")
 
 FILE_HELP = "JSONL, CSV, Parquet or text, also .gz and .zst; - for stdin"
 File = Annotated[Path, typer.Argument(help=FILE_HELP, allow_dash=True)]
-RunArgument = Annotated[str | None, typer.Argument(help="id, its beginning, or name; default: the newest")]
-RequiredRun = Annotated[str, typer.Argument(help="id, its beginning, or name")]
 
 
 @app.command()
@@ -162,103 +166,9 @@ def report(
     write_report(connection.settings(), run, output)
 
 
-@app.command()
-@flat
-def resume(
-    connection: given.BrokerOptions,
-    worker: given.WorkerOptions,
-    output_options: given.OutputOptions,
-    run: RunArgument = None,
-) -> None:
-    """Resumes an unfinished run: locally, or with --broker by sending its unsent jobs.
-
-    Example: producer resume
-    """
-    from producer.runs.lifecycle import resume_run
-
-    raise typer.Exit(resume_run(connection.settings_of_resuming(worker), run, output_options))
-
-
-@app.command()
-@flat
-def cancel(
-    connection: given.BrokerOptions,
-    run: RequiredRun,
-    custom_ids: Annotated[list[str] | None, typer.Argument(help="these jobs only", metavar="[CUSTOM_ID]...")] = None,
-    as_json: given.AsJson = False,
-) -> None:
-    """Cancels a run, or some of its jobs: queued ones at once, running ones within two decode steps.
-
-    The database holds the cancellation, so it also works while every worker is off. Finished answers stay.
-
-    Example: producer cancel overnight
-    """
-    from producer.runs.control import cancel_jobs
-
-    cancel_jobs(connection.settings(), run, custom_ids or [], as_json=as_json)
-
-
-@app.command()
-@flat
-def retry(
-    connection: given.BrokerOptions,
-    worker: given.WorkerOptions,
-    output_options: given.OutputOptions,
-    wanted: given.RetryOptions,
-    run: RunArgument = None,
-) -> None:
-    """Queues a run's failed, cancelled and expired jobs once more, or only the kinds that are named.
-
-    With --broker they are sent to the workers, without one they are decoded here.
-
-    Example: producer retry overnight --failed
-    """
-    from producer.runs.control import retry_jobs
-
-    settings = connection.settings_of_resuming(worker)
-    raise typer.Exit(retry_jobs(settings, run, wanted.states(), output_options))
-
-
-@app.command()
-@flat
-def doctor(connection: given.ConnectionOptions, as_json: given.AsJson = False) -> None:
-    """Examines model, disk, Redis, database and workers, and says how to fix them.
-
-    Example: producer doctor --broker redis://localhost:6379/0
-    """
-    from producer.runs.doctor import show_findings
-
-    raise typer.Exit(show_findings(connection.settings(), as_json=as_json))
-
-
-@app.command()
-@flat
-def prune(
-    connection: given.DatabaseOptions,
-    older_than: Annotated[str, typer.Option(help="runs finished longer ago: 30d, 12h")],
-    traces_only: Annotated[bool, typer.Option("--traces-only", help="keep jobs and answers")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be deleted")] = False,
-    as_json: given.AsJson = False,
-) -> None:
-    """Deletes old runs, or their traces alone, in short transactions while workers go on.
-
-    Example: producer prune --older-than 30d --traces-only --dry-run
-    """
-    from producer.runs.prune import prune_runs
-
-    prune_runs(connection.settings(), older_than, traces_only=traces_only, is_dry=dry_run, as_json=as_json)
-
-
-@db_app.command("upgrade")
-@flat
-def db_upgrade(connection: given.DatabaseOptions) -> None:
-    """Upgrades the database to this version's schema.
-
-    Example: producer db upgrade --database postgresql+psycopg://localhost/nocturne
-    """
-    from producer.runs.database import show_upgrade
-
-    show_upgrade(connection.settings())
+for command in (maintenance.resume, maintenance.cancel, maintenance.retry, maintenance.doctor, maintenance.prune):
+    app.command()(command)
+db_app.command("upgrade")(maintenance.db_upgrade)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -18,7 +18,12 @@ from worker.worker_group import RESTART_SECONDS, GroupMember, WorkerGroup
 EX_USAGE = 2
 EX_FAILURE = 1  # Celery met an error that it did not expect
 
-app = typer.Typer(no_args_is_help=True, help="Decodes the jobs that `producer submit` queued.", add_completion=False)
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    help="Decodes the jobs that `producer submit` queued.",
+    add_completion=False,
+)
 
 
 @app.callback()

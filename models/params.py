@@ -10,8 +10,9 @@ import re
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
+from models.model_defaults import ModelDefaults
 from models.states import Strategy
 
 MAX_SEED = 2**63 - 1
@@ -25,6 +26,7 @@ MAX_TOP_LOGPROBS = 100
 COMMON_PARAMETERS = frozenset({
     "max_new_tokens", "min_new_tokens", "seed", "stop", "stop_token_ids", "eos_token_ids", "ignore_eos",
     "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "trace", "top_logprobs",
+    "model_defaults",
 })  # fmt: skip
 
 #: Parameters that each strategy takes beside the common ones.
@@ -34,6 +36,15 @@ STRATEGY_PARAMETERS: dict[Strategy, frozenset[str]] = {
     Strategy.NUCLEUS: frozenset({"n", "temperature", "top_p"}),
     Strategy.BEAM: frozenset({"num_beams", "num_return", "length_penalty"}),
 }
+
+#: Parameters that came after 0.1. A job stores one only where it differs from its default, so that old keys hold.
+LATER_PARAMETERS = frozenset({"model_defaults"})
+
+#: Parameters of 0.1 that a strategy has taken since.
+LATER_PARAMETERS_OF: dict[Strategy, frozenset[str]] = {}
+
+#: Parameters that the producer resolves: no line gives them, and no hash covers them.
+RESOLVED_PARAMETERS = frozenset({"model_defaults"})
 
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -67,6 +78,7 @@ class GenerationParams(BaseModel):
     ignore_eos: bool = False  # decode to max_new_tokens, for benchmarks
     trace: Literal["none", "tokens"] = "tokens"
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives kept per token
+    model_defaults: ModelDefaults | None = Field(default=None, strict=False)  # resolved by the producer
 
     @model_validator(mode="before")
     @classmethod
@@ -103,15 +115,34 @@ class GenerationParams(BaseModel):
         """The sequences that decode side by side for this job: its beams, or its samples."""
         return self.num_beams if self.strategy is Strategy.BEAM else self.n
 
+    @field_serializer("model_defaults")
+    def _serialise_defaults(self, defaults: ModelDefaults | None) -> dict[str, Any] | None:
+        return None if defaults is None else defaults.stored
+
     @cached_property
     def stored(self) -> dict[str, Any]:
         """The fields that its strategy takes as JSON values: the `params` of a job row and of a message."""
-        return self.model_dump(mode="json", include=set(parameters_of(self.strategy)) | {"strategy"})
+        later = LATER_PARAMETERS | LATER_PARAMETERS_OF.get(self.strategy, frozenset())
+        defaults = type(self).model_fields
+        absent = {name for name in later if getattr(self, name) == defaults[name].default}
+        return self.model_dump(mode="json", include=set(parameters_of(self.strategy)) - absent | {"strategy"})
 
     @cached_property
     def stored_json(self) -> str:
         """The stored fields as JSON text."""
         return json.dumps(self.stored, sort_keys=True)
+
+    @cached_property
+    def keyed_json(self) -> str:
+        """The fields that a job's key and its run's hash cover, as JSON text: those that its submitter chose."""
+        return json.dumps({k: v for k, v in self.stored.items() if k not in RESOLVED_PARAMETERS}, sort_keys=True)
+
+    def with_model_defaults(self, defaults: ModelDefaults) -> GenerationParams:
+        """The same parameters, decoded with a model's defaults."""
+        copy = self.model_copy(update={"model_defaults": defaults if defaults.stored else None})
+        for cached in ("stored", "stored_json", "keyed_json"):  # a copy takes the computed ones along
+            copy.__dict__.pop(cached, None)
+        return copy
 
 
 def parameters_of(strategy: Strategy) -> frozenset[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from datetime import UTC, datetime
 
 from producer.console import stdout
-from producer.prompts.chat_template import render_chat
+from producer.model_files.chat_template import ChatRefused, render_chat
+from producer.model_files.folder import model_files
 from producer.prompts.job_drafts import JobDraft, Submission
 from producer.prompts.validation import ValidationReport
 from producer.render import to_json, visible
@@ -55,16 +56,19 @@ def prompt_text(model: str, draft: JobDraft) -> str:
     if draft.prompt is not None:
         return draft.prompt
     messages = draft.messages or []
-    rendered = render_chat(model, messages)
-    return rendered if rendered is not None else "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    plain = "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    if (files := model_files(model)) is None:
+        return plain
+    try:
+        return render_chat(files, messages, created_at=datetime.now(UTC))
+    except ChatRefused:
+        return plain  # the worker reports why it refuses the conversation
 
 
 def _prompt_tokens(model: str, first: str, report: ValidationReport) -> tuple[int, bool]:
     """The tokens of all prompts by the first one's ratio of characters to tokens; and whether that was counted."""
-    file = Path(model) / "tokenizer.json"
-    if not file.is_file() or not first:
+    files = model_files(model)
+    if files is None or files.tokenizer is None or not first:
         return report.num_characters // CHARACTERS_PER_TOKEN, False
-    from tokenizers import Tokenizer
-
-    per_character = len(Tokenizer.from_file(str(file)).encode(first).ids) / len(first)
+    per_character = len(files.tokenizer.encode(first).ids) / len(first)
     return round(report.num_characters * per_character), True

@@ -55,7 +55,7 @@ class JobDraft:
 
     def content_key(self, model: str, seed: int) -> str:
         """A hash of all that decides the answer: jobs with the same key have the same answer."""
-        content = [model, self.prompt, self.messages, self.params.stored_json, seed]
+        content = [model, self.prompt, self.messages, self.params.keyed_json, seed]
         return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

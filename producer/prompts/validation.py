@@ -118,5 +118,5 @@ def _count(report: ValidationReport, draft: JobDraft) -> None:
 
 
 def _content(draft: JobDraft) -> bytes:
-    parts = [draft.custom_id, draft.prompt, draft.messages, draft.params.stored_json, draft.priority]
+    parts = [draft.custom_id, draft.prompt, draft.messages, draft.params.keyed_json, draft.priority]
     return json.dumps(parts, sort_keys=True).encode()

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from models.params import GenerationParams
+from models.params import RESOLVED_PARAMETERS, GenerationParams
 from producer.errors import LineProblem
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_RAW_BYTES = 1_000  # of a line that cannot be decoded, kept for the file of invalid lines
 
-PARAMETER_FIELDS = frozenset(GenerationParams.model_fields)
+PARAMETER_FIELDS = frozenset(GenerationParams.model_fields) - RESOLVED_PARAMETERS
 OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"})
 
 

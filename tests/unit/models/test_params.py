@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from models.model_defaults import ModelDefaults
 from models.params import COMMON_PARAMETERS, STRATEGY_PARAMETERS, GenerationParams
 from models.states import Strategy
 
@@ -59,3 +60,13 @@ def test_a_single_stop_string_and_a_trace_level_are_understood() -> None:
 def test_sequences_side_by_side_are_the_beams_or_the_samples() -> None:
     assert GenerationParams(strategy=Strategy.BEAM, num_beams=4).num_sequences == 4
     assert GenerationParams(strategy=Strategy.SAMPLE, n=3).num_sequences == 3
+
+
+def test_model_defaults_are_stored_where_there_are_any_and_never_hashed() -> None:
+    plain = GenerationParams(seed=1)
+    assert "model_defaults" not in plain.stored
+    assert plain.with_model_defaults(ModelDefaults()) == plain
+    resolved = plain.with_model_defaults(ModelDefaults(repetition_penalty=1.1, eos_token_ids=(1, 2)))
+    assert resolved.stored == plain.stored | {"model_defaults": {"repetition_penalty": 1.1, "eos_token_ids": [1, 2]}}
+    assert resolved.keyed_json == plain.keyed_json == plain.stored_json
+    assert GenerationParams.model_validate(resolved.stored) == resolved

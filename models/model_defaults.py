@@ -1,0 +1,37 @@
+"""Defaults of a model that change its logits or its ends, as the producer stores them with each job.
+
+A worker applies them as they stand and adds none of its own: an absent field is neutral. A field that Transformers'
+`GenerationConfig` has too means the same as there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+TokenIds = tuple[int, ...]
+
+
+class ModelDefaults(BaseModel):
+    """The resolved defaults of one job: those of its model's generation config that the job does not override."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    eos_token_ids: TokenIds | None = None  # every id that ends an answer
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_words_ids: tuple[TokenIds, ...] | None = None
+    sequence_bias: tuple[tuple[TokenIds, float], ...] | None = None
+    suppress_tokens: TokenIds | None = None
+    begin_suppress_tokens: TokenIds | None = None
+    min_length: int | None = None  # of prompt and answer together
+    min_new_tokens: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: TokenIds | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+
+    @property
+    def stored(self) -> dict[str, Any] | None:
+        """The fields that are set, as JSON values; None where none is."""
+        return self.model_dump(mode="json", exclude_none=True) or None

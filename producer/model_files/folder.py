@@ -1,0 +1,120 @@
+"""The small files of a model, from its folder or the hub's cache. Each is read at most once; weights never are."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from producer.errors import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+#: The files of a hub model that are fetched before a run is written.
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+
+#: The names under which a tokenizer's configuration gives special tokens to its chat template.
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class ModelFiles:
+    """The small files of one model. A file that is absent reads as empty; a damaged one raises `UsageError`."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self.json_file("config.json")
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The configuration of the language model inside a model of several kinds of input."""
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, dict) else self.config
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        return self.json_file("generation_config.json")
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        return self.json_file("tokenizer_config.json")
+
+    @property
+    def context_window(self) -> int | None:
+        """Tokens of prompt and answer together, at most; None where the configuration does not say."""
+        value = self.text_config.get("max_position_embeddings")
+        return value if isinstance(value, int) else None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of `tokenizer.json`; None for a folder without that file."""
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            return None
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare exceptions
+            raise UsageError(f"{path} is not a tokenizer: {error}; copy the file again") from error
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens that chat templates see, by their names."""
+        given = ((name, self.tokenizer_config.get(name)) for name in SPECIAL_TOKENS)
+        found = ((name, token.get("content") if isinstance(token, dict) else token) for name, token in given)
+        return {name: token for name, token in found if isinstance(token, str)}
+
+    @cached_property
+    def chat_templates(self) -> dict[str, str]:
+        """The chat templates by name, from the places where Transformers looks; a single one is named `default`."""
+        files = {"default": self.folder / "chat_template.jinja"} | {
+            path.stem: path for path in sorted((self.folder / "additional_chat_templates").glob("*.jinja"))
+        }
+        found = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+        return found or _configured_templates(self.tokenizer_config.get("chat_template"))
+
+    def json_file(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UsageError(f"{path} is not JSON: {error}; copy the file again") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"{path} must hold a JSON object; copy the file again")
+        return content
+
+
+def model_files(model: str, *, revision: str | None = None) -> ModelFiles | None:
+    """The model's files: of its folder, or of the hub's cache as it is; None where neither is at hand."""
+    folder = Path(model)
+    if folder.is_dir():
+        return ModelFiles(model, folder)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        cached = snapshot_download(model, revision=revision, allow_patterns=list(SMALL_FILES), local_files_only=True)
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+    return ModelFiles(model, Path(cached)) if (Path(cached) / "config.json").is_file() else None
+
+
+def _configured_templates(value: Any) -> dict[str, str]:
+    """The templates of a tokenizer's configuration: one text, or a list of named ones."""
+    if isinstance(value, str):
+        return {"default": value}
+    if not isinstance(value, list):
+        return {}
+    return {
+        part["name"]: part["template"]
+        for part in value
+        if isinstance(part, dict) and {"name", "template"} <= part.keys()
+    }

@@ -51,9 +51,13 @@ FROM runs
 
 
 #: Revision -> the columns that `job_results` has beside those of the first one.
-ADDED_TO_JOB_RESULTS = {"0001": "", "0002": "jobs.error_code, jobs.num_crashes, jobs.expires_at, "}
+ADDED_TO_JOB_RESULTS = {
+    "0001": "",
+    "0002": "jobs.error_code, jobs.num_crashes, jobs.expires_at, ",
+    "0004": "jobs.error_code, jobs.num_crashes, jobs.expires_at, jobs.chat, results.prompt_hash, results.prompt_text, ",
+}
 
-LATEST = "0002"
+LATEST = "0004"
 
 
 def view_definitions(dialect: str, revision: str = LATEST) -> dict[str, str]:

@@ -12,10 +12,11 @@ from typing import Any
 
 from celery import Celery
 from celery.loaders.app import AppLoader
+from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name
+from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name, queue_names
 from models.model_name import canonical_model
 from models.settings import NUM_PRIORITIES, Settings
 
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> Celery:
     )
     app.conf.update(
         task_default_queue=queue_name(canonical_model(settings.model)),
+        task_queues=[_queue(name) for name in queue_names(canonical_model(settings.model))],
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_ignore_result=True,
@@ -71,6 +73,10 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
+def _queue(name: str) -> Any:
+    return Queue(name, Exchange(name), name)  # type: ignore[no-untyped-call]
+
+
 def broker_priority(priority: int) -> int:
     """Kombu's priority on Redis, where 0 goes first; in ours 9 does."""
     return NUM_PRIORITIES - 1 - priority
@@ -90,13 +96,17 @@ def send_chunk(app: Celery, chunk: ChunkMessage) -> None:
 
 
 def queue_length(app: Celery, model: str) -> int:
-    """The number of messages of every priority that wait for a model. Raises `ConnectionError`."""
+    """The number of messages of every priority and version that wait for a model. Raises `ConnectionError`."""
     with _broker_errors(), app.pool.acquire(block=True) as connection:  # a new connection costs more than a sweep
         connection.ensure_connection(max_retries=1, timeout=5)
-        try:
-            return int(connection.default_channel.queue_declare(queue_name(model), passive=True).message_count)
-        except connection.channel_errors:
-            return 0  # the queue does not exist: nothing was ever sent
+        return sum(_length(connection, name) for name in queue_names(model))
+
+
+def _length(connection: Any, queue: str) -> int:
+    try:
+        return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+    except connection.channel_errors:
+        return 0  # the queue does not exist: nothing was ever sent
 
 
 def notify_workers(app: Celery) -> None:

@@ -145,8 +145,9 @@ class Runtime:
 
     def _feed(self, chunk: ChunkMessage, claims: Sequence[Claim]) -> None:
         """Submits the claimed jobs to the engine, except those lost while they waited for the lock."""
-        held = {claim.job_id for claim in self._jobs.claims_of(claim.job_id for claim in claims)}
-        self._supervisor.submit([job for job in chunk.jobs if job.id in held], chunk.priority)
+        held = {claim.job_id: claim for claim in self._jobs.claims_of(claim.job_id for claim in claims)}
+        jobs = [job.created(held[job.id].created_at) for job in chunk.jobs if job.id in held]
+        self._supervisor.submit(jobs, chunk.priority)
 
     def _drop(self, claims: Sequence[Claim]) -> None:
         """Stops jobs that this worker lost."""

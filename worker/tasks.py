@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from migrations.upgrade import SchemaOutOfDate, check_schema
 from models.database.connection import DatabaseUnavailable, check_connection, open_database
-from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage
+from models.message import READABLE_VERSIONS, TASK_NAME, ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
 from worker.celery import NOTIFY_COMMAND, app, queue_length, send_chunk
@@ -43,8 +43,8 @@ def generate(chunk: dict[str, Any]) -> None:
         # Its jobs stay queued in the database: the outbox sends them to a worker of their version.
         logger.error("a message that this version cannot read was dropped: %s", error)
         raise Reject("unreadable message", requeue=False) from error
-    if message.version != MESSAGE_VERSION:
-        logger.error("a message of version %s was dropped; this worker reads %s", message.version, MESSAGE_VERSION)
+    if message.version not in READABLE_VERSIONS:
+        logger.error("a message of version %s was dropped; this worker reads %s", message.version, READABLE_VERSIONS)
         raise Reject("message of another version", requeue=False)
     try:
         _runtime.process(message)

@@ -68,7 +68,10 @@ def chunk_size(num_left: int, num_slots: int) -> int:
 
 
 def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any]]:
-    columns = (Job.id, Job.run_id, Job.prompt, Job.messages, Job.params, Job.seed, Job.priority, Job.is_suspect)
+    columns = (
+        Job.id, Job.run_id, Job.prompt, Job.messages, Job.chat, Job.created_at, Job.params, Job.seed, Job.priority,
+        Job.is_suspect,
+    )  # fmt: skip
     statement = (
         select(*columns, Run.model)
         .join(Run, Run.id == Job.run_id)
@@ -113,4 +116,5 @@ def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
 
 def _job_message(row: Row[Any]) -> JobMessage:
     params = GenerationParams.model_validate({**row.params, "seed": row.seed})
-    return JobMessage(id=row.id, prompt=row.prompt, messages=row.messages, params=params)
+    given = {"prompt": row.prompt, "messages": row.messages, "chat": row.chat, "created_at": row.created_at}
+    return JobMessage(id=row.id, params=params, **{name: value for name, value in given.items() if value is not None})

@@ -57,6 +57,7 @@ class Job(Base):
     custom_id: Mapped[str]  # the submitter's own name for it
     prompt: Mapped[str | None]  # the exact text that is tokenised; null where `messages` is given
     messages: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    chat: Mapped[dict[str, Any] | None] = mapped_column(Json)  # ChatInputs.stored: tools, documents, template arguments
     strategy: Mapped[str]
     params: Mapped[dict[str, Any]]  # GenerationParams.stored
     seed: Mapped[int] = mapped_column(BigId)  # given, or derived

@@ -49,3 +49,5 @@ class Result(Base):
     prefill_seconds: Mapped[float]
     decode_seconds: Mapped[float]
     environment_id: Mapped[str | None] = mapped_column(ForeignKey("environments.id"))
+    prompt_hash: Mapped[str | None]  # of the token ids that the model saw
+    prompt_text: Mapped[str | None]  # the text they were made of; kept on request

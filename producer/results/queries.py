@@ -36,7 +36,7 @@ TRACE_COLUMNS = tuple(name for name in TokenTrace.__table__.columns.keys() if na
 TIME_COLUMNS = ("created_at", "started_at", "finished_at", "expires_at")
 ROWS_PER_FETCH = 500
 
-JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "top_logprobs", "hypotheses")
+JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "chat", "top_logprobs", "hypotheses")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
+from models.chat import prompt_hash
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.request import Completion, EngineError, Hypothesis, Request, RequestOutput, Trace
 from worker.engine.sampling.beam_group import beam_results
@@ -41,6 +42,8 @@ def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer:
         len(group.request.prompt_ids),
         tuple(completions),
         hypotheses,
+        prompt_hash=prompt_hash(group.request.prompt_ids),
+        prompt_text=group.request.prompt_text,
         waiting_seconds=group.admitted - group.arrived,
         prefill_seconds=group.prefilled - group.admitted,
         decode_seconds=monotonic() - group.prefilled,

@@ -53,6 +53,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     params: GenerationParams = field(default_factory=GenerationParams)
     priority: int = 0  # of the waiting requests, the highest is admitted first
+    prompt_text: str | None = None  # the text of the ids, for a request whose output is to have it
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class RequestOutput:
     completions: tuple[Completion, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()  # of a beam search, all that finished, the best first
     error: EngineError | None = None
+    prompt_hash: str | None = None  # of the token ids that the model saw
+    prompt_text: str | None = None
     waiting_seconds: float = 0.0  # from submission to admission
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0

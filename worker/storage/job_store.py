@@ -188,6 +188,8 @@ class JobStore:
             output.prefill_seconds,
             output.decode_seconds,
             self.environment_id,
+            output.prompt_hash,
+            None if output.prompt_text is None else without_nul(output.prompt_text),
         )
 
 

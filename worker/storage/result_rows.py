@@ -14,6 +14,7 @@ from worker.engine.request import Trace
 RESULT_COLUMNS = (
     "id", "job_id", "sample_index", "text", "finish_reason", "prompt_tokens", "completion_tokens", "cumulative_logprob",
     "score", "hypotheses", "queued_seconds", "prefill_seconds", "decode_seconds", "environment_id",
+    "prompt_hash", "prompt_text",
 )  # fmt: skip
 
 TRACE_COLUMNS = tuple(TokenTrace.__table__.columns.keys())

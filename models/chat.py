@@ -1,0 +1,38 @@
+"""The parts of a conversation beside its messages, and the rules about messages that producer and worker share.
+
+Knows no template: callers hand over the function that renders one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ChatInputs(BaseModel):
+    """The arguments that a chat template gets beside the messages. An empty one is as good as an absent one."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    tools: list[dict[str, Any]] | None = None  # JSON schemas, as OpenAI's clients write them
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None  # such as enable_thinking
+
+    @cached_property
+    def stored(self) -> dict[str, Any] | None:
+        """The parts that are not empty, as `jobs.chat` holds them; None where all are."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if value} or None
+
+
+def prompt_hash(token_ids: Sequence[int]) -> str:
+    """The hash of the ids that a model sees: equal ids, equal hash."""
+    return blake2b(" ".join(map(str, token_ids)).encode(), digest_size=16).hexdigest()
+
+
+def is_continued(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the answer continues the last message instead of following it."""
+    return bool(messages) and messages[-1].get("role") == "assistant"

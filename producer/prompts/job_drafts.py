@@ -13,8 +13,9 @@ from models.params import MAX_SEED, GenerationParams
 from models.settings import DEFAULT_PRIORITY
 from producer.errors import LineProblem
 from producer.prompts.duplicate_ids import FirstUses
+from producer.prompts.foreign_fields import remark
 from producer.prompts.grid import Grid, label, validate
-from producer.prompts.lines import PromptLine, misspelt_parameter, prompt_line
+from producer.prompts.lines import PromptLine, prompt_line
 from producer.prompts.records import ReaderOptions, Record, read_records
 
 
@@ -101,10 +102,12 @@ def derived_seed(run_seed: int, custom_id: str) -> int:
 
 
 def _warn(submission: Submission, number: int, metadata: dict[str, Any], warnings: dict[str, str]) -> None:
-    for name in metadata:
-        if name not in warnings and (meant := misspelt_parameter(name)) is not None:
-            place = f"{submission.shown_path}:{number}"
-            warnings[name] = f"{place}: {name} is kept as metadata; did you mean {meant}?"
+    """Warns once about each field that looks like a parameter and that the options do not name as data."""
+    for name, value in metadata.items():
+        if name in warnings or name in submission.reader.data_fields:
+            continue
+        if (problem := remark(name, value)) is not None:
+            warnings[name] = f"{submission.shown_path}:{number}: {name} {problem}"
 
 
 def _draft(line: PromptLine, params: GenerationParams, varied: dict[str, Any], submission: Submission) -> JobDraft:

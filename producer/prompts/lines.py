@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import lru_cache
 from typing import Any
 
 from producer.errors import LineProblem
-from producer.prompts.readers.record import OWN_FIELDS, PARAMETER_FIELDS
+from producer.prompts.openai_lines import endpoint_of
+from producer.prompts.readers.record import PARAMETER_FIELDS
 from producer.prompts.records import Record
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
@@ -51,15 +50,10 @@ def prompt_line(record: Record) -> PromptLine:
         params=params,
         priority=_priority(fields.pop("priority", None)),
         metadata=fields,
-        default_strategy="sample" if "url" in fields else "greedy",  # OpenAI's default is to sample
+        default_strategy="sample"
+        if endpoint_of(fields.get("url")) is not None
+        else "greedy",  # OpenAI's default is to sample
     )
-
-
-@lru_cache(maxsize=1024)
-def misspelt_parameter(field: str) -> str | None:
-    """The parameter that a metadata field's name looks like a misspelling of, if any."""
-    matches = get_close_matches(field.lower(), PARAMETER_FIELDS | OWN_FIELDS, n=1, cutoff=0.8)
-    return matches[0] if matches else None
 
 
 def _check_strings(fields: dict[str, Any]) -> None:

@@ -6,50 +6,79 @@ Source: the batch and chat completion reference of the OpenAI API.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from producer.errors import LineProblem
+from producer.prompts.foreign_fields import native_fields
+from producer.prompts.foreign_names import WITHOUT_EFFECT
+from producer.prompts.readers.record import PARAMETER_FIELDS
 
 CHAT_URL, COMPLETION_URL = "/v1/chat/completions", "/v1/completions"
 
-#: Fields of a body that mean the same here, under the same name.
-SAME = ("n", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias")
+#: vLLM's values that ask for nothing, of parameters that not every strategy takes.
+NEUTRAL = {"top_k": (0, -1), "min_p": (0,), "length_penalty": (1,), "num_beams": (1,)}
 
-#: Fields that change nothing about the answer, kept as metadata.
-KEPT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
-#: Values that ask for nothing special.
-HARMLESS = {
-    "stream": False, "echo": False, "best_of": 1, "response_format": {"type": "text"}, "suffix": None,
-    "modalities": ["text"], "parallel_tool_calls": True, "tools": [], "tool_choice": "none",
-}  # fmt: skip
+def endpoint_of(url: Any) -> str | None:
+    """The endpoint that a line's URL names, whole or as a path, with or without /v1, Azure's deployments too."""
+    if not isinstance(url, str):
+        return None
+    try:
+        path = urlsplit(url).path.rstrip("/")
+    except ValueError:
+        return None
+    if path.endswith("/chat/completions"):
+        return CHAT_URL
+    return COMPLETION_URL if path.endswith("/completions") else None
 
 
 def is_openai_line(record: dict[str, Any]) -> bool:
-    return "body" in record and "url" in record
+    """Whether a record is a request; a web page with its URL and its body is none."""
+    return "body" in record and "url" in record and ("method" in record or isinstance(record["body"], dict))
 
 
 def native_line(record: dict[str, Any]) -> dict[str, Any]:
     """The fields of a native line. Raises `LineProblem`."""
     url, body = record["url"], record["body"]
     if record.get("method", "POST") != "POST":
-        raise LineProblem("method", f"must be POST, got {record['method']!r}")
-    if url not in (CHAT_URL, COMPLETION_URL):
-        raise LineProblem("url", f"must be {CHAT_URL} or {COMPLETION_URL}, got {url!r}")
+        raise LineProblem("method", f"must be POST, got {record['method']!r:.60}")
+    if (endpoint := endpoint_of(url)) is None:
+        raise LineProblem("url", f"must be {CHAT_URL} or {COMPLETION_URL}, got {url!r:.60}")
     if not isinstance(body, dict):
         raise LineProblem("body", f"must be an object, got {body!r:.60}")
     body = {name: value for name, value in body.items() if value is not None}
     body.pop("model", None)  # the run's own model answers
-    line: dict[str, Any] = {"url": url}
-    if "custom_id" in record:
-        line["custom_id"] = record["custom_id"]
-    line |= _messages(body) if url == CHAT_URL else _prompt(body)
-    line |= {name: body.pop(name) for name in SAME if name in body}
-    line |= {name: body.pop(name) for name in KEPT if name in body}
-    line |= _length(body) | _sampling(body) | _logprobs(body, url)
-    for name, value in body.items():
-        if name not in HARMLESS or HARMLESS[name] != value:
+    line = _messages(body) if endpoint == CHAT_URL else _prompt(body)
+    logprobs = _logprobs(body, endpoint)
+    line |= _length(body) | _sampling(body)
+    line = _parameters(line, body) | logprobs
+    return line | _envelope(record, line)
+
+
+def _parameters(line: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """The body's other fields under our names, those of vLLM too. Raises `LineProblem` for one that is not known."""
+    fields = {name: value for name, value in body.items() if value not in NEUTRAL.get(name, ())}
+    if line.get("strategy") == "greedy":  # temperature 0, with which vLLM reads no other parameter of drawing
+        fields = {name: value for name, value in fields.items() if name not in ("top_k", "min_p")}
+    if (priority := fields.pop("priority", 0)) != 0:
+        raise LineProblem(
+            "body.priority", f"({priority!r:.60}) counts down in vLLM: write priority 0 … 9 beside the body"
+        )
+    native = native_fields(line | fields, place="body.")
+    for name, value in native.items():
+        if name not in line and name not in PARAMETER_FIELDS and name not in WITHOUT_EFFECT:
             raise LineProblem(f"body.{name}", f"is not supported ({value!r:.60}); leave it out")
-    return line
+    return native
+
+
+def _envelope(record: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
+    """The fields beside the body: its name, its priority, and metadata. Raises `LineProblem`."""
+    for name in record:
+        if name in PARAMETER_FIELDS or name in ("prompt", "messages"):
+            raise LineProblem(name, "stands beside the body; write it into the body")
+        if name in line:
+            raise LineProblem(name, "stands beside the body and in it; leave one out")
+    return {name: value for name, value in record.items() if name not in ("method", "body")}
 
 
 def _messages(body: dict[str, Any]) -> dict[str, Any]:

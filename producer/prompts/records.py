@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from producer.errors import LineProblem, UsageError
 from producer.prompts.files import base_suffix
+from producer.prompts.foreign_fields import native_fields
 from producer.prompts.openai_lines import is_openai_line, native_line
 from producer.prompts.prompt_template import PromptTemplate
 from producer.prompts.readers.csv_records import read_csv, read_tsv
@@ -42,6 +43,12 @@ class ReaderOptions:
     encoding: str | None = None  # None: UTF-8
     metadata_columns: tuple[str, ...] | None = None  # None: all
 
+    @cached_property
+    def data_fields(self) -> frozenset[str]:
+        """The fields that the options name: data, whatever other tools call so."""
+        template = PromptTemplate(self.template).names if self.template is not None else ()
+        return frozenset({*template, *(self.metadata_columns or ()), self.prompt_column or "prompt"})
+
     def keeps(self, field: str) -> bool:
         """Whether the field goes on, as a part of the job or as metadata."""
         named = self.metadata_columns
@@ -62,7 +69,7 @@ def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     facts = FileFacts(partial(_check_columns, path, options, template), encoding, _wanted(options, template))
     for record in _READERS[format](path, facts):
         if record.problem is None:
-            with_prompt = partial(_with_prompt, record.fields, options, template)
+            with_prompt = partial(_with_prompt, record.fields, options, template, is_table=format != "jsonl")
             record = parsed(record.number, record.raw, with_prompt, record.num_lines)
         yield record
 
@@ -99,12 +106,16 @@ def _wanted(options: ReaderOptions, template: PromptTemplate | None) -> frozense
     return frozenset(named | OWN_FIELDS | PARAMETER_FIELDS | {options.prompt_column or "prompt"})
 
 
-def _with_prompt(fields: dict[str, Any], options: ReaderOptions, template: PromptTemplate | None) -> dict[str, Any]:
+def _with_prompt(
+    fields: dict[str, Any], options: ReaderOptions, template: PromptTemplate | None, *, is_table: bool
+) -> dict[str, Any]:
     """A record's fields with the prompt in `prompt`, and without NUL under --replace-nul. Raises `LineProblem`."""
     if options.replace_nul:
         fields = _without_nul(fields)
     if is_openai_line(fields):
         fields = native_line(fields)
+    elif not is_table and (template is None or not template.uses_row):
+        fields = native_fields(fields, options.data_fields)
     prompt = {}
     if template is not None:
         prompt = {"prompt": template.render(fields)}

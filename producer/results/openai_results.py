@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from models.states import JobState
-from producer.prompts.openai_lines import CHAT_URL, COMPLETION_URL
+from producer.prompts.openai_lines import CHAT_URL, COMPLETION_URL, endpoint_of
 
 #: Our finish reason -> OpenAI's.
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -69,8 +69,8 @@ def _unanswered(row: dict[str, Any]) -> dict[str, Any]:
 
 def _url(row: dict[str, Any]) -> str:
     """The endpoint that the line named; for a native line, chat for a conversation and completion for a prompt."""
-    asked = (row["metadata"] or {}).get("url")
-    return str(asked) if asked in (CHAT_URL, COMPLETION_URL) else CHAT_URL if row["messages"] else COMPLETION_URL
+    asked = endpoint_of((row["metadata"] or {}).get("url"))
+    return asked or (CHAT_URL if row["messages"] else COMPLETION_URL)
 
 
 def _wants_logprobs(row: dict[str, Any]) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from producer.errors import LineProblem, UsageError
-from producer.prompts.lines import PromptLine, misspelt_parameter
+from producer.prompts.lines import PromptLine
 from producer.prompts.records import MAX_LINE_BYTES
 from tests.support.prompts import read_prompts
 
@@ -102,10 +101,3 @@ def test_a_line_that_is_too_long_is_one_error_and_reading_goes_on(tmp_path: Path
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_prompts(tmp_path / "none.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"), [("temprature", "temperature"), ("Top_P", "top_p"), ("topic", None), ("promt", "prompt")]
-)
-def test_misspelt_parameters_are_noticed(name: str, meant: Any) -> None:
-    assert misspelt_parameter(name) == meant

@@ -1,129 +1,186 @@
-"""Text from token ids: of a whole answer, of each of its tokens, and of a sequence that still grows.
+"""Text from token ids: of a whole answer, of each of its tokens, and of an answer that still grows.
 
-The texts of an answer's tokens join to exactly `tokenizer.decode` of all its ids. Knows no sequences.
+The text of an answer is what it adds to its prompt: `decode(prompt ids + answer ids)` is the prompt's text and then
+the answer's. The texts of its tokens join to it. Every token is in the text, special ones too. Knows no sequences.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
-REPLACEMENT = "\ufffd"
+from worker.engine.text.cleanup import cleaned, kept_indices, safe_end
+from worker.engine.text.decoder_rule import decoder_rule
+from worker.engine.text.streams import ByteLevelText, CleanedText, SpelledText, TextStream, WholeText, pieces_of_bytes
+from worker.engine.text.token_texts import REPLACEMENT, TokenText, TokenTexts
 
-#: Tokens decoded together with a new one; enough for every tokenizer that joins a token to its neighbours.
+#: Tokens decoded together with a new one; enough for most tokenizers that join a token to its neighbours.
 CONTEXT_TOKENS = 6
 
-
-@cache
-def _byte_of_character() -> dict[str, int]:
-    """The byte of each printable character that stands for it in byte-level BPE vocabularies, as in GPT-2's."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    characters = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    return characters | {chr(256 + index): byte for index, byte in enumerate(others)}
+#: Token ids on which a tokenizer's rule is compared with the tokenizer itself, at most.
+MAX_PROBED_IDS = 2000
 
 
 class Detokenizer:
-    """Decodes for one tokenizer: by a table of bytes where it is byte-level, else by windows of tokens."""
+    """Decodes for one tokenizer: by the text of each token where its decoder has such a rule, else by decoding all."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._bytes = _token_bytes(tokenizer)
+        self._cleans_up = _cleans_up(tokenizer)
+        self._texts = _token_texts(tokenizer)
+        if self._texts is not None and any("".join(self.pieces(ids)) != self.decode(ids) for ids in _probes(tokenizer)):
+            self._texts = None  # it decodes by further rules
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids)))
+        return str(self._tokenizer.decode(list(token_ids))) if token_ids else ""
 
-    def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text that becomes visible with each token; the texts join to `decode(token_ids)`."""
-        whole = self.decode(token_ids)
-        pieces = self._byte_pieces(token_ids) if self._bytes is not None else self._window_pieces(token_ids)
-        if "".join(pieces) == whole:
-            return pieces
-        return self._prefix_pieces(token_ids, whole)
+    def pieces(self, token_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> list[str]:
+        """The text that becomes visible with each token after a prompt."""
+        if self._texts is None:
+            return self._aligned_pieces(token_ids, prompt_ids)
+        if not self._cleans_up:
+            return _raw_pieces(self._texts, token_ids, prompt_ids)
+        prompt = self._raw_text(prompt_ids)
+        return _cleaned_pieces(prompt[safe_end(prompt) :], _raw_pieces(self._texts, token_ids, prompt_ids))
+
+    def text(self, token_ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> str:
+        """The text that the tokens add to a prompt."""
+        if self._texts is None:
+            whole = self.decode([*prompt_ids, *token_ids])
+            return whole[self._prompt_end(prompt_ids, whole) :]
+        return "".join(self.pieces(token_ids, prompt_ids))
+
+    def stream(self, prompt_ids: Sequence[int] = ()) -> TextStream:
+        """The text of an answer that is still empty."""
+        if self._texts is not None and self._texts.rule.is_byte_level:
+            stream: TextStream = ByteLevelText(self._texts, prompt_ids)
+        elif self._texts is not None and self._texts.has_begun(prompt_ids):
+            stream = SpelledText(self._texts, prompt_ids)
+        else:
+            return WholeText(lambda token_ids: self.text(token_ids, prompt_ids))
+        return CleanedText(stream, self._raw_text(prompt_ids)) if self._cleans_up else stream
 
     def token_text(self, token_id: int) -> str:
-        """The text of one token on its own; a part of a character shows as the replacement character."""
-        if self._bytes is not None:
-            return self._bytes.get(token_id, b"").decode("utf-8", errors="replace")
-        return self.decode([token_id])
+        """The text of a token after others; a part of a character shows as the replacement character."""
+        if self._texts is None:
+            return self.decode([token_id])
+        text = self._texts[token_id] or ""
+        text = text if isinstance(text, str) else text.decode(errors="replace")
+        return cleaned(text) if self._cleans_up else text
 
-    def _byte_pieces(self, token_ids: Sequence[int]) -> list[str]:
-        assert self._bytes is not None
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        pieces = [decoder.decode(self._bytes.get(token_id, b"")) for token_id in token_ids]
-        if pieces:
-            pieces[-1] += decoder.decode(b"", final=True)
-        return pieces
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of a token that may be a part of a character, else None."""
+        text = None if self._texts is None else self._texts[token_id]
+        return text if isinstance(text, bytes) else None
 
-    def _window_pieces(self, token_ids: Sequence[int]) -> list[str]:
+    def _raw_text(self, token_ids: Sequence[int]) -> str:
+        assert self._texts is not None
+        return "".join(_raw_pieces(self._texts, token_ids, ()))
+
+    def _prompt_end(self, prompt_ids: Sequence[int], whole: str) -> int:
+        """The end of the prompt in the text of prompt and answer."""
+        return _common_prefix(self.decode(prompt_ids), whole)
+
+    def _aligned_pieces(self, token_ids: Sequence[int], prompt_ids: Sequence[int]) -> list[str]:
+        """For decoders without a rule: pieces of windows of tokens, or of ever longer beginnings where those differ."""
+        whole = self.decode([*prompt_ids, *token_ids])
+        start = self._prompt_end(prompt_ids, whole)
+        pieces = list(self._window_pieces(token_ids, prompt_ids[-CONTEXT_TOKENS:]))
+        if "".join(pieces) == whole[start:]:
+            return pieces
+        shown = [
+            _common_prefix(self.decode([*prompt_ids, *token_ids[:end]]).rstrip(REPLACEMENT), whole)
+            for end in range(1, len(token_ids))
+        ]
+        bounds = [*accumulate([start, *shown], max), len(whole)] if token_ids else []
+        return [whole[first:last] for first, last in pairwise(bounds)]
+
+    def _window_pieces(self, token_ids: Sequence[int], context: Sequence[int]) -> Iterator[str]:
         """Each token's text is the text it adds to the tokens before it; an unfinished character waits."""
-        pieces, start, seen = [], 0, ""
-        for end in range(1, len(token_ids) + 1):
-            text = self.decode(token_ids[start:end])
-            is_open = text.endswith(REPLACEMENT) and end < len(token_ids)
-            pieces.append("" if is_open else text[len(seen) :])
+        ids, start = [*context, *token_ids], 0
+        seen = self.decode(context)
+        for end in range(len(context) + 1, len(ids) + 1):
+            text = self.decode(ids[start:end])
+            is_open = text.endswith(REPLACEMENT) and end < len(ids)
+            yield "" if is_open else text[len(seen) :]
             if not is_open:
                 start = max(start, end - CONTEXT_TOKENS)
-                seen = self.decode(token_ids[start:end])
+                seen = self.decode(ids[start:end])
+
+
+def _raw_pieces(texts: TokenTexts, token_ids: Sequence[int], prompt_ids: Sequence[int]) -> list[str]:
+    """The pieces before any cleaning."""
+    if texts.rule.is_byte_level:
+        stream = ByteLevelText(texts, prompt_ids)
+        pieces = [stream.append(token_id) for token_id in token_ids]
+        if pieces:
+            pieces[-1] += stream.close()
         return pieces
-
-    def _prefix_pieces(self, token_ids: Sequence[int], whole: str) -> list[str]:
-        """For tokenizers that need the whole context: each prefix of the ids shows the longest prefix of the text."""
-        ends: list[int] = []
-        for end in range(1, len(token_ids)):
-            text = self.decode(token_ids[:end]).rstrip(REPLACEMENT)
-            shown = 0
-            while shown < min(len(text), len(whole)) and text[shown] == whole[shown]:
-                shown += 1
-            ends.append(max(shown, ends[-1] if ends else 0))
-        bounds = [0, *ends, len(whole)] if token_ids else []
-        return [whole[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    pieces = _spelled_pieces(texts.in_place(token_ids, prompt_ids), texts.bytes_at_end(prompt_ids))
+    if texts.rule.stripped and not texts.has_begun(prompt_ids):
+        first = next((index for index, piece in enumerate(pieces) if piece), 0)
+        pieces[first : first + 1] = [piece.removeprefix(texts.rule.stripped) for piece in pieces[first : first + 1]]
+    return pieces
 
 
-class TextStream:
-    """The text of one growing sequence, in which stop strings are looked for as they appear."""
-
-    def __init__(self, detokenizer: Detokenizer) -> None:
-        self._detokenizer = detokenizer
-        self._token_ids: list[int] = []
-        self._start = 0
-        self._seen = ""
-        self.text = ""
-
-    def copy(self) -> TextStream:
-        other = TextStream(self._detokenizer)
-        other._token_ids, other._start = list(self._token_ids), self._start
-        other._seen, other.text = self._seen, self.text
-        return other
-
-    def append(self, token_id: int) -> str:
-        """Adds a token; returns the text that becomes visible with it."""
-        self._token_ids.append(token_id)
-        text = self._detokenizer.decode(self._token_ids[self._start :])
-        if text.endswith(REPLACEMENT):
-            return ""
-        added = text[len(self._seen) :]
-        self.text += added
-        self._start = max(self._start, len(self._token_ids) - CONTEXT_TOKENS)
-        self._seen = self._detokenizer.decode(self._token_ids[self._start :])
-        return added
+def _spelled_pieces(texts: Sequence[TokenText], run: bytes) -> list[str]:
+    """A piece for each text; those of a run of bytes, which the prompt may have begun, depend on the whole run."""
+    pieces = [text if isinstance(text, str) else "" for text in texts]
+    places: list[int] = [-1] * len(run)
+    for index, text in enumerate([*texts, ""]):
+        if isinstance(text, bytes):
+            run += text
+            places.append(index)
+        elif text is not None and run:
+            for place, piece in zip(places, pieces_of_bytes(run), strict=True):
+                if place >= 0:
+                    pieces[place] = piece
+            run, places = b"", []
+    return pieces
 
 
-def _token_bytes(tokenizer: Any) -> dict[int, bytes] | None:
-    """The bytes of each token id, or None unless the tokenizer is byte-level and decodes by no further rule."""
+def _cleaned_pieces(context: str, pieces: Sequence[str]) -> list[str]:
+    """The pieces after a context, without the spaces that cleaning removes."""
+    text = context + "".join(pieces)
+    kept = set(kept_indices(text))
+    bounds = accumulate(map(len, pieces), initial=len(context))
+    return ["".join(text[index] for index in range(*bound) if index in kept) for bound in pairwise(bounds)]
+
+
+def _common_prefix(text: str, whole: str) -> int:
+    """The length of the longest common beginning."""
+    if whole.startswith(text):
+        return len(text)
+    return next(index for index, (ours, theirs) in enumerate(zip(text, f"{whole}\0", strict=False)) if ours != theirs)
+
+
+def _token_texts(tokenizer: Any) -> TokenTexts | None:
+    """The texts of the tokenizer's tokens, or None where its decoder has no rule."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or getattr(tokenizer, "clean_up_tokenization_spaces", False):
+    if backend is None:
         return None
-    decoder = json.loads(backend.to_str())["decoder"]
-    if decoder is None or decoder["type"] != "ByteLevel":
-        return None
-    byte_of = _byte_of_character()
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    table = {}
-    for token, token_id in tokenizer.get_vocab().items():
-        is_byte_level = token not in added and all(character in byte_of for character in token)
-        table[token_id] = bytes(byte_of[c] for c in token) if is_byte_level else token.encode()
-    return table
+    rule = decoder_rule(None if backend.decoder is None else json.loads(backend.decoder.__getstate__()))
+    return None if rule is None else TokenTexts(rule, backend.id_to_token)
+
+
+def _cleans_up(tokenizer: Any) -> bool:
+    """Whether Transformers removes spaces before punctuation, as for any model but BPE where the folder says so."""
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return False
+    is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
+    return not is_bpe or bool(
+        getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    )
+
+
+def _probes(tokenizer: Any) -> list[list[int]]:
+    """Token ids of everyday text, and of the whole vocabulary in large steps."""
+    texts = ("Hello, it's \"fine\" . Isn't it ?  I 'm Ok !", "1 + 1 = 2\n\tdef f(x): return x", "naïve 日本 🦔")
+    size = len(tokenizer)
+    return [
+        *([*tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts),
+        list(range(0, size, -(-size // MAX_PROBED_IDS) or 1)),
+        sorted(tokenizer.added_tokens_decoder)[:MAX_PROBED_IDS],
+    ]

@@ -5,6 +5,7 @@ Knows neither tensors nor KV blocks; called once per request.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,8 @@ from worker.engine.request import Completion, EngineError, Hypothesis, Request, 
 from worker.engine.sampling.beam_group import beam_results
 from worker.engine.sampling.choices import Choice
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+from worker.engine.scheduling.stopping import ends_with_end_token
+from worker.engine.text.token_texts import REPLACEMENT
 
 
 def failed_output(request: Request, error: EngineError) -> RequestOutput:
@@ -54,18 +57,17 @@ def _completion(
     sequence: Sequence, index: int, score: float | None, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None
 ) -> Completion:
     assert sequence.finish_reason is not None
-    ends_with_eos = bool(sequence.token_ids) and sequence.token_ids[-1] in eos_ids
-    answer_ids = sequence.token_ids[:-1] if ends_with_eos else sequence.token_ids
     wants_trace = sequence.request.params.trace != "none"
+    num_answer = len(sequence.token_ids) - ends_with_end_token(sequence, eos_ids)
+    answer_ids, end_ids = sequence.token_ids[:num_answer], sequence.token_ids[num_answer:]
     if detokenizer is None:
-        text, pieces = "", [""] * len(answer_ids)
+        text, pieces = "", [""] * len(sequence.token_ids)
     elif wants_trace:
-        pieces = detokenizer.pieces(answer_ids)
+        pieces = detokenizer.pieces(answer_ids, sequence.request.prompt_ids)
         text = "".join(pieces)
+        pieces += [detokenizer.token_text(token_id) for token_id in end_ids]
     else:
-        text, pieces = detokenizer.decode(answer_ids), []
-    if ends_with_eos:
-        pieces = [*pieces, "" if detokenizer is None else detokenizer.token_text(sequence.token_ids[-1])]
+        text, pieces = detokenizer.text(answer_ids, sequence.request.prompt_ids), []
     return Completion(
         sample_index=index,
         token_ids=tuple(sequence.token_ids),
@@ -83,6 +85,7 @@ def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | Non
     has_alternatives = sequence.request.params.top_logprobs > 0
     return Trace(
         tokens=pieces,
+        token_bytes=_token_bytes(sequence.token_ids, pieces, detokenizer),
         logprobs=[choice.logprob for choice in choices],
         sampling_logprobs=[choice.sampling_logprob for choice in choices],
         entropies=[choice.entropy for choice in choices],
@@ -93,13 +96,29 @@ def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | Non
     )
 
 
+def _token_bytes(
+    token_ids: SequenceOf[int], pieces: SequenceOf[str], detokenizer: Detokenizer | None
+) -> list[str | None] | None:
+    """The bytes of tokens, in hex, that are parts of characters; None for one whose text says it all."""
+    if detokenizer is None:
+        return None
+    columns = zip(map(detokenizer.token_bytes, token_ids), pieces, strict=True)
+    found = [None if data is None or data == piece.encode() else data.hex() for data, piece in columns]
+    return found if any(found) else None
+
+
 def _top_logprobs(choice: Choice, detokenizer: Detokenizer | None) -> list[dict[str, Any]]:
     """The alternatives of one token, with their texts."""
     return [
-        {
-            "token_id": token_id,
-            "token": "" if detokenizer is None else detokenizer.token_text(token_id),
-            "logprob": logprob,
-        }
+        {"token_id": token_id, **_alternative_text(token_id, detokenizer), "logprob": logprob}
         for token_id, logprob in choice.alternatives
     ]
+
+
+def _alternative_text(token_id: int, detokenizer: Detokenizer | None) -> dict[str, str]:
+    """The text of an alternative, and its bytes where the text does not tell them."""
+    if detokenizer is None:
+        return {"token": ""}
+    text, data = detokenizer.token_text(token_id), detokenizer.token_bytes(token_id)
+    has_own_bytes = data is not None and (REPLACEMENT in text or data != text.encode())
+    return {"token": text, "bytes": data.hex()} if has_own_bytes and data is not None else {"token": text}

@@ -67,6 +67,7 @@ class Trace:
     ranks: list[int]  # 1 is the most probable
     kept: list[int]  # tokens that could have been drawn
     top_logprobs: list[list[dict[str, Any]]] | None = None  # {token_id, token, logprob}, the most probable first
+    token_bytes: list[str | None] | None = None  # in hex, of tokens that are parts of characters
     beams: list[int] | None = None  # row of the beam group that the token's history came from
 
 

@@ -17,7 +17,7 @@ from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.logits_processors import apply_history_processors, has_history_processors
 from worker.engine.sampling.row_sampler import entropies_of, top_alternatives
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
-from worker.engine.scheduling.stopping import check_stop
+from worker.engine.scheduling.stopping import check_stop, stop_search_of
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def advance_beams(
 
     def on_finish(candidate: Candidate, reason: FinishReason) -> Sequence:
         finished = extended(candidate)
-        if reason is FinishReason.STOP:
-            check_stop(finished, eos_ids, detokenizer)
+        check_stop(finished, eos_ids, detokenizer)
         finished.finish_reason = reason
         return finished
 
@@ -99,6 +98,7 @@ def _finish_reason(
         return FinishReason.EOS
     if not params.stop and candidate.token_id not in params.stop_token_ids:
         return FinishReason.LENGTH if len(parent.token_ids) + 1 >= parent.max_new_tokens else None
+    stop_search_of(parent, detokenizer)  # read once, for all candidates that go on from here
     trial = parent.fork(parent.index)
     trial.token_ids.append(candidate.token_id)
     check_stop(trial, eos_ids, detokenizer)
@@ -109,22 +109,22 @@ def _extend(parent: Sequence, candidate: Candidate, columns: StepColumns) -> Seq
     """The parent with one token more, and that token's trace."""
     child = parent.fork(parent.index)
     child.append(_choice(candidate, parent.request.params, columns))
-    child.cumulative_logprob = candidate.cumulative_logprob  # with the penalties, if any, that the search ranks by
     return child
 
 
 def _choice(candidate: Candidate, params: GenerationParams, columns: StepColumns) -> Choice:
     """The candidate's token; entropy, rank and alternatives only for a trace, because each costs a pass over a row."""
-    if params.trace == "none":
-        return Choice(candidate.token_id, candidate.logprob, candidate.logprob, 0.0, 0, params.num_beams, [])
     raw = columns.raw[candidate.parent]
-    logprob = raw[candidate.token_id]
+    if params.trace == "none":
+        logprob = float(raw[candidate.token_id]) if has_history_processors(params) else candidate.logprob
+        return Choice(candidate.token_id, logprob, candidate.logprob, 0.0, 0, params.num_beams, [])
+    raw_logprob = raw[candidate.token_id]
     return Choice(
         token_id=candidate.token_id,
-        logprob=float(logprob),
+        logprob=float(raw_logprob),
         sampling_logprob=candidate.logprob,
         entropy=columns.entropies[candidate.parent],
-        rank=int((raw > logprob).sum()) + 1,
+        rank=int((raw > raw_logprob).sum()) + 1,
         kept=params.num_beams,
         alternatives=top_alternatives(raw, params.top_logprobs),
         beam=candidate.parent,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.states import FinishReason, Strategy
-from worker.engine.detokenizer import TextStream
 from worker.engine.request import Request
 from worker.engine.sampling.choices import Choice
 from worker.engine.scheduling.block_manager import BlockTable, Prefix
+from worker.engine.scheduling.stop_search import StopSearch
 
 
 class BeamSearchState(Protocol):
@@ -35,7 +35,7 @@ class Sequence:
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     text_end: int | None = None  # where a stop string cuts the text
-    text_stream: TextStream | None = None  # only where stop strings must be looked for
+    stop_search: StopSearch | None = None  # only where stop strings must be looked for
     in_flight_index: int | None = None  # of its newest token among those that are still on the device
 
     def fork(self, index: int) -> Sequence:
@@ -48,7 +48,7 @@ class Sequence:
             num_computed=self.num_computed,
             trace=list(self.trace),
             cumulative_logprob=self.cumulative_logprob,
-            text_stream=None if self.text_stream is None else self.text_stream.copy(),
+            stop_search=None if self.stop_search is None else self.stop_search.copy(),
         )
 
     def append(self, choice: Choice) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from models.params import GenerationParams
 from models.states import FinishReason
-from worker.engine.detokenizer import Detokenizer, TextStream
+from worker.engine.detokenizer import Detokenizer
 from worker.engine.scheduling.sequence import Sequence
+from worker.engine.scheduling.stop_search import StopSearch
 
 
 def eos_ids_of(params: GenerationParams, model_eos_ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -16,33 +17,39 @@ def eos_ids_of(params: GenerationParams, model_eos_ids: tuple[int, ...]) -> tupl
 
 
 def check_stop(sequence: Sequence, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None) -> None:
-    """Sets the sequence's `finish_reason` if its newest token ends it."""
-    params, token_id = sequence.request.params, sequence.token_ids[-1]
-    if token_id in eos_ids:
+    """Sets the sequence's `finish_reason` if its newest token ends it, and `text_end` where a stop string begins.
+
+    An end or stop token is not part of the text. The last character may complete a stop string only because nothing
+    follows it: it is then cut, too.
+    """
+    params, token_ids = sequence.request.params, sequence.token_ids
+    search = stop_search_of(sequence, detokenizer)
+    if token_ids[-1] in eos_ids:
         sequence.finish_reason = FinishReason.EOS
-    elif token_id in params.stop_token_ids:
+    elif token_ids[-1] in params.stop_token_ids:
         sequence.finish_reason = FinishReason.STOP
-    elif params.stop and detokenizer is not None and _ends_with_stop_string(sequence, detokenizer):
-        sequence.finish_reason = FinishReason.STOP
-    elif len(sequence.token_ids) >= sequence.max_new_tokens:
+    elif search is not None and (start := search.extend(token_ids)) is not None:
+        sequence.finish_reason, sequence.text_end = FinishReason.STOP, start
+    elif len(token_ids) >= sequence.max_new_tokens:
         sequence.finish_reason = FinishReason.LENGTH
+    if search is not None and sequence.finish_reason is not None and sequence.text_end is None:
+        sequence.text_end = search.close()
+        if sequence.text_end is not None and sequence.finish_reason is FinishReason.LENGTH:
+            sequence.finish_reason = FinishReason.STOP
 
 
-def _ends_with_stop_string(sequence: Sequence, detokenizer: Detokenizer) -> bool:
-    if sequence.text_stream is None:
-        sequence.text_stream = TextStream(detokenizer)
-        for token_id in sequence.token_ids[:-1]:
-            sequence.text_stream.append(token_id)
-    stream = sequence.text_stream
-    added = stream.append(sequence.token_ids[-1])
-    found = [_find(stream.text, stop, len(added)) for stop in sequence.request.params.stop]
-    starts = [start for start in found if start >= 0]
-    if not starts or not added:
-        return False
-    sequence.text_end = min(starts)
-    return True
+def ends_with_end_token(sequence: Sequence, eos_ids: tuple[int, ...]) -> bool:
+    """Whether the last token of a finished sequence is there to end it: its text is not the answer's."""
+    last = sequence.token_ids[-1:]
+    return any(token_id in eos_ids or token_id in sequence.request.params.stop_token_ids for token_id in last)
 
 
-def _find(text: str, stop: str, num_added: int) -> int:
-    """The start of a stop string that the newest characters complete, or -1."""
-    return text.find(stop, max(0, len(text) - num_added - len(stop) + 1))
+def stop_search_of(sequence: Sequence, detokenizer: Detokenizer | None) -> StopSearch | None:
+    """The search for the sequence's stop strings in its text before the newest token; None where it has none."""
+    if not sequence.request.params.stop or detokenizer is None:
+        return None
+    if sequence.stop_search is None:
+        stream = detokenizer.stream(sequence.request.prompt_ids)
+        sequence.stop_search = StopSearch(stream, sequence.request.params.stop)
+    sequence.stop_search.extend(sequence.token_ids[:-1])
+    return sequence.stop_search

@@ -1,0 +1,47 @@
+"""The search for stop strings in the text of an answer as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from worker.engine.text.streams import TextStream
+
+
+class StopSearch:
+    """Finds the stop strings of one answer; keeps no more of its text than a stop string may begin in."""
+
+    def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
+        self._stream = stream
+        self._stops = stops
+        self._num_kept = max(map(len, stops)) - 1
+        self._end = ""  # the last characters that no later token changes
+        self._num_dropped = 0  # characters before those
+        self._num_tokens = 0
+
+    def extend(self, token_ids: Sequence[int]) -> int | None:
+        """Adds the tokens of the answer that are new; the place of the first stop string that they complete."""
+        start = None
+        while self._num_tokens < len(token_ids) and start is None:
+            start = self._append(token_ids[self._num_tokens])
+            self._num_tokens += 1
+        return start
+
+    def close(self) -> int | None:
+        """The place of a stop string that the end of the text completes, if no other token follows."""
+        return self._find(self._end + self._stream.close())
+
+    def copy(self) -> StopSearch:
+        other = StopSearch(self._stream.copy(), self._stops)
+        other._end, other._num_dropped, other._num_tokens = self._end, self._num_dropped, self._num_tokens
+        return other
+
+    def _append(self, token_id: int) -> int | None:
+        text = self._end + self._stream.append(token_id)
+        start = self._find(text + self._stream.open)
+        self._num_dropped += max(0, len(text) - self._num_kept)
+        self._end = text[max(0, len(text) - self._num_kept) :]
+        return start
+
+    def _find(self, text: str) -> int | None:
+        starts = [start for start in map(text.find, self._stops) if start >= 0]
+        return self._num_dropped + min(starts) if starts else None

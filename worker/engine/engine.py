@@ -27,7 +27,7 @@ from worker.engine.output import failed_output, finished_output
 from worker.engine.request import InvalidRequest, OutOfMemory, Request, RequestOutput
 from worker.engine.sampling.in_flight import InFlight
 from worker.engine.sampling.sampler import Sampler
-from worker.engine.scheduling.admission import capacity_error, model_error
+from worker.engine.scheduling.admission import model_error
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
@@ -121,9 +121,7 @@ class Engine:
             raise ValueError(f"request {request.id} is already in the engine")
         max_new_tokens = min(request.params.max_new_tokens, self.loaded.limits.context_window - len(request.prompt_ids))
         group = SequenceGroup(request, [Sequence(request, 0, max_new_tokens)], arrived=monotonic())
-        error = model_error(request, self.loaded.limits) or capacity_error(
-            group, self.config.max_num_seqs, self.scheduler.blocks_needed(group), self.scheduler.blocks
-        )
+        error = model_error(request, self.loaded.limits) or self.scheduler.capacity_error(group)
         if error is None:
             self.scheduler.enqueue(group)
         else:

@@ -37,7 +37,8 @@ def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer:
         )
     else:
         completions = [
-            _completion(sequence, sequence.index, None, eos_ids, detokenizer) for sequence in group.sequences
+            _completion(sequence, sequence.index, None, eos_ids, detokenizer)
+            for sequence in [*group.ended, *group.sequences]
         ]
     assert group.admitted is not None and group.prefilled is not None
     return RequestOutput(

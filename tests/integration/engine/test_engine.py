@@ -155,7 +155,7 @@ def test_what_can_never_run_is_refused_with_a_reason() -> None:
     small = pair.engine(kv_memory=0.0001, max_num_seqs=4)
     too_large = refused(small, Request(0, (5,) * 300, GenerationParams(max_new_tokens=200)))
     assert isinstance(too_large, CapacityExceeded) and "--kv-memory" in str(too_large)
-    too_wide = refused(small, Request(0, (5,), GenerationParams(strategy=Strategy.SAMPLE, n=5)))
+    too_wide = refused(small, Request(0, (5,), GenerationParams(strategy=Strategy.BEAM, num_beams=5)))
     assert isinstance(too_wide, CapacityExceeded) and "--max-num-seqs" in str(too_wide)
     assert isinstance(refused(small, Request(0, ())), InvalidRequest)
     unknown = refused(small, Request(0, (5,), GenerationParams(stop_token_ids=(VOCAB,))))

@@ -95,8 +95,7 @@ class Sampler:
         group = self._groups.get(sequence.request.id)
         if group is None or sequence.finish_reason is not None:
             return None
-        is_member = sequence.index < len(group.sequences) and group.sequences[sequence.index] is sequence
-        return group if is_member else None
+        return group if group.has(sequence) else None
 
     def _advance_beams(self, group: SequenceGroup, logits: Tensor, rows: list[SampledRow]) -> None:
         eos_ids = self._eos_ids(group.request)

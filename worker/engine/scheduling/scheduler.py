@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from time import monotonic
 
+from worker.engine.request import EngineError
+from worker.engine.scheduling.admission import capacity_error
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
@@ -55,6 +57,18 @@ class Scheduler:
         shared = sequence.num_prompt_tokens // self.blocks.block_size
         return shared + group.max_sequences * (longest - shared)
 
+    def capacity_error(self, group: SequenceGroup) -> EngineError | None:
+        """Divides samples that do not fit side by side into rounds; the error of a group that never fits, else None."""
+        if not group.is_beam:
+            group.samples_per_round = self._samples_per_round(group)
+        return capacity_error(group, self.max_num_seqs, self.blocks_needed(group), self.blocks)
+
+    def _samples_per_round(self, group: SequenceGroup) -> int:
+        sequence = group.sequences[0]
+        shared = sequence.num_prompt_tokens // self.blocks.block_size
+        tail = self.blocks.blocks_for(sequence.num_prompt_tokens + sequence.max_new_tokens) - shared
+        return max(1, min(self.max_num_seqs, (self.blocks.num_usable - shared) // tail))
+
     def enqueue(self, group: SequenceGroup) -> None:
         """Lets a group wait behind those of its priority."""
         group.prefix = self.blocks.prefix_of(group.request.prompt_ids)
@@ -62,6 +76,13 @@ class Scheduler:
         position = len(self.waiting)
         while position and self.waiting[position - 1].request.priority < group.request.priority:
             position -= 1
+        self.waiting.insert(position, group)
+
+    def _begin_round(self, group: SequenceGroup) -> None:
+        """Lets the group's next samples wait before all others of its priority."""
+        self._stop(group)
+        group.begin_round()
+        position = sum(other.request.priority > group.request.priority for other in self.waiting)
         self.waiting.insert(position, group)
 
     def plan(self) -> StepPlan:
@@ -95,7 +116,7 @@ class Scheduler:
                 sequence.num_computed = chunk.end
             self.blocks.remember_prefix(chunk.group.prefix, chunk.sequence.table, chunk.end)
             if chunk.is_last:
-                chunk.group.prefilled = monotonic()
+                chunk.group.prefilled = chunk.group.prefilled or monotonic()
 
     def fork_beams(self, group: SequenceGroup, beams: SequenceOf[tuple[Sequence, Sequence]]) -> None:
         """Replaces the group's sequences by (parent, beam) pairs: each beam continues on its parent's blocks."""
@@ -115,6 +136,8 @@ class Scheduler:
             if group.is_finished:
                 self.retire(group)
                 finished.append(group)
+            elif group.ends_round:
+                self._begin_round(group)
         return finished
 
     def retire(self, group: SequenceGroup) -> None:
@@ -176,7 +199,7 @@ class Scheduler:
                 break
             sequence = group.sequences[0]
             sequence.table, sequence.num_computed = allocated
-            group.admitted = monotonic()
+            group.admitted = group.admitted or monotonic()
             self.running.append(self.waiting.popleft())
             self._num_sequences += group.max_sequences
             being_computed.update(self._uncomputed_keys(group))
@@ -211,6 +234,6 @@ class Scheduler:
         """Makes all samples or beams of the group out of its first sequence; they share its blocks."""
         first = group.sequences[0]
         for index in range(1, group.max_sequences):
-            child = first.fork(index)
+            child = first.fork(first.index + index)
             child.table = self.blocks.fork(first.table)
             group.sequences.append(child)

@@ -98,7 +98,8 @@ class Sequence:
 class SequenceGroup:
     """A request in the engine, with its sequences and its times in seconds of the monotonic clock.
 
-    It has one sequence until its prompt is planned to the end, then a sequence for each sample or beam.
+    It has one sequence until its prompt is planned to the end, then a sequence for each sample or beam. Samples that do
+    not fit side by side decode in rounds, each from the prompt on.
     """
 
     request: Request
@@ -108,23 +109,41 @@ class SequenceGroup:
     admitted: float | None = None  # None while it waits
     prefilled: float | None = None  # None until its whole prompt is computed
     beam_search: BeamSearchState | None = None
+    samples_per_round: int | None = None  # None: all of them
+    ended: list[Sequence] = field(default_factory=list)  # the samples of earlier rounds
+
+    def begin_round(self) -> None:
+        """Returns to the prompt for the samples that are left."""
+        self.ended += self.sequences
+        self.sequences = [Sequence(self.request, len(self.ended), self.sequences[0].max_new_tokens)]
 
     def start_over(self) -> None:
-        """Returns to the prompt; since draws are keyed by position, the same tokens come again."""
+        """Returns to the round's prompt; since draws are keyed by position, the same tokens come again."""
         first = self.sequences[0]
-        self.sequences = [Sequence(self.request, 0, first.max_new_tokens)]
+        self.sequences = [Sequence(self.request, len(self.ended), first.max_new_tokens)]
         self.admitted = self.prefilled = self.beam_search = None
 
     @property
     def max_sequences(self) -> int:
         """Sequences that it decodes side by side at most."""
-        return self.request.params.num_sequences
+        num_left = self.request.params.num_sequences - len(self.ended)
+        return num_left if self.samples_per_round is None else min(num_left, self.samples_per_round)
 
     @property
     def is_finished(self) -> bool:
         if self.is_beam:
             return self.beam_search is not None and self.beam_search.is_done
-        return all(sequence.finish_reason is not None for sequence in self.sequences)
+        return self.ends_round and len(self.ended) + len(self.sequences) >= self.request.params.num_sequences
+
+    @property
+    def ends_round(self) -> bool:
+        """Whether every sample that decodes side by side has ended."""
+        return not self.is_beam and all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    def has(self, sequence: Sequence) -> bool:
+        """Whether the sequence is one of those that decode now."""
+        position = sequence.index - len(self.ended)
+        return 0 <= position < len(self.sequences) and self.sequences[position] is sequence
 
     @property
     def is_beam(self) -> bool:

@@ -1,4 +1,4 @@
-"""Upgrades a database to this version's schema, or reports the difference between the two."""
+"""Upgrades a database to this version's schema, or back to an older one, with Alembic."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
-
-class SchemaOutOfDate(Exception):
-    """The database's schema is not this version's; the text names the command that fixes it."""
+from migrations.schema_state import SchemaOutOfDate, SchemaState, describe, examine
+from models.database.connection import check_writable, make_file, write_ahead
 
 
 def alembic_config(engine: Engine) -> Config:
@@ -24,7 +23,16 @@ def alembic_config(engine: Engine) -> Config:
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Brings the database up to a revision, the newest by default."""
+    """Brings the database up to a revision, the newest by default; makes a SQLite file that is not there.
+
+    Raises `SchemaOutOfDate` for a newer database and for another program's, and changes nothing in them.
+    """
+    make_file(engine)
+    schema = examine(engine)
+    if schema.state in (SchemaState.FOREIGN, SchemaState.NEWER):
+        raise SchemaOutOfDate(describe(schema, engine))
+    check_writable(engine)
+    write_ahead(engine)
     command.upgrade(alembic_config(engine), revision)
 
 
@@ -42,19 +50,3 @@ def current_revision(engine: Engine) -> str | None:
 def head_revision(engine: Engine) -> str | None:
     """The revision this version of the code writes."""
     return ScriptDirectory.from_config(alembic_config(engine)).get_current_head()
-
-
-def check_schema(engine: Engine) -> None:
-    """Raises `SchemaOutOfDate` unless the database is at this version's revision."""
-    found, wanted = current_revision(engine), head_revision(engine)
-    if found == wanted:
-        return
-    known = {script.revision for script in ScriptDirectory.from_config(alembic_config(engine)).walk_revisions()}
-    if found is not None and found not in known:
-        raise SchemaOutOfDate(
-            f"the database is at revision {found}, which is newer than this program ({wanted}); "
-            "upgrade Nocturne on this machine"
-        )
-    raise SchemaOutOfDate(
-        f"the database is at revision {found or 'none'}, this program needs {wanted}; run: producer db upgrade"
-    )

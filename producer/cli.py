@@ -199,16 +199,21 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
-        from sqlalchemy.exc import DatabaseError
-
-        from models.database.connection import DatabaseUnavailable
-
-        if isinstance(error, DatabaseError):
-            reason = " ".join(str(error.orig).split())
-            _end(f"the database refuses a statement ({reason}); `producer doctor` examines it")
-        if not isinstance(error, DatabaseUnavailable):
+        message = _database_problem(error)
+        if message is None:
             raise
-        _end(str(error))
+        _end(message)
+
+
+def _database_problem(error: Exception) -> str | None:
+    """The line about a database that cannot be used; None for an error of the program."""
+    from sqlalchemy.exc import DBAPIError
+
+    from models.database.faults import DatabaseUnavailable, is_unavailable, unavailable
+
+    if isinstance(error, DBAPIError) and is_unavailable(error):
+        return str(unavailable(error))
+    return str(error) if isinstance(error, DatabaseUnavailable) else None
 
 
 def _end(message: str) -> None:

@@ -15,8 +15,9 @@ from celery.exceptions import Reject
 from celery.worker.control import control_command
 from pydantic import ValidationError
 
-from migrations.upgrade import SchemaOutOfDate, check_schema
-from models.database.connection import DatabaseUnavailable, check_connection, open_database
+from migrations.schema_state import check_schema
+from models.database.connection import check_connection, open_database
+from models.database.faults import DatabaseUnavailable
 from models.message import READABLE_VERSIONS, TASK_NAME, ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
@@ -74,7 +75,7 @@ def _start(**kwargs: Any) -> None:  # noqa: ARG001
             queue_length=partial(queue_length, app, canonical_model(settings.model)),
         )
         _runtime.start()
-    except (DatabaseUnavailable, ModelUnavailable, SchemaOutOfDate) as error:
+    except (DatabaseUnavailable, ModelUnavailable) as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)  # noqa: T201
         raise SystemExit(2) from error
     except Exception as error:

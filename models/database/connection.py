@@ -1,23 +1,23 @@
 """Opens the database: the settings of a connection to SQLite and to PostgreSQL. Knows no tables.
 
-Errors are `DatabaseUnavailable`, whose text says what to do and never holds a password.
+Opening makes no SQLite file; `migrations.upgrade` does. Errors are `DatabaseUnavailable` of `models.database.faults`.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from models.database.faults import DatabaseUnavailable, database_name, remember_name, unavailable
+
 SQLITE_BUSY_SECONDS = 60
 IDLE_TRANSACTION_SECONDS = 60
-
-
-class DatabaseUnavailable(Exception):
-    """The database cannot be opened; the text names it and says what to do."""
 
 
 def open_database(url: str, *, read_only: bool = False) -> Engine:
@@ -33,11 +33,13 @@ def open_database(url: str, *, read_only: bool = False) -> Engine:
 
 def check_connection(engine: Engine) -> None:
     """Raises `DatabaseUnavailable` unless a statement can be run."""
+    if is_missing(engine):
+        check_file(engine.url.database or "")
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
     except DBAPIError as error:
-        raise unavailable(engine, error) from error
+        raise unavailable(error, database_name(engine.url)) from error
 
 
 def server_version(engine: Engine) -> str:
@@ -47,12 +49,6 @@ def server_version(engine: Engine) -> str:
             return f"SQLite {connection.execute(text('SELECT sqlite_version()')).scalar_one()}"
         # "18.4 (Debian 18.4-1)" of some builds
         return f"PostgreSQL {connection.execute(text('SHOW server_version')).scalar_one().split()[0]}"
-
-
-def unavailable(engine: Engine, error: DBAPIError) -> DatabaseUnavailable:
-    """The driver's complaint in one line, with the URL but without its password."""
-    reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-    return DatabaseUnavailable(f"cannot use the database {engine.url.render_as_string()}: {reason}")
 
 
 def _parse_url(url: str) -> URL:
@@ -80,22 +76,21 @@ def _open_postgresql(url: URL, *, read_only: bool) -> Engine:
         # PostgreSQL prepares one statement at a time: a second one, which could begin to write, is refused.
         arguments["prepare_threshold"] = 0
     engine = create_engine(url, pool_pre_ping=True, connect_args=arguments)
+    event.listen(engine, "handle_error", remember_name)
     if read_only:
         event.listen(engine, "connect", _make_postgresql_read_only)
     return engine
 
 
 def _open_sqlite(path: str, *, read_only: bool) -> Engine:
-    if read_only:
-        if not Path(path).exists():
-            raise DatabaseUnavailable(f"there is no database at {path}; submit a run first or give --database")
-        url = URL.create("sqlite", database=Path(path).absolute().as_uri(), query={"mode": "ro", "uri": "true"})
-    else:
-        if path not in ("", ":memory:"):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        url = URL.create("sqlite", database=path)
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
+    if read_only and path in ("", ":memory:"):
+        raise DatabaseUnavailable("a database in memory holds no run; give --database sqlite:///file.db")
+    if read_only or Path(path).is_dir():
+        check_file(path)
+    # The URL is kept as it was given, for messages; the driver opens another one.
+    engine = create_engine(URL.create("sqlite", database=path), creator=partial(_connect, path, read_only))
     event.listen(engine, "connect", _prepare_read_only_sqlite if read_only else _prepare_sqlite)
+    event.listen(engine, "handle_error", remember_name)
     if not read_only:
         # The driver would begin a read transaction, and fail at its first write while another process holds the lock.
         # Beginning with the write lock lets it wait instead.
@@ -103,9 +98,71 @@ def _open_sqlite(path: str, *, read_only: bool) -> Engine:
     return engine
 
 
+def check_file(path: str) -> None:
+    """Raises `DatabaseUnavailable` where a SQLite file is not there, or is a folder."""
+    if Path(path).is_dir():
+        raise DatabaseUnavailable(f"cannot use the database {path}: it is a folder; give the file in it")
+    if not Path(path).exists():
+        raise DatabaseUnavailable(f"there is no database at {path}; submit a run first or give --database")
+
+
+def is_missing(engine: Engine) -> bool:
+    """Whether the database is a SQLite file that is not there yet."""
+    path = engine.url.database
+    return engine.dialect.name == "sqlite" and path not in (None, "", ":memory:") and not Path(path).exists()
+
+
+def check_writable(engine: Engine) -> None:
+    """Raises `DatabaseUnavailable` for a SQLite file that may only be read, before anything else is written."""
+    path = Path(engine.url.database or "")
+    if engine.dialect.name == "sqlite" and path.is_file() and not (_may_write(path) and _may_write(path.parent)):
+        raise DatabaseUnavailable(
+            f"cannot use the database {path}: it is read-only; check the rights of the file and of its folder"
+        )
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def make_file(engine: Engine) -> None:
+    """Makes the file of a SQLite database, empty, and its folder, where they are not there yet."""
+    if not is_missing(engine):
+        return
+    path = Path(engine.url.database or "")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise DatabaseUnavailable(f"cannot make the database {path}: {error.strerror}") from error
+
+
+def write_ahead(engine: Engine) -> None:
+    """Lets readers of a SQLite file go on while another process writes; the file keeps the mode."""
+    if engine.dialect.name != "sqlite":
+        return
+    connection = engine.raw_connection()
+    try:
+        connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
+    finally:
+        connection.close()
+
+
+def _connect(path: str, read_only: bool) -> sqlite3.Connection:
+    """Opens a SQLite file that exists; one in a folder that cannot be written is taken as unchanging."""
+    if path in ("", ":memory:"):
+        return sqlite3.connect(":memory:", check_same_thread=False)
+    file = Path(path).absolute()
+    query = "mode=ro" if read_only else "mode=rw"
+    journal = file.with_name(f"{file.name}-wal")
+    if read_only and not _may_write(file.parent) and not journal.exists():
+        query += "&immutable=1"  # else SQLite wants to make files beside it
+    return sqlite3.connect(f"{file.as_uri()}?{query}", uri=True, timeout=SQLITE_BUSY_SECONDS, check_same_thread=False)
+
+
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by the "begin" event alone
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "cache_size=-65536"):
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON", "cache_size=-65536"):
         connection.execute(f"PRAGMA {pragma}")
 
 

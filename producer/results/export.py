@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from models.database.connection import open_database
 from models.settings import Settings
 from producer.atomic_file import atomic_file
 from producer.console import say
 from producer.errors import UsageError
 from producer.render import to_json, write_csv, write_jsonl
+from producer.results.database import readable_database
 from producer.results.openai_results import openai_lines
 from producer.results.queries import RESULT_COLUMNS, find_run, results
 from producer.results.selection import Selection
@@ -39,7 +39,7 @@ def export_results(
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal; give a file with -o")
-    database = open_database(settings.database_url, read_only=True)
+    database = readable_database(settings)
     run_id = find_run(database, reference)
     rows = results(database, run_id, selection, with_traces=with_traces or format == "openai")
     columns = (*RESULT_COLUMNS, "trace") if with_traces else RESULT_COLUMNS

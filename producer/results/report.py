@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from models.database.connection import open_database
 from models.settings import Settings
 from producer.atomic_file import atomic_file
 from producer.console import say
+from producer.results.database import readable_database
 from producer.results.queries import find_run, results, run_progress
 
 Answers = list[dict[str, Any]]
@@ -28,7 +28,7 @@ def write_report(settings: Settings, reference: str | None, output: Path) -> Non
     """Writes the page. Raises `UsageError`."""
     from jinja2 import Environment, PackageLoader
 
-    database = open_database(settings.database_url, read_only=True)
+    database = readable_database(settings)
     run_id = find_run(database, reference)
     grid_points, prompts, num_left_out = _collect(results(database, run_id, with_traces=True))
     environment = Environment(

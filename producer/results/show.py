@@ -9,11 +9,11 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from models.database.connection import open_database
 from models.settings import Settings
 from models.states import Strategy
 from producer.console import stdout
 from producer.render import table, to_json, visible
+from producer.results.database import readable_database
 from producer.results.queries import find_job, find_run, job_results
 
 #: The least probability of each colour, the most probable first.
@@ -22,7 +22,7 @@ COLOURS = ((0.9, "green"), (0.5, "cyan"), (0.1, "yellow"), (0.01, "magenta"), (0
 
 def show_job(settings: Settings, reference: str, custom_id: str, *, with_alternatives: bool, as_json: bool) -> None:
     """Prints the job. Raises `UsageError`."""
-    database = open_database(settings.database_url, read_only=True)
+    database = readable_database(settings)
     job = find_job(database, find_run(database, reference), custom_id)
     results = job_results(database, job["id"])
     if as_json:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from models.database.connection import open_database
 from models.settings import Settings
 from producer.console import say, stdout
 from producer.errors import UsageError
 from producer.render import table, to_json, write_csv, write_markdown
+from producer.results.database import readable_database
 from producer.results.queries import run_sql
 from producer.results.sql_examples import EXAMPLES
 
@@ -26,7 +26,7 @@ def print_sql(settings: Settings, statement: str | None, format: str) -> None:
     """Prints the rows of the statement, of those on stdin, or opens a console. Raises `UsageError`."""
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
-    database = open_database(settings.database_url, read_only=True)
+    database = readable_database(settings, may_be_older=True)
     if statement is not None:
         _print_rows(database, statement, format)
     elif sys.stdin.isatty():

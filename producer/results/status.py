@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from models.database.connection import open_database
 from models.settings import Settings
 from producer.console import say, stdout
 from producer.render import to_json, visible
+from producer.results.database import readable_database
 from producer.results.progress import Rate, watch
 from producer.results.queries import RunProgress, find_run, recent_errors, recent_runs, run_progress
 from producer.results.run_tables import no_worker, print_run, progress_line, runs_table, unserved_lines
@@ -15,7 +15,7 @@ from producer.results.run_tables import no_worker, print_run, progress_line, run
 
 def show_status(settings: Settings, reference: str | None, *, is_watching: bool, as_json: bool) -> int:
     """Prints one run or the newest; returns the exit code: 1 for a run with jobs that did not succeed."""
-    database = open_database(settings.database_url, read_only=True)
+    database = readable_database(settings)
     if reference is None and not is_watching:
         runs = recent_runs(database)
         if as_json:

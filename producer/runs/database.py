@@ -4,42 +4,73 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from migrations.upgrade import SchemaOutOfDate, check_schema, current_revision, upgrade
-from models.database.connection import check_connection, open_database
+from migrations.schema_state import SchemaState, check_schema, examine
+from migrations.upgrade import current_revision, upgrade
+from models.database.connection import check_connection, check_writable, is_missing, make_file, open_database
+from models.database.faults import database_name
 from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
 
 
 def upgraded_database(settings: Settings) -> Engine:
-    """The database, made or upgraded to this version's schema."""
+    """The database, made or upgraded to this version's schema; a database of somebody else's is left as it is."""
     database = open_database(settings.database_url)
-    check_connection(database)
     upgrade(database)
     return database
 
 
+def writable_database(settings: Settings) -> Engine:
+    """The database for a run decoded here: made where there is none; only the embedded one is upgraded."""
+    if settings.database is None:
+        return upgraded_database(settings)
+    database = open_database(settings.database_url)
+    make_file(database)
+    if examine(database).state == SchemaState.EMPTY:
+        upgrade(database)
+    check_schema(database)
+    return database
+
+
+def check_usable(settings: Settings) -> None:
+    """Raises `DatabaseUnavailable` where `writable_database` would; makes and changes nothing."""
+    database = open_database(settings.database_url)
+    if is_missing(database):
+        return
+    check_connection(database)
+    check_writable(database)
+    if examine(database).state != SchemaState.EMPTY:
+        check_schema(database, may_be_older=settings.database is None)
+
+
 def ready_database(settings: Settings) -> Engine:
-    """The database at this version's schema; only the embedded one is made or upgraded. Raises `UsageError`."""
+    """The database at this version's schema; only the embedded one is made or upgraded."""
     if settings.database is None:
         return upgraded_database(settings)
     database = open_database(settings.database_url)
     check_connection(database)
-    try:
-        check_schema(database)
-    except SchemaOutOfDate as error:
-        raise UsageError(str(error)) from error
+    check_schema(database)
+    check_writable(database)
     return database
 
 
 def existing_database(settings: Settings) -> Engine:
     """The database for a command that needs a run in it: never makes one. Raises `UsageError`."""
-    if settings.database is None and not settings.embedded_database.exists():
-        raise UsageError(f"there is no database at {settings.embedded_database}; submit a run first or give --database")
+    if settings.database is None:
+        if not settings.embedded_database.exists():
+            raise UsageError(
+                f"there is no database at {settings.embedded_database}; submit a run first or give --database"
+            )
+        database = open_database(settings.database_url)
+        if examine(database).state == SchemaState.OLDER:
+            upgrade(database)
+        check_schema(database)
+        check_writable(database)
+        return database
     return ready_database(settings)
 
 
 def show_upgrade(settings: Settings) -> None:
     """`producer db upgrade`: upgrades the database and prints its revision."""
     database = upgraded_database(settings)
-    say(f"{database.url.render_as_string()} is at revision {current_revision(database)}")
+    say(f"{database_name(database.url)} is at revision {current_revision(database)}")

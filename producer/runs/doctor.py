@@ -8,11 +8,12 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from migrations.upgrade import SchemaOutOfDate, check_schema
-from models.database.connection import DatabaseUnavailable, check_connection, open_database, server_version
+from models.database.connection import server_version
+from models.database.faults import DatabaseUnavailable, database_name
 from models.settings import Settings
 from producer.errors import UsageError
 from producer.render import to_json
+from producer.results.database import readable_database
 from producer.results.queries import live_workers
 from producer.results.run_tables import unserved_lines
 from producer.runs.broker import check_broker, hide_password
@@ -57,7 +58,7 @@ def _try(part: str, look: Callable[[], tuple[str, str | None]]) -> Finding:
     """The part is well if `look` returns its message and version."""
     try:
         message, version = look()
-    except (UsageError, DatabaseUnavailable, SchemaOutOfDate) as error:
+    except (UsageError, DatabaseUnavailable) as error:
         return Finding(part, False, str(error))
     return Finding(part, True, message, version)
 
@@ -86,10 +87,8 @@ def _database(settings: Settings) -> Generator[Finding, None, bool]:
         return False
 
     def look() -> tuple[str, str]:
-        database = open_database(settings.database_url)
-        check_connection(database)
-        check_schema(database)
-        return database.url.render_as_string(), server_version(database)
+        database = readable_database(settings)
+        return database_name(database.url), server_version(database)
 
     finding = _try("database", look)
     yield finding
@@ -97,7 +96,7 @@ def _database(settings: Settings) -> Generator[Finding, None, bool]:
 
 
 def _workers(settings: Settings) -> Iterator[Finding]:
-    database = open_database(settings.database_url)
+    database = readable_database(settings)
     workers = live_workers(database)
     for worker in workers:
         speed = f"{worker.tokens_per_second:,.0f} tokens/s"

@@ -27,7 +27,7 @@ from producer.results.progress import watch
 from producer.results.queries import RunProgress, find_run, recent_errors, run_progress
 from producer.results.run_tables import print_run
 from producer.runs.broker import check_broker, send_run
-from producer.runs.database import existing_database, ready_database, upgraded_database
+from producer.runs.database import check_usable, existing_database, ready_database, writable_database
 from producer.runs.embedded import LocalServices
 from producer.runs.model_check import check_model
 from producer.runs.writer import SubmitResult, find_unfinished, write
@@ -57,8 +57,9 @@ def run_here(
         if input_options.dry_run:
             show_dry_run(submission, report, as_json=output_options.json)
             return EXIT_OK
+        check_usable(settings)
         with LocalServices(settings) as local:
-            database = upgraded_database(local.settings)
+            database = writable_database(settings)
             run_id = _write_or_resume(submission, report, database, local, submit_options)
             return _decode(local, database, run_id, output_options)
 

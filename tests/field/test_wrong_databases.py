@@ -1,48 +1,350 @@
-"""Every reading command on a database that is not ours, empty, damaged or a folder: one line and exit code 2."""
+"""Every command on every kind of wrong database: one line, exit code 2, and nothing made or changed in it.
+
+The commands are those of the Typer app; `ARGUMENTS` must name each of them.
+"""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from sqlalchemy import Engine, create_engine, make_url, text
 
-from producer.cli import main
+from migrations.schema_state import REVISIONS, SchemaState, examine
+from migrations.upgrade import downgrade, head_revision, upgrade
+from models.database import connection as database_connection
+from models.database.connection import open_database
+from producer.cli import app, main
+from tests.conftest import TOY_MODEL
+from tests.field.test_what_0_1_left import FIXTURES
+from tests.support.capabilities import without_capabilities
 
-COMMANDS = {
+#: Every command with arguments that fit `FIXTURES`.
+ARGUMENTS = {
+    "run": ["run", "prompts.jsonl", "--model", str(TOY_MODEL)],
+    "submit": ["submit", "prompts.jsonl", "--model", str(TOY_MODEL), "--broker", "redis://127.0.0.1:1/0"],
     "status": ["status"],
-    "results": ["results"],
-    "show": ["show", "run", "job"],
-    "report": ["report", "-o", "report.html"],
+    "results": ["results", "finished"],
+    "sql": ["sql", "select count(*) from runs"],
+    "show": ["show", "finished", "story-0001"],
+    "report": ["report", "finished", "-o", "report.html"],
+    "resume": ["resume", "interrupted"],
+    "cancel": ["cancel", "interrupted"],
+    "retry": ["retry", "interrupted"],
+    "doctor": ["doctor", "--model", str(TOY_MODEL)],
+    "prune": ["prune", "--older-than", "1s"],
+    "db upgrade": ["db", "upgrade"],
+}
+READERS = ("status", "results", "sql", "show", "report")
+
+
+def command_names(command: object, words: tuple[str, ...] = ()) -> Iterator[str]:
+    """The words of every command of the app."""
+    subcommands: dict[str, object] = getattr(command, "commands", {})
+    if not subcommands:
+        yield " ".join(words)
+    for name, subcommand in subcommands.items():
+        yield from command_names(subcommand, (*words, name))
+
+
+def test_no_command_is_left_out() -> None:
+    assert sorted(command_names(typer.main.get_command(app))) == sorted(ARGUMENTS)
+
+
+def test_the_revisions_are_those_of_the_history(sqlite_url: str) -> None:
+    assert REVISIONS[-1] == head_revision(open_database(sqlite_url))
+
+
+@pytest.fixture(scope="session")
+def good_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file with a finished and an unfinished run."""
+    path = tmp_path_factory.mktemp("good") / "good.db"
+    script = (FIXTURES / "home.sql").read_text(encoding="utf-8").replace("@MODEL@", str(TOY_MODEL))
+    connection = sqlite3.connect(path)
+    connection.executescript(script)
+    connection.close()
+    database = open_database(f"sqlite:///{path}")
+    upgrade(database)
+    database.dispose()
+    return path.read_bytes()
+
+
+def make_older(path: Path, revision: str) -> None:
+    database = open_database(f"sqlite:///{path}")
+    downgrade(database, revision)
+    database.dispose()
+
+
+def execute(path: Path, script: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(script)
+    connection.close()
+
+
+#: Kind of wrong SQLite file -> the way to make it of a good one, and a part of the line about it.
+SQLITE_KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "it is a folder"),
+    "text": (lambda path: path.write_bytes(b"notes\n" * 99), "it is no SQLite file"),
+    "damaged": (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000), "cannot use the database"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[: 3 * 4096]), "the file is damaged"),
+    "other program's": (lambda path: (path.unlink(), execute(path, "create table notes (t)")), "is not Nocturne's"),
+    "other program's with Alembic": (
+        lambda path: (path.unlink(), execute(path, "create table alembic_version (version_num); create table a (b)")),
+        "is not Nocturne's",
+    ),
+    "not whole": (lambda path: execute(path, "drop table workers"), "not whole"),
+    "newer": (lambda path: execute(path, "update alembic_version set version_num = '9999'"), "newer than this program"),
 }
 
 
-def make_wrong(path: Path, kind: str) -> None:
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "other":
-        with sqlite3.connect(path) as connection:
-            connection.execute("create table notes (text)")
-        connection.close()
-    else:
-        path.write_bytes(
-            {"empty": b"", "damaged": b"SQLite format 3\0" + b"\xff" * 5000, "text": b"notes\n" * 99}[kind]
-        )
-
-
-@pytest.mark.parametrize("kind", ["empty", "other", "damaged", "text", "folder"])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_wrong_database_is_one_line(
-    command: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_wrong(tmp_path / "wrong.db", kind)
+def run_command(
+    command: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """The exit code, stdout and stderr of a command in this process."""
+    Path("prompts.jsonl").write_text(json.dumps({"prompt": "x"}))
     monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setattr(sys, "argv", ["producer", *COMMANDS[command], "--database", "sqlite:///wrong.db"])
+    monkeypatch.setattr(sys, "argv", ["producer", *ARGUMENTS[command], *options])
+    engines: list[Engine] = []
+
+    def create(*arguments: Any, **options: Any) -> Engine:
+        engines.append(create_engine(*arguments, **options))
+        return engines[-1]
+
+    monkeypatch.setattr(database_connection, "create_engine", create)
     with pytest.raises(SystemExit) as ended:
         main()
+    for engine in engines:  # the end of a command's process would close them
+        engine.dispose()
     printed = capsys.readouterr()
-    assert ended.value.code == 2
-    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
-    assert not printed.out and not (tmp_path / "report.html").exists()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+def assert_refused(command: str, outcome: tuple[int, str, str], part: str) -> None:
+    code, out, err = outcome
+    if command == "doctor":  # its findings are its output
+        assert code == 1 and err == "" and part in out and "BAD  database" in out, outcome
+        return
+    assert code == 2, outcome
+    assert err.startswith("error: ") and err.count("\n") == 1 and part in err, err
+    assert not Path("report.html").exists() and not Path(".nocturne").exists()
+
+
+@pytest.mark.parametrize("kind", SQLITE_KINDS)
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_a_wrong_file_is_one_line(
+    command: str,
+    kind: str,
+    tmp_path: Path,
+    good_database: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "wrong #1 ü.db"
+    path.write_bytes(good_database)
+    make, part = SQLITE_KINDS[kind]
+    make(path)
+    before = path.read_bytes() if path.is_file() else b""
+    outcome = run_command(command, ["--database", f"sqlite:///{path.name}"], monkeypatch, capsys)
+    if kind == "truncated" and outcome[0] != 2:
+        assert command in ("status", "doctor", "db upgrade", "prune")  # they never came to the missing pages
+        return
+    assert_refused(command, outcome, part)
+    assert path.name in outcome[1] + outcome[2]
+    assert "%" not in outcome[2] and "mode=" not in outcome[2]
+    assert (path.read_bytes() if path.is_file() else b"") == before
+    made = {each.name for each in tmp_path.iterdir() if not each.name.endswith(("-shm", "-wal"))}  # SQLite, to read
+    assert made == {path.name, "prompts.jsonl"}
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_an_older_file_is_told_to_be_upgraded(
+    command: str,
+    revision: str,
+    tmp_path: Path,
+    good_database: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "older.db"
+    path.write_bytes(good_database)
+    make_older(path, revision)
+    outcome = run_command(command, ["--database", "sqlite:///older.db"], monkeypatch, capsys)
+    if command in ("sql", "db upgrade"):
+        assert outcome[0] == 0, outcome
+        return
+    assert_refused(command, outcome, "run: producer db upgrade --database sqlite:///older.db")
+    database = open_database("sqlite:///older.db", read_only=True)
+    assert examine(database).revision == revision
+    database.dispose()
+
+
+@pytest.mark.parametrize("command", [name for name in ARGUMENTS if name not in ("run", "db upgrade")])
+def test_an_empty_file_stays_empty(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only `run` and `db upgrade` make a database of it."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "empty.db"
+    path.touch()
+    outcome = run_command(command, ["--database", "sqlite:///empty.db"], monkeypatch, capsys)
+    assert_refused(command, outcome, "is empty")
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("command", [name for name in ARGUMENTS if name not in ("run", "db upgrade")])
+def test_a_file_that_is_not_there_is_not_made(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run_command(command, ["--database", "sqlite:///a/typo.db"], monkeypatch, capsys)
+    assert_refused(command, outcome, "there is no database at a/typo.db")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_a_locked_file_is_one_line(
+    command: str,
+    tmp_path: Path,
+    good_database: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(database_connection, "SQLITE_BUSY_SECONDS", 0.05)
+    path = tmp_path / "locked.db"
+    path.write_bytes(good_database)
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        outcome = run_command(command, ["--database", "sqlite:///locked.db"], monkeypatch, capsys)
+    finally:
+        other.close()
+    assert_refused(command, outcome, "another program holds it")
+
+
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_a_read_only_file_is_read_and_not_written(
+    command: str,
+    is_folder: bool,
+    tmp_path: Path,
+    good_database: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "night" / "kept.db"
+    path.parent.mkdir()
+    path.write_bytes(good_database)
+    (path.parent if is_folder else path).chmod(0o500 if is_folder else 0o400)
+    with without_capabilities():  # root may write everywhere
+        outcome = run_command(command, ["--database", "sqlite:///night/kept.db"], monkeypatch, capsys)
+    path.parent.chmod(0o700)
+    if command in READERS or command == "doctor":
+        assert outcome[0] == 0 or "BAD  run" in outcome[1], outcome
+        assert "BAD  database" not in outcome[1], outcome
+        return
+    assert_refused(command, outcome, "check the rights of the file and of its folder")
+    assert path.read_bytes() == good_database
+
+
+def make_postgres(url: str, kind: str) -> str:
+    """Makes the kind of wrong database, and returns the URL that a command is given."""
+    database = open_database(url)
+    if kind != "empty" and kind != "other program's":
+        upgrade(database)
+    if kind == "older":
+        downgrade(database, REVISIONS[0])
+    statements = {
+        "other program's": ["CREATE TABLE notes (t text)"],
+        "newer": ["UPDATE alembic_version SET version_num = '9999'"],
+        "no rights": ["DROP ROLE IF EXISTS stranger", "CREATE ROLE stranger LOGIN"],
+    }
+    with database.begin() as connection:
+        for statement in statements.get(kind, []):
+            connection.execute(text(statement))
+    database.dispose()
+    return make_url(url).set(username="stranger").render_as_string() if kind == "no rights" else url
+
+
+POSTGRES_KINDS = {
+    "other program's": "is not Nocturne's",
+    "newer": "newer than this program",
+    "older": "run: producer db upgrade, with the same --database",
+    "empty": "run: producer db upgrade, with the same --database",
+    "no rights": "permission denied",
+}
+
+
+@pytest.mark.parametrize("kind", POSTGRES_KINDS)
+def test_a_wrong_postgresql_database_is_one_line(
+    kind: str,
+    tmp_path: Path,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = make_postgres(postgres_url, kind)
+    admin = create_engine(make_url(postgres_url).set(drivername="postgresql+psycopg"))
+    before = examine(admin)
+    for command in ARGUMENTS:
+        if kind in ("empty", "older") and command in ("run", "db upgrade", "sql"):
+            continue  # they may
+        outcome = run_command(command, ["--database", url], monkeypatch, capsys)
+        assert_refused(command, outcome, POSTGRES_KINDS[kind])
+        assert examine(admin) == before
+    admin.dispose()
+
+
+def test_a_database_without_rights_to_create_is_one_line(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_postgres(postgres_url, "empty")
+    admin = open_database(postgres_url)
+    with admin.begin() as connection:
+        connection.execute(text("DROP ROLE IF EXISTS guest"))
+        connection.execute(text("CREATE ROLE guest LOGIN"))
+        connection.execute(text("REVOKE CREATE ON SCHEMA public FROM public"))
+    admin.dispose()
+    url = make_url(postgres_url).set(username="guest").render_as_string()
+    assert_refused("db upgrade", run_command("db upgrade", ["--database", url], monkeypatch, capsys), "ask the owner")
+
+
+def test_an_extensions_views_are_nobodys_tables(postgres_url: str) -> None:
+    """Managed databases come with some in the public schema."""
+    database = open_database(postgres_url)
+    with database.begin() as connection:
+        available = connection.execute(text("SELECT name FROM pg_available_extensions")).scalars().all()
+        if "pg_stat_statements" in available:
+            connection.execute(text("CREATE EXTENSION pg_stat_statements"))
+    assert examine(database).state == SchemaState.EMPTY
+    database.dispose()
+
+
+def test_a_wrong_statement_of_ours_is_no_fault_of_the_database(
+    tmp_path: Path, good_database: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with a traceback, which an owner of the program needs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.db").write_bytes(good_database)
+    monkeypatch.setattr("producer.results.status.recent_runs", lambda database: broken(database))
+    monkeypatch.setattr(sys, "argv", ["producer", "status", "--database", "sqlite:///good.db"])
+    with pytest.raises(Exception, match="no such column"):
+        main()
+
+
+def broken(database: object) -> list[object]:
+    with database.connect() as connection:  # type: ignore[attr-defined]
+        return list(connection.execute(text("SELECT nothing_of_that_name FROM runs")))

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import Engine
 
 from migrations.upgrade import upgrade
-from models.database.connection import DatabaseUnavailable, check_connection, open_database
+from models.database.connection import check_connection, open_database
+from models.database.faults import DatabaseUnavailable
 from producer.errors import UsageError
 from producer.results.queries import run_sql
 

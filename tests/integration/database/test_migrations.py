@@ -6,10 +6,9 @@ import pytest
 from alembic import command
 from sqlalchemy import Engine, inspect, text
 
+from migrations.schema_state import SchemaOutOfDate, check_schema
 from migrations.upgrade import (
-    SchemaOutOfDate,
     alembic_config,
-    check_schema,
     current_revision,
     downgrade,
     head_revision,

@@ -1,0 +1,125 @@
+"""The state of a database's schema: empty, of this or another revision, or another program's, and the way out.
+
+Reads the catalogue alone, so that it works on a read-only connection, and without Alembic, which takes long to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from shlex import quote
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from models.database.connection import is_missing
+from models.database.faults import DatabaseUnavailable, database_name, is_unavailable, unavailable
+
+#: The tables of every revision.
+OWN_TABLES = frozenset({"runs", "jobs", "results", "token_traces", "workers", "environments"})
+VERSION_TABLE = "alembic_version"
+
+REVISIONS = tuple(sorted(path.name[:4] for path in (Path(__file__).parent / "versions").glob("[0-9]*.py")))
+
+SQLITE_TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_'"
+
+#: Those of the schemas that a name is looked up in, without what an extension brought.
+POSTGRESQL_TABLES = """
+SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND nspname::text = ANY (current_schemas(false)::text[])
+AND NOT EXISTS (
+    SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e')
+"""
+
+
+class SchemaOutOfDate(DatabaseUnavailable):
+    """The database's schema is not this version's; the text says what to do."""
+
+
+class SchemaState(StrEnum):
+    """The difference between a database's schema and this program's."""
+
+    EMPTY = "empty"
+    FOREIGN = "foreign"  # tables that are not ours, or not all of ours
+    OLDER = "older"
+    CURRENT = "current"
+    NEWER = "newer"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A database's schema: its state, its revision, and tables that show whose it is."""
+
+    state: SchemaState
+    revision: str | None = None
+    tables: tuple[str, ...] = ()
+
+
+def examine(engine: Engine) -> Schema:
+    """The schema of the database; writes nothing. Raises `DatabaseUnavailable`."""
+    if is_missing(engine):
+        return Schema(SchemaState.EMPTY)
+    try:
+        return _read_schema(engine)
+    except DBAPIError as error:
+        if is_unavailable(error):
+            raise unavailable(error) from error
+        raise
+
+
+def _read_schema(engine: Engine) -> Schema:
+    with engine.connect() as connection:
+        statement = SQLITE_TABLES if engine.dialect.name == "sqlite" else POSTGRESQL_TABLES
+        tables = set(connection.execute(text(statement)).scalars())
+        revision = _revision(connection) if VERSION_TABLE in tables and _may_be_ours(tables) else None
+    if OWN_TABLES <= tables and revision is not None:
+        return Schema(_state_of(revision), revision)
+    if tables <= {VERSION_TABLE} and revision is None:
+        return Schema(SchemaState.EMPTY)
+    return Schema(SchemaState.FOREIGN, revision, tuple(sorted(tables)))
+
+
+def check_schema(engine: Engine, *, may_be_older: bool = False) -> None:
+    """Raises `SchemaOutOfDate` unless the database is at this version's revision, or at an older one where it may."""
+    schema = examine(engine)
+    if schema.state == SchemaState.CURRENT or (may_be_older and schema.state == SchemaState.OLDER):
+        return
+    raise SchemaOutOfDate(describe(schema, engine))
+
+
+def describe(schema: Schema, engine: Engine) -> str:
+    """The difference between the database's schema and this program's, with the way out."""
+    name, wanted = database_name(engine.url), REVISIONS[-1]
+    if schema.state == SchemaState.NEWER:
+        return (
+            f"the database {name} is at revision {schema.revision}, which is newer than this program ({wanted}); "
+            "upgrade Nocturne on this machine"
+        )
+    if schema.state == SchemaState.FOREIGN:
+        tables = ", ".join(schema.tables[:3]) + (", …" if len(schema.tables) > 3 else "")
+        return f"the database {name} is not Nocturne's, or not whole (its tables: {tables}); give another --database"
+    found = "is empty" if schema.state == SchemaState.EMPTY else f"is at revision {schema.revision}"
+    return f"the database {name} {found}, this program needs {wanted}; run: producer db upgrade{_options(engine)}"
+
+
+def _options(engine: Engine) -> str:
+    """The option that names this database to a command; a URL may have a password, which is not repeated."""
+    if engine.dialect.name == "sqlite":
+        return f" --database {quote(f'sqlite:///{engine.url.database}')}"
+    return ", with the same --database"
+
+
+def _may_be_ours(tables: Collection[str]) -> bool:
+    return OWN_TABLES <= set(tables) or set(tables) == {VERSION_TABLE}
+
+
+def _revision(connection: Connection) -> str | None:
+    return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().first()
+
+
+def _state_of(revision: str) -> SchemaState:
+    if revision == REVISIONS[-1]:
+        return SchemaState.CURRENT
+    return SchemaState.OLDER if revision in REVISIONS else SchemaState.NEWER

@@ -209,11 +209,12 @@ def _database_problem(error: Exception) -> str | None:
     """The line about a database that cannot be used; None for an error of the program."""
     from sqlalchemy.exc import DBAPIError
 
-    from models.database.faults import DatabaseUnavailable, is_unavailable, unavailable
+    from models.database.faults import DatabaseUnavailable, damage, is_unavailable, unavailable
 
     if isinstance(error, DBAPIError) and is_unavailable(error):
         return str(unavailable(error))
-    return str(error) if isinstance(error, DatabaseUnavailable) else None
+    found = error if isinstance(error, DatabaseUnavailable) else damage(error)
+    return None if found is None else str(found)
 
 
 def _end(message: str) -> None:

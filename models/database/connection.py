@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from models.database.faults import DatabaseUnavailable, database_name, remember_name, unavailable
+from models.database.faults import DatabaseUnavailable, damaged, database_name, remember_name, unavailable
 
 SQLITE_BUSY_SECONDS = 60
 IDLE_TRANSACTION_SECONDS = 60
@@ -89,7 +89,7 @@ def _open_sqlite(path: str, *, read_only: bool) -> Engine:
         check_file(path)
     # The URL is kept as it was given, for messages; the driver opens another one.
     engine = create_engine(URL.create("sqlite", database=path), creator=partial(_connect, path, read_only))
-    event.listen(engine, "connect", _prepare_read_only_sqlite if read_only else _prepare_sqlite)
+    event.listen(engine, "connect", _prepare_read_only_sqlite if read_only else partial(_prepare_sqlite, path))
     event.listen(engine, "handle_error", remember_name)
     if not read_only:
         # The driver would begin a read transaction, and fail at its first write while another process holds the lock.
@@ -160,10 +160,13 @@ def _connect(path: str, read_only: bool) -> sqlite3.Connection:
     return sqlite3.connect(f"{file.as_uri()}?{query}", uri=True, timeout=SQLITE_BUSY_SECONDS, check_same_thread=False)
 
 
-def _prepare_sqlite(connection: Any, record: Any) -> None:
+def _prepare_sqlite(path: str, connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by the "begin" event alone
     for pragma in ("synchronous=NORMAL", "foreign_keys=ON", "cache_size=-65536"):
-        connection.execute(f"PRAGMA {pragma}")
+        try:
+            connection.execute(f"PRAGMA {pragma}")
+        except UnicodeDecodeError as error:  # the driver failed to decode SQLite's complaint about its schema
+            raise damaged(path, str(error)) from error
 
 
 def _prepare_read_only_sqlite(connection: Any, record: Any) -> None:

@@ -7,6 +7,8 @@ never holds a password. Everything else that a driver raises is an error of the 
 from __future__ import annotations
 
 import sqlite3
+import time
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL
@@ -42,6 +44,11 @@ POSTGRESQL_ADVICE = {
     "XX": "see the server's log",
 }
 
+#: The beginning of the note that `remember_name` leaves in an error.
+NOTE = "in the database "
+
+CHECK_SECONDS = 5.0
+
 UNREACHABLE = "check that the server runs, its host and its port"
 
 
@@ -58,8 +65,44 @@ def database_name(url: URL) -> str:
 
 def remember_name(context: ExceptionContext) -> None:
     """Notes the database in an error, for the message of `unavailable` and for a traceback."""
-    if context.sqlalchemy_exception is not None and context.dialect is not None and context.engine is not None:
-        context.sqlalchemy_exception.add_note(database_name(context.engine.url))
+    if context.engine is not None:
+        error = context.sqlalchemy_exception or context.original_exception
+        error.add_note(f"{NOTE}{database_name(context.engine.url)}")
+
+
+def noted_name(error: BaseException) -> str | None:
+    """The database that an error of its statements comes from."""
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith(NOTE)]
+    return notes[0].removeprefix(NOTE) if notes else None
+
+
+def damage(error: BaseException) -> DatabaseUnavailable | None:
+    """The damage of the SQLite file that an unexpected error comes from; None where the file is whole.
+
+    Damage shows itself as any error: text that is not UTF-8, a missing row, a state that cannot be.
+    """
+    path = noted_name(error)
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        connection = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
+        deadline = time.monotonic() + CHECK_SECONDS
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
+        try:
+            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:
+        return None  # it takes too long to tell
+    except (sqlite3.Error, UnicodeDecodeError) as fault:
+        found = str(fault)
+    return None if found == "ok" else damaged(path, found)
+
+
+def damaged(path: str, reason: str) -> DatabaseUnavailable:
+    """The complaint about a damaged SQLite file."""
+    shown = " ".join(reason.split())
+    return DatabaseUnavailable(f"cannot use the database {path}: {shown}; {SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]}")
 
 
 def is_unavailable(error: DBAPIError) -> bool:
@@ -71,7 +114,7 @@ def unavailable(error: DBAPIError, name: str | None = None) -> DatabaseUnavailab
     """The driver's complaint in one line, with the database and the advice."""
     reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
     if name is None:
-        name = next(iter(getattr(error, "__notes__", [])), "")
+        name = noted_name(error) or ""
     advice = _advice(error)
     shown = f"cannot use the database {name}".rstrip()
     return DatabaseUnavailable(f"{shown}: {reason}" + (f"; {advice}" if advice else ""))

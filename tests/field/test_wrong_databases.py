@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -87,20 +88,38 @@ def execute(path: Path, script: str) -> None:
     connection.close()
 
 
-#: Kind of wrong SQLite file -> the way to make it of a good one, and a part of the line about it.
-SQLITE_KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "it is a folder"),
-    "text": (lambda path: path.write_bytes(b"notes\n" * 99), "it is no SQLite file"),
-    "damaged": (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000), "cannot use the database"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[: 3 * 4096]), "the file is damaged"),
-    "other program's": (lambda path: (path.unlink(), execute(path, "create table notes (t)")), "is not Nocturne's"),
-    "other program's with Alembic": (
-        lambda path: (path.unlink(), execute(path, "create table alembic_version (version_num); create table a (b)")),
-        "is not Nocturne's",
-    ),
-    "not whole": (lambda path: execute(path, "drop table workers"), "not whole"),
-    "newer": (lambda path: execute(path, "update alembic_version set version_num = '9999'"), "newer than this program"),
+#: Kind of wrong SQLite file -> a part of the line about it.
+SQLITE_KINDS = {
+    "folder": "it is a folder",
+    "text": "it is no SQLite file",
+    "damaged": "it is no SQLite file",
+    "truncated": "the file is damaged",
+    "other program's": "is not Nocturne's",
+    "other program's with Alembic": "is not Nocturne's",
+    "not whole": "not whole",
+    "newer": "newer than this program",
 }
+
+SCRIPTS = {
+    "other program's": "create table notes (t)",
+    "other program's with Alembic": "create table alembic_version (version_num); create table a (b)",
+    "not whole": "drop table workers",
+    "newer": "update alembic_version set version_num = '9999'",
+}
+
+
+def make_wrong(path: Path, kind: str) -> None:
+    """Makes the wrong file of a good one."""
+    if kind.startswith("other"):
+        path.unlink()
+    if kind in SCRIPTS:
+        execute(path, SCRIPTS[kind])
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        content = {"text": b"notes\n" * 99, "damaged": b"SQLite format 3\0" + b"\xff" * 5000}
+        path.write_bytes(content.get(kind, path.read_bytes()[: 3 * 4096]))
 
 
 def run_command(
@@ -148,14 +167,13 @@ def test_a_wrong_file_is_one_line(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "wrong #1 ü.db"
     path.write_bytes(good_database)
-    make, part = SQLITE_KINDS[kind]
-    make(path)
+    make_wrong(path, kind)
     before = path.read_bytes() if path.is_file() else b""
     outcome = run_command(command, ["--database", f"sqlite:///{path.name}"], monkeypatch, capsys)
     if kind == "truncated" and outcome[0] != 2:
         assert command in ("status", "doctor", "db upgrade", "prune")  # they never came to the missing pages
         return
-    assert_refused(command, outcome, part)
+    assert_refused(command, outcome, SQLITE_KINDS[kind])
     assert path.name in outcome[1] + outcome[2]
     assert "%" not in outcome[2] and "mode=" not in outcome[2]
     assert (path.read_bytes() if path.is_file() else b"") == before
@@ -348,3 +366,23 @@ def test_a_wrong_statement_of_ours_is_no_fault_of_the_database(
 def broken(database: object) -> list[object]:
     with database.connect() as connection:  # type: ignore[attr-defined]
         return list(connection.execute(text("SELECT nothing_of_that_name FROM runs")))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_file_that_is_damaged_anywhere_is_read_or_refused(
+    seed: int,
+    tmp_path: Path,
+    good_database: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = Random(seed)
+    damaged = bytearray(good_database)
+    for _ in range(random.choice([1, 3, 10])):
+        at, length = random.randrange(len(damaged)), random.choice([20, 4096])
+        damaged[at : at + length] = random.choice([bytes(length), random.randbytes(length)])
+    for command in ("status", "results", "show", "report", "sql", "doctor"):
+        (tmp_path / "damaged.db").write_bytes(damaged)
+        code, _, err = run_command(command, ["--database", "sqlite:///damaged.db"], monkeypatch, capsys)
+        assert code == 0 or command == "doctor" or (code == 2 and err.count("\n") == 1), err

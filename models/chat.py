@@ -33,6 +33,25 @@ def prompt_hash(token_ids: Sequence[int]) -> str:
     return blake2b(" ".join(map(str, token_ids)).encode(), digest_size=16).hexdigest()
 
 
+def content_text(content: Any) -> str:
+    """The text of a message's content, its parts joined; empty for a message without one."""
+    if isinstance(content, list):
+        return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
+    return content or ""
+
+
+def keyed_messages(messages: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """The messages as hashes of jobs cover them: version 0.1 joined the parts of a content."""
+    if messages is None:
+        return None
+    return [
+        {**message, "content": content_text(message["content"])}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in map(dict, messages)
+    ]
+
+
 def is_continued(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the answer continues the last message instead of following it."""
     return bool(messages) and messages[-1].get("role") == "assistant"

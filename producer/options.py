@@ -6,6 +6,7 @@ Knows how the values of a group make settings, a grid or reader options; what is
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +18,8 @@ import typer
 from models.settings import DEFAULT_PRIORITY, NUM_PRIORITIES, InvalidSettings, Settings, help_of, read_settings
 from models.states import JobState
 from producer.duration import parse_duration
-from producer.errors import UsageError
+from producer.errors import LineProblem, UsageError
+from producer.prompts.conversations import ChatOptions, check_template_kwargs
 from producer.prompts.grid import RULES, Grid, parse_option
 from producer.prompts.records import FORMATS, ReaderOptions
 from producer.results.selection import Selection, parse_selection
@@ -210,6 +212,12 @@ class InputOptions:
     input_format: Annotated[str | None, _input(f"{', '.join(FORMATS)} (default: by the file's name)")] = None
     prompt_column: Annotated[str | None, _input("the column or field that holds the prompt")] = None
     template: Annotated[str | None, _input('prompt made of columns, such as "Summarise: {text}" (Jinja2)')] = None
+    messages_column: Annotated[str | None, _input("the column or field that holds a conversation")] = None
+    chat: Annotated[bool, _input("plain prompts become chats of one message", "--chat")] = False
+    system: Annotated[str | None, _input("system message before each chat; a chat's own wins")] = None
+    chat_arg: Annotated[
+        list[str] | None, _input("KEY=VALUE for the chat template, such as enable_thinking=false; repeatable")
+    ] = None
     replace_nul: Annotated[bool, _input("U+FFFD for NUL characters", "--replace-nul")] = False
     encoding: Annotated[str | None, _input("of a text file, such as cp1252 (default: utf-8)")] = None
     metadata_columns: Annotated[str | None, _input("columns to keep as metadata, such as a,b (default: all)")] = None
@@ -220,8 +228,34 @@ class InputOptions:
     def reader_options(self) -> ReaderOptions:
         names = None if self.metadata_columns is None else split_names(self.metadata_columns)
         return ReaderOptions(
-            self.input_format, self.prompt_column, self.template, self.replace_nul, self.encoding, names
+            self.input_format,
+            self.prompt_column,
+            self.template,
+            self.replace_nul,
+            self.encoding,
+            names,
+            self.messages_column,
         )
+
+    def chat_options(self) -> ChatOptions:
+        """Raises `UsageError`."""
+        if self.system is not None and not self.system:
+            raise UsageError("--system is empty; give at least one character, or leave it out")
+        return ChatOptions(self.chat, self.system, dict(map(parse_chat_argument, self.chat_arg or ())))
+
+
+def parse_chat_argument(text: str) -> tuple[str, Any]:
+    """The name and the value of a KEY=VALUE; a value that is not JSON is text. Raises `UsageError`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--chat-arg must be KEY=VALUE, such as enable_thinking=false, got {text!r}")
+    try:
+        check_template_kwargs("--chat-arg", {name: value})
+        return name, json.loads(value)
+    except LineProblem as problem:
+        raise UsageError(str(problem)) from problem
+    except (ValueError, RecursionError):
+        return name, value
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -82,12 +82,17 @@ def broker_priority(priority: int) -> int:
     return NUM_PRIORITIES - 1 - priority
 
 
+def chunk_body(chunk: ChunkMessage) -> dict[str, Any]:
+    """The chunk as JSON values; a reader fills in the defaults that are left out."""
+    return chunk.model_dump(mode="json", exclude_unset=True) | {"version": MESSAGE_VERSION}
+
+
 def send_chunk(app: Celery, chunk: ChunkMessage) -> None:
     """Sends a chunk to the broker. Raises `ConnectionError` if it is away or refuses the message."""
     with _broker_errors():
         app.send_task(
             TASK_NAME,
-            args=[chunk.model_dump(mode="json", exclude_unset=True) | {"version": MESSAGE_VERSION}],
+            args=[chunk_body(chunk)],
             queue=queue_name(chunk.model),
             priority=broker_priority(chunk.priority),
             argsrepr=f"({len(chunk.jobs)} jobs of {chunk.run_id},)",  # Celery would print every job for its log

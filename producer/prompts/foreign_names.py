@@ -156,8 +156,6 @@ REFUSED: dict[str, Rejection] = {
                reasoning_effort=()),
     **_refused("cannot be turned: the answer begins a new message, unless the assistant's is the last",
                add_generation_prompt=(True,), continue_final_message=OFF),
-    **_refused("needs the model's chat template, to which it does not go yet", tools=(), documents=(),
-               chat_template_kwargs=()),
 }  # fmt: skip
 
 #: Words that are data where their value is of a type that the tool's parameter does not have.

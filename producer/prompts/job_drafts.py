@@ -9,13 +9,16 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from models.chat import keyed_messages
 from models.params import MAX_SEED, GenerationParams
 from models.settings import DEFAULT_PRIORITY
 from producer.errors import LineProblem
+from producer.prompts.conversations import ChatOptions
 from producer.prompts.duplicate_ids import FirstUses
 from producer.prompts.foreign_fields import remark
 from producer.prompts.grid import Grid, label, validate
 from producer.prompts.lines import PromptLine, prompt_line
+from producer.prompts.readers.record import OWN_FIELDS
 from producer.prompts.records import ReaderOptions, Record, read_records
 
 
@@ -31,6 +34,7 @@ class Submission:
     seed: int | None = None  # the run's; None draws one
     reader: ReaderOptions = ReaderOptions()
     source: str | None = None  # the path's name in messages; None: itself
+    chat: ChatOptions = ChatOptions()
 
     @property
     def shown_path(self) -> str:
@@ -48,6 +52,7 @@ class JobDraft:
     priority: int
     metadata: dict[str, Any]
     grid_point: dict[str, Any] | None
+    chat: dict[str, Any] | None = None  # ChatInputs.stored
 
     def seed(self, run_seed: int) -> int:
         """The seed that the job names, or the one derived from its run's."""
@@ -56,7 +61,8 @@ class JobDraft:
 
     def content_key(self, model: str, seed: int) -> str:
         """A hash of all that decides the answer: jobs with the same key have the same answer."""
-        content = [model, self.prompt, self.messages, self.params.keyed_json, seed]
+        content: list[Any] = [model, self.prompt, keyed_messages(self.messages), self.params.keyed_json, seed]
+        content += [] if self.chat is None else [self.chat]
         return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -84,8 +90,8 @@ def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warning
 
 
 def _drafts(submission: Submission, record: Record, first_uses: FirstUses, warnings: dict[str, str]) -> list[JobDraft]:
-    line = prompt_line(record)
-    _warn(submission, record.number, line.metadata, warnings)
+    line = prompt_line(record, submission.chat)
+    _warn(submission, record.number, line, warnings)
     drafts = []
     for params, varied in submission.grid.points(line.params, line.default_strategy):
         draft = _draft(line, validate(params), varied, submission)
@@ -101,13 +107,16 @@ def derived_seed(run_seed: int, custom_id: str) -> int:
     return int.from_bytes(digest, "little") & MAX_SEED
 
 
-def _warn(submission: Submission, number: int, metadata: dict[str, Any], warnings: dict[str, str]) -> None:
+def _warn(submission: Submission, number: int, line: PromptLine, warnings: dict[str, str]) -> None:
     """Warns once about each field that looks like a parameter and that the options do not name as data."""
-    for name, value in metadata.items():
-        if name in warnings or name in submission.reader.data_fields:
+    place = f"{submission.shown_path}:{number}"
+    for name, value in line.metadata.items():
+        if name in warnings or name in submission.reader.data_fields or name in OWN_FIELDS:
             continue
         if (problem := remark(name, value)) is not None:
-            warnings[name] = f"{submission.shown_path}:{number}: {name} {problem}"
+            warnings[name] = f"{place}: {name} {problem}"
+    for name, problem in line.remarks.items():
+        warnings.setdefault(name, f"{place}: {name} {problem}")
 
 
 def _draft(line: PromptLine, params: GenerationParams, varied: dict[str, Any], submission: Submission) -> JobDraft:
@@ -119,4 +128,5 @@ def _draft(line: PromptLine, params: GenerationParams, varied: dict[str, Any], s
         priority=submission.priority if line.priority is None else line.priority,
         metadata=line.metadata,
         grid_point=varied or None,
+        chat=line.chat.stored,
     )

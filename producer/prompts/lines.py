@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
+from dataclasses import field as of_default
 from typing import Any
 
+from models.chat import ChatInputs, is_continued
 from producer.errors import LineProblem
+from producer.prompts.conversations import ChatOptions, chat_inputs, is_message_list, parsed_messages, shorten
 from producer.prompts.openai_lines import endpoint_of
-from producer.prompts.readers.record import PARAMETER_FIELDS
+from producer.prompts.readers.record import CHAT_FIELDS, PARAMETER_FIELDS
 from producer.prompts.records import Record
 
-ROLES = ("system", "user", "assistant", "tool", "developer")
 MAX_CUSTOM_ID = 512
 
 
@@ -27,33 +28,54 @@ class PromptLine:
     priority: int | None
     metadata: dict[str, Any]
     default_strategy: str = "greedy"  # for a line and a command that name none
+    chat: ChatInputs = ChatInputs()
+    remarks: dict[str, str] = of_default(default_factory=dict)  # warnings, by field
 
 
-def prompt_line(record: Record) -> PromptLine:
+def prompt_line(record: Record, options: ChatOptions = ChatOptions()) -> PromptLine:
     """The record as a prompt. Raises `LineProblem`."""
     if record.problem is not None:
         raise record.problem
-    fields = dict(record.fields)
-    _check_strings(fields)
+    fields = {name: value for name, value in record.fields.items() if value or name not in CHAT_FIELDS}
+    _check_strings(fields | record.named)
     params = {name: fields.pop(name) for name in PARAMETER_FIELDS & fields.keys()}
-    prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
-    if (prompt is None) == (messages is None):
-        raise LineProblem("", "needs either prompt or messages" + (", not both" if prompt is not None else ""))
-    if prompt is not None:
-        _check_text("prompt", prompt)
-    else:
-        _check_messages(messages)
+    prompt, given = _prompt_or_messages(record.named or fields)
+    messages = options.messages(prompt, given)
+    chat = ChatInputs() if messages is None else chat_inputs(fields, options)
     return PromptLine(
         custom_id=_custom_id(fields.pop("custom_id", None), record.number),
-        prompt=prompt,
+        prompt=prompt if messages is None else None,
         messages=messages,
         params=params,
         priority=_priority(fields.pop("priority", None)),
         metadata=fields,
-        default_strategy="sample"
-        if endpoint_of(fields.get("url")) is not None
-        else "greedy",  # OpenAI's default is to sample
+        default_strategy="greedy" if endpoint_of(fields.get("url")) is None else "sample",  # as OpenAI does
+        chat=chat,
+        remarks=_remarks(fields, messages),
     )
+
+
+def _prompt_or_messages(fields: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | None]:
+    """The prompt or the conversation, taken out of the fields. Raises `LineProblem`."""
+    prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
+    if (prompt is None) == (messages is None):
+        both = ", not both; name one with --prompt-column or --messages-column" if prompt is not None else ""
+        raise LineProblem("", f"needs either prompt or messages{both}")
+    if is_message_list(prompt):
+        return None, parsed_messages("prompt", prompt)
+    if prompt is None:
+        return None, parsed_messages("messages", messages)
+    _check_text("prompt", prompt)
+    return prompt, None
+
+
+def _remarks(metadata: dict[str, Any], messages: list[dict[str, Any]] | None) -> dict[str, str]:
+    """Warnings about a line that may mean something else than its writer thinks."""
+    unseen = [name for name in CHAT_FIELDS & metadata.keys() if not isinstance(metadata[name], str)]
+    remarks = dict.fromkeys(unseen, "is kept as metadata: the model sees it in chats only")
+    if messages is not None and is_continued(messages):
+        remarks["messages"] = "end with the assistant, whose message the answer continues"
+    return remarks
 
 
 def _check_strings(fields: dict[str, Any]) -> None:
@@ -90,24 +112,9 @@ def _joined(value: Any, metadata_field: str | None) -> str:
 
 def _check_text(field: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise LineProblem(field, f"must be a string, got {_shorten(value)}")
+        raise LineProblem(field, f"must be a string, got {shorten(value)}")
     if not value:
         raise LineProblem(field, "is empty; give at least one character")
-
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise LineProblem("messages", f"must be a list of at least one message, got {_shorten(messages)}")
-    for index, message in enumerate(messages):
-        field = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise LineProblem(field, f"must be an object with role and content, got {_shorten(message)}")
-        if message.get("role") not in ROLES:
-            raise LineProblem(
-                f"{field}.role", f"must be one of {', '.join(ROLES)}, got {_shorten(message.get('role'))}"
-            )
-        if not isinstance(message.get("content"), str):
-            raise LineProblem(f"{field}.content", f"must be a string, got {_shorten(message.get('content'))}")
 
 
 def _custom_id(value: Any, number: int) -> str:
@@ -125,10 +132,5 @@ def _priority(value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 9:
-        raise LineProblem("priority", f"must be a whole number from 0 to 9 (9 goes first), got {_shorten(value)}")
+        raise LineProblem("priority", f"must be a whole number from 0 to 9 (9 goes first), got {shorten(value)}")
     return value
-
-
-def _shorten(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from producer.errors import LineProblem
+from producer.prompts.conversations import parsed_messages
 from producer.prompts.foreign_fields import native_fields
 from producer.prompts.foreign_names import WITHOUT_EFFECT
-from producer.prompts.readers.record import PARAMETER_FIELDS
+from producer.prompts.readers.record import CHAT_FIELDS, PARAMETER_FIELDS
 
 CHAT_URL, COMPLETION_URL = "/v1/chat/completions", "/v1/completions"
 
@@ -46,7 +47,7 @@ def native_line(record: dict[str, Any]) -> dict[str, Any]:
         raise LineProblem("url", f"must be {CHAT_URL} or {COMPLETION_URL}, got {url!r:.60}")
     if not isinstance(body, dict):
         raise LineProblem("body", f"must be an object, got {body!r:.60}")
-    body = {name: value for name, value in body.items() if value is not None}
+    body = {name: value for name, value in body.items() if value is not None and (value or name not in CHAT_FIELDS)}
     body.pop("model", None)  # the run's own model answers
     line = _messages(body) if endpoint == CHAT_URL else _prompt(body)
     logprobs = _logprobs(body, endpoint)
@@ -74,7 +75,7 @@ def _parameters(line: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
 def _envelope(record: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
     """The fields beside the body: its name, its priority, and metadata. Raises `LineProblem`."""
     for name in record:
-        if name in PARAMETER_FIELDS or name in ("prompt", "messages"):
+        if name in PARAMETER_FIELDS or name in ("prompt", "messages", *CHAT_FIELDS):
             raise LineProblem(name, "stands beside the body; write it into the body")
         if name in line:
             raise LineProblem(name, "stands beside the body and in it; leave one out")
@@ -85,19 +86,10 @@ def _messages(body: dict[str, Any]) -> dict[str, Any]:
     messages = body.pop("messages", None)
     if not isinstance(messages, list):
         raise LineProblem("body.messages", "must be a list of messages")
-    return {"messages": [_plain(message, index) for index, message in enumerate(messages)]}
-
-
-def _plain(message: Any, index: int) -> Any:
-    """A message whose content is one string; parts of text are joined."""
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        return message
-    texts = []
-    for part in message["content"]:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise LineProblem(f"body.messages[{index}].content", "may only hold parts of type text")
-        texts.append(part["text"])
-    return {**message, "content": "".join(texts)}
+    chat = {name: body.pop(name) for name in CHAT_FIELDS if name in body}
+    if body.get("tool_choice") == "none":  # the model is not to call any
+        chat.pop("tools", None)
+    return {"messages": parsed_messages("body.messages", messages), **chat}
 
 
 def _prompt(body: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ of any length. Knows no parameters beyond their names: `lines` says what a field
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,14 @@ from producer.prompts.prompt_template import PromptTemplate
 from producer.prompts.readers.csv_records import read_csv, read_tsv
 from producer.prompts.readers.json_records import read_json
 from producer.prompts.readers.parquet_records import read_parquet
-from producer.prompts.readers.record import MAX_LINE_BYTES, OWN_FIELDS, PARAMETER_FIELDS, FileFacts, Record, parsed
+from producer.prompts.readers.record import (
+    MAX_LINE_BYTES,
+    OWN_FIELDS,
+    PARAMETER_FIELDS,
+    FileFacts,
+    Record,
+    check_nesting,
+)
 from producer.prompts.readers.text_lines import check_not_utf16, checked_encoding, read_text
 
 __all__ = ["FORMATS", "MAX_LINE_BYTES", "ReaderOptions", "Record", "read_records"]
@@ -42,12 +49,14 @@ class ReaderOptions:
     replace_nul: bool = False
     encoding: str | None = None  # None: UTF-8
     metadata_columns: tuple[str, ...] | None = None  # None: all
+    messages_column: str | None = None
 
     @cached_property
     def data_fields(self) -> frozenset[str]:
         """The fields that the options name: data, whatever other tools call so."""
         template = PromptTemplate(self.template).names if self.template is not None else ()
-        return frozenset({*template, *(self.metadata_columns or ()), self.prompt_column or "prompt"})
+        sources = {self.prompt_column or "prompt", self.messages_column or "messages"}
+        return frozenset({*template, *(self.metadata_columns or ()), *sources})
 
     def keeps(self, field: str) -> bool:
         """Whether the field goes on, as a part of the job or as metadata."""
@@ -59,8 +68,7 @@ def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     """Every record that is not blank, its prompt in `prompt`. Raises `UsageError` for a file that cannot be read."""
     format = _format_of(path, options)
     template = None if options.template is None else PromptTemplate(options.template)
-    if template is not None and options.prompt_column is not None:
-        raise UsageError("give either --prompt-column or --template, not both")
+    _check_one_source(options)
     encoding = checked_encoding(options.encoding or "utf-8")
     if format == "parquet" and options.encoding is not None:
         raise UsageError("--encoding is for text files, and Parquet has its own; leave it out")
@@ -69,9 +77,17 @@ def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     facts = FileFacts(partial(_check_columns, path, options, template), encoding, _wanted(options, template))
     for record in _READERS[format](path, facts):
         if record.problem is None:
-            with_prompt = partial(_with_prompt, record.fields, options, template, is_table=format != "jsonl")
-            record = parsed(record.number, record.raw, with_prompt, record.num_lines)
+            record = _with_named(record, options, template, is_table=format != "jsonl")
         yield record
+
+
+def _check_one_source(options: ReaderOptions) -> None:
+    given = {
+        "--prompt-column": options.prompt_column, "--template": options.template,
+        "--messages-column": options.messages_column,
+    }  # fmt: skip
+    if len(named := [name for name, value in given.items() if value is not None]) > 1:
+        raise UsageError(f"give either {' or '.join(named)}, not both: each names the prompt")
 
 
 def _format_of(path: Path, options: ReaderOptions) -> str:
@@ -88,10 +104,15 @@ def _format_of(path: Path, options: ReaderOptions) -> str:
 def _check_columns(path: Path, options: ReaderOptions, template: PromptTemplate | None, columns: list[str]) -> None:
     if template is not None:
         template.check_columns(columns)
+    elif options.messages_column is not None:
+        if options.messages_column not in columns:
+            raise UsageError(f"{path} has no column {options.messages_column!r}; its columns are {', '.join(columns)}")
     elif (wanted := options.prompt_column or "prompt") not in columns:
+        if options.prompt_column is None and "messages" in columns:
+            return
         raise UsageError(
             f"{path} has no column {wanted!r}; its columns are {', '.join(columns)}: "
-            "name one with --prompt-column, or give a --template"
+            "name one with --prompt-column or --messages-column, or give a --template"
         )
     for name in options.metadata_columns or ():
         if name not in columns:
@@ -103,28 +124,29 @@ def _wanted(options: ReaderOptions, template: PromptTemplate | None) -> frozense
     if options.metadata_columns is None or (template is not None and template.uses_row):
         return None
     named = {*options.metadata_columns, *(template.names if template is not None else ())}
-    return frozenset(named | OWN_FIELDS | PARAMETER_FIELDS | {options.prompt_column or "prompt"})
+    sources = {options.prompt_column or "prompt", options.messages_column or "messages"}
+    return frozenset(named | OWN_FIELDS | PARAMETER_FIELDS | sources)
 
 
-def _with_prompt(
-    fields: dict[str, Any], options: ReaderOptions, template: PromptTemplate | None, *, is_table: bool
-) -> dict[str, Any]:
-    """A record's fields with the prompt in `prompt`, and without NUL under --replace-nul. Raises `LineProblem`."""
-    if options.replace_nul:
-        fields = _without_nul(fields)
-    if is_openai_line(fields):
-        fields = native_line(fields)
-    elif not is_table and (template is None or not template.uses_row):
-        fields = native_fields(fields, options.data_fields)
-    prompt = {}
-    if template is not None:
-        prompt = {"prompt": template.render(fields)}
-    elif options.prompt_column is not None:
-        if options.prompt_column not in fields:
-            raise LineProblem(options.prompt_column, "is missing, and --prompt-column names it")
-        fields = dict(fields)
-        prompt = {"prompt": fields.pop(options.prompt_column)}
-    return {name: value for name, value in fields.items() if options.keeps(name)} | prompt
+def _with_named(record: Record, options: ReaderOptions, template: PromptTemplate | None, *, is_table: bool) -> Record:
+    """The record with the prompt that the options name, and without NUL under --replace-nul."""
+    try:
+        check_nesting(record.fields)
+        fields = _without_nul(record.fields) if options.replace_nul else record.fields
+        if is_openai_line(fields):
+            fields = native_line(fields)
+        elif not is_table and (template is None or not template.uses_row):
+            fields = native_fields(fields, options.data_fields)
+        named = {} if template is None else {"prompt": template.render(fields)}
+        for name, column in (("prompt", options.prompt_column), ("messages", options.messages_column)):
+            if column is not None:
+                if column not in fields:
+                    raise LineProblem(column, f"is missing, and --{name}-column names it")
+                fields = dict(fields)
+                named = {name: fields.pop(column)}
+    except LineProblem as problem:
+        return replace(record, fields={}, problem=problem)
+    return replace(record, fields={name: fields[name] for name in fields if options.keeps(name)}, named=named)
 
 
 def _without_nul(value: Any) -> Any:

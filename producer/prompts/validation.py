@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from models.chat import content_text, keyed_messages
 from producer.errors import InvalidInput, UsageError
 from producer.prompts.duplicate_ids import DuplicateFinder
 from producer.prompts.job_drafts import JobDraft, Line, Submission, read_lines
@@ -24,6 +25,7 @@ class ValidationReport:
     num_lines: int = 0  # valid lines
     num_jobs: int = 0
     num_invalid: int = 0  # lines left out
+    num_chats: int = 0  # jobs with messages
     num_characters: int = 0  # of all jobs' prompts
     num_new_tokens: int = 0  # upper bound over all sequences
     jobs_of_strategy: Counter[str] = field(default_factory=Counter)
@@ -53,6 +55,8 @@ def check(submission: Submission, *, skip_invalid: bool = False, allow_many: boo
     if not report.num_jobs:
         raise InvalidInput(f"{submission.shown_path} has no prompts; give one JSON object per line")
     submission.grid.check_all_used()
+    if submission.chat.template_kwargs and not report.num_chats:
+        raise UsageError("--chat-arg is for chats, and the file has plain prompts; add --chat or leave it out")
     return report
 
 
@@ -111,12 +115,20 @@ def _pass(
 def _count(report: ValidationReport, draft: JobDraft) -> None:
     report.first = report.first or draft
     report.num_jobs += 1
+    report.num_chats += draft.messages is not None
     report.jobs_of_strategy[draft.params.strategy] += 1
     report.num_new_tokens += draft.params.num_sequences * draft.params.max_new_tokens
-    texts = [draft.prompt] if draft.prompt is not None else [message["content"] for message in draft.messages or []]
-    report.num_characters += sum(map(len, filter(None, texts)))
+    texts = [draft.prompt or "", *(content_text(message.get("content")) for message in draft.messages or [])]
+    report.num_characters += sum(map(len, texts))
 
 
 def _content(draft: JobDraft) -> bytes:
-    parts = [draft.custom_id, draft.prompt, draft.messages, draft.params.keyed_json, draft.priority]
+    parts: list[Any] = [
+        draft.custom_id,
+        draft.prompt,
+        keyed_messages(draft.messages),
+        draft.params.keyed_json,
+        draft.priority,
+    ]
+    parts += [] if draft.chat is None else [draft.chat]
     return json.dumps(parts, sort_keys=True).encode()

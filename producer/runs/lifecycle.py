@@ -238,6 +238,7 @@ def _submission(
         name=submit_options.name,
         seed=submit_options.seed,
         reader=input_options.reader_options(),
+        chat=input_options.chat_options(),
     )
     if str(file) != "-":
         if file.is_dir():

@@ -28,7 +28,7 @@ COMMON_COLUMNS = (
     "run_id", "state", "state_reason", "attempts", "num_crashes", "is_suspect", "created_at", "expires_at",
 )  # fmt: skip
 OWN_COLUMNS = (
-    "custom_id", "prompt", "messages", "strategy", "params", "seed", "priority", "metadata", "grid_point",
+    "custom_id", "prompt", "messages", "chat", "strategy", "params", "seed", "priority", "metadata", "grid_point",
     "content_key",
 )  # fmt: skip
 
@@ -185,6 +185,7 @@ def _own_values(draft: JobDraft, model: str, run_seed: int) -> tuple[Any, ...]:
         draft.custom_id,
         draft.prompt,
         None if draft.messages is None else json.dumps(draft.messages),
+        None if draft.chat is None else json.dumps(draft.chat),
         str(draft.params.strategy),
         draft.params.stored_json,
         seed,

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from producer.errors import LineProblem, UsageError
 from producer.prompts.readers.record import (
+    CHAT_FIELDS,
     MAX_LINE_BYTES,
     MAX_RAW_BYTES,
     PARAMETER_FIELDS,
@@ -250,7 +251,7 @@ def _named_cells(header: list[str], row: list[str], wanted: frozenset[str] | Non
     for name, cell in zip(header, row, strict=True):
         if wanted is not None and name not in wanted:
             continue
-        if name not in PARAMETER_FIELDS and name not in ("priority", "messages"):
+        if name not in PARAMETER_FIELDS and name not in ("priority", "messages", *CHAT_FIELDS):
             if name != "custom_id" or cell:
                 fields[name] = cell
         elif cell.strip():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.params import RESOLVED_PARAMETERS, GenerationParams
@@ -13,7 +13,11 @@ MAX_LINE_BYTES = 16 * 2**20
 MAX_RAW_BYTES = 1_000  # of a line that cannot be decoded, kept for the file of invalid lines
 
 PARAMETER_FIELDS = frozenset(GenerationParams.model_fields) - RESOLVED_PARAMETERS
-OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"})
+CHAT_FIELDS = frozenset({"tools", "documents", "chat_template_kwargs"})
+OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"}) | CHAT_FIELDS
+
+#: Containers inside each other: as deep as every step takes, from JSON and pickling to the databases.
+MAX_NESTING = 100
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Record:
     fields: dict[str, Any]
     problem: LineProblem | None = None  # set: there are no fields
     num_lines: int = 1  # physical lines
+    #: The prompt or the messages that an option names; `fields` has then metadata under these names.
+    named: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last_number(self) -> int:
@@ -48,6 +54,17 @@ def parsed(number: int, raw: str, parse: Callable[[], dict[str, Any]], num_lines
         return Record(number, raw, parse(), None, num_lines)
     except LineProblem as problem:
         return Record(number, raw, {}, problem, num_lines)
+
+
+def check_nesting(fields: dict[str, Any]) -> None:
+    """Raises `LineProblem` for a field that is nested too deeply to travel and to be stored."""
+    for name, value in fields.items():
+        level, depth = [value], 0
+        while level := [each for each in level if isinstance(each, dict | list)]:
+            depth += 1
+            if depth > MAX_NESTING:
+                raise LineProblem(name, f"is nested more than {MAX_NESTING} levels deep; make it flatter")
+            level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
 
 
 def whole_number(name: str, value: Any) -> Any:

@@ -53,7 +53,10 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
         ("{", "is not JSON: Expecting property name enclosed in double quotes at column 2; one object per line"),
         ("[1]", "must be a JSON object, got [1]"),
         ("{}", "needs either prompt or messages"),
-        ('{"prompt": "x", "messages": []}', "needs either prompt or messages, not both"),
+        (
+            '{"prompt": "x", "messages": []}',
+            "needs either prompt or messages, not both; name one with --prompt-column or --messages-column",
+        ),
         ('{"prompt": 3}', "prompt must be a string, got 3"),
         ('{"prompt": ""}', "prompt is empty; give at least one character"),
         ('{"prompt": "x", "custom_id": 5.5}', "custom_id must be a string, got 5.5"),

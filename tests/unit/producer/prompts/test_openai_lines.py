@@ -11,6 +11,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
+from models.chat import keyed_messages
 from models.params import GenerationParams
 from producer.errors import LineProblem
 from producer.prompts.grid import Grid, validate
@@ -66,12 +67,12 @@ def test_the_commands_strategy_is_taken_where_the_line_names_none(tmp_path: Path
 @pytest.mark.parametrize(
     ("record", "field"),
     [
-        (chat(tools=[{"type": "function"}]), "body.tools"),
+        (chat(tool_choice="required"), "body.tool_choice"),
         (chat(response_format={"type": "json_object"}), "body.response_format"),
         (chat(stream=True), "body.stream"),
         (chat(reasoning_effort="high"), "body.reasoning_effort"),
         (chat(top_logprobs=3), "body.top_logprobs"),
-        (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "body.messages[0].content"),
+        (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "body.messages[0].content[0]"),
         ({**chat(), "url": "/v1/embeddings"}, "url"),
         ({**chat(), "method": "GET"}, "method"),
         ({"custom_id": "a", "url": COMPLETION_URL, "body": {"prompt": ["a", "b"]}}, "body.prompt"),
@@ -87,7 +88,8 @@ def test_what_is_not_supported_is_named(record: dict[str, Any], field: str) -> N
 def test_parts_of_text_are_joined() -> None:
     content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     line = native_line(chat(messages=[{"role": "user", "content": content}]))
-    assert line["messages"] == [{"role": "user", "content": "ab"}]
+    assert line["messages"] == [{"role": "user", "content": content}]
+    assert keyed_messages(line["messages"]) == [{"role": "user", "content": "ab"}]
 
 
 def row(**values: Any) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from os.path import isdir
 from pathlib import Path
 
 
 def canonical_model(model: str) -> str:
     """The name under which producer and worker know the same model."""
-    path = Path(model)
-    return str(path.resolve()) if path.is_dir() else model
+    return str(Path(model).resolve()) if isdir(model) else model

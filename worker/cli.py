@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from models.checkpoint.folder import check_folder
+from models.checkpoint.small_files import CheckpointProblem
 from models.child_process import isolate_children, worker_command
 from models.settings import InvalidSettings, Settings, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
@@ -66,7 +68,9 @@ def start(
     }  # fmt: skip
     try:
         settings = read_settings(**options)
-    except InvalidSettings as error:
+        if os.path.isdir(settings.model):
+            check_folder(Path(settings.model))  # the engine does too, but after its libraries are loaded
+    except (CheckpointProblem, InvalidSettings) as error:
         _say(str(error))
         raise SystemExit(EX_USAGE) from error
     given = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}

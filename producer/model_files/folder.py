@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.checkpoint.small_files import CheckpointProblem, read_json_object
 from producer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,12 +84,9 @@ class ModelFiles:
         if not path.is_file():
             return {}
         try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UsageError(f"{path} is not JSON: {error}; copy the file again") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"{path} must hold a JSON object; copy the file again")
-        return content
+            return read_json_object(path)
+        except CheckpointProblem as problem:
+            raise UsageError(str(problem)) from problem
 
 
 def model_files(model: str, *, revision: str | None = None) -> ModelFiles | None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from models.checkpoint.folder import check_folder
+from models.checkpoint.small_files import CheckpointProblem
 from models.model_name import canonical_model
 from producer.errors import UsageError
+from producer.model_files.folder import model_files
 
 
 def check_model(model: str) -> str:
     """The model's canonical name. Raises `UsageError` for a model that no worker could load."""
     path = Path(model)
-    if path.is_dir():
+    if os.path.lexists(path):
         _check_folder(path)
-    elif path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UsageError(f"unknown model {model!r}: there is no such folder; give a model folder or a hub id")
     else:
         _check_hub(model)
@@ -21,16 +25,13 @@ def check_model(model: str) -> str:
 
 
 def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise UsageError(
-            f"unknown model {str(path)!r}: the folder has no config.json; give a Transformers model folder"
-        )
-    if not any(path.glob("*.safetensors")):
-        found = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights"
-        raise UsageError(
-            f"the model folder {path} has no safetensors (found: {found}); "
-            "convert it with save_pretrained, other formats are not loaded"
-        )
+    try:
+        check_folder(path)
+    except CheckpointProblem as problem:
+        raise UsageError(str(problem)) from problem
+    files = model_files(str(path))
+    assert files is not None
+    _ = files.tokenizer  # raises for a damaged one
 
 
 def _check_hub(model: str) -> None:

@@ -7,22 +7,28 @@ to do.
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from models.checkpoint.config import attention_problem
+from models.checkpoint.folder import check_folder
+from models.checkpoint.small_files import CheckpointProblem, one_line
 from models.states import Quantization
 from worker.engine.backend import DeviceModel, LoadOptions
 from worker.engine.backends import backend_for, choose_device, choose_dtype
 from worker.engine.config import ModelLimits
 from worker.engine.model.attention import ATTENTION_NAME, ShapeProbe
 from worker.engine.model.kv_cache import LayerShape
-from worker.engine.request import ModelUnavailable
+from worker.engine.request import EngineError, ModelUnavailable
 
-#: Rope variants whose angles depend on the longest sequence of the batch.
-BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+logger = logging.getLogger(__name__)
 
 CHAT_END_TOKEN = "<|im_end|>"
 
@@ -53,11 +59,12 @@ def load_model(
     target = choose_device(device.split("+")[0])
     if options.is_spread and importlib.util.find_spec("accelerate") is None:
         raise ModelUnavailable("a model over several devices needs the accelerate package; pip install accelerate")
-    try:
+    with _as_model_unavailable(f"cannot load the model {name!r}"):
+        if Path(name).is_dir():
+            check_folder(Path(name))
         model = _read_model(name, choose_dtype(dtype, target), is_spread=options.is_spread)
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"cannot load the model {name!r}: {_first_line(error)}") from error
-    return prepare_model(name, model, load_tokenizer(name), target, options)
+        tokenizer = load_tokenizer(name)
+        return prepare_model(name, model, tokenizer, target, options)
 
 
 def prepare_model(
@@ -88,27 +95,29 @@ def prepare_model(
 def _read_model(name: str, dtype: torch.dtype, *, is_spread: bool) -> Any:
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     check_config(name, config)
-    return AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         name,
         config=config,
         dtype=dtype,
         attn_implementation=ATTENTION_NAME,
         use_safetensors=True,
         trust_remote_code=False,
+        output_loading_info=True,
         **({"device_map": "balanced"} if is_spread else {}),
     )
+    model, loading = loaded
+    if absent := sorted(loading["missing_keys"]):  # Transformers would go on with random ones
+        raise ModelUnavailable(
+            f"the weights of {name!r} lack {len(absent):,} tensors of its configuration, such as {absent[0]}; "
+            "config and weights are of different models, download both again"
+        )
+    return model
 
 
 def check_config(name: str, config: Any) -> None:
     """Raises `ModelUnavailable` for a model that our attention would compute wrongly."""
-    text_config = config.get_text_config()
-    rope: Any = getattr(text_config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type")} | {part.get("rope_type") for part in rope.values() if isinstance(part, dict)}
-    if kinds & set(BATCH_DEPENDENT_ROPE):
-        raise ModelUnavailable(f"{name!r} uses {kinds} rotary positions, which are not batch-invariant; not supported")
-    layer_types = set(getattr(text_config, "layer_types", None) or ["full_attention"])
-    if unsupported := layer_types - {"full_attention", "sliding_attention"}:
-        raise ModelUnavailable(f"{name!r} has layers of type {', '.join(sorted(unsupported))}; not supported")
+    if problem := attention_problem(config.get_text_config().to_dict()):
+        raise ModelUnavailable(f"{name!r}: {problem}")
 
 
 def probe_layers(name: str, model: Any, device: torch.device) -> dict[int, LayerShape]:
@@ -123,10 +132,8 @@ def probe_layers(name: str, model: Any, device: torch.device) -> dict[int, Layer
 
 
 def load_tokenizer(name: str) -> Any:
-    try:
+    with _as_model_unavailable(f"cannot load the tokenizer of {name!r}"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
 
 
 def default_eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -140,5 +147,15 @@ def default_eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+@contextmanager
+def _as_model_unavailable(what: str) -> Iterator[None]:
+    """Makes one sentence of whatever Transformers and the libraries below it raise; each raises types of its own."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except CheckpointProblem as problem:
+        raise ModelUnavailable(str(problem)) from problem
+    except Exception as error:
+        logger.debug("%s", what, exc_info=True)
+        raise ModelUnavailable(f"{what}: {type(error).__name__}: {one_line(error)}") from error

@@ -1,0 +1,142 @@
+"""A model's `config.json`: whether it describes a causal language model in full precision that the engine computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint.architectures import known_architectures
+from models.checkpoint.small_files import CheckpointProblem, is_file
+
+#: Rope variants whose angles depend on the longest sequence of the batch.
+BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+#: Configurations of quantized weights outside of `config.json`, and the tools that write them.
+QUANTIZATION_FILES = {
+    "quantize_config.json": "GPTQ",
+    "quant_config.json": "AWQ",
+    "hf_quant_config.json": "ModelOpt",
+}
+
+#: Whole numbers above 0, where a configuration has them.
+COUNTS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "head_dim",
+    "n_embd", "n_layer", "n_head", "n_positions",
+)  # fmt: skip
+LARGEST_COUNT = 2**31 - 1
+
+#: Ends of the class names of causal language models.
+CAUSAL_CLASSES = ("forcausallm", "lmheadmodel", "modelwithlmhead", "withlmheadmodel", "generationdecoder")
+
+FULL_PRECISION = "take the unquantized model that it was made from (--quantize int8 quantizes one on a CPU)"
+
+
+def check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises `CheckpointProblem` for the `config.json` at a path if no engine could load its model."""
+    text_config = text_part(config)
+    _check_quantization(path, config)
+    _check_architecture(path, config)
+    for name in COUNTS:
+        _check_count(path, name, text_config.get(name))
+    if problem := attention_problem(text_config):
+        raise CheckpointProblem(f"{path}: {problem}")
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of the language model inside a model of several kinds of input."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def attention_problem(text_config: Mapping[str, Any]) -> str | None:
+    """The sentence about positions or layers that our attention would compute wrongly."""
+    rope = text_config.get("rope_parameters") or text_config.get("rope_scaling") or {}
+    if isinstance(rope, dict):
+        parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+        kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type") if part.get(key)}
+        if found := kinds & BATCH_DEPENDENT_ROPE:
+            return f"its rotary positions ({', '.join(sorted(found))}) are not batch-invariant; not supported"
+    layers = text_config.get("layer_types")
+    if isinstance(layers, list) and (unsupported := {str(layer) for layer in layers} - SUPPORTED_LAYERS):
+        return f"it has layers of type {', '.join(sorted(unsupported))}; not supported"
+    return None
+
+
+def _check_quantization(path: Path, config: Mapping[str, Any]) -> None:
+    """MLX writes `quantization`, everybody else `quantization_config`, some a file of their own."""
+    for part in (config, text_part(config)):
+        for name in ("quantization_config", "quantization", "compression_config"):
+            if given := part.get(name):
+                raise CheckpointProblem(
+                    f"{path}: the weights are quantized ({_quantization(name, given)}), which the engine does not "
+                    f"compute; {FULL_PRECISION}"
+                )
+    for file, tool in QUANTIZATION_FILES.items():
+        if is_file(path.parent / file):
+            raise CheckpointProblem(
+                f"{path.parent / file}: the weights are quantized ({tool}), which the engine does not compute; "
+                f"{FULL_PRECISION}"
+            )
+
+
+def _quantization(name: str, given: Any) -> str:
+    if not isinstance(given, dict):
+        return f"{name}: {str(given)[:100]}"
+    method = given.get("quant_method") or given.get("quant_algo") or ("mlx" if name == "quantization" else "")
+    if not method and any(str(key).startswith(("load_in_", "_load_in_")) for key in given):
+        method = "bitsandbytes"
+    bits = given.get("bits") or (4 if given.get("load_in_4bit") else 8 if given.get("load_in_8bit") else None)
+    return f"{method or name}, {bits} bits" if bits else str(method or name)
+
+
+def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise CheckpointProblem(
+            f"{path} has no model_type, so it is not a Transformers configuration; give a model folder of Transformers"
+        )
+    if config.get("is_encoder_decoder") not in (None, False):
+        raise CheckpointProblem(
+            f"{path}: {model_type!r} is an encoder-decoder; only causal (decoder-only) language models are decoded"
+        )
+    _check_model_type(path, model_type, has_code="auto_map" in config)
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointProblem(f"{path}: architectures must be a list of names, got {str(names)[:100]!r}")
+    usual = known_architectures().causal.get(model_type)
+    if names and not any(name == usual or name.lower().endswith(CAUSAL_CLASSES) for name in names):
+        raise CheckpointProblem(
+            f"{path}: its weights are those of {', '.join(names)[:200]}, which is not a causal language model; "
+            f"give one of {usual or 'a causal language model'}"
+        )
+
+
+def _check_model_type(path: Path, model_type: str, *, has_code: bool) -> None:
+    """Says nothing where the tables of Transformers cannot be read: the engine then finds out."""
+    known = known_architectures()
+    if not known.causal or model_type in known.causal:
+        return
+    if model_type in known.configs:
+        raise CheckpointProblem(
+            f"{path}: {model_type!r} is not a causal language model in Transformers {version('transformers')}; "
+            "only causal language models are decoded"
+        )
+    if has_code:
+        raise CheckpointProblem(
+            f"{path}: {model_type!r} needs the code of its repository, which is never run; "
+            "give a model that Transformers knows by itself"
+        )
+    raise CheckpointProblem(
+        f"{path}: Transformers {version('transformers')} does not know the model type {model_type!r}; "
+        "check the spelling, or upgrade transformers on producer and workers"
+    )
+
+
+def _check_count(path: Path, name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST_COUNT:
+        raise CheckpointProblem(f"{path}: {name} must be a whole number above 0, got {str(value)[:100]}")

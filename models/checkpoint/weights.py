@@ -1,0 +1,146 @@
+"""A model's weights: one safetensors file, or the shards that its index names; examined by their headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint.config import FULL_PRECISION, text_part
+from models.checkpoint.safetensors_header import TensorInfo, read_header
+from models.checkpoint.small_files import CheckpointProblem, is_file, read_json_object
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+#: Weights of other formats, by their suffixes.
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".nemo")
+UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".tmp", ".download")
+
+QUANTIZED_NAMES = (".qweight", ".qzeros", ".weight_packed", ".weight_scale_inv", ".SCB", ".absmax", "_blocks")
+EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
+LAYER = re.compile(r"^(?P<group>|.*?\.)(?:layers|layer|h|blocks)\.(?P<index>\d+)\.")
+
+
+def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises `CheckpointProblem` for weights that are absent, damaged, quantized or of another configuration."""
+    tensors = _tensors_of(folder, weights_file(folder, config))
+    _check_precision(folder, tensors)
+    _check_shapes(folder, tensors, text_part(config))
+
+
+def weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
+    """The file that Transformers begins with: the weights, or the index of their shards. Raises `CheckpointProblem`."""
+    named = config.get("transformers_weights")
+    if named is not None and not isinstance(named, str):
+        raise CheckpointProblem(f"{folder / 'config.json'}: transformers_weights must be a name, got {named!r}")
+    for name in (named,) if named else (SINGLE, INDEX):
+        _check_inside(folder / "config.json", name)
+        if is_file(folder / name):
+            return folder / name
+    raise CheckpointProblem(_absence(folder))
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index names it. Raises `CheckpointProblem`."""
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointProblem(f"{index} has no weight_map from tensors to files; download it again")
+    for name in set(weight_map.values()):
+        _check_inside(index, name)
+    return weight_map
+
+
+def _tensors_of(folder: Path, file: Path) -> dict[str, TensorInfo]:
+    """The tensors of all shards, each in the shard that the index names."""
+    if not file.name.endswith(".json"):
+        return read_header(file)
+    weight_map = shards_of(file)
+    _check_presence(folder, file, sorted(set(weight_map.values())))
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(set(weight_map.values())):
+        header = read_header(folder / shard)
+        if absent := [name for name, place in weight_map.items() if place == shard and name not in header]:
+            raise CheckpointProblem(
+                f"{folder / shard} lacks {_some(absent)}, which {file.name} names; download both again"
+            )
+        tensors |= header
+    return tensors
+
+
+def _check_presence(folder: Path, index: Path, shards: list[str]) -> None:
+    if absent := [name for name in shards if not is_file(folder / name)]:
+        unfinished = [path.name for path in folder.iterdir() if path.name.endswith(UNFINISHED)]
+        hint = f" ({_some(sorted(unfinished))} is an unfinished download)" if unfinished else ""
+        raise CheckpointProblem(
+            f"{folder} lacks {len(absent)} of the {len(shards)} files that {index.name} names: {_some(absent)}{hint}; "
+            "download them again"
+        )
+
+
+def _check_precision(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype.startswith(("F8", "F4", "F6")) or name.endswith(QUANTIZED_NAMES):
+            raise CheckpointProblem(
+                f"{folder}: the weights are quantized (tensor {name!r}, {tensor.dtype}), which the engine does not "
+                f"compute; {FULL_PRECISION}"
+            )
+
+
+def _check_shapes(folder: Path, tensors: Mapping[str, TensorInfo], text_config: Mapping[str, Any]) -> None:
+    """Compares what a configuration says in one number: rows of the embedding, and layers."""
+    if not any(tensor.shape for tensor in tensors.values()):
+        raise CheckpointProblem(f"{folder}: the weights hold no tensor; download them again")
+    vocab_size = text_config.get("vocab_size")
+    rows = {tensor.shape[0] for name, tensor in tensors.items() if EMBEDDINGS.search(name) and tensor.shape}
+    if isinstance(vocab_size, int) and len(rows) == 1 and rows != {vocab_size}:
+        raise CheckpointProblem(
+            f"{folder / 'config.json'}: vocab_size is {vocab_size:,}, but the embedding in the weights has "
+            f"{rows.pop():,} rows; config and weights are of different models, download both again"
+        )
+    num_layers = text_config.get("num_hidden_layers", text_config.get("n_layer"))
+    present = _most_layers(tensors)
+    if isinstance(num_layers, int) and present and present < num_layers:
+        raise CheckpointProblem(
+            f"{folder / 'config.json'}: num_hidden_layers is {num_layers:,}, but the weights have {present:,} layers; "
+            "config and weights are of different models, download both again"
+        )
+
+
+def _most_layers(tensors: Mapping[str, TensorInfo]) -> int:
+    """The layers of the group that has most, such as the language model's beside a vision tower's."""
+    indices: dict[str, set[int]] = {}
+    for name in tensors:
+        if match := LAYER.match(name):
+            indices.setdefault(match["group"], set()).add(int(match["index"]))
+    return max(map(len, indices.values()), default=0)
+
+
+def _absence(folder: Path) -> str:
+    """The sentence about a folder without weights that can be loaded, with those that it has."""
+    names = sorted(path.name for path in folder.iterdir())
+    if shards := [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]:
+        return f"{folder} has {_some(shards)}, but {INDEX}, which names the shards, is missing; download it"
+    unfinished = [name for name in names if name.endswith(UNFINISHED)]
+    if unfinished:
+        return f"{folder} has no weights: {_some(unfinished)} is an unfinished download; finish it"
+    if others := [name for name in names if name.endswith(".safetensors")]:
+        return (
+            f"{folder} has {_some(others)}, but neither {SINGLE} nor {INDEX}, which Transformers loads; "
+            "take the model's Transformers files"
+        )
+    found = _some([name for name in names if name.endswith(OTHER_WEIGHTS)]) or "no weights"
+    return (
+        f"the model folder {folder} has no safetensors (found: {found}); "
+        "convert it with save_pretrained, other formats are not loaded"
+    )
+
+
+def _check_inside(source: Path, name: str) -> None:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise CheckpointProblem(f"{source} names the file {name!r} outside of its folder, which is not read")
+
+
+def _some(names: list[str]) -> str:
+    """The first three names, and how many there are beside them."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

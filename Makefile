@@ -49,7 +49,7 @@ format: $(TOOLS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(TOOLS)  ## the engine beside generate, the bare matrix products and its own ways, ratios and medians
+bench: $(TOOLS)  ## the engine beside generate, bare matmuls and its own features, ratios and medians
 	$(BIN)/python -m benchmarks.throughput --contenders ours,bound,static,continuous,one
 	$(BIN)/python -m benchmarks.throughput --requests 256
 	$(BIN)/python -m benchmarks.phases

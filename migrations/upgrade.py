@@ -17,7 +17,8 @@ from models.database.connection import check_writable, make_file, write_ahead
 def alembic_config(engine: Engine) -> Config:
     """Alembic's configuration for one database; `migrations/env.py` takes the engine from it."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
+    # The option is interpolated as in a configuration file, where a percent sign is written twice.
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["engine"] = engine
     return config
 

@@ -9,13 +9,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from sqlalchemy import Engine
 
-from migrations.upgrade import upgrade
-from models.database.connection import open_database
-from tests.support.postgres import PostgresServer, new_postgres_database, running_postgres
-from tests.support.processes import RedisServer, run_producer
+from worker.engine.cpu.openmp import let_waiting_threads_sleep
+
+let_waiting_threads_sleep()  # before torch is imported: the tests share their processors
+
+import torch  # noqa: E402
+from sqlalchemy import Engine  # noqa: E402
+
+from migrations.upgrade import upgrade  # noqa: E402
+from models.database.connection import open_database  # noqa: E402
+from tests.support.postgres import PostgresServer, new_postgres_database, running_postgres  # noqa: E402
+from tests.support.processes import RedisServer, run_producer  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 TOY_MODEL = ROOT / "examples" / "tiny" / "model"

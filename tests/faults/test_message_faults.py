@@ -6,7 +6,7 @@ import random
 from functools import partial
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from models.database.outbox import send_outbox
 from models.message import TASK_NAME, ChunkMessage
@@ -185,10 +185,11 @@ def test_late_jobs_expire(topology: Topology, jobs: Jobs, expected: Expected) ->
 @ON_POSTGRESQL
 def test_a_database_of_another_schema_is_refused(topology: Topology) -> None:
     with topology.database.begin() as connection:
+        current = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     arguments = ["start", "--devices", "cpu", "--model", TOY_MODEL, *topology.connection]
     with CommandProcess("worker", arguments, topology.folder) as refused:
         assert refused.finish() == 2
     assert "run: producer db upgrade" in "".join(refused.lines)
     with topology.database.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
+        connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": current})

@@ -164,9 +164,18 @@ def old_words() -> list[str]:
 
 
 def _files() -> Iterator[Path]:
-    paths = [*ROOT.glob("*.md"), *(path for folder in _FOLDERS for path in (ROOT / folder).rglob("*"))]
+    paths = [
+        ROOT / "Makefile",
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*.yml"),
+        *(path for folder in _FOLDERS for path in (ROOT / folder).rglob("*")),
+    ]
     for path in sorted(paths):
-        if path.suffix in (".py", ".c", ".h", ".md") and not _name_of(path).startswith(EXEMPT):
+        if (
+            path.suffix in (".py", ".c", ".h", ".md", ".yml", "")
+            and path.is_file()
+            and not _name_of(path).startswith(EXEMPT)
+        ):
             yield path
 
 

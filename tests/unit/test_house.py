@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+
 import pytest
 
 from tests.house import SCHEDULER
 from tests.support import house_figures as figures
 from tests.support.house_words import old_words
 from tests.support.import_graph import PACKAGES, modules_that_reach
+from tests.support.processes import ROOT
 
 
 @pytest.mark.parametrize("top", [*PACKAGES, "tests", "benchmarks"])
@@ -32,6 +36,15 @@ def test_few_modules_of_the_engine_reach_the_scheduler() -> None:
 def test_no_function_is_long() -> None:
     longest = figures.functions(*PACKAGES)[0]
     assert longest.num_lines <= figures.MAX_FUNCTION, f"{longest.place} {longest.name}"
+
+
+def test_the_version_is_the_one_that_the_changelog_opens_with() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    newest = re.search(
+        r"^## (\S+?),? ?(unreleased)?$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert newest is not None
+    assert version == newest[1] + (".dev0" if newest[2] else "")
 
 
 def test_no_docstring_begins_with_a_what_clause() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT, clean_environment
+from tests.support.processes import HANG_SECONDS, ROOT, clean_environment
 
 PACKAGES = ("models", "worker", "producer", "migrations")
 
@@ -37,7 +37,9 @@ def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-P", "-c", BUILD, str(output)]
-    built = subprocess.run(command, cwd=source, env=clean_environment(), capture_output=True, text=True, timeout=120)
+    built = subprocess.run(
+        command, cwd=source, env=clean_environment(), capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert built.returncode == 0, built.stderr
     (wheel,) = output.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -14,7 +14,6 @@ from producer.prompts.files import open_file
 from producer.prompts.readers.record import FileFacts, Record, whole_number
 
 ROWS_PER_BATCH = 1_000
-MAX_SHOWN = 1_000  # characters of a row that cannot be read, kept for the file of invalid lines
 
 #: Numbers of a type's time units in a second.
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from alembic import command
 from sqlalchemy import Engine, inspect, text
 
+import migrations.upgrade
 from migrations.schema_state import SchemaOutOfDate, check_schema
 from migrations.upgrade import (
     alembic_config,
@@ -40,6 +43,17 @@ def test_the_history_ends_at_the_models(empty_database: Engine) -> None:
 def test_upgrading_twice_changes_nothing(database: Engine) -> None:
     upgrade(database)
     check_schema(database)
+
+
+def test_the_folder_of_migrations_may_have_any_name(
+    empty_database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "100%s a%b #1?"
+    folder.mkdir()
+    (folder / "migrations").symlink_to(Path(migrations.upgrade.__file__).parent)
+    monkeypatch.setattr(migrations.upgrade, "__file__", str(folder / "migrations" / "upgrade.py"))
+    upgrade(empty_database)
+    check_schema(empty_database)
 
 
 def test_an_empty_database_is_told_what_to_run(empty_database: Engine) -> None:

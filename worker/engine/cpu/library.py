@@ -60,7 +60,9 @@ def _build(compiler: str) -> Path:
 
 def _cache_folder() -> Path:
     """A folder that only this user can write to: its files are loaded as code."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # a relative one would be in the working directory, whose files are never loaded
+        base = Path.home() / ".cache"
     folder = base / "nocturne"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()

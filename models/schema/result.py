@@ -38,12 +38,12 @@ class Result(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     job_id: Mapped[int] = mapped_column(BigId, ForeignKey("jobs.id", ondelete="CASCADE"))
     sample_index: Mapped[int]  # 0 … n - 1; for beams 0 is the best hypothesis
-    text: Mapped[str]  # without the end token and without the stop string
+    text: Mapped[str]  # what it adds to the prompt, without the end or stop token and without the stop string
     finish_reason: Mapped[str]  # FinishReason
     prompt_tokens: Mapped[int]
-    completion_tokens: Mapped[int]  # the end token included
-    cumulative_logprob: Mapped[float]  # of the raw distribution; for beams the sum that is scored
-    score: Mapped[float | None]  # beams: logprob after the length penalty
+    completion_tokens: Mapped[int]  # every generated token, those that ended it included
+    cumulative_logprob: Mapped[float]  # the sum of `logprob` over all completion_tokens, however it ended
+    score: Mapped[float | None]  # beams: the sum that the search ranks by, after the length penalty
     hypotheses: Mapped[list[dict[str, Any]] | None]  # beams, at sample_index 0: all finished, best first
     queued_seconds: Mapped[float]  # from submission to the worker's engine
     prefill_seconds: Mapped[float]

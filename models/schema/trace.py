@@ -24,7 +24,7 @@ class TokenTrace(Base):
     result_id: Mapped[int] = mapped_column(BigId, ForeignKey("results.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)  # 0 is the first generated token
     token_id: Mapped[int]
-    token: Mapped[str]  # the text that became visible at this token
+    token: Mapped[str]  # the text that became visible at this token; joined, the answer's text
     logprob: Mapped[float]  # raw model distribution
     sampling_logprob: Mapped[float]  # distribution that was drawn from
     entropy: Mapped[float]  # raw model distribution
@@ -32,3 +32,4 @@ class TokenTrace(Base):
     kept: Mapped[int]  # tokens that could have been drawn
     top_logprobs: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     beam: Mapped[int | None]  # beams: the beam whose tokens come before this one
+    token_bytes: Mapped[str | None]  # in hex, of a token that is a part of a character; null: those of its text

@@ -6,11 +6,12 @@ Source: the batch guide and the chat completion reference of the OpenAI API.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from models.states import JobState
 from producer.prompts.openai_lines import CHAT_URL, COMPLETION_URL, endpoint_of
+from producer.results.answer_tokens import AnswerToken, answer_tokens, distinct_names
 
 #: Our finish reason -> OpenAI's.
 FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -79,9 +80,8 @@ def _wants_logprobs(row: dict[str, Any]) -> bool:
 
 def _chat_choice(sample: dict[str, Any]) -> dict[str, Any]:
     content = [
-        _token(token["token"], token["logprob"])
-        | {"top_logprobs": [_token(other["token"], other["logprob"]) for other in token["top_logprobs"] or []]}
-        for token in sample["trace"] or []
+        _token(token) | {"top_logprobs": [_token(other) for other in token.alternatives]}
+        for token in answer_tokens(sample)
     ]
     return {
         "index": sample["sample_index"],
@@ -92,14 +92,12 @@ def _chat_choice(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text_choice(sample: dict[str, Any]) -> dict[str, Any]:
-    trace = sample["trace"] or []
+    tokens = answer_tokens(sample)
     logprobs = {
-        "tokens": [token["token"] for token in trace],
-        "token_logprobs": [token["logprob"] for token in trace],
-        "top_logprobs": [
-            {other["token"]: other["logprob"] for other in token["top_logprobs"] or []} for token in trace
-        ],
-        "text_offset": _offsets([token["token"] for token in trace]),
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [distinct_names(token.alternatives) for token in tokens],
+        "text_offset": list(accumulate((len(token.text) for token in tokens), initial=0))[: len(tokens)],
     }
     return {
         "index": sample["sample_index"],
@@ -109,13 +107,9 @@ def _text_choice(sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-
-def _offsets(tokens: list[str]) -> list[int]:
-    offsets, position = [], 0
-    for token in tokens:
-        offsets.append(position)
-        position += len(token)
-    return offsets
+def _token(token: AnswerToken) -> dict[str, Any]:
+    return {
+        "token": token.text,
+        "logprob": token.logprob,
+        "bytes": None if token.data is None else list(token.data),
+    }

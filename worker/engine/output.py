@@ -100,11 +100,18 @@ def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | Non
 def _token_bytes(
     token_ids: SequenceOf[int], pieces: SequenceOf[str], detokenizer: Detokenizer | None
 ) -> list[str | None] | None:
-    """The bytes of tokens, in hex, that are parts of characters; None for one whose text says it all."""
+    """The bytes of tokens, in hex, that are parts of characters; None for one whose text says it all.
+
+    A text with a NUL does not: databases have none.
+    """
     if detokenizer is None:
         return None
-    columns = zip(map(detokenizer.token_bytes, token_ids), pieces, strict=True)
-    found = [None if data is None or data == piece.encode() else data.hex() for data, piece in columns]
+    columns = [
+        (detokenizer.token_bytes(token_id), piece.encode()) for token_id, piece in zip(token_ids, pieces, strict=True)
+    ]
+    found = [
+        (data or text).hex() if b"\0" in text or (data is not None and data != text) else None for data, text in columns
+    ]
     return found if any(found) else None
 
 

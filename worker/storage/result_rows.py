@@ -60,5 +60,6 @@ def _trace_rows(traced: Sequence[TracedResult]) -> Iterator[tuple[Any, ...]]:
             "kept": trace.kept,
             "top_logprobs": alternatives,
             "beam": [None] * length if trace.beams is None else trace.beams,
+            "token_bytes": [None] * length if trace.token_bytes is None else trace.token_bytes,
         }
         yield from zip(*(columns[name] for name in TRACE_COLUMNS), strict=True)

@@ -83,6 +83,7 @@ class Backend:
 
     def __init__(self, model: DeviceModel, limits: ModelLimits, config: EngineConfig) -> None:
         self._model = model
+        self._limits = limits
         self._config = config
         self.block_size = config.block_size or model.block_size
         memory = self._free_memory(limits) if config.kv_memory is None else int(config.kv_memory * GIB)
@@ -119,8 +120,9 @@ class Backend:
         """Begins to compute a plan that is not empty; `previous` is the step before, where it is still in flight."""
         if plan.block_copies:
             self._cache.copy_blocks(plan.block_copies)
-        logits, rows = self._forward(plan, None if previous is None else previous.token_ids)
-        return InFlight(logits, rows, self._model.launch_sample_batch)
+        ids_in_flight = None if previous is None else previous.token_ids
+        logits, rows = self._forward(plan, ids_in_flight)
+        return InFlight(logits, rows, self._model.launch_sample_batch, self._limits.eos_token_ids, ids_in_flight)
 
     def release_memory(self) -> None:
         """Gives memory that the process holds and does not use back to the device, after it ran out."""

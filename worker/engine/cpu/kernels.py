@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.params import GenerationParams
-from models.states import Strategy
 from worker.engine.cpu.large_pages import LargePages, large_pages
 from worker.engine.cpu.library import cpu_library, pointer
+from worker.engine.cpu.sampler import CpuSampler
 from worker.engine.cpu.weight_layout import TILE_DIM, VNNI_BYTES, pack_amx, pack_vnni
-from worker.engine.sampling.choices import COLUMNS, Choices
 
 #: Bytes of a row of an AMX tile.
 TILE_ROW_BYTES = TILE_DIM * VNNI_BYTES
@@ -89,8 +86,7 @@ class CpuKernels:
         self._logits_workspace = LogitsWorkspace()
         self._min_logits_n = ctypes.c_int64.in_dll(library, "min_logits_n").value
         self._rotate = getattr(library, f"rotate_{suffix}")
-        # Logits may be of another dtype than the model: some architectures compute them in fp32.
-        self._sample = {each: getattr(library, f"sample_{its_suffix}") for each, its_suffix in _SUFFIXES.items()}
+        self.sample = CpuSampler(library)
         self._rms_norm = getattr(library, f"rms_norm_{suffix}")
         self._quantize = getattr(library, f"quantize_{suffix}")
         # Only where the processor has AVX-512, and for int8 VNNI.
@@ -115,20 +111,6 @@ class CpuKernels:
         sizes = (num_rows, num_heads, dim, heads.stride(0))
         self._rotate(pointer(heads), pointer(cos), pointer(signed_sin), *map(ctypes.c_int64, sizes))
         return heads
-
-    def sample(self, logits: Tensor, params: Sequence[GenerationParams], uniforms: Sequence[float]) -> Choices:
-        """As `sample_batch` does, each row on one thread."""
-        logits = (logits if logits.dtype in self._sample else logits.float()).contiguous()
-        num_rows, vocab = logits.shape
-        k = min(max(each.top_logprobs for each in params), vocab)
-        draws = [(*_temperature_and_top_p(each), uniform) for each, uniform in zip(params, uniforms, strict=True)]
-        row_params = torch.tensor(draws, dtype=torch.float64)
-        columns = torch.empty(num_rows, len(COLUMNS), dtype=torch.float64)
-        top_ids, top_logprobs = torch.empty(num_rows, k, dtype=torch.int32), torch.empty(num_rows, k)
-        pointers = map(pointer, (columns, top_ids, top_logprobs, logits, row_params))
-        if self._sample[logits.dtype](*pointers, *map(ctypes.c_int64, (num_rows, vocab, k))):
-            raise MemoryError("not enough memory to sample tokens")
-        return Choices(columns.tolist(), top_ids.tolist(), top_logprobs.tolist())
 
     @property
     def has_matmul(self) -> bool:
@@ -231,13 +213,6 @@ def fastest_matmul(library: ctypes.CDLL, dtype: torch.dtype) -> str:
     if library.request_amx():
         return "matmul_bf16_amx"
     return "matmul_bf16_pairs" if library.is_dpbf16_fast() else "matmul_bf16_widened"
-
-
-def _temperature_and_top_p(params: GenerationParams) -> tuple[float, float]:
-    """As sampling.c takes them: a temperature of 0 is greedy, a top_p of 1 keeps every token."""
-    if params.strategy is Strategy.GREEDY:
-        return 0.0, 1.0
-    return params.temperature, params.top_p if params.strategy is Strategy.NUCLEUS else 1.0
 
 
 def cpu_kernels(dtype: torch.dtype) -> CpuKernels | None:

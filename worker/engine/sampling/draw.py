@@ -52,10 +52,17 @@ def _block_sums(weights: Weights) -> NDArray[np.float64]:
     return np.append(sums, np.float64(weights[whole:].sum())) if whole < len(weights) else sums
 
 
-def draw_nucleus(weights: Weights, top_p: float, uniform: float) -> Draw:
-    """Draws from the nucleus of unnormalised weights [vocab], renormalised."""
-    if top_p >= 1.0:
-        return draw_categorical(weights, uniform)
-    ids, kept_weights, num_kept = nucleus(weights, top_p)
+def draw_nucleus(
+    weights: Weights, limit: float, uniform: float, *, keeps_crossing: bool = False, min_p: float = 0.0
+) -> Draw:
+    """Draws from the nucleus of unnormalised weights [vocab], renormalised.
+
+    Of the nucleus it leaves out tokens that are less than `min_p` times as probable as the first.
+    """
+    ids, kept_weights, num_kept = (
+        nucleus(weights, limit, keeps_crossing=keeps_crossing) if limit < 1.0 else (None, weights, None)
+    )
+    if min_p:
+        kept_weights, num_kept = np.where(kept_weights < min_p * kept_weights.max(), 0, kept_weights), None
     draw = draw_categorical(kept_weights, uniform, num_kept)
-    return draw if ids is None else Draw(int(ids[draw.token_id]), draw.logprob, num_kept)
+    return draw if ids is None else Draw(int(ids[draw.token_id]), draw.logprob, draw.kept)

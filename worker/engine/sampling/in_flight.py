@@ -6,15 +6,15 @@ from collections.abc import Sequence as SequenceOf
 
 from torch import Tensor
 
-from models.params import GenerationParams
 from models.states import Strategy
 from worker.engine.model.device_copies import to_device
-from worker.engine.sampling.batch_sampler import ChoicesInFlight, LaunchSampleBatch
+from worker.engine.sampling.batch_sampler import ChoicesInFlight, LaunchSampleBatch, may_wait
 from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.philox import uniforms
-from worker.engine.sampling.row_sampler import needs_row_sampler
+from worker.engine.sampling.sampling_row import RowState, SamplingRow, rules_of
 from worker.engine.scheduling.sequence import Sequence
 from worker.engine.scheduling.step_plan import SampledRow
+from worker.engine.scheduling.stopping import eos_ids_of
 
 
 class InFlight:
@@ -24,35 +24,43 @@ class InFlight:
     """
 
     def __init__(
-        self, logits: Tensor, rows: list[SampledRow], launch_sample_batch: LaunchSampleBatch | None = None
+        self,
+        logits: Tensor,
+        rows: list[SampledRow],
+        launch_sample_batch: LaunchSampleBatch | None = None,
+        model_eos_ids: tuple[int, ...] = (),
+        ids_in_flight: Tensor | None = None,
     ) -> None:
-        """`launch_sample_batch` is the device's sampler, where it has one; it takes all rows but beams', or none."""
-        plain = [each for each in rows if not _is_beam(each)]
-        is_sampled_here = launch_sample_batch is None or any(map(needs_row_sampler, _params_of(plain)))
-        self.on_device = [] if is_sampled_here else plain
+        """`launch_sample_batch` is the device's sampler, where it has one; it takes all rows but beams'.
+
+        `ids_in_flight` are the tokens of the step before, where the host does not know them yet.
+        """
+        is_sampled_here = launch_sample_batch is None
+        self.on_device = [] if is_sampled_here else [each for each in rows if not _is_beam(each)]
         self.on_host = rows if is_sampled_here else [each for each in rows if _is_beam(each)]
         self._logits: Tensor | None = logits
         self._launch_sample_batch = launch_sample_batch
-        self._numbers = draw_numbers([sequence for _, sequence in self.on_device]) if self.on_device else []
+        self._model_eos_ids = model_eos_ids
         self._launched: ChoicesInFlight | None = None
-        if not any(map(_may_wait, _params_of(self.on_device))):
-            self.start_sampling()
+        if not any(map(_may_wait, self.on_device)):
+            self.start_sampling(ids_in_flight)
 
     @property
     def token_ids(self) -> Tensor | None:
         """The tokens of the rows `on_device` [tokens], on the device."""
         return None if self._launched is None else self._launched.token_ids
 
-    def start_sampling(self) -> None:
+    def start_sampling(self, ids_in_flight: Tensor | None = None) -> None:
         """Begins to sample the rows `on_device`, if that has not begun.
 
         The step does so itself where its sampling never waits for the device. A nucleus may: its sampling begins
-        when the host has nothing left to do meanwhile.
+        when the host has nothing left to do meanwhile, and knows the tokens of the step before.
         """
         if self.on_device and self._launched is None:
             assert self._logits is not None and self._launch_sample_batch is not None
             picked = pick_rows(self._logits, self.on_device)
-            self._launched = self._launch_sample_batch(picked, _params_of(self.on_device), self._numbers)
+            sampling_rows = sampling_rows_of([sequence for _, sequence in self.on_device], self._model_eos_ids)
+            self._launched = self._launch_sample_batch(picked, sampling_rows, ids_in_flight)
 
     def take_logits(self) -> Tensor:
         """The logits [rows, vocab], which the step keeps no longer; they hold until the next step is launched."""
@@ -65,7 +73,10 @@ class InFlight:
         if self._launched is None:
             return []
         choices = self._launched.collect()
-        return [choices.of_row(index, params.top_logprobs) for index, params in enumerate(_params_of(self.on_device))]
+        return [
+            choices.of_row(index, sequence.request.params.top_logprobs)
+            for index, (_, sequence) in enumerate(self.on_device)
+        ]
 
 
 def pick_rows(logits: Tensor, rows: SequenceOf[SampledRow]) -> Tensor:
@@ -86,13 +97,32 @@ def draw_numbers(sequences: SequenceOf[Sequence]) -> list[float]:
     return numbers
 
 
-def _params_of(rows: SequenceOf[SampledRow]) -> list[GenerationParams]:
-    return [sequence.request.params for _, sequence in rows]
+def sampling_rows_of(sequences: SequenceOf[Sequence], model_eos_ids: tuple[int, ...]) -> list[SamplingRow]:
+    """The inputs of each sequence's next token beside its logits."""
+    return [
+        _sampling_row(sequence, number, eos_ids_of(sequence.request.params, model_eos_ids))
+        for sequence, number in zip(sequences, draw_numbers(sequences), strict=True)
+    ]
+
+
+def _sampling_row(sequence: Sequence, uniform: float, eos_ids: tuple[int, ...]) -> SamplingRow:
+    request = sequence.request
+    if sequence.row_state is None:
+        sequence.row_state = RowState(request.params, request.prompt_ids, eos_ids)
+    return SamplingRow(
+        request.params,
+        request.prompt_ids,
+        sequence.token_ids,
+        eos_ids,
+        uniform,
+        in_flight_index=sequence.in_flight_index,
+        kept_state=sequence.row_state,
+    )
 
 
 def _is_beam(sampled: SampledRow) -> bool:
     return sampled[1].request.params.strategy is Strategy.BEAM
 
 
-def _may_wait(params: GenerationParams) -> bool:
-    return params.strategy is Strategy.NUCLEUS and params.top_p < 1.0
+def _may_wait(sampled: SampledRow) -> bool:
+    return may_wait(rules_of(sampled[1].request.params, ()))

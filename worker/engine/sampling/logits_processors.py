@@ -1,4 +1,4 @@
-"""Logits processors of one row: bias, penalties, minimum length, `top_k` and `min_p`; [1, vocab] in and out.
+"""Logits processors of one row: bias, penalties, minimum length and `top_k`; [1, vocab] in and out.
 
 Transformers' own processors where they exist. Penalties see the whole history of the row; nothing here samples.
 """
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers.generation.logits_process import (
     MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     TopKLogitsWarper,
@@ -66,11 +65,8 @@ def _subtract_penalties(scores: Tensor, params: GenerationParams, token_ids: Seq
     scores[0, ids] -= params.presence_penalty + params.frequency_penalty * occurrences
 
 
-def apply_sampling_filters(scores: Tensor, params: GenerationParams) -> Tensor:
-    """`top_k` and `min_p` on scores already divided by the temperature; left-out tokens become -inf."""
+def apply_top_k(scores: Tensor, top_k: int) -> Tensor:
+    """Scores [1, vocab] with -inf for those below the k-th largest."""
     history: Any = torch.empty((1, 0), dtype=torch.long, device=scores.device)
-    if params.top_k is not None:
-        scores = TopKLogitsWarper(params.top_k)(history, scores)
-    if params.min_p:
-        scores = MinPLogitsWarper(params.min_p)(history, scores)
-    return scores
+    kept: Tensor = TopKLogitsWarper(top_k)(history, scores)
+    return kept

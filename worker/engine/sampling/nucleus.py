@@ -1,8 +1,9 @@
-"""The nucleus of one row: the most probable tokens whose cumulative probability does not exceed `top_p`.
+"""The nucleus of one row: the most probable tokens whose cumulative probability does not exceed a limit.
 
-The first token stays even where it exceeds `top_p` alone (top-p sampling of Holtzman et al., "The Curious Case of
-Neural Text Degeneration", ICLR 2020, but without the token that crosses `top_p`). No vocabulary is sorted: few tokens
-usually hold the nucleus, and those are sorted; otherwise a histogram finds the one bin of the cutoff.
+The first token stays even where it exceeds the limit alone. This is the top-p sampling of Holtzman et al., "The
+Curious Case of Neural Text Degeneration", ICLR 2020, where `keeps_crossing` keeps the token that crosses the limit,
+as Transformers does; the study's rule leaves it out. No vocabulary is sorted: few tokens usually hold the nucleus,
+and those are sorted; otherwise a histogram finds the one bin of the cutoff.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 
 Weights = NDArray[np.float32]
 
-#: A cumulative probability this little above `top_p` is rounding, not excess (0.1 + 0.1 + 0.1 is not above 0.3).
-TOP_P_SLACK = 1e-6
+#: A cumulative probability this little beside the limit is rounding: 0.1 + 0.1 + 0.1 is neither above nor below 0.3.
+SLACK = 1e-6
 
 #: Less probable tokens are looked at only if the others do not hold the nucleus.
 MIN_PROBABILITY = 1e-5
@@ -44,46 +45,55 @@ class Cutoff(NamedTuple):
     has_more_equal: bool  # some weights equal to `value` are left out
 
 
-def nucleus(weights: Weights, top_p: float) -> Nucleus:
-    """The nucleus of unnormalised probabilities [vocab], for `top_p` < 1; among equal weights lower ids come first."""
+def nucleus(weights: Weights, limit: float, *, keeps_crossing: bool = False) -> Nucleus:
+    """The nucleus of unnormalised probabilities [vocab], for a limit < 1; among equal weights lower ids come first."""
     total = float(weights.sum(dtype=np.float64))
-    limit = (top_p + TOP_P_SLACK) * total
+    mass = (limit - SLACK if keeps_crossing else limit + SLACK) * total
     is_likely = weights > MIN_PROBABILITY * total
     if np.count_nonzero(is_likely) <= MAX_SORTED:
         ids = np.flatnonzero(is_likely)
         likely = weights[ids]
-        if float(likely.sum(dtype=np.float64)) > limit:
-            cutoff = _cutoff(likely, limit, sum_above=0.0, num_above=0)
+        if float(likely.sum(dtype=np.float64)) > mass:
+            cutoff = _cutoff(likely, mass, Above(0.0, 0), keeps_crossing)
             is_kept = _is_kept(likely, cutoff)
             return Nucleus(ids[is_kept], likely[is_kept], cutoff.num_kept)
-    cutoff = _cutoff_by_histogram(weights, limit)
+    cutoff = _cutoff_by_histogram(weights, mass, keeps_crossing)
     return Nucleus(None, weights * _is_kept(weights, cutoff), cutoff.num_kept)
 
 
-def _cutoff_by_histogram(weights: Weights, limit: float) -> Cutoff:
+class Above(NamedTuple):
+    """The weights that are larger than all candidates."""
+
+    mass: float
+    number: int
+
+
+def _cutoff_by_histogram(weights: Weights, mass: float, keeps_crossing: bool) -> Cutoff:
     """The cutoff of many weights [vocab]; bins are by bit pattern, which orders positive floats as their values do."""
     bins = weights.view(np.int32) >> BIN_SHIFT
     sums = np.bincount(bins, weights=weights)[::-1].cumsum()  # the largest weights first
-    position = min(int(np.searchsorted(sums, limit, side="right")), len(sums) - 1)
+    position = min(int(np.searchsorted(sums, mass, side="right")), len(sums) - 1)
     cutoff_bin = len(sums) - 1 - position
     num_above = int(np.count_nonzero(bins > cutoff_bin))
     sum_above = float(sums[position - 1]) if position else 0.0
-    return _cutoff(weights[bins == cutoff_bin], limit, sum_above, num_above)
+    return _cutoff(weights[bins == cutoff_bin], mass, Above(sum_above, num_above), keeps_crossing)
 
 
-def _cutoff(candidates: Weights, limit: float, sum_above: float, num_above: int) -> Cutoff:
-    """The cutoff among candidates, beside `num_above` larger weights with the sum `sum_above`."""
+def _cutoff(candidates: Weights, mass: float, above: Above, keeps_crossing: bool) -> Cutoff:
+    """The cutoff among candidates, the most probable tokens but those above."""
     values = np.sort(candidates)[::-1]
-    num_within = int(np.searchsorted(sum_above + values.cumsum(dtype=np.float64), limit, side="right"))
-    if num_above + num_within == 0:
-        num_within = 1  # the first exceeds `top_p` alone
+    num_within = int(np.searchsorted(above.mass + values.cumsum(dtype=np.float64), mass, side="right"))
+    if keeps_crossing:
+        num_within = min(num_within + 1, len(values))
+    if above.number + num_within == 0:
+        num_within = 1  # the first exceeds the limit alone
     if num_within == 0:  # every larger weight, and none of the candidates
-        return Cutoff(np.nextafter(values[0], np.float32(np.inf)), 0, num_above, False)
+        return Cutoff(np.nextafter(values[0], np.float32(np.inf)), 0, above.number, False)
     value = values[num_within - 1]
     ascending = values[::-1]
     first = len(values) - int(np.searchsorted(ascending, value, side="right"))
     end = len(values) - int(np.searchsorted(ascending, value, side="left"))
-    return Cutoff(value, num_within - first, num_above + num_within, end > num_within)
+    return Cutoff(value, num_within - first, above.number + num_within, end > num_within)
 
 
 def _is_kept(weights: Weights, cutoff: Cutoff) -> NDArray[np.bool_]:

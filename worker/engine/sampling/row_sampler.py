@@ -6,65 +6,35 @@ split among threads and may round differently. Knows no sequences; a row's histo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.params import GenerationParams
-from models.states import Strategy
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.sampling.batch_sampler import SampleBatch
 from worker.engine.sampling.choices import Choice
-from worker.engine.sampling.draw import Draw, draw_categorical, draw_nucleus
-from worker.engine.sampling.logits_processors import (
-    apply_history_processors,
-    apply_sampling_filters,
-    has_history_processors,
-)
+from worker.engine.sampling.draw import Draw, draw_nucleus
+from worker.engine.sampling.edited_scores import unpacked
+from worker.engine.sampling.logits_processors import apply_history_processors, apply_top_k, has_history_processors
 from worker.engine.sampling.nucleus import Weights
+from worker.engine.sampling.sampling_row import SamplingRow
 
 #: Scores per chunk of rows: four rows of Qwen2's vocabulary.
 CHUNK_ELEMENTS = 5 * 2**17
 
 
-@dataclass(frozen=True)
-class SamplingRow:
-    """The inputs of a row's token beside its logits."""
-
-    params: GenerationParams
-    prompt_ids: Sequence[int]
-    token_ids: Sequence[int]  # generated so far
-    eos_ids: tuple[int, ...]
-    uniform: float  # the random number of this draw, in [0, 1)
-
-
 def sample_rows(logits: Tensor, rows: Sequence[SamplingRow], sample_batch: SampleBatch | None = None) -> list[Choice]:
     """Samples a token for each row of logits [rows, vocab], of any dtype; computes in fp32.
 
-    `sample_batch`, where there is one, samples all rows at once except those that it cannot (`needs_row_sampler`).
+    `sample_batch`, where there is one, samples all rows at once.
     """
     if sample_batch is None:
         return _sample_in_chunks(logits, rows)
-    special = [index for index, row in enumerate(rows) if needs_row_sampler(row.params)]
-    plain = [index for index, row in enumerate(rows) if not needs_row_sampler(row.params)]
-    choices: dict[int, Choice] = {}
-    if plain:
-        picked = logits if not special else logits[plain]
-        params = [rows[index].params for index in plain]
-        batch = sample_batch(picked, params, [rows[index].uniform for index in plain])
-        choices.update((index, batch.of_row(row, params[row].top_logprobs)) for row, index in enumerate(plain))
-    if special:
-        sampled = _sample_in_chunks(logits[special], [rows[index] for index in special])
-        choices.update(zip(special, sampled, strict=True))
-    return [choices[index] for index in range(len(rows))]
-
-
-def needs_row_sampler(params: GenerationParams) -> bool:
-    """Whether a row needs its history, `top_k` or `min_p`, none of which a `SampleBatch` knows."""
-    return has_history_processors(params) or params.top_k is not None or bool(params.min_p)
+    choices = sample_batch(logits, rows)
+    return [choices.of_row(index, row.params.top_logprobs) for index, row in enumerate(rows)]
 
 
 def _sample_in_chunks(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
@@ -121,14 +91,14 @@ def _entropies_and_ranks(
     if all(row.params.trace == "none" for row in rows):
         return [0.0] * len(logprobs), [0] * len(logprobs)
     entropies = entropies_of(logprobs)
-    if all(_is_plain_greedy(row.params) for row in rows):
+    if all(_is_plain_greedy(row) for row in rows):
         return entropies, [1] * len(logprobs)
     is_above = (logprobs > token_logprobs).cpu().numpy()
     return entropies, [int(np.count_nonzero(row)) + 1 for row in is_above]
 
 
-def _is_plain_greedy(params: GenerationParams) -> bool:
-    return params.strategy is Strategy.GREEDY and not has_history_processors(params)
+def _is_plain_greedy(row: SamplingRow) -> bool:
+    return row.rules.is_greedy and not row.has_edits
 
 
 def entropies_of(logprobs: Tensor) -> list[float]:
@@ -140,7 +110,7 @@ def entropies_of(logprobs: Tensor) -> list[float]:
 def _draw_rows(scores: Tensor, greedy_ids: list[int], rows: Sequence[SamplingRow]) -> list[Draw]:
     """One draw per row; plain greedy rows take their `greedy_ids`."""
     draws = [Draw(token_id, 0.0, 1) for token_id in greedy_ids[: len(rows)]]
-    drawing = [index for index, row in enumerate(rows) if not _is_plain_greedy(row.params)]
+    drawing = [index for index, row in enumerate(rows) if not _is_plain_greedy(row)]
     if drawing:
         weights = _weights(scores, rows, drawing).cpu().numpy()
         for index, row_weights in zip(drawing, weights, strict=True):
@@ -149,34 +119,40 @@ def _draw_rows(scores: Tensor, greedy_ids: list[int], rows: Sequence[SamplingRow
 
 
 def _draw(weights: Weights, row: SamplingRow) -> Draw:
-    if row.params.strategy is Strategy.GREEDY:
+    if np.isnan(weights).any():  # NaN logits, or every token is banned
+        return Draw(0, math.nan, 0)
+    rules = row.rules
+    if rules.is_greedy:
         return Draw(int(weights.argmax()), 0.0, 1)
-    if row.params.strategy is Strategy.NUCLEUS:
-        return draw_nucleus(weights, row.params.top_p, row.uniform)
-    return draw_categorical(weights, row.uniform)
+    limit, keeps_crossing = min(rules.top_p, rules.nucleus_p), rules.top_p < 1.0
+    return draw_nucleus(weights, limit, row.uniform, keeps_crossing=keeps_crossing, min_p=rules.min_p)
 
 
 def _weights(scores: Tensor, rows: Sequence[SamplingRow], drawing: list[int]) -> Tensor:
-    """Unnormalised probabilities [drawing, vocab] to draw from; the largest of each row is 1."""
-    params = [rows[index].params for index in drawing]
+    """Unnormalised probabilities [drawing, vocab] after `top_k`; the largest of each row is 1."""
+    picked_rows = [rows[index] for index in drawing]
     picked = scores if len(drawing) == len(scores) else scores[drawing]
-    if any(map(has_history_processors, params)):
-        picked = torch.cat([_processed(picked[place], rows[index]) for place, index in enumerate(drawing)])
+    if any(row.has_edits for row in picked_rows):
+        picked = torch.cat([_processed(picked[place], row) for place, row in enumerate(picked_rows)])
     # The largest is subtracted before the division, which then overflows for no temperature.
     scaled = picked - picked.amax(-1, keepdim=True)
-    if any(each.temperature != 1.0 for each in params):
-        scaled.div_(torch.tensor([[each.temperature] for each in params], device=scores.device))
-    for place, each in enumerate(params):
-        if each.top_k is not None or each.min_p:
-            scaled[place] = apply_sampling_filters(scaled[place : place + 1], each)[0]
+    temperatures = [row.rules.temperature or 1.0 for row in picked_rows]
+    if any(temperature != 1.0 for temperature in temperatures):
+        scaled.div_(torch.tensor([[temperature] for temperature in temperatures], device=scores.device))
+    for place, row in enumerate(picked_rows):
+        if row.rules.top_k:
+            scaled[place] = apply_top_k(scaled[place : place + 1], row.rules.top_k)[0]
     return scaled.exp_()
 
 
 def _processed(scores: Tensor, row: SamplingRow) -> Tensor:
-    """Scores [vocab] after the row's bias and penalties, as [1, vocab]."""
-    if not has_history_processors(row.params):
-        return scores[None]
-    return apply_history_processors(scores[None], row.params, row.prompt_ids, row.token_ids, row.eos_ids)
+    """Scores [vocab] after the row's bias, penalties and bans, as [1, vocab]."""
+    processed = scores[None]
+    if has_history_processors(row.params):
+        processed = apply_history_processors(processed, row.params, row.prompt_ids, row.token_ids, row.eos_ids)
+    if row.allowed is not None:
+        processed = processed.masked_fill(~unpacked(row.allowed.to(scores.device), len(scores)), -torch.inf)
+    return processed
 
 
 def top_alternatives(logprobs: Tensor, count: int) -> list[tuple[int, float]]:

@@ -16,8 +16,8 @@ from worker.engine.request import Request
 from worker.engine.sampling.batch_sampler import SampleBatch
 from worker.engine.sampling.beam_group import advance_beams, start_beams
 from worker.engine.sampling.choices import Choice
-from worker.engine.sampling.in_flight import InFlight, draw_numbers, pick_rows
-from worker.engine.sampling.row_sampler import SamplingRow, sample_rows
+from worker.engine.sampling.in_flight import InFlight, pick_rows, sampling_rows_of
+from worker.engine.sampling.row_sampler import sample_rows
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.step_plan import SampledRow
 from worker.engine.scheduling.stopping import check_stop, eos_ids_of
@@ -107,10 +107,7 @@ class Sampler:
 
     def _sample_plain(self, logits: Tensor, rows: list[SampledRow]) -> None:
         sequences = [sequence for _, sequence in rows]
-        sampling_rows = [
-            SamplingRow(s.request.params, s.request.prompt_ids, s.token_ids, self._eos_ids(s.request), number)
-            for s, number in zip(sequences, draw_numbers(sequences), strict=True)
-        ]
+        sampling_rows = sampling_rows_of(sequences, self._limits.eos_token_ids)
         choices = sample_rows(pick_rows(logits, rows), sampling_rows, self._sample_batch)
         for sequence, choice in zip(sequences, choices, strict=True):
             self._take(sequence, choice)

@@ -9,6 +9,7 @@ from typing import Protocol
 from models.states import FinishReason, Strategy
 from worker.engine.request import Request
 from worker.engine.sampling.choices import Choice
+from worker.engine.sampling.sampling_row import RowState
 from worker.engine.scheduling.block_manager import BlockTable, Prefix
 from worker.engine.scheduling.stop_search import StopSearch
 
@@ -36,6 +37,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     text_end: int | None = None  # where a stop string cuts the text
     stop_search: StopSearch | None = None  # only where stop strings must be looked for
+    row_state: RowState | None = None  # of its sampler, from its first token on
     in_flight_index: int | None = None  # of its newest token among those that are still on the device
 
     def fork(self, index: int) -> Sequence:

@@ -1,4 +1,5 @@
-/* The nucleus of a row (Holtzman et al. 2020): the most probable tokens whose mass does not exceed top_p.
+/* The nucleus of a row (Holtzman et al. 2020): the most probable tokens whose mass does not exceed nucleus_p; by the
+ * rule of top_p, which is Transformers', with the token that crosses the limit.
  *
  * Nothing is sorted. Weights are positive, so their bits are ordered as they are, and the lightest weight that is kept
  * is found by bisection of its bits:
@@ -16,8 +17,8 @@
 
 #include "sampling.h"
 
-/* A cumulative probability this little above top_p is rounding, not excess. */
-#define TOP_P_SLACK 1e-6
+/* A cumulative probability this little beside the limit is rounding: it is at the limit. */
+#define SLACK 1e-6
 
 /* Zeroes all weights below `value`, and of those equal to it all but the first `num_equal`. */
 static void zero_below(float *weights, int64_t count, float value, int64_t num_equal) {
@@ -141,9 +142,9 @@ static Bracket find_bracket(Split *found, float *scratch, const float *weights, 
     }
 }
 
-int64_t keep_nucleus(float *weights, int64_t count, double top_p, float *scratch) {
-    double total = double_sum(weights, count), limit = (top_p + TOP_P_SLACK) * total;
-    if (limit >= total) return count_above((Logits){weights, count, 0}, 0);
+/* Keeps the heaviest weights with a mass of at most `limit`, and `num_crossing` weights more: 0 or 1. */
+static int64_t keep_mass(float *weights, int64_t count, double total, double limit, int64_t num_crossing,
+                         float *scratch) {
     Split found;
     Bracket cut = find_bracket(&found, scratch, weights, count, total, limit);
     while (cut.high - cut.low > 1) { /* until one value is left: the lightest kept, or the heaviest not kept */
@@ -156,7 +157,19 @@ int64_t keep_nucleus(float *weights, int64_t count, double top_p, float *scratch
     int64_t num_equal = 0;
     for (double mass = found.mass_above + value; num_equal < found.num_within && mass <= limit; mass += value)
         num_equal++;
-    if (found.num_above + num_equal == 0) num_equal = 1; /* the first exceeds top_p alone */
+    if (num_crossing && num_equal < found.num_within) num_equal++;
+    if (found.num_above + num_equal == 0) num_equal = 1; /* the first exceeds the limit alone */
     zero_below(weights, count, value, num_equal);
     return found.num_above + num_equal;
+}
+
+int64_t keep_nucleus(float *weights, int64_t count, double nucleus_p, float *scratch) {
+    double total = double_sum(weights, count), limit = (nucleus_p + SLACK) * total;
+    if (limit >= total) return count_above((Logits){weights, count, 0}, 0);
+    return keep_mass(weights, count, total, limit, 0, scratch);
+}
+
+int64_t keep_top_p(float *weights, int64_t count, double top_p, float *scratch) {
+    double total = double_sum(weights, count), limit = (top_p - SLACK) * total;
+    return keep_mass(weights, count, total, limit < 0 ? 0 : limit, 1, scratch);
 }

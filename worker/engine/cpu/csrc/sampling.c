@@ -1,6 +1,6 @@
 /* Samples a token in each row of logits, with its trace. One thread computes a row, always in the same order.
  *
- * The rules are those of nucleus.py and draw.py, which are the reference: a token is drawn by inverting the cumulative
+ * The rules are those of row_sampler.py, which is the reference: a token is drawn by inverting the cumulative
  * distribution, that is, tokens lie on a line in the order of their ids, each as long as its weight, and a number in
  * [0, 1) points at one of them.
  */
@@ -122,37 +122,93 @@ INLINE void find_top_k(int32_t *ids, float *values, int64_t k, Logits x) {
     }
 }
 
-/* The parameters of a row; a temperature of 0 is greedy, and a top_p of 1 or more keeps everything. */
-typedef struct { double temperature, top_p, uniform; } RowParams;
-
-/* The sampled token and its trace; COLUMNS of choices.py. */
+/* The sampled token and its trace; COLUMNS of choices.py. Where there is nothing to draw from, because a logit is NaN
+ * or infinite or because every token is banned, the logprob that this leaves unknown is NaN. */
 typedef struct { double token_id, logprob, sampling_logprob, entropy, rank, kept; } Choice;
 
-INLINE Choice sample_row(Logits x, RowParams params, int64_t k, int32_t *top_ids, float *top_logprobs, float *weights,
-                         float *scratch) {
-    int64_t token_id, rank = 1, kept = 1;
-    float max_logit = find_max_logit(x, &token_id);
-    Sums sums = sum_scores(params.temperature == 1 ? weights : NULL, x, max_logit);
-    double sampling_logprob = 0, log_sum = log(sums.exp);
-    if (params.temperature > 0) { /* not greedy */
-        if (params.temperature != 1) exp_scores(weights, x, max_logit, (float)params.temperature);
-        kept = params.top_p < 1 ? keep_nucleus(weights, x.count, params.top_p, scratch)
-                                : count_above((Logits){weights, x.count, 0}, 0);
-        double drawable = blocked_sum(weights, x.count);
-        token_id = draw(weights, x.count, drawable, params.uniform);
-        sampling_logprob = log(weights[token_id]) - log(drawable);
-        rank += count_above(x, logit_of(x, token_id));
+/* Memory of a thread; `counts` is zero between two rows. */
+typedef struct { float *weights, *scratch, *scores; int32_t *ids, *counts; } Workspace;
+
+/* Zeroes the weights below min_p, the heaviest being 1; returns how many are kept. */
+static int64_t keep_min_p(float *weights, int64_t count, float min_p) {
+    int64_t kept = 0;
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int64_t size = block_size(start, count);
+        int32_t in_block = 0;
+        for (int64_t i = start; i < start + size; i++) {
+            weights[i] = weights[i] < min_p ? 0.0f : weights[i];
+            in_block += weights[i] > 0;
+        }
+        kept += in_block;
     }
+    return kept;
+}
+
+/* Zeroes the weights [count] that the row's parameters leave out; returns how many are kept. */
+static int64_t keep_likely(float *weights, int64_t count, const RowParams *params, float *scratch) {
+    int64_t kept;
+    if (params->nucleus_p < 1) kept = keep_nucleus(weights, count, params->nucleus_p, scratch);
+    else if (params->top_p < 1) kept = keep_top_p(weights, count, params->top_p, scratch);
+    else kept = count_above((Logits){weights, count, 0}, 0);
+    return params->min_p > 0 ? keep_min_p(weights, count, (float)params->min_p) : kept;
+}
+
+typedef struct { int64_t token_id, kept; double logprob; } Draw;
+
+/* Draws from scores; the weights in the workspace are theirs already where `has_weights`. */
+INLINE Draw draw_token(Logits x, float max_score, const RowParams *params, int has_weights, Workspace work) {
+    int64_t count = x.count;
+    int is_cut = params->top_k > 0 && params->top_k < x.count;
+    if (is_cut) {
+        count = gather_top_k(work.weights, work.ids, x, params->top_k, work.scratch);
+        exp_scores(work.weights, (Logits){work.weights, count, 0}, max_score, (float)params->temperature);
+    } else if (!has_weights) {
+        exp_scores(work.weights, x, max_score, (float)params->temperature);
+    }
+    int64_t kept = keep_likely(work.weights, count, params, work.scratch);
+    double drawable = blocked_sum(work.weights, count);
+    int64_t index = draw(work.weights, count, drawable, params->uniform);
+    double logprob = log(work.weights[index]) - log(drawable);
+    return (Draw){is_cut ? work.ids[index] : index, kept, logprob};
+}
+
+INLINE Choice sample_row(Logits x, const RowParams *params, int64_t k, int32_t *top_ids, float *top_logprobs,
+                         Workspace work) {
+    Draw drawn = {0, 1, 0};
+    int is_edited = has_edits(params), is_greedy = params->temperature == 0;
+    float max_logit = find_max_logit(x, &drawn.token_id), max_score = max_logit;
+    int has_weights = params->temperature == 1 && !is_edited && !params->top_k;
+    Sums sums = sum_scores(has_weights ? work.weights : NULL, x, max_logit);
+    Logits scores = x;
+    if (is_edited) {
+        edit_scores(work.scores, x, params, work.counts);
+        scores = (Logits){work.scores, x.count, 0};
+        max_score = find_max_logit(scores, &drawn.token_id);
+    }
+    int is_drawable = !isnan(sums.exp) && max_score > -INFINITY;
+    if (!is_drawable) drawn = (Draw){0, 0, NAN};
+    else if (!is_greedy) drawn = draw_token(scores, max_score, params, has_weights, work);
+    double log_sum = log(sums.exp);
     find_top_k(top_ids, top_logprobs, k, x);
     for (int64_t i = 0; i < k; i++) top_logprobs[i] = (float)((double)top_logprobs[i] - max_logit - log_sum);
     return (Choice){
-        .token_id = token_id,
-        .logprob = (double)logit_of(x, token_id) - max_logit - log_sum,
-        .sampling_logprob = sampling_logprob,
+        .token_id = drawn.token_id,
+        .logprob = (double)logit_of(x, drawn.token_id) - max_logit - log_sum,
+        .sampling_logprob = drawn.logprob,
         .entropy = log_sum - sums.weighted / sums.exp,
-        .rank = rank,
-        .kept = kept,
+        .rank = 1 + (is_greedy && !is_edited ? 0 : count_above(x, logit_of(x, drawn.token_id))),
+        .kept = drawn.kept,
     };
+}
+
+static int allocate(Workspace *work, int64_t vocab) {
+    size_t size = sizeof(float) * (vocab + LANES);
+    *work = (Workspace){malloc(size), malloc(size), malloc(size), malloc(size), calloc(vocab, sizeof(int32_t))};
+    return work->weights && work->scratch && work->scores && work->ids && work->counts;
+}
+
+static void release(Workspace work) {
+    free(work.weights), free(work.scratch), free(work.scores), free(work.ids), free(work.counts);
 }
 
 /* Logits [rows, vocab] and the parameters of each row; writes the choices [rows], and ids and logprobs of the k most
@@ -162,14 +218,14 @@ INLINE int sample(Choice *choices, int32_t *top_ids, float *top_logprobs, const 
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *weights = malloc(sizeof(float) * vocab), *scratch = malloc(sizeof(float) * (vocab + LANES));
-        failed = !weights || !scratch;
+        Workspace work;
+        failed = !allocate(&work, vocab);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t row = 0; row < num_rows; row++)
             if (!failed)
-                choices[row] = sample_row((Logits){at(logits, row * vocab, is_bf16), vocab, is_bf16}, params[row], k,
-                                          top_ids + row * k, top_logprobs + row * k, weights, scratch);
-        free(weights), free(scratch);
+                choices[row] = sample_row((Logits){at(logits, row * vocab, is_bf16), vocab, is_bf16}, params + row, k,
+                                          top_ids + row * k, top_logprobs + row * k, work);
+        release(work);
     }
     return failed;
 }

@@ -1,4 +1,4 @@
-/* A row of logits or of weights, a block of BLOCK numbers at a time: what sampling.c and nucleus.c share.
+/* A row of logits or of weights, a block of BLOCK numbers at a time, and the steps of sampling it.
  *
  * A block is added up in fp32, the sums of blocks in double: as exact as needed, and vectorized.
  */
@@ -36,8 +36,27 @@ INLINE int64_t count_above(Logits x, float limit) {
     return found;
 }
 
-/* nucleus.c: zeroes the weights [count] outside of the nucleus, returns how many are kept. `scratch` is [count +
- * LANES]. */
-int64_t keep_nucleus(float *weights, int64_t count, double top_p, float *scratch);
+/* The sampling parameters of a row: `ROW_PARAMS` of sampling_params.py, which says what each means. */
+typedef struct {
+    double temperature, top_p, nucleus_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, uniform;
+    int64_t top_k, num_prompt_ids, num_token_ids, num_biased, num_banned;
+    const int32_t *prompt_ids, *token_ids, *biased_ids, *banned_ids;
+    const float *biases;
+    const uint32_t *allowed; /* a bit per token id, or NULL */
+} RowParams;
+
+/* edits.c: whether a row's tokens are drawn from other scores than the model's, and these scores [x.count]. `counts`
+ * [x.count] is zero before and after. */
+int has_edits(const RowParams *params);
+void edit_scores(float *scores, Logits x, const RowParams *params, int32_t *counts);
+
+/* top_k.c: the scores at or above the k-th largest, and their ids in ascending order; returns how many. `scratch` is
+ * [x.count + LANES], and so are `scores` and `ids`. */
+int64_t gather_top_k(float *scores, int32_t *ids, Logits x, int64_t k, float *scratch);
+
+/* nucleus.c: zeroes the weights [count] outside of the nucleus, returns how many are kept; `keep_top_p` keeps the
+ * weight that crosses the limit, too. `scratch` is [count + LANES]. */
+int64_t keep_nucleus(float *weights, int64_t count, double nucleus_p, float *scratch);
+int64_t keep_top_p(float *weights, int64_t count, double top_p, float *scratch);
 
 #endif

@@ -10,7 +10,8 @@ import torch
 from models.params import GenerationParams
 from worker.engine.sampling.batch_sampler import keep_nucleus, sample_batch
 from worker.engine.sampling.nucleus import nucleus
-from worker.engine.sampling.row_sampler import SamplingRow, sample_rows
+from worker.engine.sampling.row_sampler import sample_rows
+from worker.engine.sampling.sampling_row import SamplingRow
 
 
 @pytest.mark.parametrize("scale", [0.3, 3.0])
@@ -19,7 +20,7 @@ def test_the_nucleus_of_all_rows_is_that_of_each(scale: float, top_p: float) -> 
     """More tokens than are sorted first, and few distinct weights, so that ties run through the cutoff."""
     generator = torch.Generator().manual_seed(1)
     weights = (torch.randint(0, 40, (6, 3000), generator=generator) * scale / 10).exp()
-    kept = keep_nucleus(weights, torch.full((6, 1), top_p, dtype=torch.float64))
+    kept = keep_nucleus(weights, torch.full((6, 1), top_p, dtype=torch.float64), torch.zeros(6, 1, dtype=torch.bool))
     for row in range(6):
         ids, values, count = nucleus(weights[row].numpy(), top_p)
         expected = set(torch.from_numpy(values).nonzero()[:, 0].tolist()) if ids is None else set(ids.tolist())
@@ -38,6 +39,8 @@ def test_all_rows_at_once_are_sampled_as_a_few_at_a_time() -> None:
         {"strategy": "nucleus", "top_p": 0.99, "temperature": 10.0},
         {"strategy": "sample", "top_k": 5},
         {"repetition_penalty": 1.3, "top_logprobs": 1},
+        {"strategy": "sample", "min_p": 0.1, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+        {"logit_bias": {"7": 30.0}, "min_new_tokens": 5},
     ]
     rows = [
         SamplingRow(GenerationParams.model_validate(kinds[row % len(kinds)]), (1, 2), (3,), (), rng.random())

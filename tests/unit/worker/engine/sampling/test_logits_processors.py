@@ -8,16 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import (
-    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     TopKLogitsWarper,
 )
 
 from models.params import GenerationParams
-from models.states import Strategy
 from tests.support.distributions import VOCAB, some_logits
-from worker.engine.sampling.logits_processors import apply_history_processors, apply_sampling_filters
+from worker.engine.sampling.logits_processors import apply_history_processors, apply_top_k
 
 PROMPT, ANSWER = (3, 5, 5, 9), (5, 7, 7, 7, 30)
 HISTORY = torch.LongTensor([[*PROMPT, *ANSWER]])
@@ -65,15 +63,7 @@ def test_no_end_token_before_the_minimum_length() -> None:
 @pytest.mark.parametrize("top_k", [1, 5, VOCAB, VOCAB + 10])
 def test_top_k_is_transformers_own(top_k: int) -> None:
     logits = some_logits(13)
-    params = GenerationParams(strategy=Strategy.SAMPLE, top_k=top_k)
-    assert torch.equal(apply_sampling_filters(logits, params), TopKLogitsWarper(top_k)(HISTORY, logits))
-
-
-@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.5, 1.0])
-def test_min_p_is_transformers_own(min_p: float) -> None:
-    logits = some_logits(14)
-    params = GenerationParams(strategy=Strategy.SAMPLE, min_p=min_p)
-    assert torch.equal(apply_sampling_filters(logits, params), MinPLogitsWarper(min_p)(HISTORY, logits))
+    assert torch.equal(apply_top_k(logits, top_k), TopKLogitsWarper(top_k)(HISTORY, logits))
 
 
 def test_processors_leave_the_models_logits_as_they_were() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.support.kernels import NEEDS_COMPILER, the_library
 from worker.engine.cpu.library import pointer
 from worker.engine.sampling.draw import draw_nucleus
-from worker.engine.sampling.nucleus import MAX_SORTED, TOP_P_SLACK, Weights, nucleus
+from worker.engine.sampling.nucleus import MAX_SORTED, SLACK, Weights, nucleus
 
 TEMPERATURES = (0.001, 0.1, 0.5, 1.0, 2.0, 10.0)
 
@@ -65,7 +65,7 @@ def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
     values = [float(weight) for weight in weights]
     total = math.fsum(values)
     order = sorted(range(len(values)), key=lambda token_id: (-values[token_id], token_id))
-    limit = top_p + TOP_P_SLACK
+    limit = top_p + SLACK
     kept: list[int] = []
     nearest = math.inf
     for count in range(1, len(order) + 1):
@@ -124,8 +124,8 @@ def brute_force_sorted(weights: Weights, top_p: float) -> tuple[list[int], float
     order = sorted(range(len(values)), key=lambda token_id: (-values[token_id], token_id))
     for token_id in order:
         running += values[token_id]
-        nearest = min(nearest, abs(running / total - top_p - TOP_P_SLACK))
-        if running / total > top_p + TOP_P_SLACK:
+        nearest = min(nearest, abs(running / total - top_p - SLACK))
+        if running / total > top_p + SLACK:
             break
         kept.append(token_id)
     return kept or order[:1], nearest

@@ -32,8 +32,8 @@ COMMON_PARAMETERS = frozenset({
 #: Parameters that each strategy takes beside the common ones.
 STRATEGY_PARAMETERS: dict[Strategy, frozenset[str]] = {
     Strategy.GREEDY: frozenset({"n"}),
-    Strategy.SAMPLE: frozenset({"n", "temperature", "top_k", "min_p"}),
-    Strategy.NUCLEUS: frozenset({"n", "temperature", "top_p"}),
+    Strategy.SAMPLE: frozenset({"n", "temperature", "top_k", "top_p", "min_p"}),
+    Strategy.NUCLEUS: frozenset({"n", "temperature", "top_k", "top_p"}),
     Strategy.BEAM: frozenset({"num_beams", "num_return", "length_penalty"}),
 }
 
@@ -41,7 +41,10 @@ STRATEGY_PARAMETERS: dict[Strategy, frozenset[str]] = {
 LATER_PARAMETERS = frozenset({"model_defaults"})
 
 #: Parameters of 0.1 that a strategy has taken since.
-LATER_PARAMETERS_OF: dict[Strategy, frozenset[str]] = {}
+LATER_PARAMETERS_OF: dict[Strategy, frozenset[str]] = {
+    Strategy.SAMPLE: frozenset({"top_p"}),
+    Strategy.NUCLEUS: frozenset({"top_k"}),
+}
 
 #: Parameters that the producer resolves: no line gives them, and no hash covers them.
 RESOLVED_PARAMETERS = frozenset({"model_defaults"})
@@ -58,8 +61,9 @@ class GenerationParams(BaseModel):
 
     strategy: Annotated[Strategy, Field(strict=False)] = Strategy.GREEDY
     temperature: float = Field(default=1.0, gt=0, le=1e6)  # the logits are divided by it
-    top_p: float = Field(default=1.0, gt=0, le=1)  # nucleus: cumulative probability that is kept, at most
-    top_k: int | None = Field(default=None, ge=1)  # sample: tokens that are kept, at most
+    # The cumulative probability that is kept: by nucleus at most, by sample with the token that crosses it.
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)  # tokens that are kept, and those as probable as the last of them
     min_p: float | None = Field(default=None, ge=0, le=1)  # sample: least probability, relative to the largest
     repetition_penalty: float = Field(default=1.0, gt=0)  # over prompt and answer, as Transformers does
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)  # subtracted once from tokens already generated

@@ -131,8 +131,8 @@ class DecodingOptions:
 
     strategy: Annotated[str | None, _grid("greedy, sample, nucleus, beam")] = None
     temperature: Annotated[str | None, _grid("sample, nucleus: above 0")] = None
-    top_p: Annotated[str | None, _grid("nucleus: in (0, 1]")] = None
-    top_k: Annotated[str | None, _grid("sample: most tokens kept")] = None
+    top_p: Annotated[str | None, _grid("nucleus, or sample without nucleus: in (0, 1]")] = None
+    top_k: Annotated[str | None, _grid("nucleus, or sample without nucleus: most tokens kept")] = None
     min_p: Annotated[str | None, _grid("sample: least relative probability")] = None
     repetition_penalty: Annotated[str | None, _grid("1 changes nothing")] = None
     num_beams: Annotated[str | None, _grid("beam: hypotheses side by side")] = None

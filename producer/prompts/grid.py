@@ -43,6 +43,9 @@ RULES = {
 #: The parameters of each strategy.
 KNOWN = {str(strategy): parameters_of(strategy) for strategy in Strategy}
 
+#: Parameters that belong to nucleus alone where a command has both nucleus and sample.
+NUCLEUS_FIRST = frozenset({"top_p", "top_k"})
+
 #: Validated parameters by their representation. A file with a seed on every line fills it and gains nothing.
 _VALIDATED: dict[str, GenerationParams] = {}
 MAX_REMEMBERED = 10_000
@@ -59,6 +62,7 @@ class Grid:
     values: dict[str, list[Any]]
     repeat: int = 1  # jobs of each combination
     used: set[str] = field(default_factory=set)  # the parameters that some line has taken so far
+    has_nucleus_lines: bool = False  # some line names the strategy nucleus itself
 
     @property
     def is_varied(self) -> bool:
@@ -71,8 +75,8 @@ class Grid:
         given = self.values.get("strategy", [default_strategy])
         strategies = [line_params["strategy"]] if "strategy" in line_params else given
         for strategy in strategies:
-            known = KNOWN.get(strategy, frozenset()) if isinstance(strategy, str) else frozenset()
-            names = [name for name in self.values if name in known and name not in line_params]
+            taken = self._taken_by(strategy)
+            names = [name for name in self.values if name in taken and name not in line_params]
             self.used.update(names)
             for combination in product(*(self.values[name] for name in names)):
                 params = {"strategy": strategy, **dict(zip(names, combination, strict=True)), **line_params}
@@ -81,6 +85,21 @@ class Grid:
                     varied = {"strategy": strategy, **varied}
                 for number in range(self.repeat):
                     yield params, varied | ({"repeat": number} if self.repeat > 1 else {})
+
+    @property
+    def depends_on_lines(self) -> bool:
+        """Whether `has_nucleus_lines` makes a difference."""
+        return not self._has_nucleus and any(name in self.values for name in NUCLEUS_FIRST)
+
+    def _taken_by(self, strategy: Any) -> frozenset[str]:
+        """The parameters that jobs of a strategy take from the command line."""
+        known = KNOWN.get(strategy, frozenset()) if isinstance(strategy, str) else frozenset()
+        gives_way = strategy == Strategy.SAMPLE and (self._has_nucleus or self.has_nucleus_lines)
+        return known - NUCLEUS_FIRST if gives_way else known
+
+    @property
+    def _has_nucleus(self) -> bool:
+        return Strategy.NUCLEUS in self.values.get("strategy", [])
 
     def check_values(self) -> None:
         """Raises `UsageError` for a value that is wrong on every line, so that no line is blamed for it."""

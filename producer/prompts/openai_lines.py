@@ -33,6 +33,10 @@ def endpoint_of(url: Any) -> str | None:
     return COMPLETION_URL if path.endswith("/completions") else None
 
 
+#: Parameters of sampling, and the values of each that change nothing.
+NEUTRAL_SAMPLING: dict[str, tuple[float, ...]] = {"temperature": (), "top_p": (1,), "top_k": (0, -1), "min_p": (0,)}
+
+
 def is_openai_line(record: dict[str, Any]) -> bool:
     """Whether a record is a request; a web page with its URL and its body is none."""
     return "body" in record and "url" in record and ("method" in record or isinstance(record["body"], dict))
@@ -105,14 +109,16 @@ def _length(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sampling(body: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's temperature 0 is greedy decoding, its top_p is nucleus sampling, and its default is to sample."""
-    temperature, top_p = body.pop("temperature", None), body.pop("top_p", None)
-    if temperature == 0 and not isinstance(temperature, bool):
+    """OpenAI's default is to sample, its temperature 0 is greedy decoding; `top_k` and `min_p` are vLLM's.
+
+    Values that change nothing are left out: a `top_p` of 1, a `top_k` of 0 or -1, a `min_p` of 0.
+    """
+    given = {name: body.pop(name) for name in NEUTRAL_SAMPLING if name in body}
+    is_number = {name: isinstance(value, int | float) and not isinstance(value, bool) for name, value in given.items()}
+    if given.get("temperature") == 0 and is_number["temperature"]:
         return {"strategy": "greedy"}
-    params = {} if temperature is None else {"temperature": temperature}
-    if top_p is not None and top_p != 1:
-        return {"strategy": "nucleus", **params, "top_p": top_p}
-    return {"strategy": "sample", **params} if params or top_p is not None else {}
+    params = {name: value for name, value in given.items() if not (is_number[name] and value in NEUTRAL_SAMPLING[name])}
+    return {"strategy": "sample", **params} if given else {}
 
 
 def _logprobs(body: dict[str, Any], url: str) -> dict[str, Any]:

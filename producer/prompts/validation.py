@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from models.chat import content_text, keyed_messages
+from models.states import Strategy
 from producer.errors import InvalidInput, UsageError
 from producer.prompts.duplicate_ids import DuplicateFinder
 from producer.prompts.job_drafts import JobDraft, Line, Submission, read_lines
+from producer.prompts.records import read_records
 
 MAX_ERRORS_SHOWN = 20
 MAX_GRID_JOBS = 1_000_000
@@ -42,6 +44,8 @@ def check(submission: Submission, *, skip_invalid: bool = False, allow_many: boo
     needs `allow_many`.
     """
     submission.grid.check_values()
+    if submission.grid.depends_on_lines:
+        submission.grid.has_nucleus_lines = _has_nucleus(submission)
     ids = DuplicateFinder()
     report, errors = _pass(submission, frozenset(), ids, allow_many=allow_many)
     if duplicate_hashes := ids.duplicate_hashes():
@@ -83,6 +87,12 @@ def write_invalid(submission: Submission, report: ValidationReport) -> Path:
 def _write_invalid_line(file: TextIO, line: Line) -> None:
     record = {"line": line.number, "last_line": line.last_number, "error": str(line.problem), "text": line.raw}
     file.write(json.dumps(record) + "\n")
+
+
+def _has_nucleus(submission: Submission) -> bool:
+    """Whether some line names the strategy nucleus."""
+    records = read_records(submission.path, submission.reader)
+    return any(record.fields.get("strategy") == Strategy.NUCLEUS for record in records)
 
 
 def _pass(

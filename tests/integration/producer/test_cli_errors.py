@@ -92,7 +92,10 @@ def test_submitting_without_a_broker(producer: Producer, prompts: Path) -> None:
         ("", "has no prompts"),
         ("{", ":1: is not JSON"),
         (json.dumps(GOOD) + "\n" + json.dumps(GOOD), ":2: custom_id 'a' was already used in line 1"),
-        ('{"prompt": "x", "top_p": 0.5}', ":1: top_p is not a parameter of strategy greedy; it belongs to nucleus"),
+        (
+            '{"prompt": "x", "top_p": 0.5}',
+            ":1: top_p is not a parameter of strategy greedy; it belongs to sample",
+        ),
         ('{"prompt": "x", "strategy": "nucleus", "top_p": 2}', ":1: top_p must be in (0, 1], got 2"),
         ('{"prompt": "x", "strategy": "magic"}', ":1: strategy must be one of greedy, sample, nucleus, beam"),
     ],

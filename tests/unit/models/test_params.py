@@ -21,7 +21,7 @@ def test_every_field_belongs_to_some_strategy() -> None:
     ("given", "word"),
     [
         ({"strategy": "greedy", "temperature": 0.5}, "temperature is not a parameter of strategy greedy"),
-        ({"strategy": "sample", "top_p": 0.5}, "belongs to nucleus"),
+        ({"strategy": "greedy", "top_p": 0.5}, "belongs to sample and nucleus"),
         ({"strategy": "sample", "temperature": 0}, "greater than 0"),
         ({"strategy": "sample", "temperature": float("nan")}, "finite"),
         ({"strategy": "sample", "temperature": "0.5"}, "valid number"),

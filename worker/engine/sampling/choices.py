@@ -5,6 +5,7 @@ Plain numbers on the host, without torch: storing a trace must not load it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -20,6 +21,11 @@ class Choice:
     kept: int  # tokens that could have been drawn
     alternatives: list[tuple[int, float]]  # (token id, raw logprob), the most probable first
     beam: int | None = None  # row of the beam group that the token's history came from
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether there was nothing to draw from: a logit was NaN or infinite, or every token was banned."""
+        return math.isnan(self.logprob) or math.isnan(self.sampling_logprob)
 
 
 #: The numbers of a `Choice`, in the order in which a batch sampler writes them, as float64.

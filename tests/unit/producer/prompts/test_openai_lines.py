@@ -44,7 +44,7 @@ def parameters(tmp_path: Path, record: dict[str, Any], **grid: list[Any]) -> Gen
         ({}, {"strategy": "sample", "temperature": 1.0}),  # OpenAI's default
         ({"temperature": 0}, {"strategy": "greedy"}),
         ({"temperature": 0.7}, {"strategy": "sample", "temperature": 0.7}),
-        ({"temperature": 0.7, "top_p": 0.5}, {"strategy": "nucleus", "temperature": 0.7, "top_p": 0.5}),
+        ({"temperature": 0.7, "top_p": 0.5}, {"strategy": "sample", "temperature": 0.7, "top_p": 0.5}),
         ({"top_p": 1}, {"strategy": "sample"}),
         ({"max_tokens": 7}, {"max_new_tokens": 7}),
         ({"max_tokens": 7, "max_completion_tokens": 9}, {"max_new_tokens": 9}),

@@ -29,11 +29,13 @@ KINDS: list[dict[str, Any]] = [
     {"strategy": "nucleus", "top_p": 0.8, "stop": ["the"]},
     {"strategy": "sample", "temperature": 2.0, "ignore_eos": True},
     {"max_new_tokens": 1},
+    {"repetition_penalty": 1.2, "min_new_tokens": 4},
+    {"strategy": "sample", "top_k": 30, "min_p": 0.01, "presence_penalty": 0.5, "frequency_penalty": 0.25},
+    {"strategy": "sample", "top_p": 0.9, "repetition_penalty": 1.1},
     {"strategy": "beam", "num_beams": 3, "num_return": 2},
-    {"repetition_penalty": 1.2},
 ]
-#: What the device chooses by itself; of the others' steps the host must know the tokens at once.
-PLAIN = KINDS[:5]
+#: What the device chooses by itself; of beams the host must know the tokens at once.
+PLAIN = KINDS[:-1]
 
 
 @pytest.fixture(scope="module")

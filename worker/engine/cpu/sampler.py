@@ -60,7 +60,7 @@ def parameter_block(rows: Sequence[SamplingRow]) -> NDArray[np.void]:
 
 
 def _packed(state: RowState) -> bytes:
-    """What does not change from step to step; made once."""
+    """The fields that stay the same from step to step; made once."""
     if not state.packed:
         rules: SamplingRules = state.rules
         packed = np.zeros((), ROW_PARAMS)
@@ -74,7 +74,7 @@ def _packed(state: RowState) -> bytes:
 
 
 def _point_to_tokens(params: np.void, row: SamplingRow) -> None:
-    """Writes what changes from step to step into the row's parameters."""
+    """Writes the fields that change from step to step into the row's parameters."""
     params["token_ids"], params["num_token_ids"] = row.state.token_ids.buffer_info()
     params["banned_ids"], params["num_banned"] = row.state.banned_ids(row.num_generated).buffer_info()
     if row.allowed is not None:

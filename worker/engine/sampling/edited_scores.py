@@ -17,7 +17,7 @@ from worker.engine.model.device_copies import send, to_device
 from worker.engine.sampling.sampling_row import SamplingRow, SamplingRules
 
 #: Rows and token ids [entries] of the same device.
-Places = tuple[Tensor, Tensor]
+Entries = tuple[Tensor, Tensor]
 
 
 def edited_scores(scores: Tensor, rows: Sequence[SamplingRow], ids_in_flight: Tensor | None) -> Tensor:
@@ -30,12 +30,12 @@ def edited_scores(scores: Tensor, rows: Sequence[SamplingRow], ids_in_flight: Te
 
 
 def _edit(scores: Tensor, rows: Sequence[SamplingRow], ids_in_flight: Tensor | None) -> Tensor:
-    biased = _places(scores, (row.state.biased_ids for row in rows))
+    biased = _entries(scores, (row.state.biased_ids for row in rows))
     biases = np.concatenate([np.frombuffer(row.state.biases, np.float32) for row in rows])
     scores.index_put_(biased, send(torch.from_numpy(biases), scores.device), accumulate=True)
     if any(row.rules.is_penalized for row in rows):
         scores = _penalize(scores, rows, _generated(scores, rows, ids_in_flight))
-    banned = _places(scores, (row.state.banned_ids(row.num_generated) for row in rows))
+    banned = _entries(scores, (row.state.banned_ids(row.num_generated) for row in rows))
     scores.index_put_(banned, scores.new_full((), -torch.inf))
     for index, row in enumerate(rows):
         if row.allowed is not None:
@@ -43,10 +43,10 @@ def _edit(scores: Tensor, rows: Sequence[SamplingRow], ids_in_flight: Tensor | N
     return scores
 
 
-def _penalize(scores: Tensor, rows: Sequence[SamplingRow], generated: Places) -> Tensor:
+def _penalize(scores: Tensor, rows: Sequence[SamplingRow], generated: Entries) -> Tensor:
     counts = torch.zeros_like(scores).index_put_(generated, scores.new_ones(()), accumulate=True)
     is_seen = counts > 0
-    is_seen.index_put_(_places(scores, (row.state.prompt_ids for row in rows)), is_seen.new_ones(()))
+    is_seen.index_put_(_entries(scores, (row.state.prompt_ids for row in rows)), is_seen.new_ones(()))
     repetition = _column(scores, rows, lambda rules: rules.repetition_penalty)
     repeated = torch.where(scores < 0, scores * repetition, scores / repetition)
     scores = torch.where(is_seen & (repetition != 1), repeated, scores)
@@ -55,9 +55,9 @@ def _penalize(scores: Tensor, rows: Sequence[SamplingRow], generated: Places) ->
     return torch.where(counts > 0, scores - (presence + frequency * counts), scores)
 
 
-def _generated(scores: Tensor, rows: Sequence[SamplingRow], ids_in_flight: Tensor | None) -> Places:
-    """The places of the generated tokens, with those in flight."""
-    indices, ids = _places(scores, (row.state.token_ids for row in rows))
+def _generated(scores: Tensor, rows: Sequence[SamplingRow], ids_in_flight: Tensor | None) -> Entries:
+    """The entries of the generated tokens, with those in flight."""
+    indices, ids = _entries(scores, (row.state.token_ids for row in rows))
     flying = [(index, row.in_flight_index) for index, row in enumerate(rows) if row.in_flight_index is not None]
     if not flying:
         return indices, ids
@@ -66,7 +66,7 @@ def _generated(scores: Tensor, rows: Sequence[SamplingRow], ids_in_flight: Tenso
     return torch.cat([indices, to_device([index for index, _ in flying], None, scores.device)]), torch.cat([ids, found])
 
 
-def _places(scores: Tensor, ids: Iterable[array[int]]) -> Places:
+def _entries(scores: Tensor, ids: Iterable[array[int]]) -> Entries:
     """The rows and ids of each row's tokens; ids beyond the vocabulary are left out."""
     each = [np.frombuffer(row_ids, np.int32) for row_ids in ids]
     indices = np.repeat(np.arange(len(each)), [len(row_ids) for row_ids in each])

@@ -1,4 +1,4 @@
-"""How child processes start: with nothing of the working directory on their import path.
+"""The start of child processes, with nothing of the working directory on their import path.
 
 The folder of a user's project may hold a `worker.py` or a `queue.py`. Python puts the working directory first for
 `-m` and `-c`, and wherever PYTHONPATH has an empty entry; multiprocessing hands a parent's import path on.

@@ -62,7 +62,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="for programs: the outcome 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How much a command prints while it works, and in which form at its end."""
+    """The output of a command: its amount while it works, its form at the end."""
 
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no summary")] = False
     json: AsJson = False
@@ -207,7 +207,7 @@ class RetryOptions:
 
 @dataclass(frozen=True)
 class InputOptions:
-    """How the file is read, and how much of it is submitted."""
+    """The reading of the file, and the part of it that is submitted."""
 
     input_format: Annotated[str | None, _input(f"{', '.join(FORMATS)} (default: by the file's name)")] = None
     prompt_column: Annotated[str | None, _input("the column or field that holds the prompt")] = None

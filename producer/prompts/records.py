@@ -41,7 +41,7 @@ FORMATS = ("jsonl", "csv", "tsv", "parquet", "text")
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """How a file is read."""
+    """The reading of a file: its format, encoding and columns."""
 
     format: str | None = None  # None: by the file's name
     prompt_column: str | None = None

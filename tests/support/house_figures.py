@@ -25,7 +25,7 @@ MAX_MODULES_THAT_REACH_THE_SCHEDULER = 5
 #: Folders of Python code beside the product.
 BESIDE = ("tests", "benchmarks", "examples", "docs")
 
-WHAT_CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whom|Whose|Where|Wherever|Which|Whichever)\b|For one who\b")
+WHAT_CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whom|Whose|Where|Wherever|Which|Whichever|How)\b|For one who\b")
 
 
 @dataclass(frozen=True)

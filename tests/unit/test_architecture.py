@@ -32,3 +32,12 @@ def test_the_hops_are_numbered_without_a_gap_from_the_command_to_the_row() -> No
 @pytest.mark.parametrize(("path", "name"), [hop[1:] for hop in HOPS])
 def test_each_hop_exists(path: str, name: str) -> None:
     assert name in names_in((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_the_wings_of_the_engine_have_the_sentences_of_their_folders() -> None:
+    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    wings = re.findall(r"^\| `(\w+)/` \| (.*?) \| ", page, re.MULTILINE)
+    assert len(wings) == 5
+    for folder, sentence in wings:
+        module = ast.parse((ROOT / "worker" / "engine" / folder / "__init__.py").read_text(encoding="utf-8"))
+        assert (ast.get_docstring(module) or "").splitlines()[0] == sentence, folder

@@ -37,7 +37,7 @@ Decoder = Callable[[AttentionStep], Tensor]
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a model is loaded. `fuse` and `use_kernels` are for tests: without them it runs on torch's operations."""
+    """The loading of a model. `fuse` and `use_kernels` are for tests: without them it runs on torch's operations."""
 
     deterministic: bool = False
     quantize: Quantization = "none"

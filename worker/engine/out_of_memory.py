@@ -1,4 +1,4 @@
-"""Telling that memory has run out, whichever part of torch says it."""
+"""Recognizes the errors by which torch and its libraries report that memory has run out."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ QUOTED_PART = re.compile(r'"(?:[^"]|"")*"')
 
 @dataclass(frozen=True)
 class Dialect:
-    """How cells are parted and quoted."""
+    """The separator and the quotes of cells."""
 
     delimiter: str
     is_quoted: bool = True

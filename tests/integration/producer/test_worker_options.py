@@ -57,10 +57,28 @@ def test_several_devices_decode_one_run(producer: Producer, tmp_path: Path) -> N
     lines = [{"prompt": f"Story {number}", "max_new_tokens": 100, "ignore_eos": True} for number in range(300)]
     path.write_text("\n".join(map(json.dumps, lines)))
     options = ["--model", TOY_MODEL, "--device", "cpu,cpu", "--quiet"]
-    # A worker holds one of the run's ten chunks at a time, so the one that is ready first cannot take them all.
-    producer("run", path, *options, NOCTURNE_CONCURRENCY="1")
+    with CommandProcess("producer", ["run", path, *options], tmp_path, NOCTURNE_CONCURRENCY="1") as run:
+        # A worker holds one of the run's ten chunks at a time, and the first waits for the second with its engine.
+        log = tmp_path / ".nocturne" / "worker.log"
+        wait_until(lambda: log.exists() and " serves " in log.read_text())
+        first = [each for each in engines_of(run.pid) if f"{worker_name(each)} serves " in log.read_text()]
+        for engine in first:
+            engine.suspend()
+        wait_until(lambda: log.read_text().count(" serves ") == 2)
+        for engine in first:
+            engine.resume()
+        assert run.finish() == 0, "".join(run.lines)
     assert rows(producer, "select state, count(*) as n from jobs group by 1") == [{"state": "succeeded", "n": 300}]
     assert len(rows(producer, "select distinct worker from jobs")) == 2
+
+
+def engines_of(producer_pid: int) -> list[psutil.Process]:
+    below = psutil.Process(producer_pid).children(recursive=True)
+    return [process for process in below if "spawn_main" in " ".join(process.cmdline())]
+
+
+def worker_name(engine: psutil.Process) -> str:
+    return str(engine.environ()["NOCTURNE_WORKER_NAME"])
 
 
 def test_several_workers_end_with_a_producer_that_was_killed(tmp_path: Path) -> None:

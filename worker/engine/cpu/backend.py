@@ -23,7 +23,7 @@ from worker.engine.model.transformers_decoder import TransformersDecoder
 
 
 class CpuBackend(Backend):
-    """The base's steps; they are batch-invariant with any options."""
+    """Does the base's steps, which are batch-invariant with any options."""
 
     @classmethod
     def prepare_process(cls, dtype: torch.dtype, options: LoadOptions) -> None:

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class CudaBackend(Backend):
-    """The base's steps; those that only decode are replayed as graphs, where there is a paged kernel."""
+    """Does the base's steps, and replays those that only decode as graphs, where there is a paged kernel."""
 
     def __init__(
         self, model: DeviceModel, limits: ModelLimits, config: EngineConfig, record: Record | None = None

@@ -23,7 +23,7 @@ def left_for_cache(total: int, free: int, utilization: float, step: int) -> int:
 def step_memory(
     decoder: Decoder, empty_cache: KVCache, device: torch.device, config: EngineConfig, limits: ModelLimits
 ) -> int:
-    """Bytes that the largest step takes beside weights and cache: measured, by making one into an empty cache."""
+    """The bytes of the largest step beside weights and cache, measured by a step with an empty cache."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     decoder(AttentionStep(_empty_step(config.prefill_tokens, config.max_num_seqs, device), empty_cache))

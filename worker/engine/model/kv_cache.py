@@ -92,6 +92,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def num_blocks_for(memory_bytes: int, layers: dict[int, LayerShape], block_size: int, dtype: torch.dtype) -> int:
-    """How many blocks fit into the memory."""
+    """The number of blocks that fit into the memory."""
     per_token = sum(shape.num_elements for shape in layers.values()) * dtype.itemsize
     return memory_bytes // (per_token * block_size)

@@ -160,7 +160,7 @@ class Scheduler:
         self._sequence_limit = max(1, self._num_sequences // 2)
         self._prefill_limit = max(self.blocks.block_size, self._prefill_limit // 2)
         self._steps_since_halved = 0
-        self._steps_before_growing *= 2  # each time later: what starts over must come to its end once
+        self._steps_before_growing *= 2  # doubled, so that requests that start over finish some time
         for group in reversed(list(self.running)):
             self._stop(group)
             group.start_over()

@@ -128,7 +128,7 @@ DEFINE_MATMUL_BLOCK(bf16_amx, matmul_block_amx(acc, rows, weights, num_rows, K4,
 DEFINE_MATMUL_BLOCK(int8_amx, matmul_block_amx(acc, rows, weights, num_rows, K4, overlap, is_cold, INT8))
 #endif
 
-/* What int8 accumulators are multiplied with. Rows have zero point 128, whose share of each accumulator is subtracted
+/* The factors of int8 accumulators. Rows have zero point 128, whose share of each accumulator is subtracted
  * first (Jacob et al. 2018, 2.3). */
 typedef struct {
     const float *row_scales, *weight_scales; /* [M], [N] */
@@ -153,7 +153,7 @@ typedef struct {
     int64_t M, N, K4, epilogue;
 } Gemm;
 
-/* How one type is multiplied: blocks of up to `max_rows` rows, which begin at multiples of `row_step`. */
+/* The kernel of one type: it multiplies blocks of up to `max_rows` rows, which begin at multiples of `row_step`. */
 typedef struct {
     MatmulBlock matmul_block;
     int64_t max_rows, row_step;
@@ -229,7 +229,7 @@ INLINE int64_t first_row(int64_t part, int64_t num_parts, int64_t num_rows, int6
  * kernel is constant. */
 typedef void (*GemmBlock)(const Gemm *g, int64_t first, int64_t end, int64_t block, int is_cold);
 
-INLINE void gemm(Gemm g, GemmBlock matmul_block, Kernel kernel) {
+INLINE void gemm(Gemm g, GemmBlock run_block, Kernel kernel) {
     int64_t num_blocks = ceil_div(g.N, NR), num_parts = ceil_div(g.M, MAX_MC);
     /* On AMX all rows share each KC of K, where K is longer than that. */
     int64_t max_rows = kernel.is_amx && g.K4 > KC ? MAX_MC : kernel.max_rows;
@@ -246,8 +246,8 @@ INLINE void gemm(Gemm g, GemmBlock matmul_block, Kernel kernel) {
 #pragma omp for schedule(static) collapse(2) nowait
             for (int64_t block = 0; block < num_blocks; block++)
                 for (int64_t m = 0; m < num_m; m++)
-                    matmul_block(&g, start + first_row(m, num_m, num_rows, kernel.row_step),
-                                   start + first_row(m + 1, num_m, num_rows, kernel.row_step), block, m == 0);
+                    run_block(&g, start + first_row(m, num_m, num_rows, kernel.row_step),
+                              start + first_row(m + 1, num_m, num_rows, kernel.row_step), block, m == 0);
         }
         if (kernel.is_amx) release_tiles();
         _mm_sfence(); /* makes non-temporal stores visible to the other threads */

@@ -74,20 +74,20 @@ INLINE void release_tiles(void) { _tile_release(); }
     else                                                                                                               \
         _tile_dpbf16ps(acc, rows, weights)
 
-#define MATMUL_ROW_TILE(tile, row_register, weights)                                                                 \
+#define MATMUL_ROW_TILE(tile, row_register, weights)                                                                   \
     if (tile < num_tiles) {                                                                                            \
         _tile_loadd(row_register, rows + (tile + 1 < num_tiles ? tile * TILE_DIM * stride : last), stride);            \
         TILE_DOT(tile, row_register, weights);                                                                         \
     }
 
-#define MATMUL_K_STEP(weight_register)                                                                               \
+#define MATMUL_K_STEP(weight_register)                                                                                 \
     for (int64_t line = 0; line < prefetch_lines; line++)                                                              \
         _mm_prefetch(weights + PREFETCH_DISTANCE + line * LINE, _MM_HINT_T1);                                          \
     _tile_loadd(weight_register, weights, LINE);                                                                       \
-    MATMUL_ROW_TILE(0, 4, weight_register)                                                                           \
-    MATMUL_ROW_TILE(1, 5, weight_register)                                                                           \
-    MATMUL_ROW_TILE(2, 4, weight_register)                                                                           \
-    MATMUL_ROW_TILE(3, 5, weight_register)                                                                           \
+    MATMUL_ROW_TILE(0, 4, weight_register)                                                                             \
+    MATMUL_ROW_TILE(1, 5, weight_register)                                                                             \
+    MATMUL_ROW_TILE(2, 4, weight_register)                                                                             \
+    MATMUL_ROW_TILE(3, 5, weight_register)                                                                             \
     weights += TILE_BYTES;                                                                                             \
     rows += LINE;
 

@@ -29,8 +29,8 @@ void quantize_f32(uint8_t *bytes, float *scales, const void *rows, int64_t M, in
 
 /* Accumulators [M, N] (with EPILOGUE_SWIGLU [M, blocks of N, gates and ups, NR]) times each row's scale, plus bias,
  * through the epilogue into output [M, N]. */
-INLINE void dequantize(void *output, const float *acc, const float *row_scales, const float *bias, const void *residual,
-                       int64_t M, int64_t N, int64_t epilogue, int is_bf16) {
+INLINE void scale_and_epilogue(void *output, const float *acc, const float *row_scales, const float *bias,
+                               const void *residual, int64_t M, int64_t N, int64_t epilogue, int is_bf16) {
     int64_t num_blocks = ceil_div(N, NR);
 #pragma omp parallel for schedule(static) if (M * N > 16384)
     for (int64_t row = 0; row < M; row++)
@@ -52,10 +52,10 @@ INLINE void dequantize(void *output, const float *acc, const float *row_scales, 
 
 void epilogue_bf16(void *output, const float *acc, const float *row_scales, const float *bias, const void *residual,
                    int64_t M, int64_t N, int64_t epilogue) {
-    dequantize(output, acc, row_scales, bias, residual, M, N, epilogue, 1);
+    scale_and_epilogue(output, acc, row_scales, bias, residual, M, N, epilogue, 1);
 }
 
 void epilogue_f32(void *output, const float *acc, const float *row_scales, const float *bias, const void *residual,
                   int64_t M, int64_t N, int64_t epilogue) {
-    dequantize(output, acc, row_scales, bias, residual, M, N, epilogue, 0);
+    scale_and_epilogue(output, acc, row_scales, bias, residual, M, N, epilogue, 0);
 }

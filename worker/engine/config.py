@@ -28,3 +28,4 @@ class ModelLimits:
     vocab_size: int
     eos_token_ids: tuple[int, ...] = ()
     has_tokenizer: bool = False
+    dtype: str = "float32"

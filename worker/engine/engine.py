@@ -18,16 +18,17 @@ import torch
 
 from models.engine_options import EngineOptions, SizeOptions
 from models.states import Quantization
+from models.tool_calls import Messages, render_tool_calls
 from worker.engine.backends import backend_for
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.out_of_memory import is_out_of_memory
-from worker.engine.output import failed_output, finished_output
-from worker.engine.request import InvalidRequest, OutOfMemory, Request, RequestOutput
+from worker.engine.output import check_output, failed_output, finished_output
+from worker.engine.request import EngineError, InvalidRequest, OutOfMemory, Request, RequestOutput, failing_alone
 from worker.engine.sampling.in_flight import InFlight
 from worker.engine.sampling.sampler import Sampler
-from worker.engine.scheduling.admission import model_error
+from worker.engine.scheduling.admission import check_request
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
@@ -93,14 +94,23 @@ class Engine:
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt; special tokens written in it are honoured."""
-        return tuple(self.loaded.tokenizer(prompt)["input_ids"])
+        return self._token_ids(prompt)
 
     def encode_chat(self, messages: list[dict[str, Any]]) -> tuple[int, ...]:
         """Token ids of a conversation through the model's chat template, ready for the assistant's answer."""
-        if not getattr(self.loaded.tokenizer, "chat_template", None):
-            raise InvalidRequest(f"{self.loaded.limits.name} has no chat template; give a prompt instead of messages")
-        text = self.loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return tuple(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokenizer = self.loaded.tokenizer
+        _check_templates(self.loaded.limits.name, getattr(tokenizer, "chat_template", None))
+
+        def render(conversation: Messages) -> str:
+            return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+
+        with failing_alone("the chat template refuses it"):
+            text = render_tool_calls(render, messages)
+        return self._token_ids(text, add_special_tokens=False)
+
+    def _token_ids(self, text: str, **options: Any) -> tuple[int, ...]:
+        with failing_alone("the prompt cannot be tokenized"):
+            return tuple(self.loaded.tokenizer(text, **options)["input_ids"])
 
     @property
     def has_work(self) -> bool:
@@ -119,13 +129,21 @@ class Engine:
         """Queues a request; one that can never run comes back from the next `step` with its error."""
         if request.id in self.scheduler.groups:
             raise ValueError(f"request {request.id} is already in the engine")
-        max_new_tokens = min(request.params.max_new_tokens, self.loaded.limits.context_window - len(request.prompt_ids))
-        group = SequenceGroup(request, [Sequence(request, 0, max_new_tokens)], arrived=monotonic())
-        error = model_error(request, self.loaded.limits) or self.scheduler.capacity_error(group)
-        if error is None:
-            self.scheduler.enqueue(group)
-        else:
+        try:
+            with failing_alone("the request cannot be admitted"):
+                self._enqueue(request)
+        except EngineError as error:
             self._ready.append(failed_output(request, error))
+
+    def _enqueue(self, request: Request) -> None:
+        """Queues a request. Raises `EngineError` for one that can never run."""
+        limits = self.loaded.limits
+        check_request(request, limits, None if self.detokenizer is None else self.detokenizer.token_text)
+        max_new_tokens = min(request.params.max_new_tokens, limits.context_window - len(request.prompt_ids))
+        group = SequenceGroup(request, [Sequence(request, 0, max_new_tokens)], arrived=monotonic())
+        if (error := self.scheduler.capacity_error(group)) is not None:
+            raise error
+        self.scheduler.enqueue(group)
 
     def cancel(self, request_id: int) -> bool:
         """Drops a request and frees its blocks; false where it is not here (any more)."""
@@ -179,8 +197,20 @@ class Engine:
 
     def _retire_finished(self, groups: Iterable[SequenceGroup]) -> None:
         for group in self.scheduler.retire_finished(groups):
-            eos_ids = eos_ids_of(group.request.params, self.loaded.limits.eos_token_ids)
-            self._ready.append(finished_output(group, eos_ids, self.detokenizer))
+            self._ready.append(self._output_of(group))
+
+    def _output_of(self, group: SequenceGroup) -> RequestOutput:
+        """The output of a group that has ended."""
+        try:
+            if group.error is not None:
+                raise group.error
+            with failing_alone("the answer cannot be detokenized"):
+                eos_ids = eos_ids_of(group.request.params, self.loaded.limits.eos_token_ids)
+                output = finished_output(group, eos_ids, self.detokenizer)
+                check_output(output)
+                return output
+        except EngineError as error:
+            return failed_output(group.request, error)
 
     def _shrink(self, reason: str) -> None:
         """Starts over with a smaller batch, after memory ran out."""
@@ -190,3 +220,14 @@ class Engine:
         if (alone := self.scheduler.halve()) is not None:
             message = f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n"
             self._ready.append(failed_output(alone.request, OutOfMemory(message)))
+
+
+def _check_templates(name: str, templates: Any) -> None:
+    """Raises `InvalidRequest` for a model without a chat template, or with several of which none is the default."""
+    if not templates:
+        raise InvalidRequest(f"{name} has no chat template; give a prompt instead of messages")
+    if isinstance(templates, dict) and "default" not in templates:
+        raise InvalidRequest(
+            f"{name} has several chat templates and none is the default: {', '.join(sorted(templates))}; "
+            "copy the one you want to chat_template.jinja in its folder"
+        )

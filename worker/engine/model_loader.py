@@ -88,6 +88,7 @@ def prepare_model(
         vocab_size=config.vocab_size,
         eos_token_ids=default_eos_ids(model, tokenizer),
         has_tokenizer=tokenizer is not None,
+        dtype=str(model.dtype).removeprefix("torch."),
     )
     return LoadedModel(limits, model.config, tokenizer, backend.load(model, layers, device, options))
 

@@ -1,4 +1,4 @@
-"""Recognizes the errors by which torch and its libraries report that memory has run out."""
+"""Recognizes the errors of a device, such as memory that has run out, among those of requests."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in CPU_MESSAGES)
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether the error is no request's: memory ran out, or the device is of no more use to this process."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA" in str(error) or is_out_of_memory(error)

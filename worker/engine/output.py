@@ -6,12 +6,13 @@ Knows neither tensors nor KV blocks; called once per request.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from math import isfinite
 from time import monotonic
 from typing import Any
 
 from models.chat import prompt_hash
 from worker.engine.detokenizer import Detokenizer
-from worker.engine.request import Completion, EngineError, Hypothesis, Request, RequestOutput, Trace
+from worker.engine.request import Completion, EngineError, Hypothesis, InvalidRequest, Request, RequestOutput, Trace
 from worker.engine.sampling.beam_group import beam_results
 from worker.engine.sampling.choices import Choice
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
@@ -52,6 +53,16 @@ def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer:
         prefill_seconds=group.prefilled - group.admitted,
         decode_seconds=monotonic() - group.prefilled,
     )
+
+
+def check_output(output: RequestOutput) -> None:
+    """Raises for numbers and texts that no database may get."""
+    scores = [each.score for each in output.hypotheses] + [each.cumulative_logprob for each in output.completions]
+    if not output.completions or not all(map(isfinite, scores)):
+        raise InvalidRequest("the scores of its beams are beyond all numbers; correct length_penalty")
+    for completion in output.completions:
+        completion.text.encode()
+        "".join(completion.trace.tokens if completion.trace is not None else ()).encode()
 
 
 def _completion(

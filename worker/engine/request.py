@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -33,6 +35,12 @@ class InvalidRequest(EngineError):
     code = "InvalidRequest"
 
 
+class NaNLogits(EngineError):
+    """The model's logits for one of the request's tokens are not numbers."""
+
+    code = "NaNLogits"
+
+
 class OutOfMemory(EngineError):
     """The request needs more memory than the device has, even alone in the engine."""
 
@@ -43,6 +51,38 @@ class ModelUnavailable(EngineError):
     """The model cannot be loaded."""
 
     code = "ModelUnavailable"
+
+
+#: Characters of a foreign error's message that are told.
+MAX_REASON = 500
+
+
+@contextmanager
+def failing_alone(stage: str) -> Iterator[None]:
+    """Work on one request: whatever it raises becomes that request's own error, which says the stage."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except BaseException as error:
+        raise request_error(stage, error) from error
+
+
+def request_error(stage: str, error: BaseException) -> EngineError:
+    """The error of the one request that was worked on; raises what is not its fault, such as a Ctrl-C, again."""
+    if isinstance(error, EngineError):
+        return error
+    # A panic in the tokenizer's Rust code arrives as a class that is no Exception.
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return InvalidRequest(f"{stage}: {describe_error(error)}")
+    raise error
+
+
+def describe_error(error: BaseException) -> str:
+    """The type of an error and the beginning of its message: one line that every database can hold."""
+    reason = " ".join(str(error).replace("\0", "\ufffd").split())[:MAX_REASON]
+    reason = reason.encode(errors="replace").decode()  # half a surrogate pair is no text
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 @dataclass(frozen=True)

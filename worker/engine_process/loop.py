@@ -11,15 +11,16 @@ from time import monotonic
 
 import torch
 import transformers
-from jinja2 import TemplateError
 
 from models.engine_options import EngineOptions
+from models.message import JobMessage
 from worker.engine.engine import Engine
 from worker.engine.provenance import describe_environment
-from worker.engine.request import EngineError, InvalidRequest, Request, RequestOutput
+from worker.engine.request import EngineError, Request, RequestOutput, describe_error, failing_alone
 from worker.engine_process.protocol import (
     Cancel,
     Crashed,
+    Encoding,
     Failed,
     Finished,
     Ready,
@@ -49,7 +50,7 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone: nobody reads the answers
     except Exception as error:
-        connection.send(Crashed(f"the engine ended with {type(error).__name__}: {error}"[:1000]))
+        connection.send(Crashed(f"the engine ended with {describe_error(error)}"))
         raise
 
 
@@ -59,7 +60,7 @@ def _serve(connection: Connection, engine: Engine) -> None:
         while (not is_stopping and not engine.has_work) or connection.poll():
             message = connection.recv()
             if isinstance(message, Submit):
-                _send(connection, _submit(engine, message))
+                _send(connection, _submit(connection, engine, message))
             elif isinstance(message, Cancel):
                 for job_id in message.job_ids:
                     engine.cancel(job_id)
@@ -77,16 +78,20 @@ def _send(connection: Connection, outputs: list[RequestOutput]) -> None:
         connection.send(Finished(tuple(outputs)))
 
 
-def _submit(engine: Engine, message: Submit) -> list[RequestOutput]:
-    """Tokenises and queues the jobs; returns an output with an error for each that could not be."""
+def _submit(connection: Connection, engine: Engine, message: Submit) -> list[RequestOutput]:
+    """Tokenizes and queues the jobs; returns an output with an error for each that could not be."""
     refused = []
     for job in message.jobs:
+        connection.send(Encoding(job.id))
         try:
-            prompt_ids = engine.encode(job.prompt) if job.prompt is not None else engine.encode_chat(job.messages or [])
-        except TemplateError as error:
-            refused.append(RequestOutput(job.id, 0, error=InvalidRequest(f"the chat template refuses it: {error}")))
+            engine.submit(Request(job.id, _encode(engine, job), job.params, message.priority))
         except EngineError as error:
             refused.append(RequestOutput(job.id, 0, error=error))
-        else:
-            engine.submit(Request(job.id, prompt_ids, job.params, message.priority))
+    connection.send(Encoding(None))
     return refused
+
+
+def _encode(engine: Engine, job: JobMessage) -> tuple[int, ...]:
+    """The token ids of a job's prompt or messages. Raises `EngineError`, whatever it is that goes wrong."""
+    with failing_alone("the prompt cannot be read"):
+        return engine.encode(job.prompt) if job.prompt is not None else engine.encode_chat(job.messages or [])

@@ -1,7 +1,7 @@
 """The messages between a worker and its engine process. Imports no torch: the worker's side needs none.
 
-The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` or `Failed`, then `Started`,
-`Finished` and `Stats`; `Crashed` is its last message after an unexpected error.
+The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` or `Failed`, then `Encoding`,
+`Started`, `Finished` and `Stats`; `Crashed` is its last message after an unexpected error.
 """
 
 from __future__ import annotations
@@ -59,6 +59,16 @@ class Stats:
     num_steps: int
     num_sequence_steps: int  # running sequences, summed over the steps
     num_generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The job that is rendered, tokenized and queued from now on, up to the next one or None.
+
+    If the process dies or hangs meanwhile, this job did it: nothing else is computed then.
+    """
+
+    job_id: int | None
 
 
 @dataclass(frozen=True)

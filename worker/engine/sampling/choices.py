@@ -6,6 +6,7 @@ Plain numbers on the host, without torch: storing a trace must not load it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -28,6 +29,20 @@ class Choice:
         return math.isnan(self.logprob) or math.isnan(self.sampling_logprob)
 
 
+class NotFinite(ArithmeticError):
+    """A choice whose statistics are not numbers; `is_of_model` where the logits themselves are not."""
+
+    def __init__(self, is_of_model: bool) -> None:
+        super().__init__(is_of_model)
+        self.is_of_model = is_of_model
+
+
+def check_finite(choice: Choice) -> None:
+    """Raises `NotFinite` for a choice that no database may get."""
+    if not math.isfinite(choice.logprob + choice.sampling_logprob + choice.entropy):
+        raise NotFinite(is_of_model=not math.isfinite(choice.logprob + choice.entropy))
+
+
 #: The numbers of a `Choice`, in the order in which a batch sampler writes them, as float64.
 COLUMNS = ("token_id", "logprob", "sampling_logprob", "entropy", "rank", "kept")
 
@@ -44,5 +59,10 @@ class Choices:
         """The choice of one row, with at most `num_alternatives` of its alternatives, equal ones by id."""
         token_id, logprob, sampling_logprob, entropy, rank, kept = self.columns[row]
         pairs = zip(self.alternative_ids[row], self.alternative_logprobs[row], strict=True)
-        ordered = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:num_alternatives]
+        ordered = order_alternatives(pairs)[:num_alternatives]
         return Choice(int(token_id), logprob, sampling_logprob, entropy, int(rank), int(kept), ordered)
+
+
+def order_alternatives(pairs: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """(token id, logprob) pairs, the most probable first, equal ones by id; without those that are impossible."""
+    return sorted(((i, logprob) for i, logprob in pairs if logprob > -math.inf), key=lambda pair: (-pair[1], pair[0]))

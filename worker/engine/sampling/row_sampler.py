@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.sampling.batch_sampler import SampleBatch
-from worker.engine.sampling.choices import Choice
+from worker.engine.sampling.choices import Choice, order_alternatives
 from worker.engine.sampling.draw import Draw, draw_nucleus
 from worker.engine.sampling.edited_scores import unpacked
 from worker.engine.sampling.logits_processors import apply_history_processors, apply_top_k, has_history_processors
@@ -160,5 +160,4 @@ def top_alternatives(logprobs: Tensor, count: int) -> list[tuple[int, float]]:
     if not count:
         return []
     values, ids = logprobs.topk(min(count, logprobs.shape[0]))
-    pairs = zip(ids.tolist(), values.tolist(), strict=True)
-    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+    return order_alternatives(zip(ids.tolist(), values.tolist(), strict=True))

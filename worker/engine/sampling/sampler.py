@@ -12,10 +12,11 @@ from torch import Tensor
 
 from worker.engine.config import ModelLimits
 from worker.engine.detokenizer import Detokenizer
-from worker.engine.request import Request
+from worker.engine.out_of_memory import is_device_error
+from worker.engine.request import EngineError, InvalidRequest, NaNLogits, Request, request_error
 from worker.engine.sampling.batch_sampler import SampleBatch
 from worker.engine.sampling.beam_group import advance_beams, start_beams
-from worker.engine.sampling.choices import Choice
+from worker.engine.sampling.choices import Choice, NotFinite
 from worker.engine.sampling.in_flight import InFlight, pick_rows, sampling_rows_of
 from worker.engine.sampling.row_sampler import sample_rows
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
@@ -54,7 +55,7 @@ class Sampler:
         for (_, sequence), choice in zip(step.on_device, step.collect(), strict=True):
             sequence.in_flight_index = None
             if (group := self._group_of(sequence)) is not None:
-                self._take(sequence, choice)
+                self._take(group, sequence, choice)
                 touched[sequence.request.id] = group
         return touched.values()
 
@@ -85,9 +86,12 @@ class Sampler:
             touched[sequence.request.id] = group
             (beams.setdefault(sequence.request.id, []) if group.is_beam else plain).append((row, sequence))
         for request_id, rows_of_group in beams.items():
-            self._advance_beams(touched[request_id], logits, rows_of_group)
-        if plain:
-            self._sample_plain(logits, plain)
+            try:
+                self._advance_beams(touched[request_id], logits, rows_of_group)
+            except BaseException as error:
+                self._fail(touched[request_id], error)
+        for sequence, choice in self._sample_plain(logits, plain):
+            self._take(touched[sequence.request.id], sequence, choice)
         return touched.values()
 
     def _group_of(self, sequence: Sequence) -> SequenceGroup | None:
@@ -105,16 +109,59 @@ class Sampler:
         ordered = [row for row, _ in sorted(rows, key=lambda each: each[1].index)]
         self._fork_beams(group, advance_beams(group, logits[ordered], eos_ids, self._detokenizer))
 
-    def _sample_plain(self, logits: Tensor, rows: list[SampledRow]) -> None:
+    def _sample_plain(self, logits: Tensor, rows: list[SampledRow]) -> list[tuple[Sequence, Choice]]:
+        """The choice of each row; where the rows cannot be sampled together, of each that can be alone."""
+        if not rows:
+            return []
+        sequences = [sequence for _, sequence in rows]
+        try:
+            return list(zip(sequences, self._choices(logits, rows), strict=True))
+        except Exception as error:
+            if len(rows) == 1:
+                self._fail(self._groups[sequences[0].request.id], error)
+                return []
+            if is_device_error(error):
+                raise
+        return [sampled for row in rows for sampled in self._sample_plain(logits, [row])]
+
+    def _choices(self, logits: Tensor, rows: list[SampledRow]) -> list[Choice]:
         sequences = [sequence for _, sequence in rows]
         sampling_rows = sampling_rows_of(sequences, self._limits.eos_token_ids)
-        choices = sample_rows(pick_rows(logits, rows), sampling_rows, self._sample_batch)
-        for sequence, choice in zip(sequences, choices, strict=True):
-            self._take(sequence, choice)
+        return sample_rows(pick_rows(logits, rows), sampling_rows, self._sample_batch)
 
-    def _take(self, sequence: Sequence, choice: Choice) -> None:
-        sequence.append(choice)
-        check_stop(sequence, self._eos_ids(sequence.request), self._detokenizer)
+    def _take(self, group: SequenceGroup, sequence: Sequence, choice: Choice) -> None:
+        """Adds a token to its sequence, which it may end, or fails the group."""
+        if group.error is not None:
+            return  # another of its sequences failed in this step
+        try:
+            sequence.append(choice)
+            check_stop(sequence, self._eos_ids(sequence.request), self._detokenizer)
+        except BaseException as error:
+            self._fail(group, error, "the answer cannot be detokenized, to look for its stop strings")
+
+    def _fail(self, group: SequenceGroup, error: BaseException, stage: str | None = None) -> None:
+        """Ends the group with the error that came of one of its tokens, unless that is the device's.
+
+        `stage` is given where the host alone was at work.
+        """
+        if stage is None and is_device_error(error):
+            raise error
+        position = len(group.sequences[0].token_ids) + 1
+        if isinstance(error, NotFinite):
+            group.error = _not_finite(error, position, self._limits.dtype)
+        else:
+            group.error = request_error(stage or f"token {position} of the answer cannot be sampled", error)
 
     def _eos_ids(self, request: Request) -> tuple[int, ...]:
         return eos_ids_of(request.params, self._limits.eos_token_ids)
+
+
+def _not_finite(error: NotFinite, position: int, dtype: str) -> EngineError:
+    """The error of a request whose `position`th token came of no proper distribution."""
+    if not error.is_of_model:
+        return InvalidRequest(
+            f"token {position} of the answer cannot be sampled: temperature, penalties and biases leave no token with "
+            "a probability"
+        )
+    remedy = "the weights may be damaged" if dtype == "float32" else "try --dtype float32"
+    return NaNLogits(f"the model gave NaN at token {position} (dtype {dtype}); {remedy}")

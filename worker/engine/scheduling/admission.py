@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from models.params import GenerationParams
 from worker.engine.config import ModelLimits
 from worker.engine.request import CapacityExceeded, EngineError, InvalidRequest, PromptTooLong, Request
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.sequence import SequenceGroup
 
+#: Tokens that an error names.
+MAX_NAMED = 5
 
-def model_error(request: Request, limits: ModelLimits) -> EngineError | None:
-    """The error of a request whose prompt or parameters the model does not take, else None."""
+
+def check_request(request: Request, limits: ModelLimits, token_text: Callable[[int], str] | None = None) -> None:
+    """Raises `EngineError` for a request whose prompt or parameters the model does not take.
+
+    `token_text` gives the text of a token, where the model has a tokenizer.
+    """
     num_prompt = len(request.prompt_ids)
     if not num_prompt:
-        return InvalidRequest("the prompt has no tokens; give at least one")
+        raise InvalidRequest("the prompt has no tokens; give at least one")
     if num_prompt >= limits.context_window:
-        return PromptTooLong(
+        raise PromptTooLong(
             f"the prompt has {num_prompt} tokens, and the context window of {limits.name} is {limits.context_window}; "
             "at least one token must be left for the answer"
         )
+    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= limits.vocab_size:
+        raise InvalidRequest(_unknown_prompt_tokens(request.prompt_ids, limits, token_text))
     if (bad := _unknown_token(request.params, limits.vocab_size)) is not None:
-        return InvalidRequest(f"token id {bad} is not in the vocabulary of {limits.vocab_size}")
+        raise InvalidRequest(f"token id {bad} is not in the vocabulary of {limits.vocab_size}")
     if request.params.stop and not limits.has_tokenizer:
-        return InvalidRequest("stop strings need a tokenizer, and this model was loaded without one")
-    return None
+        raise InvalidRequest("stop strings need a tokenizer, and this model was loaded without one")
 
 
 def capacity_error(
@@ -42,6 +51,20 @@ def capacity_error(
             f"{blocks.num_usable * size}; lower max_new_tokens, or start the worker with more --kv-memory"
         )
     return None
+
+
+def _unknown_prompt_tokens(
+    prompt_ids: tuple[int, ...], limits: ModelLimits, token_text: Callable[[int], str] | None
+) -> str:
+    """The sentence about prompt ids that the tokenizer gave and the embedding does not have."""
+    unknown = list(dict.fromkeys(each for each in prompt_ids if not 0 <= each < limits.vocab_size))
+    named = [f"{each}" if token_text is None else f"{each} ({token_text(each)!r})" for each in unknown[:MAX_NAMED]]
+    more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
+    ids = "token id" if len(unknown) == 1 else "token ids"
+    return (
+        f"the prompt has {ids} {', '.join(named)}{more}, and the vocabulary of {limits.name} has only "
+        f"{limits.vocab_size}; take them out of the prompt, or correct the model's tokenizer"
+    )
 
 
 def _unknown_token(params: GenerationParams, vocab_size: int) -> int | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.states import FinishReason, Strategy
-from worker.engine.request import Request
-from worker.engine.sampling.choices import Choice
+from worker.engine.request import EngineError, Request
+from worker.engine.sampling.choices import Choice, check_finite
 from worker.engine.sampling.sampling_row import RowState
 from worker.engine.scheduling.block_manager import BlockTable, Prefix
 from worker.engine.scheduling.stop_search import StopSearch
@@ -54,7 +54,8 @@ class Sequence:
         )
 
     def append(self, choice: Choice) -> None:
-        """Adds a generated token, and its trace if the request asks for one."""
+        """Adds a generated token, and its trace if the request asks for one. Raises `NotFinite`."""
+        check_finite(choice)
         self.token_ids.append(choice.token_id)
         self.cumulative_logprob += choice.logprob
         if self.request.params.trace != "none":
@@ -111,6 +112,7 @@ class SequenceGroup:
     admitted: float | None = None  # None while it waits
     prefilled: float | None = None  # None until its whole prompt is computed
     beam_search: BeamSearchState | None = None
+    error: EngineError | None = None  # ends the group, whatever its sequences are at
     samples_per_round: int | None = None  # None: all of them
     ended: list[Sequence] = field(default_factory=list)  # the samples of earlier rounds
 
@@ -133,6 +135,8 @@ class SequenceGroup:
 
     @property
     def is_finished(self) -> bool:
+        if self.error is not None:
+            return True
         if self.is_beam:
             return self.beam_search is not None and self.beam_search.is_done
         return self.ends_round and len(self.ended) + len(self.sequences) >= self.request.params.num_sequences

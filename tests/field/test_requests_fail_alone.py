@@ -1,0 +1,265 @@
+"""A request that raises at any stage fails alone: its neighbours' answers are those of a batch without it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from models.message import JobMessage
+from models.params import GenerationParams
+from tests.conftest import TOY_MODEL
+from tests.support.random_models import altered
+from worker.engine.config import EngineConfig
+from worker.engine.engine import Engine
+from worker.engine.model_loader import LoadedModel, load_model
+from worker.engine.request import RequestOutput
+from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
+from worker.engine_process.loop import _serve
+from worker.engine_process.protocol import Encoding, Finished, Started, Stop, Submit
+
+POISON = 99
+
+NEIGHBOURS: list[dict[str, Any]] = [
+    {},
+    {"strategy": "sample", "n": 2, "top_logprobs": 2},
+    {"strategy": "nucleus", "top_p": 0.8, "stop": ["the"]},
+    {"strategy": "beam", "num_beams": 3, "num_return": 2},
+    {"repetition_penalty": 1.2},
+    {"trace": "none"},
+]
+
+
+@pytest.fixture(scope="module")
+def toy() -> LoadedModel:
+    return load_model(str(TOY_MODEL), "cpu", "float32")
+
+
+@pytest.fixture(params=["own sampler", "rows", "batch", "ahead"])
+def sampled(request: pytest.FixtureRequest, toy: LoadedModel) -> LoadedModel:
+    """The toy model with each of the samplers."""
+    parts: dict[str, dict[str, Any]] = {
+        "own sampler": {},
+        "rows": {"sample_batch": None},
+        "batch": {"sample_batch": sample_batch},
+        "ahead": {"launch_sample_batch": launch_sample_batch},
+    }
+    return altered(toy, **parts[request.param])
+
+
+def params_of(number: int, **given: Any) -> GenerationParams:
+    return GenerationParams.model_validate({"max_new_tokens": 8, "seed": number, **given})
+
+
+def neighbours() -> list[JobMessage]:
+    return [
+        JobMessage(id=number, prompt=f"Story {number} about a hedgehog", params=params_of(number, **given))
+        for number, given in enumerate(NEIGHBOURS)
+    ]
+
+
+def engine_of(loaded: LoadedModel) -> Engine:
+    return Engine(loaded, EngineConfig(max_num_seqs=16, kv_memory=0.02))
+
+
+def serve(engine: Engine, jobs: Sequence[JobMessage]) -> tuple[dict[int, RequestOutput], list[object]]:
+    """The outputs of the jobs from the engine process's own loop, and all that it said."""
+    ours, theirs = Pipe()
+    loop = Thread(target=_serve, args=(theirs, engine), daemon=True)
+    ours.send(Submit(tuple(jobs), priority=5))
+    ours.send(Stop())
+    loop.start()
+    said: list[object] = []
+    while loop.is_alive() or ours.poll():
+        if ours.poll(0.02):
+            said.append(ours.recv())
+    outputs = {output.request_id: output for each in said if isinstance(each, Finished) for output in each.outputs}
+    return outputs, said
+
+
+def answers(outputs: dict[int, RequestOutput]) -> dict[int, Any]:
+    return {number: (output.completions, output.hypotheses) for number, output in outputs.items() if number != POISON}
+
+
+_undisturbed: dict[int, Any] = {}
+
+
+def undisturbed(loaded: LoadedModel) -> Any:
+    """The neighbours' answers without any poison, decoded once for each model."""
+    key = id(loaded.model)
+    if key not in _undisturbed:
+        healthy, _ = serve(engine_of(loaded), neighbours())
+        assert all(output.error is None for output in healthy.values())
+        _undisturbed[key] = (answers(healthy), loaded)  # kept, so that no other one gets its id
+    return _undisturbed[key][0]
+
+
+def failure_beside_neighbours(
+    loaded: LoadedModel, poison: JobMessage, spoil: Callable[[Engine], None]
+) -> RequestOutput:
+    """The poison's output; its neighbours, before and after it, must answer as they do without it."""
+    engine = engine_of(loaded)
+    spoil(engine)
+    jobs = neighbours()
+    found, _ = serve(engine, [*jobs[:3], poison, *jobs[3:]])
+    assert answers(found) == undisturbed(loaded)
+    assert engine.scheduler.blocks.num_in_use == 0 and not engine.has_work
+    return found[POISON]
+
+
+def nothing(engine: Engine) -> None:
+    """Spoils nothing: the request itself is enough."""
+
+
+CALL = {"function": {"name": "weather", "arguments": '["not", "an", "object"]'}}
+
+#: Template code that raises, and the error.
+TEMPLATES = {
+    "{% for name in messages[0].tool_calls[0].function.arguments|items %}{% endfor %}": "TypeError: Can only get",
+    "{{ 1 / 0 }}": "ZeroDivisionError: division by zero",
+    "{{ messages[0].content.missing.deeper }}": "UndefinedError: ",
+    "{{ 'a' * 10 ** 18 }}": "MemoryError",
+    "{{ range(10 ** 9) }}": "OverflowError: ",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError: ",
+    "{{ raise_exception('no such role\\n\\0here') }}": "TemplateError: no such role \ufffdhere",
+    "{% endif %}": "TemplateSyntaxError: ",
+    "{{ messages[0].content + 1 }}": "TypeError: ",
+    "{{ messages.clear() }}": "SecurityError: ",
+}
+
+
+@pytest.mark.parametrize(("code", "error"), TEMPLATES.items())
+def test_whatever_a_chat_template_raises(toy: LoadedModel, code: str, error: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(toy.tokenizer, "chat_template", code)
+    message = {"role": "user", "content": "Hello", "tool_calls": [CALL]}
+    output = failure_beside_neighbours(toy, JobMessage(id=POISON, messages=[message], params=params_of(1)), nothing)
+    assert output.error is not None and output.error.code == "InvalidRequest"
+    assert str(output.error).startswith(f"the chat template refuses it: {error}")
+
+
+def test_several_templates_without_a_default(toy: LoadedModel, monkeypatch: Any) -> None:
+    monkeypatch.setattr(toy.tokenizer, "chat_template", {"tool_use": "t", "rag": "r"})
+    job = JobMessage(id=POISON, messages=[{"role": "user", "content": "Hello"}], params=params_of(1))
+    output = failure_beside_neighbours(toy, job, nothing)
+    assert output.error is not None and output.error.code == "InvalidRequest"
+    assert "several chat templates and none is the default: rag, tool_use" in str(output.error)
+
+
+class PanicException(BaseException):
+    """The class of a panic in Rust code, as PyO3 names it."""
+
+
+ERRORS = [
+    TypeError("no"),
+    KeyError("k"),
+    RecursionError(),
+    MemoryError(),
+    UnicodeError("\ud800"),
+    PanicException("at 7"),
+]
+JOB = JobMessage(id=POISON, prompt="poison", params=params_of(1))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_the_tokenizer_raises(toy: LoadedModel, error: BaseException) -> None:
+    def spoil(engine: Engine) -> None:
+        encode = engine.loaded.tokenizer
+
+        def tokenizer(text: str, **options: Any) -> Any:
+            if text == "poison":
+                raise error
+            return encode(text, **options)
+
+        engine.loaded = altered_tokenizer(engine.loaded, tokenizer)
+
+    output = failure_beside_neighbours(toy, JOB, spoil)
+    assert output.error is not None and output.error.code == "InvalidRequest"
+    assert str(output.error).startswith(f"the prompt cannot be tokenized: {type(error).__name__}")
+    str(output.error).encode()
+
+
+def altered_tokenizer(loaded: LoadedModel, tokenizer: Any) -> LoadedModel:
+    return LoadedModel(loaded.limits, loaded.config, tokenizer, loaded.model)
+
+
+#: Requests that raise or are refused as they are, and their errors.
+REQUESTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"prompt": "half a pair: \ud800"}, {}, "the prompt cannot be tokenized: TypeError"),
+    ({"prompt": ""}, {}, "the prompt has no tokens"),
+    ({"messages": [{"role": "user"}]}, {}, "the chat template refuses it: "),
+    (
+        {"prompt": "x"},
+        {"eos_token_ids": [7] * 5000, "strategy": "beam", "num_beams": 2},
+        "token 1 of the answer cannot",
+    ),
+    ({"prompt": "x"}, {"strategy": "beam", "num_beams": 2, "length_penalty": 1e308}, "token 2 of the answer"),
+    (
+        {"prompt": "x"},
+        {"strategy": "beam", "num_beams": 2, "length_penalty": -1e308},
+        "the scores of its beams",
+    ),
+]
+
+
+@pytest.mark.parametrize(("job", "params", "error"), REQUESTS, ids=lambda value: str(value)[:40])
+def test_requests_of_the_world(toy: LoadedModel, job: dict[str, Any], params: dict[str, Any], error: str) -> None:
+    output = failure_beside_neighbours(toy, JobMessage(id=POISON, params=params_of(1, **params), **job), nothing)
+    assert output.error is not None and output.error.code == "InvalidRequest"
+    assert str(output.error).startswith(error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("stop", [[], ["a stop string"]], ids=["at the end", "for stop strings"])
+def test_whatever_the_detokenizer_raises(toy: LoadedModel, error: BaseException, stop: list[str]) -> None:
+    """At the end of the answer, or before it where stop strings are looked for."""
+    job = JOB.model_copy(update={"params": params_of(1, ignore_eos=True, stop=stop)})
+
+    def spoil(engine: Engine) -> None:
+        poison_ids, healthy = engine.encode("poison"), engine.detokenizer
+        assert healthy is not None
+        name = "stream" if stop else "pieces"
+        decode = getattr(healthy, name)
+
+        def spoiled(*arguments: Any) -> Any:
+            if poison_ids in arguments:
+                raise error
+            return decode(*arguments)
+
+        setattr(healthy, name, spoiled)
+
+    output = failure_beside_neighbours(toy, job, spoil)
+    assert output.error is not None and output.error.code == "InvalidRequest"
+    assert str(output.error).startswith("the answer cannot be detokenized")
+    assert type(error).__name__ in str(output.error)
+
+
+def test_a_choice_that_cannot_be_sampled(sampled: LoadedModel) -> None:
+    """A bias beyond fp32 leaves no distribution to draw from: with each sampler the request fails, and it alone."""
+    params = params_of(1, strategy="sample", logit_bias={5: 1e300})
+    output = failure_beside_neighbours(sampled, JOB.model_copy(update={"params": params}), nothing)
+    assert output.error is not None and output.error.code == "InvalidRequest"
+    assert str(output.error).startswith("token 1 of the answer cannot be sampled")
+
+
+def test_prompt_tokens_that_the_embedding_does_not_have(toy: LoadedModel) -> None:
+    """30 jobs with a token that the tokenizer knows and the model does not: each is refused by its name and id."""
+    tokenizer = copy.deepcopy(toy.tokenizer)
+    tokenizer.add_tokens(["<|extra|>"])
+    vocab = toy.limits.vocab_size
+    jobs = [JobMessage(id=number, prompt="about <|extra|>", params=params_of(number)) for number in range(30)]
+    outputs, said = serve(engine_of(altered_tokenizer(toy, tokenizer)), jobs)
+    assert len(outputs) == 30 and not any(isinstance(each, Started) for each in said)
+    for output in outputs.values():
+        assert output.error is not None and output.error.code == "InvalidRequest"
+        assert f"the prompt has token id {vocab} ('<|extra|>')" in str(output.error)
+        assert f"has only {vocab}" in str(output.error)
+
+
+def test_each_job_is_reported_before_it_is_encoded(toy: LoadedModel) -> None:
+    jobs = neighbours()
+    _, said = serve(engine_of(toy), jobs)
+    assert [each.job_id for each in said if isinstance(each, Encoding)] == [*(job.id for job in jobs), None]

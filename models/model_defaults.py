@@ -6,11 +6,13 @@ A worker applies them as they stand and adds none of its own: an absent field is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-TokenIds = tuple[int, ...]
+TokenId = Annotated[int, Field(ge=0)]
+TokenIds = tuple[TokenId, ...]
+TokenSequence = Annotated[TokenIds, Field(min_length=1)]
 
 
 class ModelDefaults(BaseModel):
@@ -19,17 +21,22 @@ class ModelDefaults(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     eos_token_ids: TokenIds | None = None  # every id that ends an answer
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
-    bad_words_ids: tuple[TokenIds, ...] | None = None
-    sequence_bias: tuple[tuple[TokenIds, float], ...] | None = None
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=1)
+    bad_words_ids: tuple[TokenSequence, ...] | None = None
+    sequence_bias: tuple[tuple[TokenSequence, float], ...] | None = None
     suppress_tokens: TokenIds | None = None
     begin_suppress_tokens: TokenIds | None = None
-    min_length: int | None = None  # of prompt and answer together
-    min_new_tokens: int | None = None
-    forced_bos_token_id: int | None = None
+    min_length: int | None = Field(default=None, ge=0)  # of prompt and answer together
+    min_new_tokens: int | None = Field(default=None, ge=0)
+    forced_bos_token_id: TokenId | None = None
     forced_eos_token_id: TokenIds | None = None
     exponential_decay_length_penalty: tuple[int, float] | None = None
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a field beside the end ids is set."""
+        return any(getattr(self, name) is not None for name in type(self).model_fields if name != "eos_token_ids")
 
     @property
     def stored(self) -> dict[str, Any] | None:

@@ -129,7 +129,7 @@ class ConnectionOptions(BrokerOptions):
 class DecodingOptions:
     """The parameters of decoding; each comma list is a dimension of the grid."""
 
-    strategy: Annotated[str | None, _grid("greedy, sample, nucleus, beam")] = None
+    strategy: Annotated[str | None, _grid("greedy, sample, nucleus, beam, model")] = None
     temperature: Annotated[str | None, _grid("sample, nucleus: above 0")] = None
     top_p: Annotated[str | None, _grid("nucleus, or sample without nucleus: in (0, 1]")] = None
     top_k: Annotated[str | None, _grid("nucleus, or sample without nucleus: most tokens kept")] = None
@@ -167,6 +167,9 @@ class SubmitOptions:
     priority: Annotated[int, _of_run("0 … 9, 9 goes first", min=0, max=NUM_PRIORITIES - 1)] = DEFAULT_PRIORITY
     expires: Annotated[str | None, _of_run("jobs not started by then are not run: 8h, 30m, 2d")] = None
     on_duplicate: Annotated[str, _of_run("the run of that name has the job already: skip, error or rerun")] = "skip"
+    ignore_model_defaults: Annotated[
+        bool, _of_run("decode without what the model's generation config sets", "--ignore-model-defaults")
+    ] = False
 
     def check(self) -> None:
         """Raises `UsageError`."""

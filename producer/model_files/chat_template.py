@@ -40,10 +40,11 @@ def render_chat(
     documents: list[dict[str, Any]] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     is_continued: bool = False,
+    is_closed: bool = False,
 ) -> str:
     """The conversation as text, up to the answer. `created_at` is the time that templates which print one see.
 
-    With `is_continued` the last message is left open. Raises `ChatRefused`.
+    With `is_continued` the last message is left open, with `is_closed` no answer is asked for. Raises `ChatRefused`.
     """
     from transformers.utils import chat_template_utils
 
@@ -58,7 +59,7 @@ def render_chat(
             documents=documents,
             chat_template=template,
             continue_final_message=is_continued,
-            add_generation_prompt=not is_continued,
+            add_generation_prompt=not (is_continued or is_closed),
             **{**files.special_tokens, **(template_kwargs or {})},
         )
     except Exception as error:  # a template may raise anything

@@ -71,6 +71,23 @@ class ModelFiles:
         return {name: token for name, token in found if isinstance(token, str)}
 
     @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens beside the vocabulary proper, special ones among them, with their ids."""
+        configured = self.tokenizer_config.get("added_tokens_decoder")
+        if isinstance(configured, dict) and configured:
+            parts = [(part, token_id) for token_id, part in configured.items() if isinstance(part, dict)]
+            return {str(part.get("content")): int(token_id) for part, token_id in parts if token_id.isdecimal()}
+        if self.tokenizer is None:
+            return {}
+        return {token.content: token_id for token_id, token in self.tokenizer.get_added_tokens_decoder().items()}
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the tokenizer writes it; None where it does not know the token."""
+        if token in self.added_tokens:
+            return self.added_tokens[token]
+        return None if self.tokenizer is None else self.tokenizer.token_to_id(token)
+
+    @cached_property
     def chat_templates(self) -> dict[str, str]:
         """The chat templates by name, from the places where Transformers looks; a single one is named `default`."""
         files = {"default": self.folder / "chat_template.jinja"} | {

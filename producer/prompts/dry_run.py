@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from producer.console import stdout
 from producer.model_files.chat_template import ChatRefused, render_chat
 from producer.model_files.folder import model_files
+from producer.model_files.generation_defaults import defaults_text
 from producer.prompts.job_drafts import JobDraft, Submission
 from producer.prompts.validation import ValidationReport
 from producer.render import to_json, visible
@@ -29,6 +30,7 @@ def show_dry_run(submission: Submission, report: ValidationReport, *, as_json: b
             "repeat": submission.grid.repeat,
             "prompt_tokens": num_tokens,
             "max_new_tokens": report.num_new_tokens,
+            "model_defaults": submission.model_defaults and submission.model_defaults.stored,
             "first": {"custom_id": report.first.custom_id, "prompt": text},
         }
         print(to_json(found))  # noqa: T201
@@ -49,6 +51,8 @@ def _print_jobs(submission: Submission, report: ValidationReport) -> None:
             stdout.print(f"grid: {name} {', '.join(map(str, values))}", markup=False)
     if submission.grid.repeat > 1:
         stdout.print(f"grid: each {submission.grid.repeat} times")
+    if submission.model_defaults is not None:
+        stdout.print(f"the model's defaults: {defaults_text(submission.model_defaults)}", markup=False)
 
 
 def prompt_text(model: str, draft: JobDraft) -> str:

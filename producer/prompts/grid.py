@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import product
@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.params import GenerationParams, parameters_of
+from models.params import COMMON_PARAMETERS, GenerationParams, parameters_of
 from models.states import Strategy
 from producer.errors import LineProblem, UsageError
 
@@ -37,11 +37,20 @@ RULES = {
     "ignore_eos": "must be true or false",
     "trace": "must be none, tokens or top:k",
     "top_logprobs": "must be a whole number from 0 to 100",
-    "strategy": f"must be one of {', '.join(Strategy)}",
+    "strategy": f"must be one of {', '.join(Strategy)}, model",
 }
 
+#: The strategy that samples as the model's makers recommend; jobs store the greedy or sample that it means.
+MODEL_STRATEGY = "model"
+
+#: The strategies of lines and commands.
+STRATEGIES = (*map(str, Strategy), MODEL_STRATEGY)
+
 #: The parameters of each strategy.
-KNOWN = {str(strategy): parameters_of(strategy) for strategy in Strategy}
+KNOWN = {
+    **{str(strategy): parameters_of(strategy) for strategy in Strategy},
+    MODEL_STRATEGY: COMMON_PARAMETERS | {"n"},
+}
 
 #: Parameters that belong to nucleus alone where a command has both nucleus and sample.
 NUCLEUS_FIRST = frozenset({"top_p", "top_k"})
@@ -63,6 +72,8 @@ class Grid:
     repeat: int = 1  # jobs of each combination
     used: set[str] = field(default_factory=set)  # the parameters that some line has taken so far
     has_nucleus_lines: bool = False  # some line names the strategy nucleus itself
+    #: The parameters that the strategy `model` means, greedy without one; it may raise `UsageError`.
+    recommended: Callable[[], dict[str, Any]] = lambda: {"strategy": "greedy"}
 
     @property
     def is_varied(self) -> bool:
@@ -83,6 +94,8 @@ class Grid:
                 varied = {name: params[name] for name in names if len(self.values[name]) > 1}
                 if len(self.values.get("strategy", [])) > 1 and "strategy" not in line_params:
                     varied = {"strategy": strategy, **varied}
+                if strategy == MODEL_STRATEGY:
+                    params = self._recommended(params)
                 for number in range(self.repeat):
                     yield params, varied | ({"repeat": number} if self.repeat > 1 else {})
 
@@ -100,6 +113,12 @@ class Grid:
     @property
     def _has_nucleus(self) -> bool:
         return Strategy.NUCLEUS in self.values.get("strategy", [])
+
+    def _recommended(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters with those of the model's makers. Raises `LineProblem` for one that would hide theirs."""
+        for name in sorted(params.keys() - {"strategy"} - KNOWN[MODEL_STRATEGY]):
+            raise LineProblem(name, "is not a parameter of strategy model, whose makers chose it; name the strategy")
+        return params | self.recommended()
 
     def check_values(self) -> None:
         """Raises `UsageError` for a value that is wrong on every line, so that no line is blamed for it."""
@@ -158,7 +177,7 @@ def _validate(params: dict[str, Any]) -> GenerationParams:
         if not name:
             raise LineProblem("", first["msg"].removeprefix("Value error, ")) from error
         problem = f"{RULES.get(name, 'is not valid')}, got {_shorten(params.get(name))}"
-        if name == "strategy" and (near := get_close_matches(str(params.get(name)), list(Strategy), n=1)):
+        if name == "strategy" and (near := get_close_matches(str(params.get(name)), STRATEGIES, n=1)):
             problem += f"; did you mean {near[0]}?"
         raise LineProblem(name, problem) from error
 

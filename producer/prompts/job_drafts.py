@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from models.chat import keyed_messages
+from models.model_defaults import ModelDefaults
 from models.params import MAX_SEED, GenerationParams
 from models.settings import DEFAULT_PRIORITY
 from producer.errors import LineProblem
+from producer.model_files.generation_defaults import defaults_of_job
 from producer.prompts.conversations import ChatOptions
 from producer.prompts.duplicate_ids import FirstUses
 from producer.prompts.foreign_fields import remark
@@ -34,6 +36,7 @@ class Submission:
     seed: int | None = None  # the run's; None draws one
     reader: ReaderOptions = ReaderOptions()
     source: str | None = None  # the path's name in messages; None: itself
+    model_defaults: ModelDefaults | None = None  # the model's own, stored with each job that does not override them
     chat: ChatOptions = ChatOptions()
 
     @property
@@ -58,6 +61,14 @@ class JobDraft:
         """The seed that the job names, or the one derived from its run's."""
         given = self.params.seed
         return derived_seed(run_seed, self.custom_id) if given is None else given
+
+    def stored_params(self, defaults: ModelDefaults | None) -> str:
+        """The parameters of its row, as JSON text, with the model's defaults that it does not override."""
+        if defaults is None:
+            return self.params.stored_json
+        given = {name for name in self.params.model_fields_set if getattr(self.params, name) is not None}
+        own = defaults_of_job(defaults, given).stored
+        return self.params.stored_json if own is None else json.dumps({**self.params.stored, "model_defaults": own})
 
     def content_key(self, model: str, seed: int) -> str:
         """A hash of all that decides the answer: jobs with the same key have the same answer."""

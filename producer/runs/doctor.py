@@ -12,12 +12,13 @@ from models.database.connection import server_version
 from models.database.faults import DatabaseUnavailable, database_name
 from models.settings import Settings
 from producer.errors import UsageError
+from producer.model_files.generation_defaults import defaults_text, model_defaults
 from producer.render import to_json
 from producer.results.database import readable_database
 from producer.results.queries import live_workers
 from producer.results.run_tables import unserved_lines
 from producer.runs.broker import check_broker, hide_password
-from producer.runs.model_check import check_model
+from producer.runs.model_check import check_model, small_files
 from producer.runs.valkey import embedded_version
 
 LOW_DISK_BYTES = 2 * 2**30
@@ -46,7 +47,10 @@ def show_findings(settings: Settings, *, as_json: bool) -> int:
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """A finding for every part, in the order in which one would fix them."""
-    yield _try("model", lambda: (check_model(settings.model), None))
+    model = _try("model", lambda: (check_model(settings.model), None))
+    yield model
+    if model.is_ok:
+        yield _try("defaults", lambda: (_defaults(settings.model), None))
     yield _disk(settings.home)
     yield _redis(settings)
     database_ok = yield from _database(settings)
@@ -61,6 +65,15 @@ def _try(part: str, look: Callable[[], tuple[str, str | None]]) -> Finding:
     except (UsageError, DatabaseUnavailable) as error:
         return Finding(part, False, str(error))
     return Finding(part, True, message, version)
+
+
+def _defaults(model: str) -> str:
+    """The model's own defaults, with the texts of the tokens that end answers. Raises `UsageError`."""
+    files = small_files(model)
+    defaults = model_defaults(files)
+    names = {token_id: token for token, token_id in files.added_tokens.items()}
+    known = [f"{token_id} is {names[token_id]}" for token_id in defaults.eos_token_ids or () if token_id in names]
+    return defaults_text(defaults) + (f" ({', '.join(known)})" if known else "")
 
 
 def _disk(home: Path) -> Finding:

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from models.settings import DEFAULT_MODEL, Settings
 from producer.console import say
 from producer.errors import UsageError
+from producer.model_files.generation_defaults import model_defaults, recommended_sampling
 from producer.options import InputOptions, OutputOptions, SubmitOptions
 from producer.prompts.dry_run import show_dry_run
 from producer.prompts.grid import Grid
@@ -29,7 +30,7 @@ from producer.results.run_tables import print_run
 from producer.runs.broker import check_broker, send_run
 from producer.runs.database import check_usable, existing_database, ready_database, writable_database
 from producer.runs.embedded import LocalServices
-from producer.runs.model_check import check_model
+from producer.runs.model_check import check_model, small_files
 from producer.runs.writer import SubmitResult, find_unfinished, write
 
 EXIT_OK, EXIT_FAILED_JOBS, EXIT_INTERRUPTED = 0, 1, 130
@@ -51,7 +52,7 @@ def run_here(
 ) -> int:
     """`producer run`: validates, starts what is needed, decodes, sums up; returns the exit code."""
     with _submission(settings, file, grid, submit_options, input_options) as submission:
-        submission = replace(submission, model=check_model(settings.model))
+        submission = _of_model(submission, check_model(settings.model), submit_options)
         settings = settings.model_copy(update={"model": submission.model})
         report = _check(submission, input_options)
         if input_options.dry_run:
@@ -75,8 +76,8 @@ def submit_run(
 ) -> int:
     """`producer submit`: validates, writes, prints the run's id, sends; returns the exit code."""
     with _submission(settings, file, grid, submit_options, input_options) as submission:
-        if settings.model != DEFAULT_MODEL:
-            submission = replace(submission, model=check_model(settings.model))
+        if settings.model != DEFAULT_MODEL or not submit_options.ignore_model_defaults:
+            submission = _of_model(submission, check_model(settings.model), submit_options)
         report = _check(submission, input_options)
         if input_options.dry_run:
             show_dry_run(submission, report, as_json=as_json)
@@ -216,6 +217,13 @@ def _check(submission: Submission, input_options: InputOptions) -> ValidationRep
     elif report.num_invalid:
         say(f"{report.num_invalid:,} invalid lines are left out; they are in {write_invalid(submission, report)}")
     return report
+
+
+def _of_model(submission: Submission, model: str, submit_options: SubmitOptions) -> Submission:
+    """The submission for a model, with the defaults and the strategy that its files name. Raises `UsageError`."""
+    submission.grid.recommended = lambda: recommended_sampling(small_files(model))
+    defaults = None if submit_options.ignore_model_defaults else model_defaults(small_files(model))
+    return replace(submission, model=model, model_defaults=defaults)
 
 
 def _required_broker(settings: Settings) -> str:

@@ -9,7 +9,7 @@ from models.checkpoint.folder import check_folder
 from models.checkpoint.small_files import CheckpointProblem
 from models.model_name import canonical_model
 from producer.errors import UsageError
-from producer.model_files.folder import model_files
+from producer.model_files.folder import SMALL_FILES, ModelFiles, model_files
 
 
 def check_model(model: str) -> str:
@@ -22,6 +22,17 @@ def check_model(model: str) -> str:
     else:
         _check_hub(model)
     return canonical_model(model)
+
+
+def small_files(model: str) -> ModelFiles:
+    """The small files of a model that `check_model` has taken. Raises `UsageError` where they are not at hand."""
+    files = model_files(model)
+    if files is None:
+        raise UsageError(
+            f"the small files of {model!r} are not here, and its generation config and tokenizer decide how jobs are "
+            f"decoded; give the model's folder, download it with `hf download {model}`, or give --ignore-model-defaults"
+        )
+    return files
 
 
 def _check_folder(path: Path) -> None:
@@ -37,12 +48,12 @@ def _check_folder(path: Path) -> None:
 def _check_hub(model: str) -> None:
     import logging
 
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        hf_hub_download(model, "config.json")
+        snapshot_download(model, allow_patterns=list(SMALL_FILES))
     except HFValidationError as error:
         raise UsageError(f"unknown model {model!r}: neither a folder nor a hub id such as Qwen/Qwen2-0.5B") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

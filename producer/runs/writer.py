@@ -65,7 +65,7 @@ def write(
         common = _common_values(connection, run_id, created_at, expires_after)
         num_new = 0
         while batch := list(islice(new, ROWS_PER_INSERT)):
-            rows = [(*common, *_own_values(draft, submission.model, run_seed)) for draft in batch]
+            rows = [(*common, *_own_values(draft, submission, run_seed)) for draft in batch]
             insert_rows(connection, "jobs", COMMON_COLUMNS + OWN_COLUMNS, rows)
             num_new += len(rows)
         if existing is not None:
@@ -178,7 +178,7 @@ def _common_values(
     return (run_id, str(JobState.QUEUED), "submitted", 0, 0, False, *times)
 
 
-def _own_values(draft: JobDraft, model: str, run_seed: int) -> tuple[Any, ...]:
+def _own_values(draft: JobDraft, submission: Submission, run_seed: int) -> tuple[Any, ...]:
     """The values of `OWN_COLUMNS`."""
     seed = draft.seed(run_seed)
     return (
@@ -187,10 +187,10 @@ def _own_values(draft: JobDraft, model: str, run_seed: int) -> tuple[Any, ...]:
         None if draft.messages is None else json.dumps(draft.messages),
         None if draft.chat is None else json.dumps(draft.chat),
         str(draft.params.strategy),
-        draft.params.stored_json,
+        draft.stored_params(submission.model_defaults),
         seed,
         draft.priority,
         json.dumps(draft.metadata) if draft.metadata else None,
         None if draft.grid_point is None else json.dumps(draft.grid_point),
-        draft.content_key(model, seed),
+        draft.content_key(submission.model, seed),
     )

@@ -120,7 +120,7 @@ def test_a_folder_is_no_file(producer: Producer, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--temperature", "hot"], "--temperature must be a number above 0"),
-        (["--strategy", "magic"], "--strategy must be one of greedy, sample, nucleus, beam, got 'magic'"),
+        (["--strategy", "magic"], "--strategy must be one of greedy, sample, nucleus, beam, model, got 'magic'"),
         (["--top-p", "0.5"], "--top-p is not a parameter of the strategies of this command"),
         (["--strategy", "nucleus", "--top-p", "1.5"], "--top-p must be in (0, 1], got 1.5"),
         (["--priority", "10"], "Input should be less than or equal to 9"),

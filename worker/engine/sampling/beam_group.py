@@ -80,7 +80,12 @@ def _score(group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...]) -> tu
         scored = torch.cat(
             [
                 apply_history_processors(
-                    before[index : index + 1], params, group.request.prompt_ids, sequence.token_ids, eos_ids
+                    before[index : index + 1],
+                    params,
+                    group.request.prompt_ids,
+                    sequence.token_ids,
+                    eos_ids,
+                    sequence.max_new_tokens,
                 )
                 for index, sequence in enumerate(group.sequences)
             ]

@@ -11,7 +11,7 @@ from worker.engine.model.device_copies import to_device
 from worker.engine.sampling.batch_sampler import ChoicesInFlight, LaunchSampleBatch, may_wait
 from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.philox import uniforms
-from worker.engine.sampling.sampling_row import RowState, SamplingRow, rules_of
+from worker.engine.sampling.sampling_row import RowState, SamplingRow
 from worker.engine.scheduling.sequence import Sequence
 from worker.engine.scheduling.step_plan import SampledRow
 from worker.engine.scheduling.stopping import eos_ids_of
@@ -31,18 +31,20 @@ class InFlight:
         model_eos_ids: tuple[int, ...] = (),
         ids_in_flight: Tensor | None = None,
     ) -> None:
-        """`launch_sample_batch` is the device's sampler, where it has one; it takes all rows but beams'.
+        """`launch_sample_batch` is the device's sampler, where it has one; it takes all rows but beams', or none.
 
         `ids_in_flight` are the tokens of the step before, where the host does not know them yet.
         """
-        is_sampled_here = launch_sample_batch is None
-        self.on_device = [] if is_sampled_here else [each for each in rows if not _is_beam(each)]
+        plain = [each for each in rows if not _is_beam(each)]
+        states = [_state_of(sequence, model_eos_ids) for _, sequence in plain]
+        is_sampled_here = launch_sample_batch is None or any(state.rules.is_rare for state in states)
+        self.on_device = [] if is_sampled_here else plain
         self.on_host = rows if is_sampled_here else [each for each in rows if _is_beam(each)]
         self._logits: Tensor | None = logits
         self._launch_sample_batch = launch_sample_batch
         self._model_eos_ids = model_eos_ids
         self._launched: ChoicesInFlight | None = None
-        if not any(map(_may_wait, self.on_device)):
+        if not any(may_wait(state.rules) for state in states):
             self.start_sampling(ids_in_flight)
 
     @property
@@ -100,29 +102,31 @@ def draw_numbers(sequences: SequenceOf[Sequence]) -> list[float]:
 def sampling_rows_of(sequences: SequenceOf[Sequence], model_eos_ids: tuple[int, ...]) -> list[SamplingRow]:
     """The inputs of each sequence's next token beside its logits."""
     return [
-        _sampling_row(sequence, number, eos_ids_of(sequence.request.params, model_eos_ids))
+        _sampling_row(sequence, number, _state_of(sequence, model_eos_ids))
         for sequence, number in zip(sequences, draw_numbers(sequences), strict=True)
     ]
 
 
-def _sampling_row(sequence: Sequence, uniform: float, eos_ids: tuple[int, ...]) -> SamplingRow:
-    request = sequence.request
-    if sequence.row_state is None:
-        sequence.row_state = RowState(request.params, request.prompt_ids, eos_ids)
+def _sampling_row(sequence: Sequence, uniform: float, state: RowState) -> SamplingRow:
     return SamplingRow(
-        request.params,
-        request.prompt_ids,
+        sequence.request.params,
+        sequence.request.prompt_ids,
         sequence.token_ids,
-        eos_ids,
+        state.rules.eos_ids,
         uniform,
+        max_new_tokens=sequence.max_new_tokens,
         in_flight_index=sequence.in_flight_index,
-        kept_state=sequence.row_state,
+        kept_state=state,
     )
+
+
+def _state_of(sequence: Sequence, model_eos_ids: tuple[int, ...]) -> RowState:
+    """The sampler's state of a sequence, made at its first token."""
+    if sequence.row_state is None:
+        params, prompt_ids = sequence.request.params, sequence.request.prompt_ids
+        sequence.row_state = RowState(params, prompt_ids, eos_ids_of(params, model_eos_ids))
+    return sequence.row_state
 
 
 def _is_beam(sampled: SampledRow) -> bool:
     return sampled[1].request.params.strategy is Strategy.BEAM
-
-
-def _may_wait(sampled: SampledRow) -> bool:
-    return may_wait(rules_of(sampled[1].request.params, ()))

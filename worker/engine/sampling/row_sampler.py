@@ -29,12 +29,20 @@ CHUNK_ELEMENTS = 5 * 2**17
 def sample_rows(logits: Tensor, rows: Sequence[SamplingRow], sample_batch: SampleBatch | None = None) -> list[Choice]:
     """Samples a token for each row of logits [rows, vocab], of any dtype; computes in fp32.
 
-    `sample_batch`, where there is one, samples all rows at once.
+    `sample_batch`, where there is one, samples all rows at once except those with rules that it does not have.
     """
     if sample_batch is None:
         return _sample_in_chunks(logits, rows)
-    choices = sample_batch(logits, rows)
-    return [choices.of_row(index, row.params.top_logprobs) for index, row in enumerate(rows)]
+    rare = [index for index, row in enumerate(rows) if row.rules.is_rare]
+    plain = [index for index, row in enumerate(rows) if not row.rules.is_rare]
+    choices: dict[int, Choice] = {}
+    if plain:
+        batch = sample_batch(logits if not rare else logits[plain], [rows[index] for index in plain])
+        choices = {index: batch.of_row(at, rows[index].params.top_logprobs) for at, index in enumerate(plain)}
+    if rare:
+        sampled = _sample_in_chunks(logits[rare], [rows[index] for index in rare])
+        choices |= zip(rare, sampled, strict=True)
+    return [choices[index] for index in range(len(rows))]
 
 
 def _sample_in_chunks(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:
@@ -149,7 +157,9 @@ def _processed(scores: Tensor, row: SamplingRow) -> Tensor:
     """Scores [vocab] after the row's bias, penalties and bans, as [1, vocab]."""
     processed = scores[None]
     if has_history_processors(row.params):
-        processed = apply_history_processors(processed, row.params, row.prompt_ids, row.token_ids, row.eos_ids)
+        processed = apply_history_processors(
+            processed, row.params, row.prompt_ids, row.token_ids, row.eos_ids, row.max_new_tokens
+        )
     if row.allowed is not None:
         processed = processed.masked_fill(~unpacked(row.allowed.to(scores.device), len(scores)), -torch.inf)
     return processed

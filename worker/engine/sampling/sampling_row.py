@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from models.model_defaults import ModelDefaults
 from models.params import GenerationParams
 from models.states import Strategy
 
@@ -35,8 +36,12 @@ class SamplingRules:
     presence_penalty: float  # of tokens of the answer
     frequency_penalty: float  # per occurrence in the answer
     bias: dict[int, float]
+    always_banned: tuple[int, ...]
+    first_banned: tuple[int, ...]  # at `first_index` alone
+    first_index: int  # of a generated token
     eos_ids: tuple[int, ...]
     min_new_tokens: int  # the end ids are banned before
+    is_rare: bool  # some rule is the row sampler's alone: `logits_processors` has it
 
     @property
     def is_greedy(self) -> bool:
@@ -49,10 +54,15 @@ class SamplingRules:
 
     def banned_ids(self, num_generated: int) -> tuple[int, ...]:
         """The tokens that must not come next."""
-        return self.eos_ids if num_generated < self.min_new_tokens else ()
+        banned = self.always_banned
+        if self.first_banned and num_generated == self.first_index:
+            banned += self.first_banned
+        return banned + self.eos_ids if num_generated < self.min_new_tokens else banned
 
 
-def rules_of(params: GenerationParams, eos_ids: tuple[int, ...]) -> SamplingRules:
+def rules_of(params: GenerationParams, num_prompt_ids: int, eos_ids: tuple[int, ...]) -> SamplingRules:
+    """The rules of a job: its own parameters, and the defaults of its model that it does not override."""
+    defaults = params.model_defaults or ModelDefaults()
     is_sample, is_nucleus = params.strategy is Strategy.SAMPLE, params.strategy is Strategy.NUCLEUS
     return SamplingRules(
         temperature=params.temperature if is_sample or is_nucleus else 0.0,
@@ -60,12 +70,55 @@ def rules_of(params: GenerationParams, eos_ids: tuple[int, ...]) -> SamplingRule
         top_p=params.top_p if is_sample else 1.0,
         nucleus_p=params.top_p if is_nucleus else 1.0,
         min_p=params.min_p or 0.0 if is_sample else 0.0,
-        repetition_penalty=params.repetition_penalty,
+        repetition_penalty=repetition_penalty_of(params),
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
-        bias=params.logit_bias or {},
+        bias=bias_of(params),
+        always_banned=(*(defaults.suppress_tokens or ()), *single_bad_words(defaults, eos_ids)),
+        first_banned=defaults.begin_suppress_tokens or (),
+        first_index=int(num_prompt_ids == 1 and defaults.forced_bos_token_id is not None),
         eos_ids=eos_ids,
-        min_new_tokens=params.min_new_tokens,
+        min_new_tokens=min_new_tokens_of(params, num_prompt_ids),
+        is_rare=is_rare(defaults),
+    )
+
+
+def repetition_penalty_of(params: GenerationParams) -> float:
+    default = None if params.model_defaults is None else params.model_defaults.repetition_penalty
+    return params.repetition_penalty if default is None else default
+
+
+def min_new_tokens_of(params: GenerationParams, num_prompt_ids: int) -> int:
+    """The tokens before which no end token comes; as in Transformers, `min_new_tokens` hides `min_length`."""
+    defaults = params.model_defaults or ModelDefaults()
+    if defaults.min_new_tokens is not None:
+        return max(params.min_new_tokens, defaults.min_new_tokens)
+    return max(params.min_new_tokens, (defaults.min_length or 0) - num_prompt_ids)
+
+
+def bias_of(params: GenerationParams) -> dict[int, float]:
+    """The bias of single tokens: the job's own and the model's, added up."""
+    bias = dict(params.logit_bias or {})
+    for token_ids, value in (params.model_defaults and params.model_defaults.sequence_bias) or ():
+        if len(token_ids) == 1:
+            bias[token_ids[0]] = bias.get(token_ids[0], 0.0) + value
+    return bias
+
+
+def single_bad_words(defaults: ModelDefaults, eos_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """The bad words of one token; as in Transformers, an end token is none."""
+    return tuple(word[0] for word in defaults.bad_words_ids or () if len(word) == 1 and word[0] not in eos_ids)
+
+
+def is_rare(defaults: ModelDefaults) -> bool:
+    """Whether a default looks at the order of the tokens so far, or at the last step."""
+    words = [*(defaults.bad_words_ids or ()), *(token_ids for token_ids, _ in defaults.sequence_bias or ())]
+    return (
+        any(len(word) > 1 for word in words)
+        or defaults.no_repeat_ngram_size is not None
+        or defaults.forced_bos_token_id is not None
+        or defaults.forced_eos_token_id is not None
+        or defaults.exponential_decay_length_penalty is not None
     )
 
 
@@ -73,7 +126,7 @@ class RowState:
     """The rules of a sequence and its tokens, in arrays of 32-bit integers; these stay empty where no rule looks."""
 
     def __init__(self, params: GenerationParams, prompt_ids: Sequence[int], eos_ids: tuple[int, ...]) -> None:
-        self.rules = rules_of(params, eos_ids)
+        self.rules = rules_of(params, len(prompt_ids), eos_ids)
         self.prompt_ids = array("i", prompt_ids if self.rules.repetition_penalty != 1 else ())
         self.token_ids = array("i")
         self.biased_ids = array("i", self.rules.bias)
@@ -101,6 +154,7 @@ class SamplingRow:
     token_ids: Sequence[int]  # generated so far; without the one in flight
     eos_ids: tuple[int, ...]
     uniform: float  # the random number of this draw, in [0, 1)
+    max_new_tokens: int | None = None  # None: the job's own
     in_flight_index: int | None = None  # of its newest token among those that are still on the device
     allowed: Tensor | None = None  # int32 [ceil(vocab / 32)], a bit per token that may come; None allows all
     kept_state: RowState | None = field(default=None, repr=False)  # of the sequence; None makes a new one
@@ -124,5 +178,5 @@ class SamplingRow:
     def has_edits(self) -> bool:
         """Whether its token is drawn from other scores than the model's."""
         rules = self.rules
-        has_static = rules.is_penalized or bool(rules.bias) or self.allowed is not None
+        has_static = rules.is_penalized or rules.is_rare or bool(rules.bias) or self.allowed is not None
         return has_static or bool(rules.banned_ids(self.num_generated))

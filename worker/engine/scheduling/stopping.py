@@ -10,10 +10,13 @@ from worker.engine.scheduling.stop_search import StopSearch
 
 
 def eos_ids_of(params: GenerationParams, model_eos_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """The end ids of a job: its own, or the model's, or none."""
+    """The end ids of a job: its own, or those stored with it, or none; the model's where a row has no such."""
     if params.ignore_eos:
         return ()
-    return model_eos_ids if params.eos_token_ids is None else params.eos_token_ids
+    if params.eos_token_ids is not None:
+        return params.eos_token_ids
+    stored = None if params.model_defaults is None else params.model_defaults.eos_token_ids
+    return model_eos_ids if stored is None else stored
 
 
 def check_stop(sequence: Sequence, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None) -> None:

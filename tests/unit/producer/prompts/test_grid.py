@@ -61,5 +61,6 @@ def test_a_point_has_a_readable_name() -> None:
 def test_a_value_that_no_line_can_take_is_the_commands_error() -> None:
     with pytest.raises(UsageError, match=r"^--top-p must be in \(0, 1\], got 1.5$"):
         Grid({"strategy": ["nucleus"], "top_p": [0.9, 1.5]}).check_values()
-    with pytest.raises(UsageError, match="^--strategy must be one of greedy, sample, nucleus, beam, got 'magic'$"):
+    strategies = "greedy, sample, nucleus, beam, model"
+    with pytest.raises(UsageError, match=f"^--strategy must be one of {strategies}, got 'magic'$"):
         Grid({"strategy": ["magic"]}).check_values()

@@ -6,11 +6,24 @@ torch nor pydantic_settings.
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from models.states import Quantization
+
+#: One worker's device; several are separated by commas.
+DEVICE = r"(cpu|cuda|cuda:\d+(\+cuda:\d+)*)"
+DEVICES = re.compile(rf"auto|{DEVICE}(,{DEVICE})*")
+
+
+def checked_devices(devices: str) -> str:
+    """The devices without spaces. Raises `ValueError`."""
+    compact = devices.replace(" ", "")
+    if DEVICES.fullmatch(compact) is None:
+        raise ValueError("must be auto, cpu, cuda:0 or a list of devices")
+    return compact
 
 
 class SizeOptions(BaseModel):
@@ -28,7 +41,7 @@ class EngineOptions(SizeOptions):
     """The options that an engine process is started with."""
 
     model: str  # hub id or folder
-    device: str = Field(
+    device: Annotated[str, AfterValidator(checked_devices)] = Field(
         default="auto",
         description="auto, cpu, or a list: cuda:0,cuda:1 is one worker each, cuda:0+cuda:1 one on both",
     )

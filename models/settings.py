@@ -104,7 +104,8 @@ def read_settings(**flags: Any) -> Settings:
         source = f"NOCTURNE_{name.upper()} (or {name} in {CONFIG_FILE})"
         if flags.get(name) is not None:
             source = f"--{OPTION_OF.get(name, name).replace('_', '-')}"
-        raise InvalidSettings(f"{source}: {first['msg'].lower()}, got {first['input']!r}") from error
+        problem = first["msg"].lower().removeprefix("value error, ")
+        raise InvalidSettings(f"{source}: {problem}, got {first['input']!r}") from error
 
 
 def _check_config_file() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -31,10 +30,6 @@ INPUT = "The file"
 WORKER = "The worker"
 
 ON_DUPLICATE = ("skip", "error", "rerun")
-
-#: One worker's device, and several separated by commas.
-DEVICE = r"(cpu|cuda:\d+(\+cuda:\d+)*)"
-DEVICES = re.compile(rf"auto|{DEVICE}(,{DEVICE})*")
 
 
 def _grid(help: str, *names: str) -> Any:
@@ -80,9 +75,7 @@ class WorkerOptions:
     deterministic: Annotated[bool, _of_worker(help_of("deterministic"), "--deterministic")] = False
 
     def given(self) -> dict[str, Any]:
-        """The settings that the command line names. Raises `UsageError`."""
-        if self.device is not None and DEVICES.fullmatch(self.device) is None:
-            raise UsageError(f"--device must be auto, cpu, cuda:0 or a list of devices, got {self.device!r}")
+        """The settings that the command line names."""
         return {name: value for name, value in vars(self).items() if value is not None and value is not False}
 
 

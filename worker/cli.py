@@ -13,6 +13,7 @@ import typer
 from models.checkpoint.folder import check_folder
 from models.checkpoint.small_files import CheckpointProblem
 from models.child_process import isolate_children, worker_command
+from models.engine_options import checked_devices
 from models.settings import InvalidSettings, Settings, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
 from worker.worker_group import RESTART_SECONDS, GroupMember, WorkerGroup
@@ -67,7 +68,7 @@ def start(
         "num_threads": num_threads, "worker_name": name, "engine_timeout": engine_timeout, "grace_seconds": grace,
     }  # fmt: skip
     try:
-        settings = read_settings(**options)
+        settings, names = read_settings(**options), device_names(_checked(devices))
         if os.path.isdir(settings.model):
             check_folder(Path(settings.model))  # the engine does too, but after its libraries are loaded
     except (CheckpointProblem, InvalidSettings) as error:
@@ -75,13 +76,21 @@ def start(
         raise SystemExit(EX_USAGE) from error
     given = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
     environment = {**os.environ, **given}
-    assignments = assign_devices(device_names(devices), os.cpu_count() or 1, environment)
+    assignments = assign_devices(names, os.cpu_count() or 1, environment)
     if len(assignments) > 1:
         if settings.parent_pid is not None:  # the group watches the producer, its members watch the group
             environment["NOCTURNE_PARENT_PID"] = str(os.getpid())
         members = _members(assignments, environment, name or os.uname().nodename, log_level)
         raise SystemExit(WorkerGroup(members, _say, settings.parent_pid).run())
     raise SystemExit(_serve(assignments[0], given, log_level))
+
+
+def _checked(devices: str) -> str:
+    """The value of --devices. Raises `InvalidSettings`."""
+    try:
+        return checked_devices(devices)
+    except ValueError as error:
+        raise InvalidSettings(f"--devices: {error}, got {devices!r}") from error
 
 
 def _members(

@@ -116,7 +116,7 @@ def test_a_retry_here_takes_them_too(producer: Producer, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--device", "gpu"], "--device must be auto, cpu, cuda:0 or a list of devices, got 'gpu'"),
+        (["--device", "gpu"], "--device: must be auto, cpu, cuda:0 or a list of devices, got 'gpu'"),
         (["--dtype", "float8"], "--dtype: input should be 'auto', 'bfloat16', 'float16' or 'float32', got 'float8'"),
         (["--quantize", "int4"], "--quantize: input should be 'none' or 'int8', got 'int4'"),
         (["--max-num-seqs", "0"], "--max-num-seqs"),

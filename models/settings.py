@@ -44,7 +44,7 @@ class Settings(EngineOptions, BaseSettings):
     worker_name: str | None = None  # None: host name and device
     concurrency: int = Field(default=32, ge=1)  # chunks in flight at once
 
-    max_attempts: int = Field(default=3, ge=1)  # processes a job may take down before it fails
+    max_attempts: int = Field(default=3, ge=1)  # processes that may die with a job before it runs alone
     engine_timeout: float = Field(default=300.0, gt=0)  # an engine without a step for so long is killed
     lease_seconds: float = Field(default=30.0, gt=0)  # a worker silent for this long loses its jobs
     visibility_timeout: float = Field(default=3600.0, gt=0)  # Redis redelivers an unacknowledged message after it

@@ -10,28 +10,41 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from threading import Event
 
 from sqlalchemy import Engine
 
 from models.database.outbox import Send
-from models.message import ChunkMessage
+from models.message import ChunkMessage, JobMessage
 from models.model_name import canonical_model
 from models.settings import Settings
 from worker.critical_thread import CriticalThread
 from worker.engine.request import RequestOutput
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
 from worker.heartbeat import Heartbeat
-from worker.in_flight import InFlightJobs
+from worker.in_flight import ChunkWait, InFlightJobs
 from worker.shared_exclusive import SharedExclusiveLock
 from worker.storage.committer import Committer
 from worker.storage.job_store import Claim, FinishedJob, JobStore
+from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE
 from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages, RetryAborted
 from worker.storage.registry import Registry
 from worker.sweeper import QueueLength, Sweeper
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class JobAlone:
+    """A suspect in an engine without any other job, and the deaths of engines that it has seen there."""
+
+    claim: Claim
+    job: JobMessage
+    priority: int
+    num_deaths: int = 0
 
 
 class Runtime:
@@ -51,6 +64,7 @@ class Runtime:
         self._is_hurried = Event()
         self._jobs = InFlightJobs()
         self._batch_lock = SharedExclusiveLock()
+        self._alone: JobAlone | None = None  # the suspect that has the engine for itself
         self._outages = DatabaseOutages()
         self._store = JobStore(database, self.name, settings.lease_seconds)
         self._registry = Registry(database, self.name, settings.lease_seconds)
@@ -96,11 +110,16 @@ class Runtime:
             return
         # This worker may still hold an earlier attempt, lost while it was believed dead.
         self._drop(self._jobs.claims_of(claim.job_id for claim in claims))
-        wait = self._jobs.add(claims)
-        has_suspect = any(claim.is_suspect for claim in claims)
-        with self._batch_lock.exclusive() if has_suspect else self._batch_lock.shared():
-            self._feed(chunk, claims)
-            wait.wait()
+        together = [claim for claim in claims if not claim.is_suspect]
+        suspects = [(claim, self._jobs.add([claim])) for claim in claims if claim.is_suspect]
+        if together:
+            wait = self._jobs.add(together)
+            with self._batch_lock.shared():
+                self._supervisor.submit(self._held_jobs(chunk, together), chunk.priority)
+                wait.wait()
+        for claim, wait in suspects:
+            with self._batch_lock.exclusive():
+                self._run_alone(chunk, claim, wait)
 
     def notify(self) -> None:
         """Jobs were cancelled: drops them at once."""
@@ -117,7 +136,7 @@ class Runtime:
         left = self._jobs.claims()
         self._supervisor.cancel([claim.job_id for claim in left])
         try:
-            self._requeue(left, "the worker stopped")
+            self._requeue([claim.job_id for claim in left], "the worker stopped", self._store.requeue)
         except RetryAborted as error:
             logger.warning("%d jobs stay with this worker until their lease runs out: %s", len(left), error)
             for claim in left:
@@ -143,11 +162,22 @@ class Runtime:
             self._outages.note_outage(error)
         self._database.dispose()
 
-    def _feed(self, chunk: ChunkMessage, claims: Sequence[Claim]) -> None:
-        """Submits the claimed jobs to the engine, except those lost while they waited for the lock."""
-        held = {claim.job_id: claim for claim in self._jobs.claims_of(claim.job_id for claim in claims)}
-        jobs = [job.created(held[job.id].created_at) for job in chunk.jobs if job.id in held]
+    def _run_alone(self, chunk: ChunkMessage, claim: Claim, wait: ChunkWait) -> None:
+        """Decodes a suspect while nothing else is in the engine."""
+        if not (jobs := self._held_jobs(chunk, [claim])):
+            return
+        if not self._outages.retry_until_available(lambda: self._store.start_alone(claim)):
+            self._jobs.release(claim)
+            return
+        self._alone = JobAlone(claim, jobs[0], chunk.priority)  # before the engine can die of it
         self._supervisor.submit(jobs, chunk.priority)
+        wait.wait()
+        self._alone = None
+
+    def _held_jobs(self, chunk: ChunkMessage, claims: Sequence[Claim]) -> list[JobMessage]:
+        """The claimed jobs of a chunk, except those lost while they waited for the lock."""
+        held = {claim.job_id: claim for claim in self._jobs.claims_of(claim.job_id for claim in claims)}
+        return [job.created(held[job.id].created_at) for job in chunk.jobs if job.id in held]
 
     def _drop(self, claims: Sequence[Claim]) -> None:
         """Stops jobs that this worker lost."""
@@ -160,34 +190,50 @@ class Runtime:
             self._committer.add(FinishedJob(claim, output))
 
     def _on_death(self, death: EngineDeath) -> None:
-        """Requeues the jobs of a dead engine: those of its batch as suspects, or failed after their last attempt."""
+        """Requeues the jobs of a dead engine. Those that may have killed it count a loss: see `storage.losses`.
+
+        That is the one that was being encoded, else those of the batch, else those that waited.
+        """
         logger.error("%s; %d jobs were running, %d waited", death.reason, len(death.running), len(death.waiting))
-        suspects = []
+        alone = self._alone
         try:
-            for claim in self._jobs.claims_of(death.running):
-                if claim.num_crashes + 1 < self.settings.max_attempts:
-                    suspects.append(claim)
-                else:
-                    self._fail(claim, f"{death.reason}, in the last of {claim.num_crashes + 1} attempts")
-            self._requeue(suspects, death.reason, are_suspects=True)
-            self._requeue(self._jobs.claims_of(death.waiting), "the engine died while it waited")
+            if alone is not None and self._jobs.claims_of(death.job_ids) == [alone.claim]:
+                self._died_alone(alone, death)
+                return
+            encoding = [] if death.encoding is None else [death.encoding]
+            counted = [] if encoding else death.running or death.waiting
+            spared = [each for each in death.job_ids if each not in {*encoding, *counted}]
+            self._requeue(encoding, death.reason, self._store.requeue_suspects)
+            self._requeue(
+                counted, death.reason, partial(self._store.requeue_lost, max_attempts=self.settings.max_attempts)
+            )
+            self._requeue(spared, "the engine died of another job", self._store.requeue)
         except RetryAborted as error:
             logger.warning("jobs stay with this worker until their lease runs out: %s", error)
+
+    def _died_alone(self, alone: JobAlone, death: EngineDeath) -> None:
+        """Tries a job once more that was alone in a dead engine, and fails it after another death."""
+        alone.num_deaths += 1
+        if not death.is_replaced:
+            self._jobs.release(alone.claim)  # its lease runs out, which counts as the loss of a worker
+        elif alone.num_deaths < MAX_ENGINE_DEATHS_ALONE:
+            self._supervisor.submit([alone.job], alone.priority)
+        else:
+            error = f"{death.reason}, in each of {alone.num_deaths} attempts alone"
+            fail = partial(self._store.fail, alone.claim, "EngineDied", error, num_crashes=alone.num_deaths)
+            self._outages.retry_until_available(fail)
+            self._jobs.release(alone.claim)
 
     def _on_lost(self, reason: str) -> None:
         """Stops the worker: it is of no use without an engine."""
         logger.error("the engine cannot be started again, stopping: %s", reason)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _fail(self, claim: Claim, error: str) -> None:
-        self._outages.retry_until_available(lambda: self._store.fail(claim, "EngineDied", error))
-        self._jobs.release(claim)
-
-    def _requeue(self, claims: Sequence[Claim], reason: str, *, are_suspects: bool = False) -> None:
-        """Puts jobs back into the outbox and sends them."""
+    def _requeue(self, job_ids: Iterable[int], reason: str, requeue: Callable[[list[Claim], str], object]) -> None:
+        """Puts jobs in flight back into the outbox by a method of the store, and sends them."""
+        claims = self._jobs.claims_of(job_ids)
         if not claims:
             return
-        requeue = self._store.requeue_suspects if are_suspects else self._store.requeue
         self._outages.retry_until_available(lambda: requeue(claims, reason))
         for claim in claims:
             self._jobs.release(claim)

@@ -1,6 +1,6 @@
 """A shared/exclusive lock: many holders side by side, or one without any other.
 
-Ordinary chunks hold it shared; a chunk with a suspect job holds it exclusively, so that the job runs alone.
+Ordinary chunks hold it shared; a suspect job holds it exclusively, so that it runs alone.
 """
 
 from __future__ import annotations

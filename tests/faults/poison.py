@@ -1,6 +1,6 @@
 """Jobs that kill their engine, for workers started with `tests.faults.faulty_worker`.
 
-The seed selects the fault: a prompt file can set it, and it changes nothing else for a greedy job.
+The seed selects the fault, or the prompt one before it is tokenized: a file can set them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ import torch
 
 from models.engine_options import EngineOptions
 from worker.engine.backend import Backend
+from worker.engine.engine import Engine
 from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine_process.loop import run_engine
 
 RAISES, EXITS, ALLOCATES, HANGS = 666_001, 666_002, 666_003, 666_004
+
+#: A prompt that kills its engine while it is tokenized.
+ENDS_WHILE_TOKENIZED = "the end while it is tokenized"
 
 
 def poisoned_engine_main(connection: Connection, options: EngineOptions) -> None:
@@ -31,7 +35,14 @@ def poisoned_engine_main(connection: Connection, options: EngineOptions) -> None
             _act(seed)
         return healthy(self, plan, *arguments)
 
-    with patch.object(Backend, "launch", launch):
+    encode = Engine.encode
+
+    def poisoned_encode(self: Engine, prompt: str) -> tuple[int, ...]:
+        if prompt == ENDS_WHILE_TOKENIZED:
+            os._exit(7)
+        return encode(self, prompt)
+
+    with patch.object(Backend, "launch", launch), patch.object(Engine, "encode", poisoned_encode):
         run_engine(connection, options)
 
 

@@ -16,7 +16,7 @@ from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState
 from tests.conftest import TOY_MODEL
-from tests.faults.poison import ALLOCATES, EXITS, HANGS, RAISES
+from tests.faults.poison import ALLOCATES, ENDS_WHILE_TOKENIZED, EXITS, HANGS, RAISES
 from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
 from tests.support.processes import CommandProcess, wait_until
 from worker.celery import create_app, send_chunk
@@ -70,7 +70,10 @@ def test_messages_that_no_worker_can_use(topology: Topology, jobs: Jobs, expecte
     assert worker.process.poll() is None
 
 
+TOKENIZED = 666_000
+
 POISON = {
+    TOKENIZED: ("EngineDied", "the engine process ended with exit code 7 while the prompt was rendered and tokenized"),
     RAISES: ("EngineDied", "the engine ended with ZeroDivisionError: poison"),
     EXITS: ("EngineDied", "the engine process ended with exit code 9"),
     HANGS: ("EngineDied", "the engine made no step for"),
@@ -80,14 +83,15 @@ POISON = {
 
 @ON_POSTGRESQL
 def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expected) -> None:
-    """One raises, one ends the process, one hangs, one allocates without end: each gets its error, others succeed."""
+    """One raises, two end the process, one hangs, one allocates without end: each gets its error, others succeed."""
     topology.need_workers()
     topology.start_worker(
-        "faulty", module="tests.faults.faulty_worker", FAULT="poison", NOCTURNE_MAX_ATTEMPTS="2",
+        "faulty", module="tests.faults.faulty_worker", FAULT="poison", NOCTURNE_MAX_ATTEMPTS="1",
         NOCTURNE_ENGINE_TIMEOUT="5",
     )  # fmt: skip
     neighbours = jobs[:60]
     poison = [{"custom_id": str(seed), "prompt": "x", "seed": seed, "max_new_tokens": 3} for seed in POISON]
+    poison[0]["prompt"] = ENDS_WHILE_TOKENIZED
     run_id = topology.submit([*neighbours, *poison])
     topology.wait(run_id)
     with topology.database.connect() as connection:

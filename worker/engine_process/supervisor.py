@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -17,11 +17,12 @@ from time import monotonic
 from models.engine_options import EngineOptions
 from models.message import JobMessage
 from worker.critical_thread import CriticalThread
-from worker.engine.request import ModelUnavailable, RequestOutput
+from worker.engine.request import ModelUnavailable, RequestOutput, request_error
 from worker.engine_process.main import engine_main
 from worker.engine_process.protocol import (
     Cancel,
     Crashed,
+    Encoding,
     Failed,
     Finished,
     Ready,
@@ -31,6 +32,9 @@ from worker.engine_process.protocol import (
     Submit,
 )
 
+#: Deaths in a row of an engine without any job, after which no other one is started.
+MAX_IDLE_DEATHS = 5
+
 
 @dataclass(frozen=True)
 class EngineDeath:
@@ -39,6 +43,12 @@ class EngineDeath:
     reason: str
     running: list[int]  # in the batch: one of them may have killed it
     waiting: list[int]
+    encoding: int | None = None  # was being rendered and tokenized: it has killed the process
+    is_replaced: bool = True  # another process is ready
+
+    @property
+    def job_ids(self) -> list[int]:
+        return [*([] if self.encoding is None else [self.encoding]), *self.running, *self.waiting]
 
 
 class EngineSupervisor:
@@ -67,6 +77,8 @@ class EngineSupervisor:
         self._lock = Lock()  # guards the five below
         self._inside: set[int] = set()
         self._running: set[int] = set()  # the jobs inside that are in the batch
+        self._encoding: int | None = None  # the job that is being rendered and tokenized
+        self._num_idle_deaths = 0  # in a row, without any job inside
         self._outbox: SimpleQueue[object] = SimpleQueue()  # for the current process, or the one that is being started
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
@@ -130,7 +142,7 @@ class EngineSupervisor:
         assert isinstance(message, Ready)
         with self._lock:
             self._connection, self._process, self.ready = ours, process, message
-            CriticalThread(target=_deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
+            CriticalThread(target=self._deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
         return message
 
     def _read(self) -> None:
@@ -148,6 +160,8 @@ class EngineSupervisor:
             elif isinstance(message, Started):
                 with self._lock:
                     self._running.update(self._inside.intersection(message.job_ids))
+            elif isinstance(message, Encoding):
+                self._encoding = message.job_id
             elif isinstance(message, Stats):
                 self.stats = message
             elif isinstance(message, Crashed):
@@ -171,41 +185,67 @@ class EngineSupervisor:
                 self._inside.discard(output.request_id)
                 self._running.discard(output.request_id)
             if is_expected:
+                self._num_idle_deaths = 0
                 self._on_output(output)
 
     def _restart(self) -> bool:
         """Reports the jobs that died with the engine and starts another; false if none is to run any more."""
-        assert self._process is not None
-        self._process.join()
-        with self._lock:
-            running, waiting = sorted(self._running), sorted(self._inside - self._running)
-            self._inside.clear()
-            self._running.clear()
-            self._connection = None
-            self._outbox.put(None)
-            self._outbox = SimpleQueue()  # later messages are for the next process
-        reason = self._crash or f"the engine process ended with exit code {self._process.exitcode}"
-        self._crash = ""
-        death = EngineDeath(reason, running, waiting)
+        death = self._end_of_process()
         if self._is_stopping.is_set():
-            if running or waiting:
-                self._on_death(death)
+            if death.job_ids:
+                self._on_death(replace(death, is_replaced=False))
             return False
+        self._num_idle_deaths = 0 if death.job_ids else self._num_idle_deaths + 1
         try:
+            if self._num_idle_deaths >= MAX_IDLE_DEATHS:
+                raise ModelUnavailable(f"it died {MAX_IDLE_DEATHS} times without a job: {death.reason}")
             self._spawn()  # the new process must be ready before the jobs are retried
         except ModelUnavailable as error:
-            self._on_death(death)
+            self._on_death(replace(death, is_replaced=False))
             self._on_lost(str(error))
             return False
         self._last_sign = monotonic()
         self._on_death(death)
         return True
 
+    def _end_of_process(self) -> EngineDeath:
+        """Waits for the end of the process; the jobs it had are no longer inside."""
+        assert self._process is not None
+        self._process.join()
+        reason = self._crash or f"the engine process ended with exit code {self._process.exitcode}"
+        if self._encoding is not None:
+            reason += " while the prompt was rendered and tokenized"
+        with self._lock:
+            others = self._inside - {self._encoding}
+            death = EngineDeath(reason, sorted(others & self._running), sorted(others - self._running), self._encoding)
+            self._inside.clear()
+            self._running.clear()
+            self._connection = None
+            self._outbox.put(None)
+            self._outbox = SimpleQueue()  # later messages are for the next process
+        self._crash, self._encoding = "", None
+        return death
 
-def _deliver(outbox: SimpleQueue[object], connection: Connection) -> None:
-    """Sends the messages of the outbox up to a None; holds no lock, because a busy process makes it wait."""
-    while (message := outbox.get()) is not None:
+    def _deliver(self, outbox: SimpleQueue[object], connection: Connection) -> None:
+        """Sends the messages of the outbox up to a None; holds no lock, because a busy process makes it wait."""
+        while (message := outbox.get()) is not None:
+            try:
+                self._send(message, connection)
+            except OSError:
+                return  # the reader sees the same end of the pipe and reports the jobs inside
+
+    def _send(self, message: object, connection: Connection) -> None:
+        """Sends a message; jobs that cannot travel, such as messages nested too deep, fail alone."""
         try:
             connection.send(message)
         except OSError:
-            return  # the reader sees the same end of the pipe and reports the jobs inside
+            raise
+        except Exception as error:
+            if not isinstance(message, Submit):
+                raise
+            if len(message.jobs) > 1:
+                for job in message.jobs:
+                    self._send(Submit((job,), message.priority), connection)
+                return
+            refused = request_error("the job cannot be sent to the engine", error)
+            self._pass_on([RequestOutput(message.jobs[0].id, 0, error=refused)])

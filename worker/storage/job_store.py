@@ -19,6 +19,7 @@ from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job, rows_to_change
 from models.states import JobState
 from worker.engine.request import Completion, RequestOutput
+from worker.storage.losses import RUNS_ALONE, counted_loss
 from worker.storage.result_rows import insert_results, insert_traces, reserve_result_ids
 
 #: Parameters of one statement; both databases take at least this many.
@@ -109,15 +110,22 @@ class JobStore:
         """Returns claimed jobs to the outbox; returns the ids of those that were still this worker's."""
         return self._give_back(claims, {"state_reason": reason})
 
-    def requeue_suspects(self, claims: Iterable[Claim], reason: str) -> list[int]:
-        """Requeues jobs that may have killed the engine: each counts a crash and runs alone from now on."""
-        return self._give_back(
-            claims, {"state_reason": reason, "is_suspect": True, "num_crashes": Job.num_crashes + 1, "error": reason}
-        )
+    def requeue_lost(self, claims: Iterable[Claim], reason: str, max_attempts: int) -> list[int]:
+        """Requeues jobs one of which may have killed the engine: each counts a loss, and may become a suspect."""
+        return self._give_back(claims, {"state_reason": reason, "error": reason, **counted_loss(max_attempts)})
 
-    def fail(self, claim: Claim, code: str, error: str) -> None:
-        """Fails a job."""
-        values = _ending(JobState.FAILED, error, code) | {"num_crashes": Job.num_crashes + int(code == "EngineDied")}
+    def requeue_suspects(self, claims: Iterable[Claim], reason: str) -> list[int]:
+        """Requeues jobs that have killed the engine as far as one can see: each runs alone from now on."""
+        return self.requeue_lost(claims, reason, max_attempts=0)
+
+    def start_alone(self, claim: Claim) -> bool:
+        """Notes that a suspect has its engine for itself; false where the claim does not hold any more."""
+        with self._database.begin() as connection:
+            return self._change(connection, claim, {"state_reason": RUNS_ALONE})
+
+    def fail(self, claim: Claim, code: str, error: str, num_crashes: int = 0) -> None:
+        """Fails a job that took so many processes down in this attempt."""
+        values = _ending(JobState.FAILED, error, code) | {"num_crashes": Job.num_crashes + num_crashes}
         with self._database.begin() as connection:
             if self._change(connection, claim, values):
                 add_counts(connection, claim.run_id, {COUNT_OF_STATE[JobState.FAILED]: 1})

@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Engine, case, select, update
+from sqlalchemy import Engine, select, update
 
 from models.database.clock import database_timestamp, is_lease_over
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
@@ -14,30 +14,18 @@ from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
 from models.states import JobState, RunState
 from worker.storage.job_store import count_rows
+from worker.storage.losses import lost_worker
 
 
 def release_expired_leases(database: Engine, max_attempts: int) -> int:
     """Ends the claims of silent workers; returns how many.
 
-    The jobs return to the outbox. A job may be what kills its workers: after losing two it runs alone, after
-    losing `max_attempts` it fails.
+    The jobs return to the outbox. A job may be what kills its workers: see `losses`.
     """
-    is_worn_out = Job.num_crashes + 1 >= max_attempts
-    error = "the worker that ran it was lost, in each of its attempts"
     statement = (
         update(Job)
         .where(rows_to_change(Job.state == JobState.RUNNING, is_lease_over(), skip_locked=True))
-        .values(
-            num_crashes=Job.num_crashes + 1,
-            is_suspect=Job.num_crashes >= 1,
-            state=case((is_worn_out, JobState.FAILED), else_=JobState.QUEUED),
-            state_reason=case((is_worn_out, "WorkerLost"), else_="its lease ran out"),
-            error=case((is_worn_out, error), else_=None),
-            error_code=case((is_worn_out, "WorkerLost"), else_=None),
-            finished_at=case((is_worn_out, database_timestamp()), else_=None),
-            lease_expires_at=None,
-            sent_at=None,
-        )
+        .values(lost_worker(max_attempts))
         .returning(Job.run_id, Job.state)
     )
     return _end_jobs(database, statement, JobState.FAILED)

@@ -125,7 +125,8 @@ def test_a_suspect_is_marked_and_a_failed_job_counted(database: Engine, store: J
     assert store.requeue_suspects(claims[:1], "the engine died") == job_ids[:1]
     assert column_of(database, Job.is_suspect) == [True, False]
     assert column_of(database, Job.error) == ["the engine died", None]
-    store.fail(claims[1], "EngineDied", "poison")
+    store.fail(claims[1], "EngineDied", "poison", num_crashes=2)
+    assert column_of(database, Job.num_crashes) == [1, 2]
     assert column_of(database, Job.state) == [JobState.QUEUED, JobState.FAILED]
     assert column_of(database, Run.num_failed) == [1]
 

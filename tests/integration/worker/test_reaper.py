@@ -21,19 +21,17 @@ def lose_worker(database: Engine, job_ids: list[int], max_attempts: int) -> int:
     return release_expired_leases(database, max_attempts)
 
 
-def test_a_job_that_lost_its_workers_runs_alone_and_is_failed_in_the_end(database: Engine) -> None:
+def test_a_job_that_lost_its_workers_runs_alone(database: Engine) -> None:
+    """It is failed for losses in which it ran alone only: tests/field/test_losses.py."""
     job_ids = insert_run(database, 1)
     suspicion: list[bool] = []
-    for _ in range(3):
-        assert lose_worker(database, job_ids, max_attempts=4) == 1
+    for _ in range(10):
+        assert lose_worker(database, job_ids, max_attempts=3) == 1
         suspicion += column_of(database, Job.is_suspect)
-    assert suspicion == [False, True, True]
+    assert suspicion == [False, False] + [True] * 8
     assert column_of(database, Job.sent_at) == [None]
-    lose_worker(database, job_ids, max_attempts=4)
-    assert column_of(database, Job.state) == [JobState.FAILED]
-    assert column_of(database, Job.error_code) == ["WorkerLost"]
-    assert column_of(database, Run.num_failed) == [1]
-    assert column_of(database, Run.state) == [RunState.FINISHED]
+    assert column_of(database, Job.state) == [JobState.QUEUED]
+    assert column_of(database, Run.state) == [RunState.RUNNING]
 
 
 def test_overdue_jobs_expire_and_are_not_claimed(database: Engine) -> None:

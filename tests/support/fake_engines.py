@@ -1,0 +1,61 @@
+"""An engine process without a model, which dies as its prompts say. Loads no torch, so that it is there at once.
+
+The option `model` is a file that gets a line for each process that starts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from models.engine_options import EngineOptions
+from models.message import JobMessage
+from worker.engine.request import RequestOutput
+from worker.engine_process.protocol import Encoding, Finished, Ready, Started, Stop, Submit
+
+ENVIRONMENT = {
+    "model": "fake", "weights_hash": "", "tokenizer_hash": "", "dtype": "float32", "device": "cpu", "attention": "",
+    "versions": {},
+}  # fmt: skip
+
+
+def fake_engine_main(connection: Connection, options: EngineOptions) -> None:
+    """Dies of prompts that say `encoding`, `running` or `waiting` where that is the stage; answers all others."""
+    with Path(options.model).open("a") as log:
+        log.write(f"{os.getpid()}\n")
+    connection.send(Ready(ENVIRONMENT, options.device, 0))
+    if options.model.endswith("dies-idle"):
+        os._exit(4)
+    inside: list[JobMessage] = []
+    while True:
+        while connection.poll(0 if inside else None):
+            message = connection.recv()
+            if isinstance(message, Stop):
+                return
+            if isinstance(message, Submit):
+                _encode(connection, message)
+                inside += message.jobs
+        if inside:
+            _decode(connection, inside)
+            inside = []
+
+
+def _encode(connection: Connection, message: Submit) -> None:
+    for job in message.jobs:
+        if job.prompt == "waiting":
+            os._exit(1)
+        connection.send(Encoding(job.id))
+        if job.prompt == "encoding":
+            os._exit(2)
+        if job.prompt == "hanging":
+            time.sleep(3600)
+    connection.send(Encoding(None))
+
+
+def _decode(connection: Connection, jobs: list[JobMessage]) -> None:
+    connection.send(Started(tuple(job.id for job in jobs)))
+    if any(job.prompt == "running" for job in jobs):
+        os._exit(3)
+    connection.send(Finished(tuple(RequestOutput(job.id, 1) for job in jobs)))

@@ -52,7 +52,8 @@ def test_prompt_and_text_are_what_the_tokenizer_decodes(family: str, data: Any) 
     assert len(pieces) == len(answer_ids)
     assert "".join(pieces) == text
     prompt, whole = ours.decode(prompt_ids), ours.decode([*prompt_ids, *answer_ids])
-    if whole.startswith(prompt):
+    has_byte_tokens = family in ("llama2", "gemma")  # a byte may make those before it invalid, each by itself
+    if whole.startswith(prompt) and not (has_byte_tokens and prompt.endswith(REPLACEMENT)):
         assert prompt + text == whole
     else:  # the answer has completed a character of the prompt, or removed a space
         assert whole.endswith(text)

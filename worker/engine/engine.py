@@ -35,6 +35,7 @@ from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine.scheduling.stopping import eos_ids_of
 from worker.engine.stats import EngineStats
+from worker.engine.text.tokenizer import encode_prompt
 
 
 class Engine:
@@ -93,8 +94,9 @@ class Engine:
         return cls.load(options.model, **chosen, **sizes)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of a prompt; special tokens written in it are honoured."""
-        return self._token_ids(prompt)
+        """Token ids of a prompt; special tokens written in it are honoured, and a BOS is not doubled."""
+        with failing_alone("the prompt cannot be tokenized"):
+            return tuple(encode_prompt(self.loaded.tokenizer, prompt))
 
     def encode_chat(self, messages: list[dict[str, Any]]) -> tuple[int, ...]:
         """Token ids of a conversation through the model's chat template, ready for the assistant's answer."""
@@ -106,11 +108,8 @@ class Engine:
 
         with failing_alone("the chat template refuses it"):
             text = render_tool_calls(render, messages)
-        return self._token_ids(text, add_special_tokens=False)
-
-    def _token_ids(self, text: str, **options: Any) -> tuple[int, ...]:
         with failing_alone("the prompt cannot be tokenized"):
-            return tuple(self.loaded.tokenizer(text, **options)["input_ids"])
+            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @property
     def has_work(self) -> bool:

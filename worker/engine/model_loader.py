@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.checkpoint.config import attention_problem
 from models.checkpoint.folder import check_folder
@@ -27,6 +27,7 @@ from worker.engine.config import ModelLimits
 from worker.engine.model.attention import ATTENTION_NAME, ShapeProbe
 from worker.engine.model.kv_cache import LayerShape
 from worker.engine.request import EngineError, ModelUnavailable
+from worker.engine.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def load_model(
         if Path(name).is_dir():
             check_folder(Path(name))
         model = _read_model(name, choose_dtype(dtype, target), is_spread=options.is_spread)
-        tokenizer = load_tokenizer(name)
+        with _as_model_unavailable(f"cannot load the tokenizer of {name!r}"):
+            tokenizer = load_tokenizer(name)
         return prepare_model(name, model, tokenizer, target, options)
 
 
@@ -130,11 +132,6 @@ def probe_layers(name: str, model: Any, device: torch.device) -> dict[int, Layer
     if len(probe.layers) != model.config.get_text_config().num_hidden_layers:
         raise ModelUnavailable(f"the attention of {name!r} ({type(model).__name__}) cannot be replaced; not supported")
     return probe.layers
-
-
-def load_tokenizer(name: str) -> Any:
-    with _as_model_unavailable(f"cannot load the tokenizer of {name!r}"):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def default_eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

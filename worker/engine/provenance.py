@@ -21,7 +21,11 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": _device_name(loaded.model.device),
         "attention": loaded.model.description,
-        "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
+        "versions": {
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "tokenizer": type(loaded.tokenizer).__name__,  # its class; TokenizersBackend is tokenizer.json as it stands
+        },
     }
 
 

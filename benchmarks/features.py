@@ -1,8 +1,9 @@
 """The cost or gain of the engine's features, each beside doing without it, alternately; medians and ratios.
 
-    python -m benchmarks.features --parts sampling prefix beams samples memory
+    python -m benchmarks.features --parts sampling parameters prefix beams samples memory
 
-`sampling`: strategies and traces against greedy without a trace, 64 running. `prefix`: jobs that share a 512-token
+`sampling`: strategies and traces against greedy without a trace, 64 running. `parameters`: each parameter of sampling
+against a plain sample, 64 running. `prefix`: jobs that share a 512-token
 prompt, with sharing on and off. `beams`: 16 prompts of 4 beams against `generate(num_beams=4)`. `samples`: eight
 samples of a 256-token prompt against eight one-token prompts. `memory`: what the process holds over many jobs.
 """
@@ -50,7 +51,7 @@ def compare(title: str, variants: Mapping[str, Callable[[], float]], rounds: int
     first = median(next(iter(seconds.values())))
     print(f"\n{title}")
     for name, values in seconds.items():
-        print(f"{name:28} {median(values):8.2f} s {median(values) / first:8.3f} x", flush=True)
+        print(f"{name:36} {median(values):8.2f} s {median(values) / first:8.3f} x", flush=True)
 
 
 def sampling(base: Engine, rounds: int) -> None:
@@ -68,6 +69,32 @@ def sampling(base: Engine, rounds: int) -> None:
         for name, params in params_by_name.items()
     }
     compare("64 sequences side by side", variants, rounds)
+
+
+def parameters(base: Engine, rounds: int, num_prompt_ids: int = 200) -> None:
+    every = {"top_k": 50, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1, "presence_penalty": 0.5}
+    given: list[dict[str, Any]] = [
+        {},
+        {"top_k": 50},
+        {"top_p": 0.9},
+        {"min_p": 0.05},
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 0.5, "frequency_penalty": 0.5},
+        {"logit_bias": {str(token_id): 1.0 for token_id in range(0, 3000, 10)}},
+        every,
+    ]
+    variants = {
+        "all" if params is every else ", ".join(params) or "sample": partial(
+            decode,
+            base,
+            [
+                request(n, random_ids(num_prompt_ids, n), max_new_tokens=24, strategy="sample", **params)
+                for n in range(64)
+            ],
+        )
+        for params in given
+    }
+    compare("64 samples side by side", variants, rounds)
 
 
 def prefix(base: Engine, rounds: int, num_jobs: int, max_num_seqs: int) -> None:
@@ -131,7 +158,7 @@ def memory(num_jobs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["sampling", "prefix", "beams", "samples", "memory"]
+    parts = ["sampling", "parameters", "prefix", "beams", "samples", "memory"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prefix-jobs", type=int, default=256)
@@ -147,7 +174,8 @@ def main() -> None:
         if part == "prefix":
             prefix(base, given.rounds, given.prefix_jobs, given.prefix_max_num_seqs)
         elif part != "memory":
-            {"sampling": sampling, "beams": beams, "samples": samples}[part](base, given.rounds)
+            measure = {"sampling": sampling, "parameters": parameters, "beams": beams, "samples": samples}[part]
+            measure(base, given.rounds)
 
 
 if __name__ == "__main__":

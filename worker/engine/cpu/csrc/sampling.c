@@ -13,19 +13,13 @@
 
 #include "sampling.h"
 
-INLINE float logit_of(Logits x, int64_t token_id) {
-    float logit;
-    load(&logit, at(x.data, token_id, x.is_bf16), 1, x.is_bf16);
-    return logit;
-}
-
-/* The largest logit, and its first token. */
-INLINE float find_max_logit(Logits x, int64_t *token_id) {
+/* The largest logit, and its first token; writes the maximum of each block. */
+INLINE float find_max_logit(Logits x, float *block_max, int64_t *token_id) {
     float block[BLOCK], max_logit = -INFINITY;
     int64_t found = 0;
     for (int64_t start = 0; start < x.count; start += BLOCK) {
-        float block_max = max_of(block, load_block(block, x, start));
-        if (block_max > max_logit) max_logit = block_max, found = start;
+        float max = block_max[start / BLOCK] = max_of(block, load_block(block, x, start));
+        if (max > max_logit) max_logit = max, found = start;
     }
     while (found + 1 < x.count && logit_of(x, found) != max_logit) found++;
     *token_id = found;
@@ -126,8 +120,8 @@ INLINE void find_top_k(int32_t *ids, float *values, int64_t k, Logits x) {
  * or infinite or because every token is banned, the logprob that this leaves unknown is NaN. */
 typedef struct { double token_id, logprob, sampling_logprob, entropy, rank, kept; } Choice;
 
-/* Memory of a thread; `counts` is zero between two rows. */
-typedef struct { float *weights, *scratch, *scores; int32_t *ids, *counts; } Workspace;
+/* Memory of a thread. */
+typedef struct { float *weights, *scratch, *scores, *block_max; int32_t *ids; Edits edits; } Workspace;
 
 /* Zeroes the weights below min_p, the heaviest being 1; returns how many are kept. */
 static int64_t keep_min_p(float *weights, int64_t count, float min_p) {
@@ -155,39 +149,67 @@ static int64_t keep_likely(float *weights, int64_t count, const RowParams *param
 
 typedef struct { int64_t token_id, kept; double logprob; } Draw;
 
-/* Draws from scores; the weights in the workspace are theirs already where `has_weights`. */
-INLINE Draw draw_token(Logits x, float max_score, const RowParams *params, int has_weights, Workspace work) {
-    int64_t count = x.count;
-    int is_cut = params->top_k > 0 && params->top_k < x.count;
-    if (is_cut) {
-        count = gather_top_k(work.weights, work.ids, x, params->top_k, work.scratch);
-        exp_scores(work.weights, (Logits){work.weights, count, 0}, max_score, (float)params->temperature);
-    } else if (!has_weights) {
-        exp_scores(work.weights, x, max_score, (float)params->temperature);
+/* Draws among weights [count]; `token_id` is a place among them. */
+INLINE Draw draw_likely(float *weights, int64_t count, const RowParams *params, float *scratch) {
+    int64_t kept = keep_likely(weights, count, params, scratch);
+    double drawable = blocked_sum(weights, count);
+    int64_t place = draw(weights, count, drawable, params->uniform);
+    return (Draw){place, kept, log(weights[place]) - log(drawable)};
+}
+
+/* A row after its edits; the logits themselves, with edits beside them, or a copy with all written into it. */
+typedef struct { Logits x; float max; int has_copy; } Scores;
+
+/* Draws from scores at or above the k-th largest; NaN where `gather_top_k` does not find them. */
+INLINE Draw draw_top_k(Scores scores, const RowParams *params, Workspace *work) {
+    Edits none = {0}, *edits = scores.has_copy ? &none : &work->edits;
+    int64_t count = gather_top_k(work->weights, work->ids, scores.x, edits, params->top_k, work->scratch);
+    if (count < 0) return (Draw){0, 0, NAN};
+    exp_scores(work->weights, (Logits){work->weights, count, 0}, scores.max, (float)params->temperature);
+    Draw drawn = draw_likely(work->weights, count, params, work->scratch);
+    drawn.token_id = work->ids[drawn.token_id];
+    return drawn;
+}
+
+/* Draws from all scores; the weights in the workspace are the logits' already where `has_weights`. */
+INLINE Draw draw_from_all(Scores scores, const RowParams *params, int has_weights, Workspace *work) {
+    if (!has_weights) exp_scores(work->weights, scores.x, scores.max, (float)params->temperature);
+    for (int64_t i = 0; !scores.has_copy && i < work->edits.num_ids; i++) {
+        float exponent = (work->edits.scores[i] - scores.max) / (float)params->temperature;
+        work->weights[work->edits.ids[i]] = exponent < MIN_EXPONENT ? 0.0f : exp_of_negative(exponent);
     }
-    int64_t kept = keep_likely(work.weights, count, params, work.scratch);
-    double drawable = blocked_sum(work.weights, count);
-    int64_t index = draw(work.weights, count, drawable, params->uniform);
-    double logprob = log(work.weights[index]) - log(drawable);
-    return (Draw){is_cut ? work.ids[index] : index, kept, logprob};
+    return draw_likely(work->weights, scores.x.count, params, work->scratch);
+}
+
+INLINE Scores copy_scores(Logits x, float max, const RowParams *params, Workspace *work) {
+    apply_edits(work->scores, x, &work->edits, params->allowed);
+    return (Scores){{work->scores, x.count, 0}, max, 1};
 }
 
 INLINE Choice sample_row(Logits x, const RowParams *params, int64_t k, int32_t *top_ids, float *top_logprobs,
-                         Workspace work) {
+                         Workspace *work) {
     Draw drawn = {0, 1, 0};
-    int is_edited = has_edits(params), is_greedy = params->temperature == 0;
-    float max_logit = find_max_logit(x, &drawn.token_id), max_score = max_logit;
-    int has_weights = params->temperature == 1 && !is_edited && !params->top_k;
-    Sums sums = sum_scores(has_weights ? work.weights : NULL, x, max_logit);
-    Logits scores = x;
-    if (is_edited) {
-        edit_scores(work.scores, x, params, work.counts);
-        scores = (Logits){work.scores, x.count, 0};
-        max_score = find_max_logit(scores, &drawn.token_id);
+    float max_logit = find_max_logit(x, work->block_max, &drawn.token_id);
+    Scores scores = {x, max_logit, 0};
+    make_edits(&work->edits, x, params);
+    if (params->allowed) {
+        scores = copy_scores(x, max_logit, params, work);
+        scores.max = find_max_logit(scores.x, work->block_max, &drawn.token_id);
+    } else if (work->edits.num_ids) {
+        scores.max = edited_max(&work->edits, x, work->block_max, &drawn.token_id);
     }
-    int is_drawable = !isnan(sums.exp) && max_score > -INFINITY;
-    if (!is_drawable) drawn = (Draw){0, 0, NAN};
-    else if (!is_greedy) drawn = draw_token(scores, max_score, params, has_weights, work);
+    int is_greedy = params->temperature == 0, is_cut = params->top_k > 0 && params->top_k < x.count;
+    int is_edited = scores.has_copy || work->edits.num_ids;
+    int has_weights = params->temperature == 1 && !is_cut && !scores.has_copy && scores.max == max_logit;
+    Sums sums = sum_scores(has_weights ? work->weights : NULL, x, max_logit);
+    if (isnan(sums.exp) || scores.max == -INFINITY) {
+        drawn = (Draw){0, 0, NAN};
+    } else if (!is_greedy && is_cut) {
+        drawn = draw_top_k(scores, params, work);
+        if (isnan(drawn.logprob)) drawn = draw_top_k(copy_scores(x, scores.max, params, work), params, work);
+    } else if (!is_greedy) {
+        drawn = draw_from_all(scores, params, has_weights, work);
+    }
     double log_sum = log(sums.exp);
     find_top_k(top_ids, top_logprobs, k, x);
     for (int64_t i = 0; i < k; i++) top_logprobs[i] = (float)((double)top_logprobs[i] - max_logit - log_sum);
@@ -202,13 +224,18 @@ INLINE Choice sample_row(Logits x, const RowParams *params, int64_t k, int32_t *
 }
 
 static int allocate(Workspace *work, int64_t vocab) {
-    size_t size = sizeof(float) * (vocab + LANES);
-    *work = (Workspace){malloc(size), malloc(size), malloc(size), malloc(size), calloc(vocab, sizeof(int32_t))};
-    return work->weights && work->scratch && work->scores && work->ids && work->counts;
+    size_t size = sizeof(float) * (vocab + LANES), num_blocks = ceil_div(vocab, BLOCK);
+    Edits edits = {malloc(size), malloc(size), malloc(size), malloc(4 * size + 64 * sizeof(float)),
+                   malloc(num_blocks * sizeof(int32_t)), malloc(size), 0, 0};
+    *work = (Workspace){malloc(size), malloc(size), malloc(size), malloc(num_blocks * sizeof(float)), malloc(size), edits};
+    return work->weights && work->scratch && work->scores && work->block_max && work->ids && edits.scores &&
+           edits.ids && edits.counts && edits.table && edits.heads && edits.next;
 }
 
-static void release(Workspace work) {
-    free(work.weights), free(work.scratch), free(work.scores), free(work.ids), free(work.counts);
+static void release(Workspace *work) {
+    free(work->weights), free(work->scratch), free(work->scores), free(work->block_max), free(work->ids);
+    free(work->edits.scores), free(work->edits.ids), free(work->edits.counts), free(work->edits.table);
+    free(work->edits.heads), free(work->edits.next);
 }
 
 /* Logits [rows, vocab] and the parameters of each row; writes the choices [rows], and ids and logprobs of the k most
@@ -224,8 +251,8 @@ INLINE int sample(Choice *choices, int32_t *top_ids, float *top_logprobs, const 
         for (int64_t row = 0; row < num_rows; row++)
             if (!failed)
                 choices[row] = sample_row((Logits){at(logits, row * vocab, is_bf16), vocab, is_bf16}, params + row, k,
-                                          top_ids + row * k, top_logprobs + row * k, work);
-        release(work);
+                                          top_ids + row * k, top_logprobs + row * k, &work);
+        release(&work);
     }
     return failed;
 }

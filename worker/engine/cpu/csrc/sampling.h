@@ -45,14 +45,36 @@ typedef struct {
     const uint32_t *allowed; /* a bit per token id, or NULL */
 } RowParams;
 
-/* edits.c: whether a row's tokens are drawn from other scores than the model's, and these scores [x.count]. `counts`
- * [x.count] is zero before and after. */
-int has_edits(const RowParams *params);
-void edit_scores(float *scores, Logits x, const RowParams *params, int32_t *counts);
+/* The scores of few tokens, which stand instead of their logits; a hash table finds a token's, a list a block's. */
+typedef struct {
+    float *scores;           /* [num_ids] */
+    int32_t *ids, *counts;   /* [num_ids] */
+    int32_t *table;          /* [mask + 1] places among the edits, or -1 */
+    int32_t *heads, *next;   /* of the list of each block; -1 ends it */
+    int64_t num_ids, mask;
+} Edits;
 
-/* top_k.c: the scores at or above the k-th largest, and their ids in ascending order; returns how many. `scratch` is
- * [x.count + LANES], and so are `scores` and `ids`. */
-int64_t gather_top_k(float *scores, int32_t *ids, Logits x, int64_t k, float *scratch);
+INLINE float logit_of(Logits x, int64_t token_id) {
+    float logit;
+    load(&logit, at(x.data, token_id, x.is_bf16), 1, x.is_bf16);
+    return logit;
+}
+
+/* edits.c: makes the edits of a row's parameters but `allowed`. */
+void make_edits(Edits *edits, Logits x, const RowParams *params);
+
+/* The place of a token's edit, or -1; there must be some edit. */
+int32_t find_edit(const Edits *edits, int32_t id);
+
+/* The largest score after the edits, and its first token; `block_max` are the maxima of the row's blocks before. */
+float edited_max(const Edits *edits, Logits x, const float *block_max, int64_t *token_id);
+
+/* A copy of the row with the edits and without the tokens that are not allowed. */
+void apply_edits(float *scores, Logits x, const Edits *edits, const uint32_t *allowed);
+
+/* top_k.c: the scores at or above the k-th largest, and their ids in ascending order; returns how many, or -1 where
+ * edits raise a token among these, or lower too many. `scratch` is [x.count + LANES], and so are `scores` and `ids`. */
+int64_t gather_top_k(float *scores, int32_t *ids, Logits x, const Edits *edits, int64_t k, float *scratch);
 
 /* nucleus.c: zeroes the weights [count] outside of the nucleus, returns how many are kept; `keep_top_p` keeps the
  * weight that crosses the limit, too. `scratch` is [count + LANES]. */

@@ -78,9 +78,25 @@ static float guess_edge(Logits x, int64_t k, float *sample) {
     return expected < size ? kth_largest(sample, size, expected) : -INFINITY;
 }
 
-int64_t gather_top_k(float *scores, int32_t *ids, Logits x, int64_t k, float *scratch) {
-    int64_t found = gather(scores, ids, x, guess_edge(x, k, scratch)), kept = 0;
-    if (found < k) found = gather(scores, ids, x, -INFINITY);
+/* Writes edits into the scores at or above an edge; whether they still hold the k largest. */
+static int edit_gathered(float *scores, const int32_t *ids, int64_t found, Logits x, const Edits *edits, int64_t k,
+                         float edge) {
+    for (int64_t i = 0; i < edits->num_ids; i++)
+        if (edits->scores[i] >= edge && logit_of(x, edits->ids[i]) < edge) return 0;
+    int64_t at_least = 0;
+    for (int64_t i = 0; i < found; i++) {
+        int32_t edit = find_edit(edits, ids[i]);
+        if (edit >= 0) scores[i] = edits->scores[edit];
+        at_least += scores[i] >= edge;
+    }
+    return at_least >= k;
+}
+
+int64_t gather_top_k(float *scores, int32_t *ids, Logits x, const Edits *edits, int64_t k, float *scratch) {
+    float edge = guess_edge(x, k, scratch);
+    int64_t found = gather(scores, ids, x, edge), kept = 0;
+    if (found < k) found = gather(scores, ids, x, edge = -INFINITY);
+    if (edits->num_ids && !edit_gathered(scores, ids, found, x, edits, k, edge)) return -1;
     float least = kth_largest(scores, found, k);
     for (int64_t i = 0; i < found; i++)
         if (scores[i] >= least) scores[kept] = scores[i], ids[kept++] = ids[i];

@@ -18,7 +18,7 @@ ANSWER = "answer-3f9c"
 def end_ids(files: ModelFiles) -> tuple[int, ...]:
     """The ids of the configs, of the tokenizer's own end, and of the chat template's end of turn, without repeats."""
     ids = [*_configured(files.generation_config), *_configured(files.text_config), *_configured(files.config)]
-    tokens = [files.special_tokens.get("eos_token"), end_of_turn(files)]
+    tokens = [files.special_tokens.get("eos_token"), _mapped_eos(files), end_of_turn(files)]
     ids += [found for token in tokens if token is not None and (found := files.token_id(token)) is not None]
     if CHAT_END_TOKEN in files.added_tokens:
         ids.append(files.added_tokens[CHAT_END_TOKEN])
@@ -36,6 +36,13 @@ def end_of_turn(files: ModelFiles) -> str | None:
     after = after.lstrip() if found else ""
     tokens = [token for token in files.added_tokens if after.startswith(token)]
     return max(tokens, key=len, default=None)
+
+
+def _mapped_eos(files: ModelFiles) -> str | None:
+    """The end token of the file in which older tokenizers keep their special tokens."""
+    token = files.json_file("special_tokens_map.json").get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _configured(config: dict[str, Any]) -> list[int]:

@@ -14,7 +14,7 @@ from sys import stdin
 
 from sqlalchemy import Engine
 
-from models.settings import DEFAULT_MODEL, Settings
+from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
 from producer.model_files.generation_defaults import model_defaults, recommended_sampling
@@ -30,7 +30,7 @@ from producer.results.run_tables import print_run
 from producer.runs.broker import check_broker, send_run
 from producer.runs.database import check_usable, existing_database, ready_database, writable_database
 from producer.runs.embedded import LocalServices
-from producer.runs.model_check import check_model, small_files
+from producer.runs.model_check import check_model, check_submitted_model, small_files
 from producer.runs.writer import SubmitResult, find_unfinished, write
 
 EXIT_OK, EXIT_FAILED_JOBS, EXIT_INTERRUPTED = 0, 1, 130
@@ -76,8 +76,8 @@ def submit_run(
 ) -> int:
     """`producer submit`: validates, writes, prints the run's id, sends; returns the exit code."""
     with _submission(settings, file, grid, submit_options, input_options) as submission:
-        if settings.model != DEFAULT_MODEL or not submit_options.ignore_model_defaults:
-            submission = _of_model(submission, check_model(settings.model), submit_options)
+        model = check_submitted_model(settings.model, needs_files=not submit_options.ignore_model_defaults)
+        submission = _of_model(submission, model, submit_options)
         report = _check(submission, input_options)
         if input_options.dry_run:
             show_dry_run(submission, report, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from models.checkpoint.folder import check_folder
@@ -10,6 +11,9 @@ from models.checkpoint.small_files import CheckpointProblem
 from models.model_name import canonical_model
 from producer.errors import UsageError
 from producer.model_files.folder import SMALL_FILES, ModelFiles, model_files
+
+#: The form of a hub model's name.
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def check_model(model: str) -> str:
@@ -22,6 +26,19 @@ def check_model(model: str) -> str:
     else:
         _check_hub(model)
     return canonical_model(model)
+
+
+def check_submitted_model(model: str, *, needs_files: bool) -> str:
+    """`check_model` for workers elsewhere: without need of its files a hub model is taken by its name alone."""
+    is_hub_id = not os.path.lexists(model) and HUB_ID.fullmatch(model) is not None
+    if is_hub_id and not needs_files:
+        return model
+    try:
+        return check_model(model)
+    except UsageError as error:
+        if not is_hub_id:
+            raise
+        raise UsageError(f"{error}; --ignore-model-defaults submits without the model's files") from error
 
 
 def small_files(model: str) -> ModelFiles:

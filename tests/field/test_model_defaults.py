@@ -206,8 +206,9 @@ def test_the_end_of_turn_is_the_token_that_closes_the_assistants_message(
 
 
 def test_the_ids_of_all_places_are_joined(tmp_path: Path) -> None:
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|end_header|>"}}', encoding="utf-8")
     files = chat_files(tmp_path, TURNS[0][0], eos_token_id=[7, 100])
-    assert end_ids(files) == (100, 7, 101, 104)  # the configs', the end of turn's, ChatML's
+    assert end_ids(files) == (100, 7, 103, 101, 104)  # the configs', the map's, the end of turn's, ChatML's
 
 
 # ---- strategy model
@@ -306,3 +307,11 @@ def test_a_default_that_cannot_be_done_ends_before_anything_is_written(producer:
     assert not (tmp_path / ".nocturne").exists()
     doctor = producer("doctor", "--model", model, exit_code=1)
     assert "guidance_scale" in doctor.stdout
+
+
+def test_submit_needs_the_models_files_and_names_the_way_out(producer: Producer, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n', encoding="utf-8")
+    arguments = ["submit", "a.jsonl", "--model", "some/absent-model", "--dry-run"]
+    refused = producer(*arguments, exit_code=2)
+    assert "unknown model 'some/absent-model'" in refused.stderr and "--ignore-model-defaults" in refused.stderr
+    assert "1 jobs from 1 lines" in producer(*arguments, "--ignore-model-defaults").stdout

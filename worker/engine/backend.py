@@ -118,6 +118,8 @@ class Backend:
 
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
         """Begins to compute a plan that is not empty; `previous` is the step before, where it is still in flight."""
+        if plan.block_clears:
+            self._cache.clear_blocks(plan.block_clears)
         if plan.block_copies:
             self._cache.copy_blocks(plan.block_copies)
         ids_in_flight = None if previous is None else previous.token_ids

@@ -22,7 +22,7 @@ def lose_worker(database: Engine, job_ids: list[int], max_attempts: int) -> int:
 
 
 def test_a_job_that_lost_its_workers_runs_alone(database: Engine) -> None:
-    """It is failed for losses in which it ran alone only: tests/field/test_losses.py."""
+    """It is failed for losses in which it ran alone only: test_losses.py."""
     job_ids = insert_run(database, 1)
     suspicion: list[bool] = []
     for _ in range(10):

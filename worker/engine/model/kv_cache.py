@@ -67,6 +67,12 @@ class KVCache:
             self._values[layer], block_ids, keys_per_tile
         )
 
+    def clear_blocks(self, block_ids: list[int]) -> None:
+        """Fills whole blocks with zeros, in every layer."""
+        indices = {device: torch.tensor(block_ids, device=device) for device in self._devices}
+        for pool in (*self._keys.values(), *self._values.values()):
+            pool.view(self.num_blocks, -1).index_fill_(0, indices[pool.device], 0)
+
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to) each, in every layer."""
         indices = {device: torch.tensor(pairs, device=device).t() for device in self._devices}

@@ -13,7 +13,7 @@ from models.states import FinishReason
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.sampling.beam_search import BeamSearch, Candidate
-from worker.engine.sampling.choices import Choice
+from worker.engine.sampling.choices import Choice, NotFinite
 from worker.engine.sampling.logits_processors import apply_history_processors, has_history_processors
 from worker.engine.sampling.row_sampler import entropies_of, top_alternatives
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
@@ -71,6 +71,8 @@ def _score(group: SequenceGroup, logits: Tensor, eos_ids: tuple[int, ...]) -> tu
     if rows.shape[0] < MIN_ROWS:
         rows = rows.expand(MIN_ROWS, -1)
     raw = torch.log_softmax(rows, dim=-1)
+    if bool(raw[:, 0].isnan().any()):  # one NaN or inf makes the whole row NaN
+        raise NotFinite(is_of_model=True)
     params = group.request.params
     entropies = entropies_of(raw) if params.trace != "none" else []
     raw = raw[: logits.shape[0]]

@@ -8,7 +8,7 @@ worst case is reserved when it is admitted, so a running sequence always gets it
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush
@@ -139,6 +139,16 @@ class BlockManager:
                 table.reservation.num_blocks += 1
                 self._num_reserved += 1
         table.block_ids = []
+
+    def discard(self, block_ids: Iterable[int]) -> list[int]:
+        """Drops the content of the blocks that nobody uses from the prefixes; returns these blocks."""
+        unused = sorted(block for block in set(block_ids) if not self._num_references[block])
+        for block in unused:
+            if block in self._unreferenced:
+                del self._unreferenced[block]
+                del self._block_of_prefix[self._prefix_of_block.pop(block)]
+                heappush(self._free, block)
+        return unused
 
     def cancel(self, reservation: Reservation) -> None:
         """Frees what a request reserved and did not take."""

@@ -43,6 +43,7 @@ class Scheduler:
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
         self._num_sequences = 0  # that the running groups may have
+        self._block_clears: list[int] = []  # blocks of failed groups: a masked NaN is NaN still
 
     @property
     def has_work(self) -> bool:
@@ -105,6 +106,8 @@ class Scheduler:
             self.blocks.append(chunk.sequence.table, chunk.end)
             if chunk.is_last:
                 self._fork_first(chunk.group)
+        if not plan.is_empty:
+            plan.block_clears, self._block_clears = self._block_clears, []
         return plan
 
     def complete(self, plan: StepPlan) -> None:
@@ -130,11 +133,14 @@ class Scheduler:
         """Frees the blocks of sequences that have ended; takes out and returns the groups that have."""
         finished = []
         for group in groups:
+            block_ids = [block for sequence in group.sequences for block in sequence.table.block_ids]
             for sequence in group.sequences:
                 if sequence.finish_reason is not None:
                     self.blocks.free(sequence.table)
             if group.is_finished:
                 self.retire(group)
+                if group.error is not None:
+                    self._block_clears += self.blocks.discard(block_ids)
                 finished.append(group)
             elif group.ends_round:
                 self._begin_round(group)

@@ -38,6 +38,7 @@ class StepPlan:
 
     decodes: list[Sequence] = field(default_factory=list)
     prefills: list[PrefillChunk] = field(default_factory=list)
+    block_clears: list[int] = field(default_factory=list)  # first of all: what is in them may be NaN
     block_copies: list[tuple[int, int]] = field(default_factory=list)  # (from, to), before anything is computed
     admitted: list[SequenceGroup] = field(default_factory=list)  # running from this step on
 

@@ -19,8 +19,13 @@ from sqlalchemy import Engine  # noqa: E402
 
 from migrations.upgrade import upgrade  # noqa: E402
 from models.database.connection import open_database  # noqa: E402
+from tests.support.kernels import HAS_COMPILER  # noqa: E402
 from tests.support.postgres import PostgresServer, new_postgres_database, running_postgres  # noqa: E402
 from tests.support.processes import RedisServer, run_producer  # noqa: E402
+from worker.engine.cpu.onednn_linear import keep_onednn_from_amx  # noqa: E402
+
+if not HAS_COMPILER:
+    keep_onednn_from_amx()  # before the first matmul of any test; an engine process does so at its start
 
 ROOT = Path(__file__).parent.parent
 TOY_MODEL = ROOT / "examples" / "tiny" / "model"

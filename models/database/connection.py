@@ -162,11 +162,15 @@ def _connect(path: str, read_only: bool) -> sqlite3.Connection:
 
 def _prepare_sqlite(path: str, connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by the "begin" event alone
-    for pragma in ("synchronous=NORMAL", "foreign_keys=ON", "cache_size=-65536"):
-        try:
+    try:
+        for pragma in ("synchronous=NORMAL", "foreign_keys=ON", "cache_size=-65536"):
             connection.execute(f"PRAGMA {pragma}")
-        except UnicodeDecodeError as error:  # the driver failed to decode SQLite's complaint about its schema
-            raise damaged(path, str(error)) from error
+    except UnicodeDecodeError as error:  # the driver failed to decode SQLite's complaint about its schema
+        connection.close()
+        raise damaged(path, str(error)) from error
+    except sqlite3.Error:
+        connection.close()  # the pool does not: it has never had it
+        raise
 
 
 def _prepare_read_only_sqlite(connection: Any, record: Any) -> None:

@@ -107,7 +107,7 @@ def test_the_message_holds_the_jobs_in_full(
 
 def test_a_worker_that_cannot_work_says_why(connection: list[str], tmp_path: Path, postgres_server: str) -> None:
     cases = [
-        ([*connection, "--model", str(tmp_path)], "cannot load the model"),
+        ([*connection, "--model", str(tmp_path)], "the folder is empty"),
         (["--database", postgres_server, "--broker", connection[3], "--model", str(TOY_MODEL)], "producer db upgrade"),
         (["--database", "postgresql://127.0.0.1:1/x", "--model", str(TOY_MODEL)], "cannot use the database"),
     ]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.params import GenerationParams
+from tests.support.kernels import NEEDS_COMPILER
 from tests.support.random_models import random_pair, random_prompts
 from worker.engine.backend import LoadOptions
 from worker.engine.config import EngineConfig
@@ -59,6 +60,7 @@ def test_llamas_family_is_fused_and_others_are_not() -> None:
     assert not isinstance(prepared("gemma2-softcap").model.decoder, FusedDecoder)
 
 
+@NEEDS_COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_answers_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     loaded = prepared("qwen2", dtype, quantize="int8")

@@ -247,7 +247,7 @@ def test_requests_are_told_of_before_anything_of_them_is_computed(monkeypatch: p
 
 
 def test_an_unknown_model_says_so(tmp_path: Any) -> None:
-    with pytest.raises(ModelUnavailable, match="cannot load the model"):
+    with pytest.raises(ModelUnavailable, match="the folder is empty"):
         Engine.load(str(tmp_path))
 
 

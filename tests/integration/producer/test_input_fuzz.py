@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, func, select
 
-from models.params import GenerationParams
 from models.schema.job import Job
 from models.schema.tables import Base
 from producer.errors import UsageError
 from producer.prompts.grid import Grid, parse_option
 from producer.prompts.job_drafts import Submission
+from producer.prompts.readers.record import PARAMETER_FIELDS
 from producer.prompts.records import ReaderOptions
 from producer.prompts.validation import check
 from producer.runs.writer import write
 
-FIELDS = [*GenerationParams.model_fields, "custom_id", "prompt", "messages", "priority", "url", "body", "method", "x"]
+FIELDS = [*sorted(PARAMETER_FIELDS), "custom_id", "prompt", "messages", "priority", "url", "body", "method", "x"]
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["greedy", "top:3", "POST"]),
@@ -90,7 +90,7 @@ def test_any_table(memory_database: Engine, content: bytes, format: str, templat
 @settings(max_examples=150, deadline=None)
 @given(
     options=st.dictionaries(
-        st.sampled_from([name for name in FIELDS if name in GenerationParams.model_fields and name != "stop"]),
+        st.sampled_from([name for name in sorted(PARAMETER_FIELDS) if name != "stop"]),
         st.text(alphabet="0123456789.,-einfgrdysampluc", max_size=12),
         max_size=4,
     )

@@ -15,6 +15,8 @@ VOCABULARIES = (("vocab.json", "merges.txt"), ("vocab.txt",))
 MODELS = (
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model", "tiktoken.model",
 )  # fmt: skip
+#: Each of these makes a tokenizer.
+TOKENIZERS = ((FAST,), *VOCABULARIES, *((name,) for name in MODELS))
 #: JSON files beside a tokenizer; each may be absent.
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 #: Modules that read a tokenizer's model file, and the packages that have them.

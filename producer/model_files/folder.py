@@ -6,14 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.checkpoint.hub import model_folder
 from models.checkpoint.small_files import CheckpointProblem, read_json_object
 from producer.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-#: The files of a hub model that are fetched before a run is written.
-SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 
 #: The names under which a tokenizer's configuration gives special tokens to its chat template.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -107,18 +105,12 @@ class ModelFiles:
 
 
 def model_files(model: str, *, revision: str | None = None) -> ModelFiles | None:
-    """The model's files: of its folder, or of the hub's cache as it is; None where neither is at hand."""
-    folder = Path(model)
-    if folder.is_dir():
-        return ModelFiles(model, folder)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
+    """The model's files: of its folder, of the hub's cache, else fetched from the hub; None where none has them."""
     try:
-        cached = snapshot_download(model, revision=revision, allow_patterns=list(SMALL_FILES), local_files_only=True)
-    except (HFValidationError, LocalEntryNotFoundError):
+        folder = model_folder(model, revision)
+    except CheckpointProblem:
         return None
-    return ModelFiles(model, Path(cached)) if (Path(cached) / "config.json").is_file() else None
+    return ModelFiles(model, folder) if folder.is_dir() else None
 
 
 def _configured_templates(value: Any) -> dict[str, str]:

@@ -30,7 +30,7 @@ from producer.results.run_tables import print_run
 from producer.runs.broker import check_broker, send_run
 from producer.runs.database import check_usable, existing_database, ready_database, writable_database
 from producer.runs.embedded import LocalServices
-from producer.runs.model_check import check_model, check_submitted_model, small_files
+from producer.runs.model_check import check_model, check_submitted_model, fetch_weights, small_files
 from producer.runs.writer import SubmitResult, find_unfinished, write
 
 EXIT_OK, EXIT_FAILED_JOBS, EXIT_INTERRUPTED = 0, 1, 130
@@ -59,6 +59,7 @@ def run_here(
             show_dry_run(submission, report, as_json=output_options.json)
             return EXIT_OK
         check_usable(settings)
+        fetch_weights(submission.model)
         with LocalServices(settings) as local:
             database = writable_database(settings)
             run_id = _write_or_resume(submission, report, database, local, submit_options)

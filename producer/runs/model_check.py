@@ -1,4 +1,4 @@
-"""Checking that a model exists: by a folder's files, or by asking the hub. Loads no weights."""
+"""Checking a model before anything is written: its folder, or the small files that the hub has of it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import os
 import re
 from pathlib import Path
 
-from models.checkpoint.folder import check_folder
+from models.checkpoint.folder import check_folder, check_small_files
+from models.checkpoint.hub import model_folder
 from models.checkpoint.small_files import CheckpointProblem
 from models.model_name import canonical_model
 from producer.errors import UsageError
-from producer.model_files.folder import SMALL_FILES, ModelFiles, model_files
+from producer.model_files.folder import ModelFiles, model_files
 
-#: The form of a hub model's name.
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+#: The form of a hub model's name, and of its revision.
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
-def check_model(model: str) -> str:
-    """The model's canonical name. Raises `UsageError` for a model that no worker could load."""
-    path = Path(model)
-    if os.path.lexists(path):
-        _check_folder(path)
-    elif model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise UsageError(f"unknown model {model!r}: there is no such folder; give a model folder or a hub id")
-    else:
-        _check_hub(model)
+def check_model(model: str, *, revision: str | None = None) -> str:
+    """The model's canonical name; a hub model's small files are in the cache then.
+
+    Raises `UsageError` for a model that no worker could load.
+    """
+    is_here = os.path.lexists(model)
+    try:
+        folder = model_folder(model, revision)
+        if is_here:
+            check_folder(folder)
+        else:
+            check_small_files(folder)
+    except CheckpointProblem as problem:
+        raise UsageError(str(problem)) from problem
+    _ = ModelFiles(model, folder).tokenizer  # raises for a damaged one
     return canonical_model(model)
 
 
@@ -41,6 +48,16 @@ def check_submitted_model(model: str, *, needs_files: bool) -> str:
         raise UsageError(f"{error}; --ignore-model-defaults submits without the model's files") from error
 
 
+def fetch_weights(model: str, *, revision: str | None = None) -> None:
+    """Downloads what the hub's cache lacks of a model, and checks it. Raises `UsageError`."""
+    if Path(model).is_dir():
+        return
+    try:
+        check_folder(model_folder(model, revision, with_weights=True))
+    except CheckpointProblem as problem:
+        raise UsageError(str(problem)) from problem
+
+
 def small_files(model: str) -> ModelFiles:
     """The small files of a model that `check_model` has taken. Raises `UsageError` where they are not at hand."""
     files = model_files(model)
@@ -50,31 +67,3 @@ def small_files(model: str) -> ModelFiles:
             f"decoded; give the model's folder, download it with `hf download {model}`, or give --ignore-model-defaults"
         )
     return files
-
-
-def _check_folder(path: Path) -> None:
-    try:
-        check_folder(path)
-    except CheckpointProblem as problem:
-        raise UsageError(str(problem)) from problem
-    files = model_files(str(path))
-    assert files is not None
-    _ = files.tokenizer  # raises for a damaged one
-
-
-def _check_hub(model: str) -> None:
-    import logging
-
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        snapshot_download(model, allow_patterns=list(SMALL_FILES))
-    except HFValidationError as error:
-        raise UsageError(f"unknown model {model!r}: neither a folder nor a hub id such as Qwen/Qwen2-0.5B") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"unknown model {model!r}: it is no folder here, and the model hub did not give it "
-            f"({type(error).__name__}); check the name, the network or your access, or give a model folder"
-        ) from error

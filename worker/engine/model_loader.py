@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.checkpoint.config import attention_problem
 from models.checkpoint.folder import check_folder
+from models.checkpoint.hub import model_folder
 from models.checkpoint.small_files import CheckpointProblem, one_line
 from models.states import Quantization
 from worker.engine.backend import DeviceModel, LoadOptions
@@ -61,11 +62,11 @@ def load_model(
     if options.is_spread and importlib.util.find_spec("accelerate") is None:
         raise ModelUnavailable("a model over several devices needs the accelerate package; pip install accelerate")
     with _as_model_unavailable(f"cannot load the model {name!r}"):
-        if Path(name).is_dir():
-            check_folder(Path(name))
-        model = _read_model(name, choose_dtype(dtype, target), is_spread=options.is_spread)
+        folder = model_folder(name, with_weights=True)
+        check_folder(folder)
+        model = _read_model(name, folder, choose_dtype(dtype, target), is_spread=options.is_spread)
         with _as_model_unavailable(f"cannot load the tokenizer of {name!r}"):
-            tokenizer = load_tokenizer(name)
+            tokenizer = load_tokenizer(str(folder))
         return prepare_model(name, model, tokenizer, target, options)
 
 
@@ -95,11 +96,11 @@ def prepare_model(
     return LoadedModel(limits, model.config, tokenizer, backend.load(model, layers, device, options))
 
 
-def _read_model(name: str, dtype: torch.dtype, *, is_spread: bool) -> Any:
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+def _read_model(name: str, folder: Path, dtype: torch.dtype, *, is_spread: bool) -> Any:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_config(name, config)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        name,
+        folder,
         config=config,
         dtype=dtype,
         attn_implementation=ATTENTION_NAME,
@@ -114,6 +115,8 @@ def _read_model(name: str, dtype: torch.dtype, *, is_spread: bool) -> Any:
             f"the weights of {name!r} lack {len(absent):,} tensors of its configuration, such as {absent[0]}; "
             "config and weights are of different models, download both again"
         )
+    if folder.parent.name == "snapshots":  # of the hub's cache, where a folder has the name of its commit
+        model.config._commit_hash = folder.name
     return model
 
 

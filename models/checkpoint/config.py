@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint.architectures import known_architectures
+from models.checkpoint.config_values import check_token_ids, check_values
 from models.checkpoint.small_files import CheckpointProblem, is_file
 
 #: Rope variants whose angles depend on the longest sequence of the batch.
@@ -21,13 +22,6 @@ QUANTIZATION_FILES = {
     "hf_quant_config.json": "ModelOpt",
 }
 
-#: Whole numbers above 0, where a configuration has them.
-COUNTS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "head_dim",
-    "n_embd", "n_layer", "n_head", "n_positions",
-)  # fmt: skip
-LARGEST_COUNT = 2**31 - 1
-
 #: Ends of the class names of causal language models.
 CAUSAL_CLASSES = ("forcausallm", "lmheadmodel", "modelwithlmhead", "withlmheadmodel", "generationdecoder")
 
@@ -39,8 +33,8 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     text_config = text_part(config)
     _check_quantization(path, config)
     _check_architecture(path, config)
-    for name in COUNTS:
-        _check_count(path, name, text_config.get(name))
+    check_values(path, text_config)
+    check_token_ids(path, config)
     if problem := attention_problem(text_config):
         raise CheckpointProblem(f"{path}: {problem}")
 
@@ -133,10 +127,3 @@ def _check_model_type(path: Path, model_type: str, *, has_code: bool) -> None:
         f"{path}: Transformers {version('transformers')} does not know the model type {model_type!r}; "
         "check the spelling, or upgrade transformers on producer and workers"
     )
-
-
-def _check_count(path: Path, name: str, value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST_COUNT:
-        raise CheckpointProblem(f"{path}: {name} must be a whole number above 0, got {str(value)[:100]}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint.config import check_config
+from models.checkpoint.config_values import check_token_ids
 from models.checkpoint.small_files import CheckpointProblem, is_file, read_json_object
 from models.checkpoint.tokenizer_files import check_tokenizer
 from models.checkpoint.weights import check_weights, weights_file
@@ -37,6 +38,8 @@ def check_small_files(folder: Path) -> dict[str, Any]:
 
 def _check_small_files(folder: Path, config: Mapping[str, Any]) -> None:
     check_config(folder / "config.json", config)
+    if is_file(generation := folder / "generation_config.json"):
+        check_token_ids(generation, read_json_object(generation))
     check_tokenizer(folder)
 
 

@@ -34,9 +34,11 @@ SMALL_FILES = (
 
 
 def model_folder(model: str, revision: str | None = None, *, with_weights: bool = False) -> Path:
-    """The folder of a model that is given as a folder or a hub id. Raises `CheckpointProblem`."""
+    """The folder of a model that is given as a folder, a hub id, or `ID@REVISION`. Raises `CheckpointProblem`."""
     if os.path.lexists(model):
         return Path(model)
+    if revision is None and "@" in model and not model.startswith((".", "/", "~")):
+        model, _, revision = model.rpartition("@")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise CheckpointProblem(
             f"unknown model {model!r}: there is no such folder; give a model folder or a hub id such as Qwen/Qwen2-0.5B"
@@ -156,7 +158,7 @@ def answer_seconds() -> float:
     """The time for the hub's first answer. Raises `CheckpointProblem`: the hub's client would give a traceback."""
     given = os.environ.get(ANSWER_VARIABLE)
     try:
-        return int(given) if given else ANSWER_SECONDS
+        return ANSWER_SECONDS if given is None else int(given)
     except ValueError as error:
         raise CheckpointProblem(f"{ANSWER_VARIABLE} must be a whole number of seconds, got {given!r}") from error
 

@@ -50,7 +50,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise _damaged(path, f"its header is not JSON: {one_line(error)}") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(path, "the metadata of its header are not texts")
     return _tensors(path, header, size - 8 - length)
 
 
@@ -78,7 +80,7 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict):
         raise _damaged(path, f"its header's entry {name!r} is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise _damaged(path, f"the tensor {name!r} has the unknown dtype {str(dtype)[:50]!r}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise _damaged(path, f"the tensor {name!r} has no valid shape and offsets")

@@ -59,10 +59,20 @@ def is_file(path: Path) -> bool:
     return os.path.lexists(path) and not os.path.isdir(path)
 
 
+def check_text(path: Path) -> None:
+    """Raises `CheckpointProblem` for a file that is not UTF-8 text."""
+    check_content(path)
+    try:
+        path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointProblem(f"{path} is not UTF-8 text: {one_line(error)}; download it again") from error
+
+
 def one_line(error: BaseException) -> str:
-    """The first line of an error's text; its type's name where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:500] if lines else type(error).__name__
+    """An error's text without its line ends; its type's name where it has none."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointProblem:

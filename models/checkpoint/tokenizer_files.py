@@ -7,7 +7,7 @@ import binascii
 from importlib.util import find_spec
 from pathlib import Path
 
-from models.checkpoint.small_files import CheckpointProblem, check_content, is_file, read_json_object
+from models.checkpoint.small_files import CheckpointProblem, check_content, check_text, is_file, read_json_object
 
 FAST = "tokenizer.json"
 #: Files that make a tokenizer together, without the one above.
@@ -18,7 +18,7 @@ MODELS = (
 #: Each of these makes a tokenizer.
 TOKENIZERS = ((FAST,), *VOCABULARIES, *((name,) for name in MODELS))
 #: JSON files beside a tokenizer; each may be absent.
-CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 #: Modules that read a tokenizer's model file, and the packages that have them.
 SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 TIKTOKEN = {"tiktoken": "tiktoken"}
@@ -29,13 +29,16 @@ def check_tokenizer(folder: Path) -> None:
     for name in CONFIGS:
         if is_file(folder / name):
             read_json_object(folder / name)
+    for path in [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]:
+        if is_file(path):
+            check_text(path)
     if is_file(folder / FAST):
         _check_fast(folder / FAST)
         return
     for names in VOCABULARIES:
         if all(is_file(folder / name) for name in names):
             for name in names:
-                check_content(folder / name)
+                check_text(folder / name)
             return
     if model := next((name for name in MODELS if is_file(folder / name)), None):
         _check_model(folder / model)

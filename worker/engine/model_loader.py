@@ -32,6 +32,9 @@ from worker.engine.text.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
+OTHER_SHAPES = (
+    "its weights have other shapes than its configuration asks for; they are of different models, download both again"
+)
 CHAT_END_TOKEN = "<|im_end|>"
 
 
@@ -159,4 +162,7 @@ def _as_model_unavailable(what: str) -> Iterator[None]:
         raise ModelUnavailable(str(problem)) from problem
     except Exception as error:
         logger.debug("%s", what, exc_info=True)
-        raise ModelUnavailable(f"{what}: {type(error).__name__}: {one_line(error)}") from error
+        reason = (
+            OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else f"{type(error).__name__}: {one_line(error)}"
+        )
+        raise ModelUnavailable(f"{what}: {reason}") from error

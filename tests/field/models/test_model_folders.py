@@ -149,7 +149,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     # another model's config or weights
     "vocab-other": (config(vocab_size=2048), ["vocab_size is 2,048", "1,024 rows"]),
     "layers-more": (config(num_hidden_layers=48), ["num_hidden_layers is 48", "the weights have 2 layers"]),
-    "width-other": (config(intermediate_size=48), ["cannot load the model"]),
+    "width-other": (config(intermediate_size=48), ["cannot load the model", "its weights have other shapes"]),
     "untied": (config(tie_word_embeddings=False), ["lack 1 tensors", "lm_head.weight"]),
     # quantized weights
     "gptq": (quantized("gptq", bits=4), ["quantized (gptq, 4 bits)", "take the unquantized model"]),
@@ -185,6 +185,13 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "config-nested": (write("config.json", "[" * 100_000), ["config.json is not JSON"]),
     "generation-config": (write("generation_config.json", "{"), ["generation_config.json is not JSON"]),
     "tokenizer-config": (write("tokenizer_config.json", "null"), ["tokenizer_config.json must hold a JSON object"]),
+    "merges-lfs": (
+        both(remove("tokenizer.json"), write("vocab.json", "{}"), write("merges.txt", LFS_POINTER)),
+        ["merges.txt is a Git LFS pointer"],
+    ),
+    "template-lfs": (write("chat_template.jinja", LFS_POINTER), ["chat_template.jinja is a Git LFS pointer"]),
+    "template-latin": (write("chat_template.jinja", b"{{ '\xe9' }}"), ["chat_template.jinja is not UTF-8 text"]),
+    "metadata": (header(lambda h: h.update(__metadata__={"format": 3})), ["metadata of its header are not texts"]),
     # models of other kinds
     "no-type": (config(model_type=...), ["has no model_type", "give a model folder of Transformers"]),
     "unknown-type": (config(model_type="qwen9"), ["does not know the model type 'qwen9'", "upgrade transformers"]),
@@ -197,8 +204,18 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "architectures": (config(architectures="Qwen2ForCausalLM"), ["architectures must be a list"]),
     "dynamic-rope": (config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), ["not batch-invariant"]),
     "linear-layers": (config(layer_types=["linear_attention"] * 2), ["layers of type linear_attention"]),
-    "count-negative": (config(num_hidden_layers=-3), ["num_hidden_layers must be a whole number above 0, got -3"]),
-    "count-text": (config(vocab_size="many"), ["vocab_size must be a whole number above 0, got many"]),
+    "count-negative": (config(num_hidden_layers=-3), ["num_hidden_layers must be a whole number above 0, got '-3'"]),
+    "ids": (config(eos_token_id=[2, "</s>"]), ["eos_token_id must be a token id or a list of them"]),
+    "generation-ids": (
+        lambda folder: edit_json(folder / "generation_config.json", eos_token_id=2.5),
+        ["generation_config.json: eos_token_id must be a token id"],
+    ),
+    "heads": (config(num_attention_heads=4, num_key_value_heads=3), ["num_attention_heads must be a multiple of"]),
+    "flag": (config(tie_word_embeddings="yes"), ["tie_word_embeddings must be true or false, got 'yes'"]),
+    "number": (config(rms_norm_eps="1e-6"), ["rms_norm_eps must be a number, got '1e-6'"]),
+    "not-a-number": (config(rope_theta=float("nan")), ["rope_theta must be a number, got 'nan'"]),
+    "dtype": (config(dtype="int4"), ["dtype must be one of float64, float32", "got 'int4'"]),
+    "count-text": (config(vocab_size="many"), ["vocab_size must be a whole number above 0, got 'many'"]),
     "count-huge": (config(hidden_size=10**30), ["hidden_size must be a whole number above 0"]),
     # folders that are none
     "adapter": (
@@ -284,7 +301,7 @@ HARMLESS: dict[str, Damage] = {
     "fewer-layers": config(num_hidden_layers=1, layer_types=...),
     "auto-map-of-a-known-type": config(auto_map={"AutoModelForCausalLM": "modeling.Own"}),
     "no-quantization": config(quantization=None),
-    "metadata": header(lambda h: h.update(__metadata__={"format": "pt", "source": "here"})),
+    "more-metadata": header(lambda h: h.update(__metadata__={"format": "pt", "source": "here"})),
     "spaces-after-the-header": header(lambda h: h.update(__metadata__={"format": "pt", "pad": " " * 99})),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from models.checkpoint.download_progress import cached_bytes, progress_line
-from tests.support.hub_server import COMMIT, OTHER_COMMIT, HubServer, MuteServer
+from tests.field.models.hub_server import COMMIT, OTHER_COMMIT, HubServer, MuteServer
 from tests.support.model_folders import edit_json, make_small_model
 from tests.support.processes import HANG_SECONDS, clean_environment, run_producer
 
@@ -69,7 +69,7 @@ def call(hub: HubServer, tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Runs a statement with an empty cache of the hub; gives its exit code and what it printed."""
 
     def run(statement: str, **environment: str) -> tuple[int, str]:
-        given = hub_environment(hub, tmp_path) | environment
+        given = {name: value for name, value in (hub_environment(hub, tmp_path) | environment).items() if value}
         done = subprocess.run(
             [sys.executable, "-c", CALL.format(call=statement)],
             capture_output=True, text=True, timeout=HANG_SECONDS, env=clean_environment(**given), cwd=tmp_path,
@@ -112,12 +112,13 @@ def test_a_run_fetches_the_weights_that_transformers_loads(hub: HubServer, tmp_p
     assert "Traceback" not in (tmp_path / ".nocturne" / "worker.log").read_text()
 
 
+@pytest.mark.parametrize("statement", [check(revision="v2"), check(f"{MODEL}@v2")], ids=["apart", "in-the-name"])
 def test_a_revision_is_fetched_by_its_name(
-    call: Callable[..., tuple[int, str]], hub: HubServer, tmp_path: Path
+    statement: str, call: Callable[..., tuple[int, str]], hub: HubServer, tmp_path: Path
 ) -> None:
     hub.revisions["v2"] = OTHER_COMMIT
     hub.revisions[OTHER_COMMIT] = OTHER_COMMIT
-    assert call(check(revision="v2"))[0] == 0
+    assert call(statement)[0] == 0
     (snapshot,) = (tmp_path / "hf" / "hub").glob("models--*/snapshots/*")
     assert snapshot.name == OTHER_COMMIT
 

@@ -97,7 +97,9 @@ def results(
     connection: given.DatabaseOptions,
     wanted: given.SelectionOptions,
     run: RunArgument = None,
-    format: Annotated[str, typer.Option(help="jsonl, csv, parquet or openai")] = "jsonl",
+    format: Annotated[
+        str | None, typer.Option(help="jsonl, csv, parquet or openai (default: by the file's name, jsonl for stdout)")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a file; default: stdout")] = None,
     traces: Annotated[bool, typer.Option("--traces", help="with a row's tokens in `trace`")] = False,
 ) -> None:
@@ -105,7 +107,7 @@ def results(
 
     The openai format writes requests without an answer to a second file, named after the first.
 
-    Example: producer results --format csv -o answers.csv --state succeeded --where topic=cats
+    Example: producer results -o answers.csv --state succeeded --where topic=cats
     """
     from producer.results.export import export_results
 

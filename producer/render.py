@@ -5,17 +5,21 @@ A model's text never reaches a terminal unescaped.
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Any, TextIO
 
 from rich.markup import escape
 from rich.table import Table
 
 MAX_CELL = 80
+
+#: A cell that no reader can take for a quote, a delimiter, a comment or a formula.
+PLAIN_CELL = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.:/-]*|-[0-9.e-]+")
 
 
 def visible(text: str) -> str:
@@ -36,10 +40,12 @@ def write_jsonl(rows: Iterable[dict[str, Any]], file: TextIO) -> None:
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: TextIO) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_csv_value(value) for value in row])
+    """CSV by RFC 4180 with lines ending in a newline. Null is an empty cell, an empty string a quoted one.
+
+    Not `csv.writer`: it leaves a lone carriage return unquoted in some versions of Python.
+    """
+    for row in chain([columns], rows):
+        file.write(",".join(map(_csv_cell, row)) + "\n")
 
 
 def write_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: TextIO) -> None:
@@ -76,14 +82,19 @@ def _markdown_cell(value: Any) -> str:
     return visible(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
 
 
+def _csv_cell(value: Any) -> str:
+    value = _csv_value(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = "" if value is None else value if isinstance(value, str) else repr(value)
+    is_bare = value is None or PLAIN_CELL.fullmatch(text)
+    return text if is_bare else '"' + text.replace('"', '""') + '"'
+
+
 def _csv_value(value: Any) -> Any:
-    return (
-        to_json(value)
-        if isinstance(value, dict | list)
-        else value.isoformat()
-        if isinstance(value, datetime)
-        else value
-    )
+    if isinstance(value, dict | list):
+        return to_json(value)
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _json_value(value: Any) -> Any:

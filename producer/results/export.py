@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from sqlalchemy import Engine
+
+from models.params import GenerationParams
 from models.settings import Settings
 from producer.atomic_file import atomic_file
 from producer.console import say
@@ -16,43 +18,109 @@ from producer.errors import UsageError
 from producer.render import to_json, write_csv, write_jsonl
 from producer.results.database import readable_database
 from producer.results.openai_results import openai_lines
-from producer.results.queries import RESULT_COLUMNS, find_run, results
+from producer.results.parquet_file import JsonType, write_parquet
+from producer.results.queries import RESULT_COLUMNS, find_run, job_values, results
 from producer.results.selection import Selection
 
 FORMATS = ("jsonl", "csv", "parquet", "openai")
-ROWS_PER_GROUP = 5_000
+FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
-JSON_TEXT = ("params", "metadata", "grid_point", "trace")  # of any shape: JSON text in CSV and Parquet
+#: Columns of any shape.
+NESTED = ("params", "metadata", "grid_point", "messages", "chat")
+
+#: Parameters that have a column of their own already, or none that tells anything of an answer.
+NO_COLUMN = ("strategy", "seed", "trace")
 
 
 def export_results(
     settings: Settings,
     reference: str | None,
-    format: str,
+    format: str | None,
     output: Path | None,
     selection: Selection = Selection(),
     *,
     with_traces: bool = False,
 ) -> None:
     """Writes the run's results in the order of its input. Raises `UsageError`."""
-    if format not in FORMATS:
-        raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    format = _format_of(format, output)
     if format == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal; give a file with -o")
     database = readable_database(settings)
-    run_id = find_run(database, reference)
+    try:
+        _export(database, find_run(database, reference), format, output, selection, with_traces=with_traces)
+    finally:
+        database.dispose()
+
+
+def _export(
+    database: Engine, run_id: str, format: str, output: Path | None, selection: Selection, *, with_traces: bool
+) -> None:
     rows = results(database, run_id, selection, with_traces=with_traces or format == "openai")
-    columns = (*RESULT_COLUMNS, "trace") if with_traces else RESULT_COLUMNS
     if format == "openai":
         _write_openai(rows, output)
         return
+    varied = _varied_parameters(database, run_id)
+    columns = (*RESULT_COLUMNS, *varied, *(["trace"] if with_traces else []))
+    counted = _Counted({**row, **{name: row["params"].get(name) for name in varied}} for row in rows)
     with _destination(output) as file:
         if format == "jsonl":
-            write_jsonl(({name: row[name] for name in columns} for row in rows), file)
+            write_jsonl(({name: row[name] for name in columns} for row in counted), file)
         elif format == "csv":
-            write_csv(columns, ([row[name] for name in columns] for row in rows), file)
+            write_csv(columns, ([row[name] for name in columns] for row in counted), file)
         else:
-            _write_parquet(columns, rows, file.buffer)
+            write_parquet(columns, counted, _types_of(database, run_id, varied), file.buffer)
+    say(f"{counted.number:,} rows written to {_place(output)}")
+
+
+def _format_of(format: str | None, output: Path | None) -> str:
+    """The format that is named, or the one of the file's name. Raises `UsageError`."""
+    if format is not None:
+        if format not in FORMATS:
+            raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+        return format
+    suffix = ".jsonl" if output is None else output.suffix.lower()
+    if suffix not in FORMAT_OF_SUFFIX:
+        raise UsageError(
+            f"cannot tell the format of {output} by its name: end it in {', '.join(FORMAT_OF_SUFFIX)}, "
+            f"or give --format {'|'.join(FORMATS)}"
+        )
+    return FORMAT_OF_SUFFIX[suffix]
+
+
+class _Counted:
+    """Rows that are counted as they pass."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        self._rows = rows
+        self.number = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self._rows:
+            self.number += 1
+            yield row
+
+
+def _varied_parameters(database: Engine, run_id: str) -> list[str]:
+    """The parameters that are not the same for all jobs of the run: each is a column."""
+    first: dict[str, Any] | None = None
+    varied: set[str] = set()
+    for values in job_values(database, run_id, "params", distinct=True):
+        params = values["params"]
+        first = params if first is None else first
+        varied.update(name for name in {*first, *params} if first.get(name) != params.get(name))
+    return [name for name in GenerationParams.model_fields if name in varied and name not in NO_COLUMN]
+
+
+def _types_of(database: Engine, run_id: str, varied: Iterable[str]) -> dict[str, JsonType]:
+    types = {name: JsonType() for name in NESTED}
+    for values in job_values(database, run_id, *NESTED):
+        for name, value in values.items():
+            types[name].see(value)
+    return types | {name: types["params"].keys.get(name, JsonType()) for name in varied}
+
+
+def _place(output: Path | None) -> str:
+    return "stdout" if output is None else str(output)
 
 
 def errors_path(output: Path) -> Path:
@@ -61,42 +129,16 @@ def errors_path(output: Path) -> Path:
 
 
 def _write_openai(rows: Iterable[dict[str, Any]], output: Path | None) -> None:
-    num_errors = 0
+    numbers = [0, 0]  # without an answer, answered
     with _destination(output) as answers, _destination(None if output is None else errors_path(output)) as errors:
         for is_answered, line in openai_lines(rows):
-            num_errors += not is_answered
+            numbers[is_answered] += 1
             if is_answered or output is not None:
                 (answers if is_answered else errors).write(to_json(line) + "\n")
-    if num_errors:
+    say(f"{numbers[True]:,} answers written to {_place(output)}")
+    if numbers[False]:
         where = "give -o to have them in a file" if output is None else f"they are in {errors_path(output)}"
-        say(f"{num_errors:,} requests have no answer; {where}")
-
-
-def _write_parquet(columns: Iterable[str], rows: Iterable[dict[str, Any]], file: IO[bytes]) -> None:
-    """Writes row groups of a few thousand, so that memory stays flat."""
-    import pyarrow
-    from pyarrow import parquet
-
-    schema = pyarrow.schema([(name, _arrow_type(name)) for name in columns])
-    remaining = iter(rows)
-    with parquet.ParquetWriter(file, schema) as writer:
-        while group := list(islice(remaining, ROWS_PER_GROUP)):
-            plain = [{name: _plain(name, row[name]) for name in schema.names} for row in group]
-            writer.write_table(pyarrow.Table.from_pylist(plain, schema=schema))
-
-
-def _arrow_type(name: str) -> Any:
-    import pyarrow
-
-    if name in ("job_id", "seed", "sample_index", "prompt_tokens", "completion_tokens", "attempts"):
-        return pyarrow.int64()
-    if name in ("cumulative_logprob", "score") or name.endswith("_seconds"):
-        return pyarrow.float64()
-    return pyarrow.timestamp("us", tz="UTC") if name.endswith("_at") else pyarrow.string()
-
-
-def _plain(name: str, value: Any) -> Any:
-    return to_json(value) if name in JSON_TEXT and value is not None else value
+        say(f"{numbers[False]:,} requests have no answer; {where}")
 
 
 @contextmanager

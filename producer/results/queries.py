@@ -28,7 +28,7 @@ RESULT_COLUMNS = (
     "run_id", "run_name", "job_id", "custom_id", "state", "strategy", "params", "seed", "sample_index", "text",
     "finish_reason", "prompt_tokens", "completion_tokens", "cumulative_logprob", "score", "queued_seconds",
     "prefill_seconds", "decode_seconds", "worker", "attempts", "error", "error_code", "metadata", "grid_point",
-    "started_at", "finished_at",
+    "started_at", "finished_at", "model", "prompt", "messages", "chat",
 )  # fmt: skip
 
 TRACE_COLUMNS = tuple(name for name in TokenTrace.__table__.columns.keys() if name != "result_id")
@@ -195,11 +195,9 @@ def results(
 ) -> Iterator[dict[str, Any]]:
     """A run's rows of the view `job_results` in the order of its input, fetched a few at a time.
 
-    Each has `RESULT_COLUMNS`, `model`, `prompt` and `messages`, and `trace` under `with_traces`.
+    Each has `RESULT_COLUMNS`, and `trace` under `with_traces`.
     """
-    view = table(
-        "job_results", *(column(name) for name in (*RESULT_COLUMNS, "model", "prompt", "messages", "result_id"))
-    )
+    view = table("job_results", *(column(name) for name in (*RESULT_COLUMNS, "result_id")))
     statement = select(view).where(view.c.run_id == run_id).order_by(view.c.job_id, view.c.sample_index)
     if selection.states:
         statement = statement.where(view.c.state.in_(selection.states))
@@ -213,6 +211,17 @@ def results(
             if with_traces:
                 _add_traces(database, wanted)
             yield from wanted
+
+
+def job_values(database: Engine, run_id: str, *columns: str, distinct: bool = False) -> Iterator[dict[str, Any]]:
+    """The columns of the run's jobs, which the view has under the same names; each combination once if `distinct`."""
+    view = table("job_results", *(column(name) for name in ("run_id", *columns)))
+    statement = select(*(view.c[name] for name in columns)).where(view.c.run_id == run_id)
+    with database.connect() as connection:
+        found = connection.execution_options(stream_results=True, yield_per=ROWS_PER_FETCH).execute(
+            statement.distinct() if distinct else statement
+        )
+        yield from (decode_row(dict(row)) for row in found.mappings())
 
 
 def _add_traces(database: Engine, rows: Sequence[dict[str, Any]]) -> None:

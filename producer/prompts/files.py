@@ -34,7 +34,8 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     except (zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"cannot read {path}: it is damaged, or not what its name says ({error})") from error
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+        reason = error.strerror or " ".join(str(error).split())
+        raise UsageError(f"cannot read {path}: {reason}") from error
 
 
 def _open(path: Path) -> Any:

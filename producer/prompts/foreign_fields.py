@@ -155,6 +155,15 @@ def _best_of(native: dict[str, Any], value: Any, place: str) -> None:
         )
 
 
+def _enable_thinking(native: dict[str, Any], value: Any, place: str) -> None:
+    """An argument of chat templates, which vLLM's clients write beside the others too."""
+    arguments = native.get("chat_template_kwargs") or {}
+    if isinstance(arguments, dict):
+        if arguments.get("enable_thinking", value) != value:
+            raise LineProblem(f"{place}enable_thinking", "is in chat_template_kwargs too, with another value")
+        native["chat_template_kwargs"] = {**arguments, "enable_thinking": value}
+
+
 def _early_stopping(native: dict[str, Any], value: Any, place: str) -> None:
     is_beam = native.get("strategy") == "beam" or native.get("num_beams", 1) != 1
     if is_beam and value is not True:
@@ -193,6 +202,7 @@ _SPECIAL: dict[str, Callable[[dict[str, Any], Any, str], None]] = {
     "logprobs": _logprobs,
     "best_of": _best_of,
     "early_stopping": _early_stopping,
+    "enable_thinking": _enable_thinking,
     "add_special_tokens": _add_special_tokens,
 }
 

@@ -152,7 +152,7 @@ REFUSED: dict[str, Rejection] = {
     **_refused("is a service that is not here", web_search_options=(), moderation=(), modalities=(["text"],),
                previous_response_id=(), conversation=(), background=OFF, context_management=(), verbosity=("medium",),
                reasoning=(), text=({"format": {"type": "text"}},)),
-    **_refused("goes to the chat template: write chat_template_kwargs", enable_thinking=(), thinking=(), think=(),
+    **_refused("goes to the chat template: write chat_template_kwargs", thinking=(), think=(),
                reasoning_effort=()),
     **_refused("cannot be turned: the answer begins a new message, unless the assistant's is the last",
                add_generation_prompt=(True,), continue_final_message=OFF),

@@ -17,11 +17,12 @@ from producer.errors import LineProblem
 from producer.model_files.generation_defaults import defaults_of_job
 from producer.prompts.conversations import ChatOptions
 from producer.prompts.duplicate_ids import FirstUses
+from producer.prompts.escapes import line_remarks, option_remarks
 from producer.prompts.foreign_fields import remark
 from producer.prompts.grid import Grid, label, validate
 from producer.prompts.lines import PromptLine, prompt_line
 from producer.prompts.readers.record import OWN_FIELDS
-from producer.prompts.records import ReaderOptions, Record, read_records
+from producer.prompts.records import ReaderOptions, Record, is_table, read_records
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ class Line:
 def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warnings: dict[str, str]) -> Iterator[Line]:
     """Every line with its jobs; one bad job spoils its line. Adds to `warnings`, by metadata field."""
     first_uses = FirstUses(duplicate_hashes)
+    stop = submission.grid.values.get("stop", [[]])[0]
+    for option, problem in option_remarks(submission.reader.template, stop).items():
+        warnings.setdefault(option, f"{option} {problem}")
     for record in read_records(submission.path, submission.reader):
         line = Line(record.number, record.raw, last_number=record.last_number)
         try:
@@ -126,7 +130,9 @@ def _warn(submission: Submission, number: int, line: PromptLine, warnings: dict[
             continue
         if (problem := remark(name, value)) is not None:
             warnings[name] = f"{place}: {name} {problem}"
-    for name, problem in line.remarks.items():
+    is_plain = is_table(submission.path, submission.reader) and "--template" not in warnings
+    escapes = line_remarks(line.prompt, line.params.get("stop"), is_table=is_plain)
+    for name, problem in {**line.remarks, **escapes}.items():
         warnings.setdefault(name, f"{place}: {name} {problem}")
 
 

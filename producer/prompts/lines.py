@@ -11,7 +11,7 @@ from models.chat import ChatInputs, is_continued
 from producer.errors import LineProblem
 from producer.prompts.conversations import ChatOptions, chat_inputs, is_message_list, parsed_messages, shorten
 from producer.prompts.openai_lines import endpoint_of
-from producer.prompts.readers.record import CHAT_FIELDS, PARAMETER_FIELDS
+from producer.prompts.readers.record import CHAT_FIELDS, PARAMETER_FIELDS, whole_number
 from producer.prompts.records import Record
 
 MAX_CUSTOM_ID = 512
@@ -38,16 +38,16 @@ def prompt_line(record: Record, options: ChatOptions = ChatOptions()) -> PromptL
         raise record.problem
     fields = {name: value for name, value in record.fields.items() if value or name not in CHAT_FIELDS}
     _check_strings(fields | record.named)
-    params = {name: fields.pop(name) for name in PARAMETER_FIELDS & fields.keys()}
+    params = {name: whole_number(name, fields.pop(name)) for name in PARAMETER_FIELDS & fields.keys()}
     prompt, given = _prompt_or_messages(record.named or fields)
     messages = options.messages(prompt, given)
     chat = ChatInputs() if messages is None else chat_inputs(fields, options)
     return PromptLine(
-        custom_id=_custom_id(fields.pop("custom_id", None), record.number),
+        custom_id=_custom_id(whole_number("custom_id", fields.pop("custom_id", None)), record.number),
         prompt=prompt if messages is None else None,
         messages=messages,
         params=params,
-        priority=_priority(fields.pop("priority", None)),
+        priority=_priority(whole_number("priority", fields.pop("priority", None))),
         metadata=fields,
         default_strategy="greedy" if endpoint_of(fields.get("url")) is None else "sample",  # as OpenAI does
         chat=chat,

@@ -90,6 +90,11 @@ def _check_one_source(options: ReaderOptions) -> None:
         raise UsageError(f"give either {' or '.join(named)}, not both: each names the prompt")
 
 
+def is_table(path: Path, options: ReaderOptions) -> bool:
+    """Whether the file has cells or plain lines, which know no escapes."""
+    return _format_of(path, options) != "jsonl"
+
+
 def _format_of(path: Path, options: ReaderOptions) -> str:
     if options.format is not None:
         if options.format not in FORMATS:

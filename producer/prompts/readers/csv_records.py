@@ -6,15 +6,15 @@ quote costs one line. TSV has no quotes: a line is a row.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from producer.errors import LineProblem, UsageError
+from producer.prompts.readers.cells import ABSENT, cell_value
 from producer.prompts.readers.record import (
     CHAT_FIELDS,
     MAX_LINE_BYTES,
@@ -23,7 +23,6 @@ from producer.prompts.readers.record import (
     FileFacts,
     Record,
     parsed,
-    whole_number,
 )
 from producer.prompts.readers.text_lines import SNIFFED_BYTES, TOO_LONG, open_text, shown, undecoded
 
@@ -102,19 +101,27 @@ def _rows(path: Path, facts: FileFacts, dialect: Dialect, newline: str) -> Itera
         if header is None:
             return
         facts.check_columns(header)
+        spelling: Any = {"wanted": facts.wanted, "has_decimal_commas": dialect.delimiter == ";"}
         while (line := lines.next()) is not None:
             if _without_end(line):
                 number = lines.number
-                yield _row(number, *_cells_or_problem(lines, line, dialect, len(header)), header, facts)
+                cells, taken = _cells_or_problem(lines, line, dialect, len(header))
+                yield _row(number, cells, taken, partial(_named_cells, header, **spelling), facts)
 
 
-def _row(number: int, cells: list[str] | LineProblem, taken: list[str], header: list[str], facts: FileFacts) -> Record:
+def _row(
+    number: int,
+    cells: list[str] | LineProblem,
+    taken: list[str],
+    named_cells: Callable[[list[str]], dict[str, Any]],
+    facts: FileFacts,
+) -> Record:
     raw = "".join(taken)
     problem = cells if isinstance(cells, LineProblem) else undecoded(raw, facts.encoding)
     text = shown(_without_end(raw if problem is None or len(raw) <= MAX_LINE_BYTES else raw[:MAX_RAW_BYTES]))
     if problem is not None or isinstance(cells, LineProblem):
         return Record(number, text, {}, problem, len(taken))
-    return parsed(number, text, partial(_named_cells, header, cells, facts.wanted), len(taken))
+    return parsed(number, text, partial(named_cells, cells), len(taken))
 
 
 def _header(path: Path, lines: Lines, dialect: Dialect) -> list[str] | None:
@@ -245,8 +252,10 @@ def _needs_backslashes(path: Path, encoding: str, newline: str, plain: Dialect, 
     return False
 
 
-def _named_cells(header: list[str], row: list[str], wanted: frozenset[str] | None) -> dict[str, Any]:
-    """A row as fields. CSV knows text only: a parameter's cell is parsed as JSON, an empty one is not given."""
+def _named_cells(
+    header: list[str], row: list[str], wanted: frozenset[str] | None, *, has_decimal_commas: bool
+) -> dict[str, Any]:
+    """A row as fields. CSV knows text only: the cell of a parameter, a chat or its inputs spells a value."""
     fields: dict[str, Any] = {}
     for name, cell in zip(header, row, strict=True):
         if wanted is not None and name not in wanted:
@@ -254,15 +263,6 @@ def _named_cells(header: list[str], row: list[str], wanted: frozenset[str] | Non
         if name not in PARAMETER_FIELDS and name not in ("priority", "messages", *CHAT_FIELDS):
             if name != "custom_id" or cell:
                 fields[name] = cell
-        elif cell.strip():
-            fields[name] = _parameter(name, cell)
+        elif (value := cell_value(name, cell, has_decimal_commas=has_decimal_commas)) is not ABSENT:
+            fields[name] = value
     return fields
-
-
-def _parameter(name: str, cell: str) -> Any:
-    try:
-        return whole_number(name, json.loads(cell))
-    except RecursionError as error:
-        raise LineProblem(name, "is nested too deeply") from error
-    except ValueError:
-        return cell

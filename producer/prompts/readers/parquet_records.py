@@ -11,7 +11,8 @@ from uuid import UUID
 
 from producer.errors import LineProblem, UsageError
 from producer.prompts.files import open_file
-from producer.prompts.readers.record import FileFacts, Record, whole_number
+from producer.prompts.readers.cells import ABSENT, BOOLEAN_FIELDS, cell_value
+from producer.prompts.readers.record import PARAMETER_FIELDS, FileFacts, Record, whole_number
 
 ROWS_PER_BATCH = 1_000
 
@@ -38,7 +39,7 @@ def read_parquet(path: Path, facts: FileFacts) -> Iterator[Record]:
                 for index in range(batch.num_rows):
                     number += 1
                     yield _row(number, {name: values[index] for name, values in columns.items()})
-        except (pyarrow.ArrowException, OverflowError) as error:
+        except (pyarrow.ArrowException, OverflowError, OSError) as error:
             raise UsageError(f"cannot read {path}: it is no readable Parquet file ({_one_line(error)})") from error
 
 
@@ -48,13 +49,16 @@ def _one_line(error: BaseException) -> str:
 
 def _row(number: int, values: dict[str, Any]) -> Record:
     problem = next((value for value in values.values() if isinstance(value, LineProblem)), None)
-    fields = {
-        name: whole_number(name, value)
-        for name, value in values.items()
-        if value is not None and not isinstance(value, LineProblem)
-    }
+    read = {name: _read(name, value) for name, value in values.items() if not isinstance(value, LineProblem)}
+    fields = {name: value for name, value in read.items() if value is not None and value is not ABSENT}
     raw = json.dumps(fields, ensure_ascii=False)
     return Record(number, raw, {} if problem else fields, problem)
+
+
+def _read(name: str, value: Any) -> Any:
+    """A value as its field has it: tools that read CSV leave parameters as text, and booleans as numbers."""
+    is_spelt = name in PARAMETER_FIELDS and (isinstance(value, str) or name in BOOLEAN_FIELDS)
+    return cell_value(name, str(value)) if is_spelt and value is not None else whole_number(name, value)
 
 
 def column_values(field: str, array: Any) -> list[Any]:
@@ -135,8 +139,14 @@ def _binary(field: str, scalar: Any) -> str:
 
 
 def _float(scalar: Any) -> float | None:
+    """The number that was written: 0.7 for the 0.699999988 that a narrow column holds."""
     value = float(scalar.as_py())
-    return None if value != value else value
+    if value != value:
+        return None
+    import numpy
+
+    narrow = {16: numpy.float16, 32: numpy.float32}.get(scalar.type.bit_width)
+    return value if narrow is None else float(str(narrow(value)))
 
 
 def _decimal(scalar: Any) -> float | str:

@@ -1,0 +1,46 @@
+r"""Backslash escapes: text is taken as it stands, with a warning where a backslash and an n may mean a line break.
+
+One rule for --stop, --template, cells of tables and lines of text. JSON and Jinja's strings have escapes of their own,
+and the shell has $'\n'.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: In a short text that is written by hand.
+ESCAPE = re.compile(r"\\[nrt]")
+
+#: In a prompt: not the beginning of a word, as in LaTeX and in paths.
+ESCAPE_IN_TEXT = re.compile(r"\\[nrt](?![a-z])")
+
+JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+
+AS_IT_STANDS = "a backslash and a letter, taken as it stands"
+
+
+def option_remarks(template: str | None, stop: list[str]) -> dict[str, str]:
+    """Warnings about the command's own texts, by option."""
+    remarks = {}
+    if template is not None and (match := ESCAPE.search(JINJA.sub("", template))):
+        remarks["--template"] = f"has {match[0]}, {AS_IT_STANDS}; for a line break write --template $'…\\n…'"
+    if match := next(filter(None, map(ESCAPE.search, stop)), None):
+        remarks["--stop"] = f"has {match[0]}, {AS_IT_STANDS}; for a line break write --stop $'\\n'"
+    return remarks
+
+
+def line_remarks(prompt: str | None, stop: object, *, is_table: bool) -> dict[str, str]:
+    """Warnings about the texts of a line, by field."""
+    remarks = {}
+    stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list | tuple) else []
+    if match := next((found for text in stops if isinstance(text, str) and (found := ESCAPE.search(text))), None):
+        remarks["stop"] = f"has {match[0]}, {AS_IT_STANDS}; {_way_out(is_table)}"
+    if is_table and prompt is not None and "\n" not in prompt and (match := ESCAPE_IN_TEXT.search(prompt)):
+        remarks["prompt"] = f"has {match[0]}, {AS_IT_STANDS}; {_way_out(is_table)}"
+    return remarks
+
+
+def _way_out(is_table: bool) -> str:
+    if is_table:
+        return "for a line break put one into the quoted cell, or use JSON lines"
+    return "for a line break write \\n in JSON, once"

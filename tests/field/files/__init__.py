@@ -1,0 +1,1 @@
+"""Files in and files out: tables, JSON, other tools' fields, results in every format."""

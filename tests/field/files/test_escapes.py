@@ -1,0 +1,92 @@
+"""Texts are taken as they stand everywhere, and a backslash-n that may be a mistake is told of once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.params import MAX_STOP_STRINGS
+from producer.options import DecodingOptions
+from producer.prompts.job_drafts import JobDraft, Submission, read_lines
+from producer.prompts.openai_lines import CHAT_URL
+from producer.prompts.records import ReaderOptions
+from tests.conftest import TOY_MODEL, Producer
+
+
+def read(
+    folder: Path, content: str, name: str, *, stop: list[str] | None = None, **options: Any
+) -> tuple[list[JobDraft], list[str]]:
+    path = folder / name
+    path.write_text(content, encoding="utf-8")
+    submission = Submission(path, "m", DecodingOptions(stop=stop).grid(), reader=ReaderOptions(**options))
+    warnings: dict[str, str] = {}
+    lines = list(read_lines(submission, frozenset(), warnings))
+    for line in lines:
+        if line.problem is not None:
+            raise line.problem
+    return [draft for line in lines for draft in line.drafts], list(warnings.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "options", "prompt", "warned"),
+    [
+        ("prompt\nLine one\\nLine two\n", "a.csv", {}, "Line one\\nLine two", "prompt"),
+        ("prompt\nends\\n\n", "a.tsv", {}, "ends\\n", "prompt"),
+        ("Q: why?\\nA:\n", "a.txt", {}, "Q: why?\\nA:", "prompt"),
+        ('prompt\n"a real\nbreak, \\nabla and \\n 1"\n', "a.csv", {}, "a real\nbreak, \\nabla and \\n 1", None),
+        ("prompt\nthe gradient \\nabla f of \\theta\n", "a.csv", {}, "the gradient \\nabla f of \\theta", None),
+        ("prompt\nC:\\news\\reports\n", "a.csv", {}, "C:\\news\\reports", None),
+        ('{"prompt": "print(\\"a\\\\nB\\")"}', "a.jsonl", {}, 'print("a\\nB")', None),  # code in JSON is meant
+        ("text\nhi\n", "a.csv", {"template": "Q: {text}\\nA:"}, "Q: hi\\nA:", "--template"),
+        ("text\nhi\n", "a.csv", {"template": "Q: {text}\nA:"}, "Q: hi\nA:", None),
+        ("text\nhi\n", "a.csv", {"template": 'Q: {{ text }}{{ "\\n" }}A:'}, "Q: hi\nA:", None),  # Jinja's own string
+        ("prompt\nhi\n", "a.csv", {"stop": ["\\n"]}, "hi", "--stop"),
+        ("prompt\nhi\n", "a.csv", {"stop": ["\\n\\nUser:", "x"]}, "hi", "--stop"),
+        ("prompt\nhi\n", "a.csv", {"stop": ["\n", "\\"]}, "hi", None),
+        ("prompt;stop\nhi;\\nUser\n", "a.csv", {}, "hi", "stop"),
+        ('{"prompt": "hi", "stop": ["\\\\n"]}', "a.jsonl", {}, "hi", "stop"),
+        ('{"prompt": "hi", "stop": ["\\n"]}', "a.jsonl", {}, "hi", None),
+    ],
+)
+def test_one_rule(
+    tmp_path: Path, content: str, name: str, options: dict[str, Any], prompt: str, warned: str | None
+) -> None:
+    (draft,), warnings = read(tmp_path, content, name, **options)
+    assert draft.prompt == prompt
+    if warned is None:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert f"{warned} has \\" in warning and "taken as it stands" in warning
+
+
+def test_a_warning_comes_once_and_says_where(tmp_path: Path) -> None:
+    rows = "".join(f"row {number}\\nNext\n" for number in range(50))
+    drafts, (warning,) = read(tmp_path, f"prompt\n{rows}", "a.csv")
+    assert len(drafts) == 50 and warning.startswith(f"{tmp_path / 'a.csv'}:2: prompt has \\n")
+
+
+def test_the_command_warns_and_stops_at_a_real_line_break(producer: Producer, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon a time\n", encoding="utf-8")
+    at = ("run", "a.txt", "--model", TOY_MODEL, "--dry-run")
+    assert "warning: --stop has \\n, a backslash and a letter" in producer(*at, "--stop", "\\n").stderr
+    assert "warning" not in producer(*at, "--stop", "\n").stderr
+
+
+@pytest.mark.parametrize("count", [17, 64, MAX_STOP_STRINGS])
+def test_more_stop_strings_than_sixteen(tmp_path: Path, count: int) -> None:
+    stop = [f"stop {number}" for number in range(count)]
+    (native,), _ = read(tmp_path, json.dumps({"prompt": "x", "stop": stop}), "a.jsonl")
+    body = {"messages": [{"role": "user", "content": "Hi"}], "stop": stop}
+    (asked,), _ = read(tmp_path, json.dumps({"custom_id": "a", "url": CHAT_URL, "body": body}), "b.jsonl")
+    (given,), _ = read(tmp_path, "prompt\nx\n", "c.csv", stop=stop)
+    assert native.params.stop == asked.params.stop == given.params.stop == tuple(stop)
+
+
+def test_too_many_stop_strings_are_refused_with_the_limit(tmp_path: Path) -> None:
+    stop = [str(number) for number in range(MAX_STOP_STRINGS + 1)]
+    with pytest.raises(Exception, match=f"stop must be a string or up to {MAX_STOP_STRINGS} strings"):
+        read(tmp_path, json.dumps({"prompt": "x", "stop": stop}), "a.jsonl")

@@ -26,7 +26,7 @@ MAX_TOP_LOGPROBS = 100
 COMMON_PARAMETERS = frozenset({
     "max_new_tokens", "min_new_tokens", "seed", "stop", "stop_token_ids", "eos_token_ids", "ignore_eos",
     "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "trace", "top_logprobs",
-    "model_defaults",
+    "model_defaults", "keep_prompt",
 })  # fmt: skip
 
 #: Parameters that each strategy takes beside the common ones.
@@ -38,7 +38,7 @@ STRATEGY_PARAMETERS: dict[Strategy, frozenset[str]] = {
 }
 
 #: Parameters that came after 0.1. A job stores one only where it differs from its default, so that old keys hold.
-LATER_PARAMETERS = frozenset({"model_defaults"})
+LATER_PARAMETERS = frozenset({"model_defaults", "keep_prompt"})
 
 #: Parameters of 0.1 that a strategy has taken since.
 LATER_PARAMETERS_OF: dict[Strategy, frozenset[str]] = {
@@ -47,7 +47,7 @@ LATER_PARAMETERS_OF: dict[Strategy, frozenset[str]] = {
 }
 
 #: Parameters that the producer resolves: no line gives them, and no hash covers them.
-RESOLVED_PARAMETERS = frozenset({"model_defaults"})
+RESOLVED_PARAMETERS = frozenset({"model_defaults", "keep_prompt"})
 
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -82,6 +82,7 @@ class GenerationParams(BaseModel):
     ignore_eos: bool = False  # decode to max_new_tokens, for benchmarks
     trace: Literal["none", "tokens"] = "tokens"
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)  # alternatives kept per token
+    keep_prompt: bool = False  # the text that the model saw is stored with the results
     model_defaults: ModelDefaults | None = Field(default=None, strict=False)  # resolved by the producer
 
     @model_validator(mode="before")

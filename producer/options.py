@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from models.model_name import with_revision
 from models.settings import DEFAULT_PRIORITY, NUM_PRIORITIES, InvalidSettings, Settings, help_of, read_settings
 from models.states import JobState
 from producer.duration import parse_duration
@@ -89,7 +90,8 @@ class DatabaseOptions:
     def settings(self, worker: WorkerOptions = WorkerOptions()) -> Settings:
         """Settings with these flags on top of the environment. Raises `UsageError`."""
         try:
-            return read_settings(**vars(self), **worker.given())
+            own = {name: value for name, value in vars(self).items() if name in Settings.model_fields}
+            return read_settings(**own, **worker.given())
         except InvalidSettings as error:
             raise UsageError(str(error)) from error
 
@@ -116,6 +118,17 @@ class ConnectionOptions(BrokerOptions):
     """The database, the Redis and the model of a submission."""
 
     model: Annotated[str | None, _connection("hub id or folder (default: Qwen/Qwen2-0.5B)")] = None
+    revision: Annotated[str | None, _connection("branch, tag or commit of a hub model")] = None
+
+    def settings(self, worker: WorkerOptions = WorkerOptions()) -> Settings:
+        """The same, with the revision as a part of the model's name. Raises `UsageError`."""
+        settings = super().settings(worker)
+        if self.revision is None:
+            return settings
+        try:
+            return settings.model_copy(update={"model": with_revision(settings.model, self.revision)})
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,7 @@ class SubmitOptions:
     seed: Annotated[int | None, _of_run("jobs derive theirs from it", min=0, max=2**31 - 1)] = None
     priority: Annotated[int, _of_run("0 … 9, 9 goes first", min=0, max=NUM_PRIORITIES - 1)] = DEFAULT_PRIORITY
     expires: Annotated[str | None, _of_run("jobs not started by then are not run: 8h, 30m, 2d")] = None
+    keep_prompts: Annotated[bool, _of_run("store the text that the model saw: prompt_text", "--keep-prompts")] = False
     on_duplicate: Annotated[str, _of_run("the run of that name has the job already: skip, error or rerun")] = "skip"
     ignore_model_defaults: Annotated[
         bool, _of_run("decode without what the model's generation config sets", "--ignore-model-defaults")

@@ -14,6 +14,7 @@ from models.checkpoint.folder import check_folder
 from models.checkpoint.small_files import CheckpointProblem
 from models.child_process import isolate_children, worker_command
 from models.engine_options import checked_devices
+from models.model_name import with_revision
 from models.settings import InvalidSettings, Settings, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
 from worker.worker_group import RESTART_SECONDS, GroupMember, WorkerGroup
@@ -38,6 +39,7 @@ def _callback() -> None:
 def start(
     devices: Annotated[str, typer.Option(help=help_of("device"))] = "auto",
     model: Annotated[str | None, typer.Option(help="hub id or folder of the model to serve")] = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a hub model")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default: <home>/nocturne.db")] = None,
     broker: Annotated[str | None, typer.Option(help="Redis URL")] = None,
     home: Annotated[Path | None, typer.Option(help="where the embedded database lies")] = None,
@@ -69,9 +71,11 @@ def start(
     }  # fmt: skip
     try:
         settings, names = read_settings(**options), device_names(_checked(devices))
+        if revision is not None:
+            options["model"] = with_revision(settings.model, revision)
         if os.path.isdir(settings.model):
             check_folder(Path(settings.model))  # the engine does too, but after its libraries are loaded
-    except (CheckpointProblem, InvalidSettings) as error:
+    except (CheckpointProblem, InvalidSettings, ValueError) as error:
         _say(str(error))
         raise SystemExit(EX_USAGE) from error
     given = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}

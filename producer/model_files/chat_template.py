@@ -5,15 +5,39 @@ The only module of the producer that knows Transformers; the renderer is one tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from models.chat import ChatInputs
+from models.chat_rendering import ChatRefused, ChatRenderer
 from producer.model_files.folder import ModelFiles
 
+__all__ = ["ChatRefused", "chat_renderer", "chat_template", "render_chat", "unknown_arguments"]
 
-class ChatRefused(ValueError):
-    """The model's chat template takes no conversation, or not this one; the message says why."""
+
+def chat_renderer(files: ModelFiles) -> ChatRenderer:
+    """The renderer of conversations for one model, which the worker's own equals."""
+
+    def render(messages: Sequence[Mapping[str, Any]], inputs: ChatInputs, clock: datetime, is_continued: bool) -> str:
+        return render_chat(
+            files,
+            messages,
+            created_at=clock,
+            tools=inputs.tools,
+            documents=inputs.documents,
+            template_kwargs=inputs.chat_template_kwargs,
+            is_continued=is_continued,
+        )
+
+    return ChatRenderer(render)
+
+
+def unknown_arguments(files: ModelFiles, inputs: ChatInputs) -> list[str]:
+    """The template arguments that the template does not name anywhere."""
+    source = chat_template(files, has_tools=bool(inputs.tools))
+    return [name for name in inputs.chat_template_kwargs or () if not re.search(rf"\b{re.escape(name)}\b", source)]
 
 
 def chat_template(files: ModelFiles, *, has_tools: bool) -> str:
@@ -55,8 +79,8 @@ def render_chat(
         chat_template_utils._compile_jinja_template(template).globals["strftime_now"] = created_at.strftime
         texts: Any = chat_template_utils.render_jinja_template(
             conversations=[present],
-            tools=tools,
-            documents=documents,
+            tools=tools or None,
+            documents=documents or None,
             chat_template=template,
             continue_final_message=is_continued,
             add_generation_prompt=not (is_continued or is_closed),

@@ -48,6 +48,12 @@ class ModelFiles:
         value = self.text_config.get("max_position_embeddings")
         return value if isinstance(value, int) else None
 
+    @property
+    def has_tokenizer_files(self) -> bool:
+        """Whether the files of the tokenizer are here too; the hub's cache may have the config alone."""
+        names = ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
+        return any((self.folder / name).is_file() for name in names)
+
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of `tokenizer.json`; None for a folder without that file."""
@@ -57,9 +63,12 @@ class ModelFiles:
         from tokenizers import Tokenizer
 
         try:
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare exceptions
             raise UsageError(f"{path} is not a tokenizer: {error}; copy the file again") from error
+        tokenizer.no_truncation()  # a file may ask for it; lengths are of the whole text
+        tokenizer.no_padding()
+        return tokenizer
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:

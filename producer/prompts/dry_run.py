@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
+from models.chat import ChatInputs
 from producer.console import stdout
-from producer.model_files.chat_template import ChatRefused, render_chat
-from producer.model_files.folder import model_files
+from producer.model_files.folder import ModelFiles, model_files
 from producer.model_files.generation_defaults import defaults_text
 from producer.prompts.job_drafts import JobDraft, Submission
+from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.validation import ValidationReport
 from producer.render import to_json, visible
 
 CHARACTERS_PER_TOKEN = 4  # of English text, for a model without a tokenizer file
 
 
+@dataclass(frozen=True)
+class SeenPrompt:
+    """A prompt as the model sees it."""
+
+    text: str  # with the special tokens that the tokenizer adds
+    num_tokens: int | None = None
+    doubt: str | None = None  # set: the text is what the line has, and this is why the model may see another
+
+
 def show_dry_run(submission: Submission, report: ValidationReport, *, as_json: bool) -> None:
     """Prints the report with the first prompt. Writes nothing and starts nothing."""
     assert report.first is not None
-    text = prompt_text(submission.model, report.first)
-    num_tokens, is_counted = _prompt_tokens(submission.model, text, report)
+    seen = seen_prompt(submission.model, report.first)
+    num_tokens, is_counted = _prompt_tokens(seen, report)
     if as_json:
         found = {
             "model": submission.model,
@@ -31,15 +41,16 @@ def show_dry_run(submission: Submission, report: ValidationReport, *, as_json: b
             "prompt_tokens": num_tokens,
             "max_new_tokens": report.num_new_tokens,
             "model_defaults": submission.model_defaults and submission.model_defaults.stored,
-            "first": {"custom_id": report.first.custom_id, "prompt": text},
+            "first": {"custom_id": report.first.custom_id, "prompt": seen.text, "doubt": seen.doubt},
         }
         print(to_json(found))  # noqa: T201
         return
     _print_jobs(submission, report)
     about = "" if is_counted else f", {CHARACTERS_PER_TOKEN} characters taken as one"
     stdout.print(f"about {num_tokens:,} prompt tokens{about}, at most {report.num_new_tokens:,} new ones")
-    stdout.print(f"the first prompt ({visible(report.first.custom_id)}):", markup=False)
-    stdout.print(visible(text), markup=False)
+    as_seen = "as the model will see it" if seen.doubt is None else f"as the line has it: {seen.doubt}"
+    stdout.print(f"the first prompt ({visible(report.first.custom_id)}), {as_seen}:", markup=False)
+    stdout.print(visible(seen.text), markup=False, soft_wrap=True)
 
 
 def _print_jobs(submission: Submission, report: ValidationReport) -> None:
@@ -55,24 +66,40 @@ def _print_jobs(submission: Submission, report: ValidationReport) -> None:
         stdout.print(f"the model's defaults: {defaults_text(submission.model_defaults)}", markup=False)
 
 
-def prompt_text(model: str, draft: JobDraft) -> str:
-    """The text that is tokenized; a conversation's plain messages for a model without a chat template."""
+def seen_prompt(model: str, draft: JobDraft) -> SeenPrompt:
+    """The draft's prompt, rendered and with added special tokens, as far as the model's files are here."""
+    if (files := model_files(model)) is None:
+        return SeenPrompt(_plain(draft), doubt=f"the files of {model} are not at hand here")
+    if draft.messages is None:
+        assert draft.prompt is not None
+        return _tokenized(files, draft.prompt, is_chat=False)
+    inputs = ChatInputs.model_validate(draft.chat or {})
+    return _tokenized(files, PromptCheck(files).text(draft.messages, inputs), is_chat=True)
+
+
+def _plain(draft: JobDraft) -> str:
     if draft.prompt is not None:
         return draft.prompt
-    messages = draft.messages or []
-    plain = "\n".join(f"{m['role']}: {m['content']}" for m in messages)
-    if (files := model_files(model)) is None:
-        return plain
-    try:
-        return render_chat(files, messages, created_at=datetime.now(UTC))
-    except ChatRefused:
-        return plain  # the worker reports why it refuses the conversation
+    return "\n".join(f"{message['role']}: {message.get('content')}" for message in draft.messages or [])
 
 
-def _prompt_tokens(model: str, first: str, report: ValidationReport) -> tuple[int, bool]:
+def _tokenized(files: ModelFiles, text: str, *, is_chat: bool) -> SeenPrompt:
+    """The text with the special tokens that the tokenizer writes before and behind a prompt; a chat has its own."""
+    if (tokenizer := files.tokenizer) is None:
+        return SeenPrompt(text, doubt="the model has no tokenizer.json, which says what is added to it")
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if is_chat:
+        return SeenPrompt(text, len(ids))
+    encoded = tokenizer.encode(text)
+    added = [token for token, is_added in zip(encoded.tokens, encoded.special_tokens_mask, strict=True) if is_added]
+    num_before = next((n for n, is_added in enumerate(encoded.special_tokens_mask) if not is_added), len(added))
+    if ids[:num_before] == encoded.ids[:num_before]:  # the prompt has them already, and they are not doubled
+        return SeenPrompt(text + "".join(added[num_before:]), len(encoded.ids) - num_before)
+    return SeenPrompt("".join(added[:num_before]) + text + "".join(added[num_before:]), len(encoded.ids))
+
+
+def _prompt_tokens(seen: SeenPrompt, report: ValidationReport) -> tuple[int, bool]:
     """The tokens of all prompts by the first one's ratio of characters to tokens; and whether that was counted."""
-    files = model_files(model)
-    if files is None or files.tokenizer is None or not first:
+    if seen.num_tokens is None or not seen.text:
         return report.num_characters // CHARACTERS_PER_TOKEN, False
-    per_character = len(files.tokenizer.encode(first).ids) / len(first)
-    return round(report.num_characters * per_character), True
+    return round(report.num_characters * seen.num_tokens / len(seen.text)), True

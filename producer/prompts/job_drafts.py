@@ -21,6 +21,7 @@ from producer.prompts.escapes import line_remarks, option_remarks
 from producer.prompts.foreign_fields import remark
 from producer.prompts.grid import Grid, label, validate
 from producer.prompts.lines import PromptLine, prompt_line
+from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.readers.record import OWN_FIELDS
 from producer.prompts.records import ReaderOptions, Record, is_table, read_records
 
@@ -39,6 +40,8 @@ class Submission:
     source: str | None = None  # the path's name in messages; None: itself
     model_defaults: ModelDefaults | None = None  # the model's own, stored with each job that does not override them
     chat: ChatOptions = ChatOptions()
+    keep_prompts: bool = False
+    prompt_check: PromptCheck | None = None  # None: the model's files are not at hand
 
     @property
     def shown_path(self) -> str:
@@ -106,10 +109,13 @@ def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warning
 
 def _drafts(submission: Submission, record: Record, first_uses: FirstUses, warnings: dict[str, str]) -> list[JobDraft]:
     line = prompt_line(record, submission.chat)
+    if submission.prompt_check is not None:
+        submission.prompt_check.check(record.number, line.prompt, line.messages, line.chat)
     _warn(submission, record.number, line, warnings)
     drafts = []
     for params, varied in submission.grid.points(line.params, line.default_strategy):
-        draft = _draft(line, validate(params), varied, submission)
+        kept = {"keep_prompt": True} if submission.keep_prompts else {}
+        draft = _draft(line, validate(params | kept), varied, submission)
         if (first := first_uses.first_line(draft.custom_id, record.number)) is not None:
             raise LineProblem("custom_id", f"{draft.custom_id!r} was already used in line {first}; make it unique")
         drafts.append(draft)
@@ -134,6 +140,9 @@ def _warn(submission: Submission, number: int, line: PromptLine, warnings: dict[
     escapes = line_remarks(line.prompt, line.params.get("stop"), is_table=is_plain)
     for name, problem in {**line.remarks, **escapes}.items():
         warnings.setdefault(name, f"{place}: {name} {problem}")
+    if submission.prompt_check is not None and line.messages is not None and "chat_template_kwargs" not in warnings:
+        if (unknown := submission.prompt_check.remark(line.chat)) is not None:
+            warnings["chat_template_kwargs"] = f"{place}: {unknown}"
 
 
 def _draft(line: PromptLine, params: GenerationParams, varied: dict[str, Any], submission: Submission) -> JobDraft:

@@ -48,6 +48,8 @@ def check(submission: Submission, *, skip_invalid: bool = False, allow_many: boo
         submission.grid.has_nucleus_lines = _has_nucleus(submission)
     ids = DuplicateFinder()
     report, errors = _pass(submission, frozenset(), ids, allow_many=allow_many)
+    if submission.prompt_check is not None:
+        submission.prompt_check.complete()
     if duplicate_hashes := ids.duplicate_hashes():
         report, errors = _pass(submission, duplicate_hashes, ids, allow_many=allow_many)
     if report.num_invalid and not (skip_invalid and report.num_jobs):

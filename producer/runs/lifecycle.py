@@ -17,11 +17,13 @@ from sqlalchemy import Engine
 from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
+from producer.model_files.folder import model_files
 from producer.model_files.generation_defaults import model_defaults, recommended_sampling
 from producer.options import InputOptions, OutputOptions, SubmitOptions
 from producer.prompts.dry_run import show_dry_run
 from producer.prompts.grid import Grid
 from producer.prompts.job_drafts import Submission
+from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.validation import ValidationReport, check, write_invalid
 from producer.render import to_json, visible
 from producer.results.progress import watch
@@ -53,6 +55,7 @@ def run_here(
     """`producer run`: validates, starts what is needed, decodes, sums up; returns the exit code."""
     with _submission(settings, file, grid, submit_options, input_options) as submission:
         submission = _of_model(submission, check_model(settings.model), submit_options)
+        submission = _with_prompt_check(submission)
         settings = settings.model_copy(update={"model": submission.model})
         report = _check(submission, input_options)
         if input_options.dry_run:
@@ -78,7 +81,7 @@ def submit_run(
     """`producer submit`: validates, writes, prints the run's id, sends; returns the exit code."""
     with _submission(settings, file, grid, submit_options, input_options) as submission:
         model = check_submitted_model(settings.model, needs_files=not submit_options.ignore_model_defaults)
-        submission = _of_model(submission, model, submit_options)
+        submission = _with_prompt_check(_of_model(submission, model, submit_options))
         report = _check(submission, input_options)
         if input_options.dry_run:
             show_dry_run(submission, report, as_json=as_json)
@@ -209,6 +212,18 @@ def _place(database: Engine) -> str:
     return relpath(database.url.database)
 
 
+def _with_prompt_check(submission: Submission) -> Submission:
+    """The submission with a check of each prompt against the model's small files, where they are at hand."""
+    files = model_files(submission.model)
+    if files is None or not files.has_tokenizer_files:
+        say(
+            f"warning: the files of {submission.model} are not at hand: its workers find out whether chats and long "
+            "prompts fit it"
+        )
+        return submission
+    return replace(submission, prompt_check=PromptCheck(files))
+
+
 def _check(submission: Submission, input_options: InputOptions) -> ValidationReport:
     report = check(submission, skip_invalid=input_options.skip_invalid, allow_many=input_options.yes)
     for warning in report.warnings.values():
@@ -248,6 +263,7 @@ def _submission(
         seed=submit_options.seed,
         reader=input_options.reader_options(),
         chat=input_options.chat_options(),
+        keep_prompts=submit_options.keep_prompts,
     )
     if str(file) != "-":
         if file.is_dir():

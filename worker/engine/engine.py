@@ -11,14 +11,16 @@ step already computes with them, and a sequence that has ended is computed once 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Self
 
 import torch
 
+from models.chat import ChatInputs
+from models.chat_rendering import Messages
 from models.engine_options import EngineOptions, SizeOptions
 from models.states import Quantization
-from models.tool_calls import Messages, render_tool_calls
 from worker.engine.backends import backend_for
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
@@ -35,6 +37,7 @@ from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine.scheduling.stopping import eos_ids_of
 from worker.engine.stats import EngineStats
+from worker.engine.text.chat_template import ChatTemplate
 from worker.engine.text.tokenizer import encode_prompt
 
 
@@ -49,6 +52,7 @@ class Engine:
         self.config = config
         self.stats = EngineStats()
         self.detokenizer = None if loaded.tokenizer is None else Detokenizer(loaded.tokenizer)
+        self._chat_template = None if loaded.tokenizer is None else ChatTemplate(loaded.limits.name, loaded.tokenizer)
         self._backend = backend_for(loaded.model.device)(loaded.model, loaded.limits, config)
         self.scheduler = Scheduler(
             BlockManager(self._backend.num_blocks, self._backend.block_size, share_prefixes=config.share_prefixes),
@@ -98,18 +102,25 @@ class Engine:
         with failing_alone("the prompt cannot be tokenized"):
             return tuple(encode_prompt(self.loaded.tokenizer, prompt))
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> tuple[int, ...]:
-        """Token ids of a conversation through the model's chat template, ready for the assistant's answer."""
-        tokenizer = self.loaded.tokenizer
-        _check_templates(self.loaded.limits.name, getattr(tokenizer, "chat_template", None))
-
-        def render(conversation: Messages) -> str:
-            return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-
+    def chat_text(
+        self, messages: Messages, inputs: ChatInputs = ChatInputs(), created_at: datetime | None = None
+    ) -> str:
+        """A conversation through the model's chat template, up to the answer. Raises `InvalidRequest`."""
+        if self._chat_template is None:
+            raise InvalidRequest(f"{self.loaded.limits.name} has no tokenizer; chats need one")
         with failing_alone("the chat template refuses it"):
-            text = render_tool_calls(render, messages)
+            return self._chat_template.text(messages, inputs, created_at or datetime.now(UTC))
+
+    def encode_chat(
+        self, messages: Messages, inputs: ChatInputs = ChatInputs(), created_at: datetime | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation, ready for the assistant's answer. Raises `InvalidRequest`."""
+        return self.encode_rendered(self.chat_text(messages, inputs, created_at))
+
+    def encode_rendered(self, text: str) -> tuple[int, ...]:
+        """Token ids of a rendered conversation, which has its special tokens in it."""
         with failing_alone("the prompt cannot be tokenized"):
-            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return tuple(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @property
     def has_work(self) -> bool:
@@ -219,14 +230,3 @@ class Engine:
         if (alone := self.scheduler.halve()) is not None:
             message = f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n"
             self._ready.append(failed_output(alone.request, OutOfMemory(message)))
-
-
-def _check_templates(name: str, templates: Any) -> None:
-    """Raises `InvalidRequest` for a model without a chat template, or with several of which none is the default."""
-    if not templates:
-        raise InvalidRequest(f"{name} has no chat template; give a prompt instead of messages")
-    if isinstance(templates, dict) and "default" not in templates:
-        raise InvalidRequest(
-            f"{name} has several chat templates and none is the default: {', '.join(sorted(templates))}; "
-            "copy the one you want to chat_template.jinja in its folder"
-        )

@@ -12,6 +12,7 @@ from time import monotonic
 import torch
 import transformers
 
+from models.chat import ChatInputs
 from models.engine_options import EngineOptions
 from models.message import JobMessage
 from worker.engine.engine import Engine
@@ -84,14 +85,19 @@ def _submit(connection: Connection, engine: Engine, message: Submit) -> list[Req
     for job in message.jobs:
         connection.send(Encoding(job.id))
         try:
-            engine.submit(Request(job.id, _encode(engine, job), job.params, message.priority))
+            engine.submit(_request(engine, job, message.priority))
         except EngineError as error:
             refused.append(RequestOutput(job.id, 0, error=error))
     connection.send(Encoding(None))
     return refused
 
 
-def _encode(engine: Engine, job: JobMessage) -> tuple[int, ...]:
-    """The token ids of a job's prompt or messages. Raises `EngineError`, whatever it is that goes wrong."""
+def _request(engine: Engine, job: JobMessage, priority: int) -> Request:
+    """The job with its prompt as token ids. Raises `EngineError`, whatever it is that goes wrong."""
     with failing_alone("the prompt cannot be read"):
-        return engine.encode(job.prompt) if job.prompt is not None else engine.encode_chat(job.messages or [])
+        if job.prompt is not None:
+            text, prompt_ids = job.prompt, engine.encode(job.prompt)
+        else:
+            text = engine.chat_text(job.messages or [], job.chat or ChatInputs(), job.created_at)
+            prompt_ids = engine.encode_rendered(text)
+    return Request(job.id, prompt_ids, job.params, priority, prompt_text=text if job.params.keep_prompt else None)

@@ -21,7 +21,7 @@ from tests.support.processes import WorkerProcess, wait_until
 from tests.support.table_rows import column_of, insert_run
 from worker.celery import create_app, queue_length, send_chunk
 
-MESSAGE_OF_0_1 = Path(__file__).parent / "fixtures" / "v0_1" / "message.json"
+MESSAGE_OF_0_1 = Path(__file__).parent.parent / "fixtures" / "v0_1" / "message.json"
 
 
 def test_a_worker_drains_the_queue_of_0_1_and_reads_its_own(broker: str, sqlite_url: str, tmp_path: Path) -> None:

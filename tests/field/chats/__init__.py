@@ -1,0 +1,1 @@
+"""Conversations as people send them, on their way to the model."""

@@ -29,12 +29,12 @@ from producer.prompts.openai_lines import native_line
 from producer.prompts.validation import check
 from tests.support.distributions import LEVEL, VOCAB, p_value, some_logits
 from tests.support.kernels import kernels_of
+from worker.engine.choices import Choice
 from worker.engine.sampling.batch_sampler import SampleBatch, sample_batch
-from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.logits_processors import apply_history_processors
 from worker.engine.sampling.philox import uniforms
 from worker.engine.sampling.row_sampler import sample_rows
-from worker.engine.sampling.sampling_row import SamplingRow
+from worker.engine.sampling_row import SamplingRow
 
 NO_HISTORY: Any = torch.empty((1, 0), dtype=torch.long)
 SAMPLERS = ("rows", "batched", "kernels")

@@ -48,6 +48,25 @@ def import_circles() -> list[str]:
     return []
 
 
+def folder_circle() -> list[str]:
+    """One circle of imports between folders of which none holds another, as the names along it."""
+    graph: dict[str, set[str]] = {}
+    for path in MODULES.values():
+        here = _folder_of(path)
+        there = {_folder_of(MODULES[each]) for each in imports_of(path) & MODULES.keys()}
+        beside = {each for each in there if not each.startswith(here) and not here.startswith(each)}
+        graph.setdefault(here, set()).update(beside)
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _folder_of(path: Path) -> str:
+    return f"{path.parent.relative_to(ROOT).as_posix()}/"
+
+
 def modules_that_reach(target: str, package: str) -> list[str]:
     """The modules of a package that load the target, directly or through other modules of the package."""
     graph = {

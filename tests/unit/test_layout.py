@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import house_figures as figures
-from tests.support.import_graph import MODULES, PACKAGES, import_circles, imports_of, syntax_tree
+from tests.support.import_graph import MODULES, PACKAGES, folder_circle, import_circles, imports_of, syntax_tree
 from tests.support.processes import ROOT, clean_environment
 
 ALLOWED = {
@@ -129,3 +129,7 @@ def test_the_engine_loads_no_database_no_broker_and_no_settings(module: str) -> 
     """A machine lent for its GPU may have torch, transformers and pydantic alone."""
     unwanted = {"sqlalchemy", "celery", "redis", "kombu", "pydantic_settings", "typer"}
     assert not loaded_modules(f"import {module}") & unwanted
+
+
+def test_folders_side_by_side_make_no_circle() -> None:
+    assert folder_circle() == []

@@ -11,10 +11,10 @@ from time import monotonic
 from typing import Any
 
 from models.chat import prompt_hash
+from worker.engine.choices import Choice
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.request import Completion, EngineError, Hypothesis, InvalidRequest, Request, RequestOutput, Trace
 from worker.engine.sampling.beam_group import beam_results
-from worker.engine.sampling.choices import Choice
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.stopping import ends_with_end_token
 from worker.engine.text.token_texts import REPLACEMENT

@@ -15,13 +15,13 @@ from torch import Tensor
 from models.params import GenerationParams
 from tests.conftest import TOY_MODEL
 from tests.support.random_models import altered
+from worker.engine.choices import Choices
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.request import Request
 from worker.engine.sampling.batch_sampler import ChoicesInFlight, launch_sample_batch, sample_batch
-from worker.engine.sampling.choices import Choices
 
 KINDS: list[dict[str, Any]] = [
     {},

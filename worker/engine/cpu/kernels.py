@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.cpu.large_pages import LargePages, large_pages
 from worker.engine.cpu.library import cpu_library, pointer
 from worker.engine.cpu.sampler import CpuSampler
 from worker.engine.cpu.weight_layout import TILE_DIM, VNNI_BYTES, pack_amx, pack_vnni
+from worker.engine.model.large_pages import LargePages, large_pages
 
 #: Bytes of a row of an AMX tile.
 TILE_ROW_BYTES = TILE_DIM * VNNI_BYTES

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worker.engine.choices import COLUMNS, Choices
 from worker.engine.cpu.library import pointer
-from worker.engine.sampling.choices import COLUMNS, Choices
-from worker.engine.sampling.sampling_row import RowState, SamplingRow, SamplingRules
+from worker.engine.sampling_row import RowState, SamplingRow, SamplingRules
 
 _RULES = (
     "temperature", "top_p", "nucleus_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",

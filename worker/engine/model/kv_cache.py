@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engine.cpu.large_pages import large_pages
+from worker.engine.model.large_pages import large_pages
 
 
 @dataclass(frozen=True)

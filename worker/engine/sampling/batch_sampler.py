@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.engine.choices import COLUMNS, Choices
 from worker.engine.model.device_copies import fetch, to_device
-from worker.engine.sampling.choices import COLUMNS, Choices
 from worker.engine.sampling.edited_scores import edited_scores
 from worker.engine.sampling.nucleus import SLACK
-from worker.engine.sampling.sampling_row import SamplingRow, SamplingRules
+from worker.engine.sampling_row import SamplingRow, SamplingRules
 
 #: Tokens per row that are sorted first; a row whose nucleus is larger is sorted whole.
 NUM_LARGEST = 1024

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from models.states import FinishReason
+from worker.engine.choices import Choice, NotFinite
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.sampling.beam_search import BeamSearch, Candidate
-from worker.engine.sampling.choices import Choice, NotFinite
 from worker.engine.sampling.logits_processors import apply_history_processors, has_history_processors
 from worker.engine.sampling.row_sampler import entropies_of, top_alternatives
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.model.device_copies import send, to_device
-from worker.engine.sampling.sampling_row import SamplingRow, SamplingRules
+from worker.engine.sampling_row import SamplingRow, SamplingRules
 
 #: Rows and token ids [entries] of the same device.
 Entries = tuple[Tensor, Tensor]

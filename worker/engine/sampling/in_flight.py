@@ -7,11 +7,11 @@ from collections.abc import Sequence as SequenceOf
 from torch import Tensor
 
 from models.states import Strategy
+from worker.engine.choices import Choice
 from worker.engine.model.device_copies import to_device
 from worker.engine.sampling.batch_sampler import ChoicesInFlight, LaunchSampleBatch, may_wait
-from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.philox import uniforms
-from worker.engine.sampling.sampling_row import RowState, SamplingRow
+from worker.engine.sampling_row import RowState, SamplingRow
 from worker.engine.scheduling.sequence import Sequence
 from worker.engine.scheduling.step_plan import SampledRow
 from worker.engine.scheduling.stopping import eos_ids_of

@@ -28,7 +28,7 @@ from transformers.generation.logits_process import (
 
 from models.model_defaults import ModelDefaults
 from models.params import GenerationParams
-from worker.engine.sampling.sampling_row import min_new_tokens_of, repetition_penalty_of
+from worker.engine.sampling_row import min_new_tokens_of, repetition_penalty_of
 
 
 def has_history_processors(params: GenerationParams) -> bool:

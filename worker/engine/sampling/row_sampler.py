@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worker.engine.choices import Choice, order_alternatives
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.sampling.batch_sampler import SampleBatch
-from worker.engine.sampling.choices import Choice, order_alternatives
 from worker.engine.sampling.draw import Draw, draw_nucleus
 from worker.engine.sampling.edited_scores import unpacked
 from worker.engine.sampling.logits_processors import apply_history_processors, apply_top_k, has_history_processors
 from worker.engine.sampling.nucleus import Weights
-from worker.engine.sampling.sampling_row import SamplingRow
+from worker.engine.sampling_row import SamplingRow
 
 #: Scores per chunk of rows: four rows of Qwen2's vocabulary.
 CHUNK_ELEMENTS = 5 * 2**17

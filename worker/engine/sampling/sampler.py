@@ -10,13 +10,13 @@ from collections.abc import Sequence as SequenceOf
 
 from torch import Tensor
 
+from worker.engine.choices import Choice, NotFinite
 from worker.engine.config import ModelLimits
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.out_of_memory import is_device_error
 from worker.engine.request import EngineError, InvalidRequest, NaNLogits, Request, request_error
 from worker.engine.sampling.batch_sampler import SampleBatch
 from worker.engine.sampling.beam_group import advance_beams, start_beams
-from worker.engine.sampling.choices import Choice, NotFinite
 from worker.engine.sampling.in_flight import InFlight, pick_rows, sampling_rows_of
 from worker.engine.sampling.row_sampler import sample_rows
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from models.states import FinishReason, Strategy
+from worker.engine.choices import Choice, check_finite
 from worker.engine.request import EngineError, Request
-from worker.engine.sampling.choices import Choice, check_finite
-from worker.engine.sampling.sampling_row import RowState
+from worker.engine.sampling_row import RowState
 from worker.engine.scheduling.block_manager import BlockTable, Prefix
 from worker.engine.scheduling.stop_search import StopSearch
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worker.engine.cpu.large_pages import CHUNK_BYTES, LINE_BYTES, PAGE_BYTES, LargePages, large_pages
 from worker.engine.cpu.weight_layout import K_STEPS_L1, NR, TILE_DIM, pack_amx, pack_vnni
+from worker.engine.model.large_pages import CHUNK_BYTES, LINE_BYTES, PAGE_BYTES, LargePages, large_pages
 
 
 def test_vnni_layout_of_bf16_holds_pairs_of_inputs() -> None:

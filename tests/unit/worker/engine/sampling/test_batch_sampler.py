@@ -11,7 +11,7 @@ from models.params import GenerationParams
 from worker.engine.sampling.batch_sampler import keep_nucleus, sample_batch
 from worker.engine.sampling.nucleus import nucleus
 from worker.engine.sampling.row_sampler import sample_rows
-from worker.engine.sampling.sampling_row import SamplingRow
+from worker.engine.sampling_row import SamplingRow
 
 
 @pytest.mark.parametrize("scale", [0.3, 3.0])

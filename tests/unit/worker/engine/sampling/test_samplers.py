@@ -13,11 +13,11 @@ from models.params import GenerationParams
 from models.states import Strategy
 from tests.support.distributions import LEVEL, VOCAB, p_value, softmax, some_logits
 from tests.support.kernels import kernels_of
+from worker.engine.choices import Choice
 from worker.engine.sampling.batch_sampler import SampleBatch, sample_batch
-from worker.engine.sampling.choices import Choice
 from worker.engine.sampling.philox import uniforms
 from worker.engine.sampling.row_sampler import argmax, sample_rows
-from worker.engine.sampling.sampling_row import SamplingRow
+from worker.engine.sampling_row import SamplingRow
 
 NUM_DRAWS = 100_000
 TEMPERATURES = (0.001, 0.1, 0.5, 1.0, 10.0)

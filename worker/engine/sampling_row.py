@@ -60,12 +60,16 @@ class SamplingRules:
         return banned + self.eos_ids if num_generated < self.min_new_tokens else banned
 
 
+#: Lower ones draw as this one does: from the largest score alone. fp32 would make them zero, and the weights NaN.
+LEAST_TEMPERATURE = 1e-30
+
+
 def rules_of(params: GenerationParams, num_prompt_ids: int, eos_ids: tuple[int, ...]) -> SamplingRules:
     """The rules of a job: its own parameters, and the defaults of its model that it does not override."""
     defaults = params.model_defaults or ModelDefaults()
     is_sample, is_nucleus = params.strategy is Strategy.SAMPLE, params.strategy is Strategy.NUCLEUS
     return SamplingRules(
-        temperature=params.temperature if is_sample or is_nucleus else 0.0,
+        temperature=max(params.temperature, LEAST_TEMPERATURE) if is_sample or is_nucleus else 0.0,
         top_k=params.top_k or 0 if is_sample or is_nucleus else 0,
         top_p=params.top_p if is_sample else 1.0,
         nucleus_p=params.top_p if is_nucleus else 1.0,

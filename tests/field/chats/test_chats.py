@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select, update
 
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
+from models.database.outbox import send_outbox
 from models.message import TASK_NAME, ChunkMessage, JobMessage, queue_name
 from models.params import GenerationParams
 from models.schema.job import Job
 from models.schema.result import Result
 from models.settings import Settings
 from models.states import JobState
+from producer.runs.control import requeue
 from tests.conftest import TOY_MODEL
 from tests.support.processes import WorkerProcess, wait_until
-from tests.support.table_rows import column_of, insert_run
+from tests.support.table_rows import RUN_ID, column_of, insert_run
 from worker.celery import create_app, queue_length, send_chunk
 
 MESSAGE_OF_0_1 = Path(__file__).parent.parent / "fixtures" / "v0_1" / "message.json"
@@ -51,3 +54,18 @@ def send_one(app: Any, job: Any) -> None:
     params = GenerationParams.model_validate({**job.params, "seed": job.seed, "max_new_tokens": 2})
     sent = JobMessage(id=job.id, prompt=job.prompt, created_at=job.created_at, params=params)
     send_chunk(app, ChunkMessage(run_id=job.run_id, model=str(TOY_MODEL), jobs=[sent]))
+
+
+def test_a_retry_is_sent_with_the_time_of_its_submission(database: Engine) -> None:
+    """Templates that print the date print it: a retry has the same prompt."""
+    submitted = datetime(2024, 5, 17, 23, 59, 58, 123456, tzinfo=UTC)
+    insert_run(database, 1, created_at=submitted)
+    sent: list[ChunkMessage] = []
+    send_outbox(database, sent.append)
+    with database.begin() as connection:
+        connection.execute(update(Job).values(state=JobState.CANCELLED))
+    assert requeue(database, RUN_ID, [JobState.CANCELLED]) == 1
+    send_outbox(database, sent.append)
+    assert [chunk.jobs[0].created_at for chunk in sent] == [submitted, submitted]
+    old = JobMessage(id=1, prompt="x", params=GenerationParams())  # of version 1, which has no time
+    assert old.created(submitted).created_at == submitted

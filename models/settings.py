@@ -84,6 +84,11 @@ class Settings(EngineOptions, BaseSettings):
         return self.database or URL.create("sqlite", database=path).render_as_string(hide_password=False)
 
 
+def option_of(setting: str) -> str:
+    """The name of the option that sets it, without dashes in front."""
+    return OPTION_OF.get(setting, setting).replace("_", "-")
+
+
 def help_of(setting: str) -> str:
     """The help of the option that sets it."""
     return Settings.model_fields[setting].description or ""
@@ -103,7 +108,7 @@ def read_settings(**flags: Any) -> Settings:
         name = str(first["loc"][0])
         source = f"NOCTURNE_{name.upper()} (or {name} in {CONFIG_FILE})"
         if flags.get(name) is not None:
-            source = f"--{OPTION_OF.get(name, name).replace('_', '-')}"
+            source = f"--{option_of(name)}"
         problem = first["msg"].lower().removeprefix("value error, ")
         raise InvalidSettings(f"{source}: {problem}, got {first['input']!r}") from error
 

@@ -34,13 +34,17 @@ File = Annotated[Path, typer.Argument(help=FILE_HELP, allow_dash=True)]
 @app.command()
 @flat
 def run(
-    file: File,
     decoding: given.DecodingOptions,
     input_options: given.InputOptions,
     submit_options: given.SubmitOptions,
     connection: given.ConnectionOptions,
     worker: given.WorkerOptions,
     output_options: given.OutputOptions,
+    file: Annotated[Path | None, typer.Argument(help=FILE_HELP, allow_dash=True)] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="a prompt, answered on the screen; repeatable")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="decode in the background; status --watch shows it")] = False,
 ) -> None:
     """Submits a file and decodes it here: own Redis, SQLite and one local worker.
 
@@ -50,8 +54,15 @@ def run(
     """
     from producer.runs.lifecycle import run_here
 
-    settings = connection.settings(worker)
-    raise typer.Exit(run_here(settings, file, decoding.grid(), submit_options, input_options, output_options))
+    if (file is None) == (not prompt):
+        raise UsageError("give a FILE or --prompt TEXT" + (", not both" if prompt else ""))
+    source = file if file is not None else (prompt or [])
+    raise typer.Exit(
+        run_here(
+            connection.settings(worker), source, decoding.grid(), submit_options, input_options, output_options,
+            is_detached=detach,
+        )
+    )  # fmt: skip
 
 
 @app.command()
@@ -79,7 +90,7 @@ def submit(
 def status(
     connection: given.DatabaseOptions,
     run: RunArgument = None,
-    watch: Annotated[bool, typer.Option("--watch", help="until the run is finished")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "--follow", help="until the run is finished")] = False,
     as_json: given.AsJson = False,
 ) -> None:
     """Shows the newest runs, or one of them.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,15 @@ from typing import Annotated, Any
 import typer
 
 from models.model_name import with_revision
-from models.settings import DEFAULT_PRIORITY, NUM_PRIORITIES, InvalidSettings, Settings, help_of, read_settings
+from models.settings import (
+    DEFAULT_PRIORITY,
+    NUM_PRIORITIES,
+    InvalidSettings,
+    Settings,
+    help_of,
+    option_of,
+    read_settings,
+)
 from models.states import JobState
 from producer.duration import parse_duration
 from producer.errors import LineProblem, UsageError
@@ -30,6 +39,9 @@ RUN = "The run"
 INPUT = "The file"
 WORKER = "The worker"
 
+#: The formats of a file that `run -o` writes, by its name.
+EXPORT_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
 ON_DUPLICATE = ("skip", "error", "rerun")
 
 
@@ -41,8 +53,8 @@ def _connection(help: str) -> Any:
     return typer.Option(help=help, rich_help_panel=CONNECTIONS)
 
 
-def _input(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=INPUT)
+def _input(help: str, *names: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=INPUT, **limits)
 
 
 def _of_run(help: str, *names: str, **limits: Any) -> Any:
@@ -62,6 +74,26 @@ class OutputOptions:
 
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no summary")] = False
     json: AsJson = False
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="the results at the end: .jsonl, .csv or .parquet")
+    ] = None
+
+    def check(self) -> None:
+        """Raises `UsageError` for an output file that could not be written in the end."""
+        if self.output is None:
+            return
+        if self.output.suffix.lower() not in EXPORT_FORMATS:
+            raise UsageError(
+                f"-o {self.output}: end the name in {', '.join(EXPORT_FORMATS)}, or use `producer results`"
+            )
+        if not os.access(self.output.parent, os.W_OK) or self.output.is_dir():
+            raise UsageError(f"-o {self.output}: {self.output.parent} is no folder that can be written; give another")
+
+    @property
+    def output_format(self) -> str:
+        """The format of the output file, by its name."""
+        assert self.output is not None
+        return EXPORT_FORMATS[self.output.suffix.lower()]
 
 
 @dataclass(frozen=True)
@@ -74,6 +106,9 @@ class WorkerOptions:
     max_num_seqs: Annotated[int | None, _of_worker(help_of("max_num_seqs"), min=1)] = None
     kv_memory: Annotated[float | None, _of_worker(help_of("kv_memory"))] = None
     deterministic: Annotated[bool, _of_worker(help_of("deterministic"), "--deterministic")] = False
+    grace_seconds: Annotated[
+        float | None, _of_worker("seconds for running answers to end after Ctrl-C (default: 5)", "--grace", min=0)
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The settings that the command line names."""
@@ -107,7 +142,7 @@ class BrokerOptions(DatabaseOptions):
         settings = self.settings(worker)
         if settings.broker is not None and (unused := worker.given()):
             raise UsageError(
-                f"--{next(iter(unused)).replace('_', '-')} is an option of the worker that decodes here, and with a "
+                f"--{option_of(next(iter(unused)))} is an option of the worker that decodes here, and with a "
                 "broker none is started; leave it out, and give it to `worker start`"
             )
         return settings
@@ -231,6 +266,8 @@ class InputOptions:
     replace_nul: Annotated[bool, _input("U+FFFD for NUL characters", "--replace-nul")] = False
     encoding: Annotated[str | None, _input("of a text file, such as cp1252 (default: utf-8)")] = None
     metadata_columns: Annotated[str | None, _input("columns to keep as metadata, such as a,b (default: all)")] = None
+    id_column: Annotated[str | None, _input("the column or field that holds the custom_id")] = None
+    limit: Annotated[int | None, _input("only the first N lines or rows", min=1, metavar="N")] = None
     skip_invalid: Annotated[bool, _input("write bad lines beside the file", "--skip-invalid")] = False
     dry_run: Annotated[bool, _input("only show what would be submitted", "--dry-run")] = False
     yes: Annotated[bool, _input("also a grid of more than a million jobs", "--yes")] = False
@@ -245,6 +282,8 @@ class InputOptions:
             self.encoding,
             names,
             self.messages_column,
+            id_column=self.id_column,
+            limit=self.limit,
         )
 
     def chat_options(self) -> ChatOptions:

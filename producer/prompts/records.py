@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,16 @@ class ReaderOptions:
     encoding: str | None = None  # None: UTF-8
     metadata_columns: tuple[str, ...] | None = None  # None: all
     messages_column: str | None = None
+    id_column: str | None = None
+    limit: int | None = None  # None: all
 
     @cached_property
     def data_fields(self) -> frozenset[str]:
         """The fields that the options name: data, whatever other tools call so."""
         template = PromptTemplate(self.template).names if self.template is not None else ()
         sources = {self.prompt_column or "prompt", self.messages_column or "messages"}
-        return frozenset({*template, *(self.metadata_columns or ()), *sources})
+        named = {*(self.metadata_columns or ()), *([self.id_column] if self.id_column is not None else [])}
+        return frozenset({*template, *named, *sources})
 
     def keeps(self, field: str) -> bool:
         """Whether the field goes on, as a part of the job or as metadata."""
@@ -75,7 +79,7 @@ def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     if format != "parquet":
         check_not_utf16(path, encoding)
     facts = FileFacts(partial(_check_columns, path, options, template), encoding, _wanted(options, template))
-    for record in _READERS[format](path, facts):
+    for record in islice(_READERS[format](path, facts), options.limit):
         if record.problem is None:
             record = _with_named(record, options, template, is_table=format != "jsonl")
         yield record
@@ -119,6 +123,8 @@ def _check_columns(path: Path, options: ReaderOptions, template: PromptTemplate 
             f"{path} has no column {wanted!r}; its columns are {', '.join(columns)}: "
             "name one with --prompt-column or --messages-column, or give a --template"
         )
+    if options.id_column is not None and options.id_column not in columns:
+        raise UsageError(f"--id-column names {options.id_column!r}, and the columns are {', '.join(columns)}")
     for name in options.metadata_columns or ():
         if name not in columns:
             raise UsageError(f"--metadata-columns names {name!r}, and the columns are {', '.join(columns)}")
@@ -129,7 +135,11 @@ def _wanted(options: ReaderOptions, template: PromptTemplate | None) -> frozense
     if options.metadata_columns is None or (template is not None and template.uses_row):
         return None
     named = {*options.metadata_columns, *(template.names if template is not None else ())}
-    sources = {options.prompt_column or "prompt", options.messages_column or "messages"}
+    sources = {
+        options.prompt_column or "prompt",
+        options.messages_column or "messages",
+        options.id_column or "custom_id",
+    }
     return frozenset(named | OWN_FIELDS | PARAMETER_FIELDS | sources)
 
 
@@ -149,9 +159,21 @@ def _with_named(record: Record, options: ReaderOptions, template: PromptTemplate
                     raise LineProblem(column, f"is missing, and --{name}-column names it")
                 fields = dict(fields)
                 named = {name: fields.pop(column)}
+        if options.id_column is not None:
+            fields = _with_id(fields, options.id_column)
     except LineProblem as problem:
         return replace(record, fields={}, problem=problem)
     return replace(record, fields={name: fields[name] for name in fields if options.keeps(name)}, named=named)
+
+
+def _with_id(fields: dict[str, Any], column: str) -> dict[str, Any]:
+    """The fields with the column's value as `custom_id`. Raises `LineProblem`."""
+    if fields.get(column) in (None, ""):
+        raise LineProblem(column, "is missing, and --id-column names it")
+    value = fields[column]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas writes whole numbers so where a column has gaps
+    return {name: kept for name, kept in fields.items() if name != column} | {"custom_id": value}
 
 
 def _without_nul(value: Any) -> Any:

@@ -43,23 +43,23 @@ def watch(
     run_id: str,
     *,
     check: Callable[[], None] = lambda: None,
-    is_interrupted: Callable[[], bool] = lambda: False,
+    sleep: Callable[[float], None] = time.sleep,
     quiet: bool = False,
 ) -> RunProgress:
     """Shows progress on stderr until the run is finished; returns the last progress.
 
-    `check` is called at every poll and raises when no worker is left. Raises `KeyboardInterrupt` once `is_interrupted`.
+    `check` is called at every poll and may raise: no worker is left, or a person interrupts. `sleep` may wake early.
     """
     rate = Rate()
     if quiet:
-        return _poll(database, run_id, check, is_interrupted, lambda _: None)
+        return _poll(database, run_id, check, sleep, lambda _: None)
     if not stderr.is_terminal:
-        return _watch_plainly(database, run_id, check, is_interrupted, rate)
-    return _watch_live(database, run_id, check, is_interrupted, rate)
+        return _watch_plainly(database, run_id, check, sleep, rate)
+    return _watch_live(database, run_id, check, sleep, rate)
 
 
 def _watch_live(
-    database: Engine, run_id: str, check: Callable[[], None], is_interrupted: Callable[[], bool], rate: Rate
+    database: Engine, run_id: str, check: Callable[[], None], sleep: Callable[[float], None], rate: Rate
 ) -> RunProgress:
     with Live(Text("waiting for a worker"), console=stderr, auto_refresh=False) as live:
 
@@ -68,11 +68,11 @@ def _watch_live(
             errors = recent_errors(database, run_id)
             live.update(live_view(progress, rate.eta(progress), workers, errors), refresh=True)
 
-        return _poll(database, run_id, check, is_interrupted, show)
+        return _poll(database, run_id, check, sleep, show)
 
 
 def _watch_plainly(
-    database: Engine, run_id: str, check: Callable[[], None], is_interrupted: Callable[[], bool], rate: Rate
+    database: Engine, run_id: str, check: Callable[[], None], sleep: Callable[[float], None], rate: Rate
 ) -> RunProgress:
     last = -PLAIN_LINE_SECONDS
 
@@ -83,14 +83,14 @@ def _watch_plainly(
             say(line)
             last = time.monotonic()
 
-    return _poll(database, run_id, check, is_interrupted, show)
+    return _poll(database, run_id, check, sleep, show)
 
 
 def _poll(
     database: Engine,
     run_id: str,
     check: Callable[[], None],
-    is_interrupted: Callable[[], bool],
+    sleep: Callable[[float], None],
     show: Callable[[RunProgress], None],
 ) -> RunProgress:
     while True:
@@ -99,6 +99,4 @@ def _poll(
         if progress.is_finished:
             return progress
         check()
-        time.sleep(POLL_SECONDS)
-        if is_interrupted():
-            raise KeyboardInterrupt
+        sleep(POLL_SECONDS)

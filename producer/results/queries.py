@@ -17,7 +17,7 @@ from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from models.schema.worker import Worker
-from models.states import JobState
+from models.states import JobState, RunState
 from producer.errors import UsageError
 from producer.results.selection import Selection
 
@@ -39,6 +39,13 @@ ROWS_PER_FETCH = 500
 JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "chat", "top_logprobs", "hypotheses")
 
 
+#: The state of a run that was begun and that no worker decodes now.
+INTERRUPTED = "interrupted"
+
+#: `jobs.state_reason` of a job that went back to the queue with its worker.
+INTERRUPTED_REASONS = ("interrupted", "the worker stopped")
+
+
 @dataclass(frozen=True)
 class RunProgress:
     """A run with the counts of its jobs and the speed of its workers."""
@@ -46,7 +53,7 @@ class RunProgress:
     id: str
     name: str | None
     model: str
-    state: str
+    state: str  # queued, running, interrupted or finished
     source: str
     created_at: datetime
     finished_at: datetime | None
@@ -101,12 +108,13 @@ def run_progress(database: Engine, run_id: str) -> RunProgress:
             select(func.count()).select_from(Job).where(Job.run_id == run_id, Job.state == JobState.RUNNING)
         ).scalar_one()
         workers = connection.execute(select(Worker).where(Worker.model == run.model, _is_alive())).all()
+        state = _shown_state(connection, run, running, len(workers))
     final = run.num_succeeded + run.num_failed + run.num_cancelled + run.num_expired
     return RunProgress(
         id=run.id,
         name=run.name,
         model=run.model,
-        state=run.state,
+        state=state,
         source=run.source,
         created_at=run.created_at,
         finished_at=run.finished_at,
@@ -122,6 +130,21 @@ def run_progress(database: Engine, run_id: str) -> RunProgress:
         mean_running=sum(worker.mean_running for worker in workers) / max(len(workers), 1),
         num_workers=len(workers),
     )
+
+
+def _shown_state(connection: Connection, run: Row[Any], num_running: int, num_workers: int) -> str:
+    """`finished`, `running` only while a worker has jobs of it, `interrupted` when that worker is gone, or `queued`."""
+    if run.state == RunState.FINISHED:
+        return str(RunState.FINISHED)
+    if num_running and num_workers:
+        return str(JobState.RUNNING)
+    if num_workers:
+        return str(JobState.QUEUED)
+    queued = select(Job.state_reason).where(Job.run_id == run.id, Job.state == JobState.QUEUED).order_by(Job.id)
+    reason = connection.execute(queued.limit(1)).scalar()
+    num_final = run.num_succeeded + run.num_failed + run.num_cancelled + run.num_expired
+    was_started = num_running or num_final or reason in INTERRUPTED_REASONS
+    return INTERRUPTED if was_started else str(JobState.QUEUED)
 
 
 def recent_runs(database: Engine, limit: int = 20) -> list[RunProgress]:
@@ -165,6 +188,18 @@ def recent_errors(database: Engine, run_id: str, limit: int = 3) -> list[tuple[s
     )
     with database.begin() as connection:
         return [(custom_id, error or "") for custom_id, error in connection.execute(statement)]
+
+
+def new_answers(database: Engine, run_id: str, after_id: int) -> list[Row[Any]]:
+    """The answers of a run stored after another one: id, sample_index, text, custom_id."""
+    statement = (
+        select(Result.id, Result.sample_index, Result.text, Job.custom_id)
+        .join(Job, Job.id == Result.job_id)
+        .where(Job.run_id == run_id, Result.id > after_id)
+        .order_by(Result.id)
+    )
+    with database.begin() as connection:
+        return list(connection.execute(statement))
 
 
 def find_job(database: Engine, run_id: str, custom_id: str) -> dict[str, Any]:

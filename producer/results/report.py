@@ -111,7 +111,7 @@ def _summary(name: str, answers: Answers) -> dict[str, Any]:
     return {
         "name": name,
         "count": len(answers),
-        "failed": len(answers) - len(done),
+        **{state: sum(answer["state"] == state for answer in answers) for state in ("failed", "cancelled", "expired")},
         "length": _mean(answer["length"] for answer in done),
         "mean_logprob": _mean(a["mean_logprob"] for a in done if a["mean_logprob"] is not None),
         "repetition": _mean(answer["repetition"] for answer in done),

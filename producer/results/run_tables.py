@@ -8,17 +8,22 @@ from dataclasses import asdict
 from rich.table import Table
 from sqlalchemy import Engine
 
+from models.settings import Settings
+from producer.home import Holder, holder_of, home_options
 from producer.render import table, to_json
 from producer.results.queries import RunProgress, unserved_models
 
-COLUMNS = ("run", "name", "state", "jobs", "succeeded", "failed", "running", "queued", "tokens", "model")
+COLUMNS = (
+    "run", "name", "state", "jobs", "succeeded", "failed", "cancelled", "expired", "running", "queued", "tokens",
+    "model",
+)  # fmt: skip
 
 
 def runs_table(runs: Sequence[RunProgress]) -> Table:
     """The table of `producer status`."""
     rows = [
-        (run.id, run.name or "", run.state, run.num_jobs, run.succeeded, run.failed, run.running, run.queued,
-         run.completion_tokens, run.model)
+        (run.id, run.name or "", run.state, run.num_jobs, run.succeeded, run.failed, run.cancelled, run.expired,
+         run.running, run.queued, run.completion_tokens, run.model)
         for run in runs
     ]  # fmt: skip
     return table(COLUMNS, rows, whole=COLUMNS[:-1])
@@ -27,9 +32,15 @@ def runs_table(runs: Sequence[RunProgress]) -> Table:
 def progress_line(progress: RunProgress, eta: str) -> str:
     """One line about a run in progress."""
     return (
-        f"{progress.num_final:,} of {progress.num_jobs:,} jobs done, {progress.failed:,} failed, "
+        f"{progress.num_final:,} of {progress.num_jobs:,} jobs done, {final_counts(progress)}, "
         f"{progress.running:,} running, {progress.tokens_per_second:,.0f} tokens/s, {eta}"
     )
+
+
+def final_counts(progress: RunProgress) -> str:
+    """The jobs that ended without an answer: those that failed, and cancelled and expired ones where there are any."""
+    counts = {"failed": progress.failed, "cancelled": progress.cancelled, "expired": progress.expired}
+    return ", ".join(f"{count:,} {state}" for state, count in counts.items() if count or state == "failed")
 
 
 def print_run(progress: RunProgress) -> None:
@@ -37,9 +48,28 @@ def print_run(progress: RunProgress) -> None:
     print(to_json(asdict(progress)))  # noqa: T201
 
 
-def no_worker(model: str) -> str:
-    """The complaint about a model that no worker serves."""
-    return f"no worker serves {model}; {_start(model)}"
+def resume_line(progress: RunProgress, options: str) -> str:
+    """The advice about an embedded run that nobody decodes."""
+    return (
+        f"run {progress.id} is {progress.state}, {progress.num_final:,} of {progress.num_jobs:,} jobs are done; "
+        f"go on with: producer resume {progress.id}{options}"
+    )
+
+
+def decoded_line(holder: Holder) -> str:
+    """The line about the process that decodes in a home."""
+    log = f"; its log is {holder.log}" if holder.log is not None else ""
+    return f"{holder} decodes here{log}"
+
+
+def open_run_lines(database: Engine, runs: Sequence[RunProgress], settings: Settings) -> list[str]:
+    """The lines about the runs that are not finished: who decodes them, or the way to go on."""
+    if settings.broker is not None or settings.database is not None:
+        return unserved_lines(database)
+    holder = holder_of(settings.home)
+    idle = [run for run in runs if not run.is_finished and (holder is None or holder.run != run.id)]
+    lines = [decoded_line(holder)] if holder is not None else []
+    return lines + [resume_line(run, home_options(settings)) for run in idle]
 
 
 def unserved_lines(database: Engine) -> list[str]:

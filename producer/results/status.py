@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from sqlalchemy import Engine
+
 from models.settings import Settings
 from producer.console import say, stdout
 from producer.render import to_json, visible
 from producer.results.database import readable_database
 from producer.results.progress import Rate, watch
 from producer.results.queries import RunProgress, find_run, recent_errors, recent_runs, run_progress
-from producer.results.run_tables import no_worker, print_run, progress_line, runs_table, unserved_lines
+from producer.results.run_tables import open_run_lines, print_run, progress_line, runs_table
+
+EXIT_INTERRUPTED = 130
 
 
 def show_status(settings: Settings, reference: str | None, *, is_watching: bool, as_json: bool) -> int:
@@ -22,24 +26,28 @@ def show_status(settings: Settings, reference: str | None, *, is_watching: bool,
             print(to_json([asdict(run) for run in runs]))  # noqa: T201
         else:
             stdout.print(runs_table(runs))
-            for line in unserved_lines(database):
+            for line in open_run_lines(database, runs, settings):
                 say(line)
         return 0
     run_id = find_run(database, reference)
-    progress = watch(database, run_id, quiet=as_json) if is_watching else run_progress(database, run_id)
+    try:
+        progress = watch(database, run_id, quiet=as_json) if is_watching else run_progress(database, run_id)
+    except KeyboardInterrupt:
+        say(f"no longer watching; run {run_id} stays as it is")
+        return EXIT_INTERRUPTED
     if as_json:
         print_run(progress)
     else:
-        _show(progress)
+        _show(database, progress, settings)
         for custom_id, error in recent_errors(database, run_id):
             say(f"failed: {visible(custom_id)}: {visible(error)}")
     return 1 if progress.failed or progress.expired or progress.cancelled else 0
 
 
-def _show(progress: RunProgress) -> None:
+def _show(database: Engine, progress: RunProgress, settings: Settings) -> None:
     stdout.print(runs_table([progress]))
     if progress.is_finished:
         return
     say(progress_line(progress, Rate().eta(progress)))
-    if not progress.num_workers:
-        say(no_worker(progress.model))
+    for line in open_run_lines(database, [progress], settings):
+        say(line)

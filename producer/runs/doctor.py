@@ -8,15 +8,18 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import Engine
+
 from models.database.connection import server_version
 from models.database.faults import DatabaseUnavailable, database_name
 from models.settings import Settings
 from producer.errors import UsageError
+from producer.home import holder_of, home_options
 from producer.model_files.generation_defaults import defaults_text, model_defaults
 from producer.render import to_json
 from producer.results.database import readable_database
-from producer.results.queries import live_workers
-from producer.results.run_tables import unserved_lines
+from producer.results.queries import live_workers, recent_runs
+from producer.results.run_tables import decoded_line, resume_line, unserved_lines
 from producer.runs.broker import check_broker, hide_password
 from producer.runs.model_check import check_model, small_files
 from producer.runs.valkey import embedded_version
@@ -114,7 +117,20 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     for worker in workers:
         speed = f"{worker.tokens_per_second:,.0f} tokens/s"
         yield Finding("worker", True, f"{worker.name} on {worker.device} serves {worker.model}, {speed}")
-    for line in unserved_lines(database):
-        yield Finding("queue", False, line)
+    if settings.broker is not None or settings.database is not None:
+        for line in unserved_lines(database):
+            yield Finding("queue", False, line)
+    else:
+        yield from _embedded_runs(database, settings)
     if not workers:
         yield Finding("worker", True, "none is running")
+
+
+def _embedded_runs(database: Engine, settings: Settings) -> Iterator[Finding]:
+    """The runs of a home that are not finished: being decoded, or to be resumed."""
+    holder = holder_of(settings.home)
+    if holder is not None:
+        yield Finding("run", True, decoded_line(holder))
+    for run in recent_runs(database):
+        if not run.is_finished and (holder is None or holder.run != run.id):
+            yield Finding("run", False, resume_line(run, home_options(settings)))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from os.path import relpath
 from pathlib import Path
 from shutil import copyfileobj
 from sys import stdin
@@ -17,6 +16,7 @@ from sqlalchemy import Engine
 from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
+from producer.home import holder_of
 from producer.model_files.folder import model_files
 from producer.model_files.generation_defaults import model_defaults, recommended_sampling
 from producer.options import InputOptions, OutputOptions, SubmitOptions
@@ -26,47 +26,83 @@ from producer.prompts.job_drafts import Submission
 from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.validation import ValidationReport, check, write_invalid
 from producer.render import to_json, visible
-from producer.results.progress import watch
-from producer.results.queries import RunProgress, find_run, recent_errors, run_progress
-from producer.results.run_tables import print_run
+from producer.results.queries import find_run, run_progress
 from producer.runs.broker import check_broker, send_run
 from producer.runs.database import check_usable, existing_database, ready_database, writable_database
+from producer.runs.decoding import EXIT_FAILED_JOBS, EXIT_OK, attach, decode, show_end
+from producer.runs.detached import decode_detached
+from producer.runs.device_check import check_device
 from producer.runs.embedded import LocalServices
+from producer.runs.interruption import Interruption, run_interruptibly
 from producer.runs.model_check import check_model, check_submitted_model, fetch_weights, small_files
 from producer.runs.writer import SubmitResult, find_unfinished, write
-
-EXIT_OK, EXIT_FAILED_JOBS, EXIT_INTERRUPTED = 0, 1, 130
-
-QUERIES = (
-    "select strategy, count(*), avg(completion_tokens) from job_results group by 1",
-    "select custom_id, text from job_results where run_id = '{run}' limit 5",
-    "select custom_id, position, token, logprob from job_tokens where run_id = '{run}' order by logprob limit 10",
-)
 
 
 def run_here(
     settings: Settings,
-    file: Path,
+    source: Path | Sequence[str],
     grid: Grid,
     submit_options: SubmitOptions,
     input_options: InputOptions,
     output_options: OutputOptions,
+    *,
+    is_detached: bool = False,
 ) -> int:
-    """`producer run`: validates, starts what is needed, decodes, sums up; returns the exit code."""
-    with _submission(settings, file, grid, submit_options, input_options) as submission:
-        submission = _of_model(submission, check_model(settings.model), submit_options)
-        submission = _with_prompt_check(submission)
-        settings = settings.model_copy(update={"model": submission.model})
-        report = _check(submission, input_options)
-        if input_options.dry_run:
-            show_dry_run(submission, report, as_json=output_options.json)
-            return EXIT_OK
+    """`producer run`: validates, starts what is needed, decodes, sums up; returns the exit code.
+
+    `source` is a file, or prompts as they are.
+    """
+
+    output_options.check()
+
+    def run(interruption: Interruption) -> int:
+        with ExitStack() as stack:
+            with interruption.at_once():
+                given = stack.enter_context(_submission(settings, source, grid, submit_options, input_options))
+                submission, report = _checked(settings, given, submit_options, input_options)
+                if input_options.dry_run:
+                    show_dry_run(submission, report, as_json=output_options.json)
+                    return EXIT_OK
+            chosen = settings.model_copy(update={"model": submission.model})
+            if is_detached:
+                return _run_detached(chosen, submission, report, submit_options, output_options)
+            with LocalServices(chosen, interruption) as local:
+                with interruption.at_once():
+                    database = writable_database(chosen)
+                    run_id = _write_or_resume(submission, report, database, submit_options)
+                are_prompts = not isinstance(source, Path)
+                return decode(local, database, run_id, output_options, chosen, prints_answers=are_prompts)
+
+    return run_interruptibly(run)
+
+
+def _checked(
+    settings: Settings, submission: Submission, submit_options: SubmitOptions, input_options: InputOptions
+) -> tuple[Submission, ValidationReport]:
+    """Everything that a run needs, checked before anything is written. Raises `UsageError`."""
+    check_device(settings.device)
+    submission = _of_model(submission, check_model(settings.model), submit_options)
+    submission = _with_prompt_check(submission)
+    report = _check(submission, input_options)
+    if not input_options.dry_run:
         check_usable(settings)
         fetch_weights(submission.model)
-        with LocalServices(settings) as local:
-            database = writable_database(settings)
-            run_id = _write_or_resume(submission, report, database, local, submit_options)
-            return _decode(local, database, run_id, output_options)
+    return submission, report
+
+
+def _run_detached(
+    settings: Settings,
+    submission: Submission,
+    report: ValidationReport,
+    submit_options: SubmitOptions,
+    output_options: OutputOptions,
+) -> int:
+    """Writes the run and leaves it to a process in the background."""
+    if settings.broker is not None:
+        raise UsageError("--detach starts its own Redis; for a server's workers use `producer submit`")
+    database = writable_database(settings)
+    run_id = _write_or_resume(submission, report, database, submit_options)
+    return decode_detached(settings, run_id, output_options)
 
 
 def submit_run(
@@ -97,6 +133,9 @@ def submit_run(
 
 def resume_run(settings: Settings, reference: str | None, output_options: OutputOptions) -> int:
     """`producer resume`: sends the unsent jobs with a broker, decodes the rest here without one."""
+    output_options.check()
+    if settings.broker is not None and output_options.output is not None:
+        raise UsageError("-o writes what is decoded here; with a broker use `producer results` when the run has ended")
     database = existing_database(settings)
     if settings.broker is not None:
         check_broker(settings.broker)
@@ -106,20 +145,26 @@ def resume_run(settings: Settings, reference: str | None, output_options: Output
     progress = run_progress(database, run_id)
     if progress.is_finished:
         say(f"run {run_id} is finished: nothing to resume")
-        if output_options.json:
-            print_run(progress)
+        show_end(database, progress, replace(output_options, quiet=True), settings, is_short=True)
         return EXIT_OK
+    check_device(settings.device)
     settings = settings.model_copy(update={"model": progress.model})
-    with LocalServices(settings) as local:
-        local.return_interrupted(database, run_id)
-        return _decode(local, database, run_id, output_options)
+
+    def resume(interruption: Interruption) -> int:
+        holder = holder_of(settings.home)
+        if holder is not None and holder.run == run_id:
+            return attach(database, run_id, holder, output_options, settings, interruption)
+        interruption.outcome = f"run {run_id} stays as it is"
+        with LocalServices(settings, interruption) as local:
+            return decode(local, database, run_id, output_options, settings)
+
+    return run_interruptibly(resume)
 
 
 def _write_or_resume(
     submission: Submission,
     report: ValidationReport,
     database: Engine,
-    local: LocalServices,
     submit_options: SubmitOptions,
 ) -> str:
     """The run's id: a new one, or the unfinished one with the same content."""
@@ -132,7 +177,6 @@ def _write_or_resume(
         run_id = unfinished.id
         done = run_progress(database, run_id).num_final
         say(f"going on with run {run_id}: {done:,} of {unfinished.num_jobs:,} jobs are done")
-    local.return_interrupted(database, run_id)
     return run_id
 
 
@@ -163,53 +207,6 @@ def _send(settings: Settings, database: Engine, run_id: str | None, *, as_json: 
         print(to_json({"id": run_id, "sent": num_sent}))  # noqa: T201
     say(f"{num_sent:,} jobs sent" + (f" for run {run_id}" if run_id is not None else ""))
     return EXIT_OK
-
-
-def _decode(local: LocalServices, database: Engine, run_id: str, output_options: OutputOptions) -> int:
-    """Starts the worker, sends the run, watches it to its end and sums up; returns the exit code."""
-    progress = run_progress(database, run_id)
-    try:
-        with _interruption() as is_interrupted:
-            if not progress.is_finished:
-                local.start_worker()
-                send_run(local.settings, database, run_id)
-                progress = watch(
-                    database,
-                    run_id,
-                    check=local.check_worker,
-                    is_interrupted=is_interrupted,
-                    quiet=output_options.quiet,
-                )
-    except KeyboardInterrupt:
-        say(f"\ninterrupted; run {run_id} goes on with the same command, or with: producer resume {run_id}")
-        return EXIT_INTERRUPTED
-    if output_options.json:
-        print_run(progress)
-    elif not output_options.quiet:
-        _sum_up(database, progress, local.settings)
-    return EXIT_OK if progress.succeeded == progress.num_jobs else EXIT_FAILED_JOBS
-
-
-def _sum_up(database: Engine, progress: RunProgress, settings: Settings) -> None:
-    assert progress.finished_at is not None
-    seconds = (progress.finished_at - progress.created_at).total_seconds()
-    say(
-        f"run {progress.id}: {progress.succeeded:,} of {progress.num_jobs:,} jobs succeeded, "
-        f"{progress.failed:,} failed, {progress.completion_tokens:,} tokens in {seconds:,.1f} s"
-    )
-    for custom_id, error in recent_errors(database, progress.id):
-        say(f"  failed: {visible(custom_id)}: {visible(error)}")
-    say(f"The answers are in {_place(database)}. Try:")
-    flags = f" --home {settings.home}" if str(settings.home) != ".nocturne" else ""
-    for query in QUERIES:
-        say(f'  producer sql{flags} "{query.format(run=progress.id)}"')
-
-
-def _place(database: Engine) -> str:
-    """The database's name for a person: a file's path from here, or the URL."""
-    if database.url.get_backend_name() != "sqlite" or database.url.database is None:
-        return database.url.render_as_string()
-    return relpath(database.url.database)
 
 
 def _with_prompt_check(submission: Submission) -> Submission:
@@ -250,12 +247,16 @@ def _required_broker(settings: Settings) -> str:
 
 @contextmanager
 def _submission(
-    settings: Settings, file: Path, grid: Grid, submit_options: SubmitOptions, input_options: InputOptions
+    settings: Settings,
+    source: Path | Sequence[str],
+    grid: Grid,
+    submit_options: SubmitOptions,
+    input_options: InputOptions,
 ) -> Iterator[Submission]:
-    """The command's submission. Stdin is copied to a file, because it is read twice. Raises `UsageError`."""
+    """The command's submission. Stdin and prompts become a file, because it is read twice. Raises `UsageError`."""
     submit_options.check()
     submission = Submission(
-        path=file,
+        path=source if isinstance(source, Path) else Path(),
         model=settings.model,
         grid=grid,
         priority=submit_options.priority,
@@ -265,25 +266,17 @@ def _submission(
         chat=input_options.chat_options(),
         keep_prompts=submit_options.keep_prompts,
     )
-    if str(file) != "-":
-        if file.is_dir():
-            raise UsageError(f"{file} is a directory; give a file of prompts")
+    if isinstance(source, Path) and str(source) != "-":
+        if source.is_dir():
+            raise UsageError(f"{source} is a directory; give a file of prompts")
         yield submission
         return
     with tempfile.NamedTemporaryFile(prefix="stdin-", suffix=".jsonl") as copy:
-        copyfileobj(stdin.buffer, copy)
+        if isinstance(source, Path):
+            copyfileobj(stdin.buffer, copy)
+        else:
+            lines = ({"custom_id": f"prompt-{number}", "prompt": text} for number, text in enumerate(source, 1))
+            copy.writelines(f"{json.dumps(line)}\n".encode() for line in lines)
+            submission = replace(submission, reader=replace(submission.reader, format="jsonl"))
         copy.flush()
-        yield replace(submission, path=Path(copy.name), source="stdin")
-
-
-@contextmanager
-def _interruption() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGINT or SIGTERM came. Handlers only note it: code that runs might swallow an exception."""
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        yield replace(submission, path=Path(copy.name), source="stdin" if isinstance(source, Path) else "--prompt")

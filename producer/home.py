@@ -1,0 +1,98 @@
+"""The home folder: the process that decodes in it, as a file says, and the lock that lets one at a time.
+
+A command that only looks reads the file; it never takes the lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from models.settings import Settings
+from producer.console import say
+
+WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that decodes in a home: its run, once it has one, and its log, where it is detached."""
+
+    pid: int
+    created: float  # tells it from a later process of the same number
+    run: str | None = None
+    log: str | None = None
+
+    def __str__(self) -> str:
+        return f"process {self.pid}" + (f", run {self.run}" if self.run is not None else "")
+
+
+def holder_of(home: Path) -> Holder | None:
+    """The process that decodes in the home now, if any."""
+    try:
+        holder = Holder(**json.loads((home / "lock").read_text(encoding="utf-8")))
+        is_alive = abs(psutil.Process(holder.pid).create_time() - holder.created) < 1
+    except (OSError, ValueError, TypeError, psutil.Error):
+        return None  # a file of 0.1 is empty
+    return holder if is_alive else None
+
+
+def home_options(settings: Settings) -> str:
+    """The options that another command needs to find the same database; empty for the default home."""
+    if settings.database is not None:
+        return ""
+    return f" --home {settings.home}" if str(settings.home) != ".nocturne" else ""
+
+
+class HomeLock:
+    """The right to decode in a home; the end of the process returns it, however it ends."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._file: IO[str] | None = None
+        self._holder = Holder(os.getpid(), psutil.Process().create_time(), log=os.environ.get("NOCTURNE_RUN_LOG"))
+
+    def acquire(self, sleep: Callable[[float], None]) -> None:
+        """Waits for the lock, and says for whom; `sleep` may raise to end the waiting."""
+        file = (self._home / "lock").open("a+", encoding="utf-8")
+        told = ""
+        while not _try_lock(file):
+            other = holder_of(self._home)
+            waiting_for = str(other) if other is not None else "another producer"
+            if waiting_for != told:
+                say(f"waiting for {waiting_for}, which decodes in {self._home}; Ctrl-C ends the waiting")
+                told = waiting_for
+            sleep(WAIT_SECONDS)
+        self._file = file
+        self._write(self._holder)
+
+    def note_run(self, run_id: str) -> None:
+        """Says which run is decoded, for those who wait and for `producer status`."""
+        self._write(Holder(self._holder.pid, self._holder.created, run_id, self._holder.log))
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+    def _write(self, holder: Holder) -> None:
+        assert self._file is not None
+        self._file.truncate(0)
+        self._file.write(json.dumps(asdict(holder)))
+        self._file.flush()
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The first hour of a newcomer: the README, interrupted and detached runs."""

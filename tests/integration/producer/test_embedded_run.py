@@ -115,12 +115,15 @@ def test_two_thousand_prompts_of_long_tailed_lengths(producer: Producer, tmp_pat
 
 
 def test_a_job_that_fails_is_reported_and_the_others_succeed(producer: Producer, tmp_path: Path) -> None:
-    lines = [{"custom_id": "good", "prompt": "x", "max_new_tokens": 3}, {"custom_id": "long", "prompt": "x " * 3000}]
+    lines = [
+        {"custom_id": "good", "prompt": "x", "max_new_tokens": 3},
+        {"custom_id": "bad", "prompt": "x", "stop_token_ids": [1_000_000]},
+    ]
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     done = producer("run", path, "--model", TOY_MODEL, "--home", tmp_path / "h", exit_code=1)
     assert "1 of 2 jobs succeeded, 1 failed" in done.stderr
-    assert "failed: long: the prompt has" in done.stderr and "context window" in done.stderr
+    assert "failed: bad: token id 1000000 is not in the vocabulary of 1024" in done.stderr
     assert "exit" not in done.stderr
     status = producer("status", "--home", tmp_path / "h", "--json", ).stdout  # fmt: skip
     assert json.loads(status)[0]["failed"] == 1
@@ -157,7 +160,11 @@ def test_every_command_tells_programs_what_came_of_it(
         return found
 
     dry = told("submit", path, *model, "--dry-run", "--max-new-tokens", 4)
-    assert (dry["jobs"], dry["max_new_tokens"], dry["first"]) == (2, 8, {"custom_id": "a", "prompt": "Hello"})
+    assert (dry["jobs"], dry["max_new_tokens"], dry["first"]) == (
+        2,
+        8,
+        {"custom_id": "a", "prompt": "Hello", "doubt": None},
+    )
     done = told("run", path, *model, *home, "--max-new-tokens", 4)
     assert (done["num_jobs"], done["succeeded"], done["state"]) == (2, 2, "finished")
     assert told("resume", *home)["id"] == told("retry", *home)["id"] == done["id"]

@@ -105,7 +105,7 @@ def test_memory_that_holds_nothing_is_reported_by_the_engine(producer: Producer,
 
 def test_a_retry_here_takes_them_too(producer: Producer, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "x " * 3000}))
+    path.write_text(json.dumps({"prompt": "x", "stop_token_ids": [1_000_000]}))
     producer("run", path, "--model", TOY_MODEL, "--quiet", exit_code=1)
     producer("retry", "--max-num-seqs", 5, "--quiet", exit_code=1)
     assert rows(producer, "select max_num_seqs from workers") == [{"max_num_seqs": 5}]

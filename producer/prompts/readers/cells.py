@@ -20,6 +20,7 @@ FRACTIONS = frozenset({
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty",
 })  # fmt: skip
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+WHOLE_WITH_COMMA = re.compile(r"[+-]?\d+,0")  # 7,0; in a whole number three zeros may part thousands
 
 MAX_DIGITS = 400
 
@@ -38,8 +39,8 @@ def cell_value(name: str, cell: str, *, has_decimal_commas: bool = False) -> Any
         return BOOLEANS.get(text.lower(), cell)
     if name in TEXT_FIELDS:
         return _json_list(name, cell)
-    if has_decimal_commas and name in FRACTIONS and DECIMAL_COMMA.fullmatch(text):
-        return float(text.replace(",", "."))
+    if has_decimal_commas and (DECIMAL_COMMA if name in FRACTIONS else WHOLE_WITH_COMMA).fullmatch(text):
+        return whole_number(name, float(text.replace(",", ".")))
     if NUMBER.fullmatch(text) and len(text) < MAX_DIGITS:
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else whole_number(name, float(text))
     return _json(name, cell)

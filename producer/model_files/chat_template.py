@@ -6,12 +6,11 @@ The only module of the producer that knows Transformers; the renderer is one tha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from models.chat import ChatInputs
-from models.chat_rendering import ChatRefused, ChatRenderer
+from models.chat_rendering import ChatRefused, ChatRenderer, Messages
+from models.chat_template import chosen_template, rendered
 from producer.model_files.folder import ModelFiles
 
 __all__ = ["ChatRefused", "chat_renderer", "chat_template", "render_chat", "unknown_arguments"]
@@ -20,16 +19,8 @@ __all__ = ["ChatRefused", "chat_renderer", "chat_template", "render_chat", "unkn
 def chat_renderer(files: ModelFiles) -> ChatRenderer:
     """The renderer of conversations for one model, which the worker's own equals."""
 
-    def render(messages: Sequence[Mapping[str, Any]], inputs: ChatInputs, clock: datetime, is_continued: bool) -> str:
-        return render_chat(
-            files,
-            messages,
-            created_at=clock,
-            tools=inputs.tools,
-            documents=inputs.documents,
-            template_kwargs=inputs.chat_template_kwargs,
-            is_continued=is_continued,
-        )
+    def render(messages: Messages, inputs: ChatInputs, clock: datetime, is_continued: bool) -> str:
+        return render_chat(files, messages, inputs, created_at=clock, is_continued=is_continued)
 
     return ChatRenderer(render)
 
@@ -42,27 +33,15 @@ def unknown_arguments(files: ModelFiles, inputs: ChatInputs) -> list[str]:
 
 def chat_template(files: ModelFiles, *, has_tools: bool) -> str:
     """The template that Transformers would take. Raises `ChatRefused`."""
-    templates = files.chat_templates
-    if not templates:
-        raise ChatRefused(f"{files.name} has no chat template; give prompts instead of messages")
-    if has_tools and "tool_use" in templates:
-        return templates["tool_use"]
-    if "default" not in templates:
-        raise ChatRefused(
-            f"{files.name} has several chat templates and none is the default: {', '.join(sorted(templates))}; "
-            "copy the one you want to chat_template.jinja in its folder"
-        )
-    return templates["default"]
+    return chosen_template(files.name, files.chat_templates, has_tools=has_tools)
 
 
 def render_chat(
     files: ModelFiles,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Messages,
+    inputs: ChatInputs = ChatInputs(),
     *,
     created_at: datetime,
-    tools: list[Any] | None = None,
-    documents: list[dict[str, Any]] | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
     is_continued: bool = False,
     is_closed: bool = False,
 ) -> str:
@@ -72,20 +51,18 @@ def render_chat(
     """
     from transformers.utils import chat_template_utils
 
-    template = chat_template(files, has_tools=bool(tools))
+    template = chat_template(files, has_tools=bool(inputs.tools))
     present = [{name: value for name, value in message.items() if value is not None} for message in messages]
     try:
-        # The renderer compiles a template once and offers no way to set its clock but the compiled template's globals.
-        chat_template_utils._compile_jinja_template(template).globals["strftime_now"] = created_at.strftime
-        texts: Any = chat_template_utils.render_jinja_template(
-            conversations=[present],
-            tools=tools or None,
-            documents=documents or None,
-            chat_template=template,
-            continue_final_message=is_continued,
-            add_generation_prompt=not (is_continued or is_closed),
-            **{**files.special_tokens, **(template_kwargs or {})},
+        return rendered(
+            chat_template_utils,
+            template,
+            present,
+            inputs,
+            clock=created_at,
+            special_tokens=files.special_tokens,
+            is_continued=is_continued,
+            is_closed=is_closed,
         )
     except Exception as error:  # a template may raise anything
         raise ChatRefused(f"the chat template refuses it: {type(error).__name__}: {error}") from error
-    return str(texts[0][0])

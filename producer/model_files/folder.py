@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,15 +60,8 @@ class ModelFiles:
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             return None
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare exceptions
-            raise UsageError(f"{path} is not a tokenizer: {error}; copy the file again") from error
-        tokenizer.no_truncation()  # a file may ask for it; lengths are of the whole text
-        tokenizer.no_padding()
-        return tokenizer
+        status = path.stat()
+        return _read_tokenizer(path, status.st_mtime_ns, status.st_size)
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
@@ -120,6 +113,20 @@ def model_files(model: str, *, revision: str | None = None) -> ModelFiles | None
     except CheckpointProblem:
         return None
     return ModelFiles(model, folder) if folder.is_dir() else None
+
+
+@lru_cache(maxsize=2)
+def _read_tokenizer(path: Path, mtime_ns: int, size: int) -> Tokenizer:  # noqa: ARG001 - of the file as it is now
+    """The tokenizer of a file, read once a command: a large vocabulary takes half a second."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare exceptions
+        raise UsageError(f"{path} is not a tokenizer: {error}; copy the file again") from error
+    tokenizer.no_truncation()  # a file may ask for it; lengths are of the whole text
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _configured_templates(value: Any) -> dict[str, str]:

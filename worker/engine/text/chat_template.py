@@ -10,6 +10,7 @@ from transformers.utils import chat_template_utils
 
 from models.chat import ChatInputs
 from models.chat_rendering import ChatRefused, ChatRenderer
+from models.chat_template import chosen_template, rendered
 from worker.engine.request import InvalidRequest
 
 
@@ -31,32 +32,20 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], inputs: ChatInputs, clock: datetime, is_continued: bool
     ) -> str:
-        template = self._template(has_tools=bool(inputs.tools))
-        # The renderer compiles a template once; its clock can be set in the compiled template's globals only.
-        chat_template_utils._compile_jinja_template(template).globals["strftime_now"] = clock.strftime
-        rendered: Any = chat_template_utils.render_jinja_template(
-            conversations=[list(map(dict, messages))],
-            tools=list(inputs.tools) if inputs.tools else None,
-            documents=inputs.documents,
-            chat_template=template,
-            continue_final_message=is_continued,
-            add_generation_prompt=not is_continued,
-            **{**self._tokenizer.special_tokens_map, **(inputs.chat_template_kwargs or {})},
+        return rendered(
+            chat_template_utils,
+            chosen_template(self._name, self._templates, has_tools=bool(inputs.tools)),
+            messages,
+            inputs,
+            clock=clock,
+            special_tokens=self._tokenizer.special_tokens_map,
+            is_continued=is_continued,
         )
-        return str(rendered[0][0])
 
-    def _template(self, *, has_tools: bool) -> str:
+    @property
+    def _templates(self) -> dict[str, str]:
+        """The templates by name."""
         templates = getattr(self._tokenizer, "chat_template", None)
         if isinstance(templates, dict):
-            if has_tools and "tool_use" in templates:
-                return str(templates["tool_use"])
-            if templates and "default" not in templates:
-                names = ", ".join(sorted(templates))
-                raise ChatRefused(
-                    f"{self._name} has several chat templates and none is the default: {names}; "
-                    "copy the one you want to chat_template.jinja in its folder"
-                )
-            templates = templates.get("default")
-        if not templates:
-            raise ChatRefused(f"{self._name} has no chat template; give a prompt instead of messages")
-        return str(templates)
+            return {name: str(template) for name, template in templates.items()}
+        return {"default": str(templates)} if templates else {}

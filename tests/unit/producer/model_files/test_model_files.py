@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from models.chat import ChatInputs
 from producer.errors import UsageError
 from producer.model_files.chat_template import ChatRefused, render_chat
 from producer.model_files.folder import ModelFiles, model_files
@@ -55,7 +56,7 @@ def test_templates_come_from_files_first_and_a_tool_template_is_for_tools(tmp_pa
     configured = {"chat_template": [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]}
     files = folder_with(tmp_path, tokenizer_config_dot_json=configured)
     assert render_chat(files, CHAT, created_at=NOON) == "D"
-    assert render_chat(files, CHAT, created_at=NOON, tools=[{"type": "function"}]) == "T"
+    assert render_chat(files, CHAT, inputs=ChatInputs(tools=[{"type": "function"}]), created_at=NOON) == "T"
     other = folder_with(tmp_path, additional_chat_templates__rag_dot_jinja="R", chat_template_dot_jinja="F")
     assert other.chat_templates == {"default": "F", "rag": "R"}
 

@@ -1,0 +1,57 @@
+"""The template that Transformers would take for a conversation, and its rendering by Transformers' own renderer.
+
+Producer and worker find the templates in different places and render them alike. Imports no Transformers: a caller
+hands over the renderer's module, which loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from models.chat import ChatInputs
+from models.chat_rendering import ChatRefused, Messages
+
+
+def chosen_template(model: str, templates: Mapping[str, str], *, has_tools: bool) -> str:
+    """The template of those by name; a single one is named `default`. Raises `ChatRefused`."""
+    if not templates:
+        raise ChatRefused(f"{model} has no chat template; give prompts instead of messages")
+    if has_tools and "tool_use" in templates:
+        return templates["tool_use"]
+    if "default" not in templates:
+        raise ChatRefused(
+            f"{model} has several chat templates and none is the default: {', '.join(sorted(templates))}; "
+            "copy the one you want to chat_template.jinja in its folder"
+        )
+    return templates["default"]
+
+
+def rendered(
+    renderer: Any,
+    template: str,
+    messages: Messages,
+    inputs: ChatInputs,
+    *,
+    clock: datetime,
+    special_tokens: Mapping[str, Any],
+    is_continued: bool = False,
+    is_closed: bool = False,
+) -> str:
+    """The conversation as text, up to the answer; `renderer` is `transformers.utils.chat_template_utils`.
+
+    With `is_continued` the last message is left open, with `is_closed` no answer is asked for.
+    """
+    # The renderer compiles a template once; its clock can be set in the compiled template's globals only.
+    renderer._compile_jinja_template(template).globals["strftime_now"] = clock.strftime
+    texts = renderer.render_jinja_template(
+        conversations=[list(map(dict, messages))],
+        tools=list(inputs.tools) if inputs.tools else None,
+        documents=inputs.documents or None,
+        chat_template=template,
+        continue_final_message=is_continued,
+        add_generation_prompt=not (is_continued or is_closed),
+        **{**special_tokens, **(inputs.chat_template_kwargs or {})},
+    )
+    return str(texts[0][0])

@@ -20,6 +20,7 @@ from models.model_name import canonical_model
 
 DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
 DEFAULT_PRIORITY = 5
+DEFAULT_CONCURRENCY = 32
 NUM_PRIORITIES = 10  # 0 … 9, 9 goes first
 CONFIG_FILE = "nocturne.toml"  # in the working directory
 
@@ -42,7 +43,7 @@ class Settings(EngineOptions, BaseSettings):
     home: Path = Path(".nocturne")  # folder of the embedded database and broker
 
     worker_name: str | None = None  # None: host name and device
-    concurrency: int = Field(default=32, ge=1)  # chunks in flight at once
+    concurrency: int = Field(default=DEFAULT_CONCURRENCY, ge=1)  # chunks in flight at once
 
     max_attempts: int = Field(default=3, ge=1)  # processes that may die with a job before it runs alone
     engine_timeout: float = Field(default=300.0, gt=0)  # an engine without a step for so long is killed

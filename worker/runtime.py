@@ -76,7 +76,10 @@ class Runtime:
             settings, self._store, self._registry, self._outages, self._jobs,
             read_stats=lambda: self._supervisor.stats, drop=self._drop, is_stopping=self._is_stopping,
         )  # fmt: skip
-        self._sweeper = Sweeper(settings, database, self._outages, send, queue_length, self._is_stopping)
+        self._sweeper = Sweeper(
+            settings, database, self._outages, send, queue_length,
+            count_beats=lambda: self._registry.num_beats, is_stopping=self._is_stopping,
+        )  # fmt: skip
         self._threads: list[CriticalThread] = []
 
     @property
@@ -93,7 +96,7 @@ class Runtime:
             model=canonical_model(self.settings.model),
             max_num_seqs=self.settings.max_num_seqs,
         )
-        loops = {"committer": self._committer.run, "heartbeat": self._heartbeat.run, "reaper": self._sweeper.run}
+        loops = {"committer": self._committer.run, "heartbeat": self._heartbeat.run, "sweeper": self._sweeper.run}
         for name, loop in loops.items():
             thread = CriticalThread(target=loop, name=name, daemon=True)
             thread.start()

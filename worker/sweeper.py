@@ -12,7 +12,7 @@ from models.database.outbox import Send, send_outbox
 from models.model_name import canonical_model
 from models.settings import Settings
 from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages
-from worker.storage.reaper import expire_overdue, mark_lost_messages_unsent, release_expired_leases
+from worker.storage.reaper import Reaper, mark_lost_messages_unsent
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,10 @@ QueueLength = Callable[[], int]
 
 
 class Sweeper:
-    """One sweep every `heartbeat_seconds`: expired leases, passed deadlines, lost messages, unsent jobs."""
+    """One sweep every `heartbeat_seconds`: silent workers, passed deadlines, lost messages, unsent jobs.
+
+    `count_beats` returns the number of this worker's heartbeats so far.
+    """
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class Sweeper:
         outages: DatabaseOutages,
         send: Send,
         queue_length: QueueLength,
+        count_beats: Callable[[], int],
         is_stopping: Event,
     ) -> None:
         self._settings = settings
@@ -41,6 +45,8 @@ class Sweeper:
         self._outages = outages
         self._send = send
         self._queue_length = queue_length
+        self._count_beats = count_beats
+        self._reaper = Reaper(database, settings.lease_seconds, settings.heartbeat_seconds, settings.max_attempts)
         self._is_stopping = is_stopping
         self._is_closed = Event()
 
@@ -64,7 +70,10 @@ class Sweeper:
     def send_outbox(self, run_id: str | None = None, min_age_seconds: float | None = None) -> None:
         """Sends the jobs of the outbox; those that Redis does not take stay there for the next sweep."""
         try:
-            send_outbox(self._database, self._send, run_id=run_id, min_age_seconds=min_age_seconds)
+            send_outbox(
+                self._database, self._send, run_id=run_id, concurrency=self._settings.concurrency,
+                min_age_seconds=min_age_seconds,
+            )  # fmt: skip
         except OUTAGE_ERRORS as error:
             self._outages.note_outage(error)
         except ConnectionError as error:
@@ -72,10 +81,9 @@ class Sweeper:
 
     def _sweep(self) -> int:
         """Sweeps the database; returns how many jobs had lost their messages."""
-        # All leases look expired after an outage; living workers renew theirs first.
-        if self._outages.has_been_available_for(self._settings.lease_seconds):
-            release_expired_leases(self._database, self._settings.max_attempts)
-        expire_overdue(self._database)
+        num_beats = self._count_beats()
+        self._reaper.release_silent(num_beats)
+        self._reaper.expire_overdue(num_beats)
         if self._queue_length() > 0:
             return 0
         return mark_lost_messages_unsent(self._database, self._model, LOST_MESSAGE_SECONDS)

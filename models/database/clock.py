@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Float
+from sqlalchemy import ColumnElement, Connection, Float, or_, select
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.functions import GenericFunction
 
 from models.schema.base import UtcDateTime
@@ -36,9 +37,31 @@ def lease_end(lease_seconds: float) -> ColumnElement[float]:
     return database_epoch() + lease_seconds
 
 
-def is_lease_over() -> ColumnElement[bool]:
-    """The condition on a job whose worker has let its lease run out."""
-    return Job.lease_expires_at < database_epoch()
+def is_lease_doubtful(lease_seconds: float, least_part: float) -> ColumnElement[bool]:
+    """The condition on a running job whose lease has less than that part left, or more than a lease can have.
+
+    Either its worker does not renew it, or the clock was set.
+    """
+    now = database_epoch()
+    return or_(Job.lease_expires_at < now + least_part * lease_seconds, Job.lease_expires_at > now + lease_seconds)
+
+
+def is_older_than(time: InstrumentedAttribute[Any], seconds: float) -> ColumnElement[bool]:
+    """The condition on a time of the database that it is so long ago.
+
+    A time in the future is from before the clock was set back: its age is unknown, and counts as old.
+    """
+    return or_(time < database_timestamp(seconds), time > database_timestamp())
+
+
+def read_timestamp(connection: Connection) -> datetime:
+    """The time now."""
+    return connection.execute(select(database_timestamp())).scalar_one()
+
+
+def read_epoch(connection: Connection) -> float:
+    """The time now, in seconds since 1970."""
+    return connection.execute(select(database_epoch())).scalar_one()
 
 
 def timestamp_value(connection: Connection, value: datetime | None) -> datetime | str | None:

@@ -11,12 +11,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, update
 
-from models.database.clock import database_timestamp
+from models.database.backoff import is_due
+from models.database.clock import database_timestamp, is_older_than
+from models.database.live_workers import chunks_in_flight
 from models.message import ChunkMessage, JobMessage
 from models.params import GenerationParams
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
-from models.settings import NUM_PRIORITIES
+from models.settings import DEFAULT_CONCURRENCY, NUM_PRIORITIES
 from models.states import JobState
 
 MAX_CHUNK_JOBS = 32
@@ -33,38 +35,38 @@ def send_outbox(
     send: Send,
     *,
     run_id: str | None = None,
-    num_slots: int = 16,
+    concurrency: int = DEFAULT_CONCURRENCY,
     min_age_seconds: float | None = None,
 ) -> int:
-    """Sends every unsent job, of one run or of all; returns their number.
+    """Sends every unsent job that is due, of one run or of all; returns their number.
 
-    `num_slots` is the number of chunks all workers hold at once: chunks shrink towards the end of a run, so that the
-    workers finish together. With `min_age_seconds` a job that was never tried is left to its submitter for so long.
+    Chunks shrink towards the end of a run, so that the workers, which hold `concurrency` of them each, finish
+    together. With `min_age_seconds` a job that was never tried is left to its submitter for so long.
     """
-    condition = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None))
+    condition = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None), is_due())
     if run_id is not None:
         condition = and_(condition, Job.run_id == run_id)
     if min_age_seconds is not None:
-        is_old = Job.created_at < database_timestamp(min_age_seconds)
-        condition = and_(condition, or_(is_old, Job.attempts > 0))
+        condition = and_(condition, or_(is_older_than(Job.created_at, min_age_seconds), Job.attempts > 0))
     num_sent, num_left = 0, _count(database, condition)
     if not num_left:  # every sweep of every worker asks
         return 0
+    num_in_flight = chunks_in_flight(database, concurrency)
     for priority in reversed(range(NUM_PRIORITIES)):
         while page := _read_page(database, and_(condition, Job.priority == priority)):
-            for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_slots):
+            for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_in_flight):
                 send(chunk)
             _mark_sent(database, [row.id for row in page])
             num_sent += len(page)
     return num_sent
 
 
-def chunk_size(num_left: int, num_slots: int) -> int:
-    """Guided self-scheduling: an even share of the jobs left, within bounds, so that the last chunks even out.
+def chunk_size(num_left: int, num_in_flight: int) -> int:
+    """Guided self-scheduling: an even share of the jobs left for each chunk in flight, within bounds.
 
     A smaller share would starve the engine: a chunk stays in flight until its longest job has ended.
     """
-    return max(1, min(MAX_CHUNK_JOBS, num_left // num_slots))
+    return max(1, min(MAX_CHUNK_JOBS, num_left // num_in_flight))
 
 
 def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any]]:
@@ -95,12 +97,12 @@ def _count(database: Engine, condition: ColumnElement[bool]) -> int:
         return connection.execute(select(func.count()).select_from(Job).where(condition)).scalar_one()
 
 
-def _chunks(rows: list[Row[Any]], num_left: int, num_slots: int) -> Iterator[ChunkMessage]:
+def _chunks(rows: list[Row[Any]], num_left: int, num_in_flight: int) -> Iterator[ChunkMessage]:
     """A page's rows in chunks; `num_left` rows are still to be sent, these included."""
     start = 0
     while start < len(rows):
         first = rows[start]
-        size = 1 if first.is_suspect else chunk_size(num_left - start, num_slots)
+        size = 1 if first.is_suspect else chunk_size(num_left - start, num_in_flight)
         end = start + 1
         while end < min(start + size, len(rows)) and _travels_with(first, rows[end]):
             end += 1

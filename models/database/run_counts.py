@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 
 from sqlalchemy import Connection, update
 
+from models.database.clock import database_timestamp
 from models.schema.run import Run
 from models.states import JobState, RunState
 
@@ -26,12 +26,12 @@ def add_counts(connection: Connection, run_id: str, counts: Mapping[str, int]) -
         connection.execute(update(Run).where(Run.id == run_id).values(values))
 
 
-def close_runs(connection: Connection, run_ids: Iterable[str], finished_at: datetime) -> None:
+def close_runs(connection: Connection, run_ids: Iterable[str]) -> None:
     """Finishes the runs whose jobs are all final."""
     num_final = Run.num_succeeded + Run.num_failed + Run.num_cancelled + Run.num_expired
     for run_id in sorted(run_ids):  # one order for all writers: no deadlock
         connection.execute(
             update(Run)
             .where(Run.id == run_id, Run.state == RunState.RUNNING, num_final >= Run.num_jobs)
-            .values(state=RunState.FINISHED, finished_at=finished_at)
+            .values(state=RunState.FINISHED, finished_at=database_timestamp())
         )

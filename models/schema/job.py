@@ -79,6 +79,7 @@ class Job(Base):
     finished_at: Mapped[datetime | None]  # when its state became final
     sent_at: Mapped[datetime | None]  # when its message was last sent; null while it is in the outbox
     lease_expires_at: Mapped[float | None]  # seconds since 1970 by the database's clock
+    retry_at: Mapped[float | None]  # not to be claimed before, after the loss of a process; in the same seconds
 
 
 def rows_to_change(*conditions: ColumnElement[bool], skip_locked: bool = False) -> ColumnElement[bool]:

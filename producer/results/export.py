@@ -19,7 +19,7 @@ from producer.render import to_json, write_csv, write_jsonl
 from producer.results.database import readable_database
 from producer.results.openai_results import openai_lines
 from producer.results.parquet_file import JsonType, write_parquet
-from producer.results.queries import RESULT_COLUMNS, find_run, job_values, results
+from producer.results.queries import EXPORTED_COLUMNS, find_run, job_values, results
 from producer.results.selection import Selection
 
 FORMATS = ("jsonl", "csv", "parquet", "openai")
@@ -60,7 +60,7 @@ def _export(
         _write_openai(rows, output)
         return
     varied = _varied_parameters(database, run_id)
-    columns = (*RESULT_COLUMNS, *varied, *(["trace"] if with_traces else []))
+    columns = (*EXPORTED_COLUMNS, *varied, *(["trace"] if with_traces else []))
     counted = _Counted({**row, **{name: row["params"].get(name) for name in varied}} for row in rows)
     with _destination(output) as file:
         if format == "jsonl":

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, column, func, select, table
+from sqlalchemy import Connection, Engine, Row, column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
-from models.database.clock import database_timestamp
+from models.database.live_workers import is_alive
 from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
@@ -21,10 +21,8 @@ from models.states import JobState, RunState
 from producer.errors import UsageError
 from producer.results.selection import Selection
 
-#: A worker that has been silent for longer is not counted.
-WORKER_SILENCE_SECONDS = 60
-
-RESULT_COLUMNS = (
+#: The columns of `job_results` that an export takes, in its order.
+EXPORTED_COLUMNS = (
     "run_id", "run_name", "job_id", "custom_id", "state", "strategy", "params", "seed", "sample_index", "text",
     "finish_reason", "prompt_tokens", "completion_tokens", "cumulative_logprob", "score", "queued_seconds",
     "prefill_seconds", "decode_seconds", "worker", "attempts", "error", "error_code", "metadata", "grid_point",
@@ -107,7 +105,7 @@ def run_progress(database: Engine, run_id: str) -> RunProgress:
         running = connection.execute(
             select(func.count()).select_from(Job).where(Job.run_id == run_id, Job.state == JobState.RUNNING)
         ).scalar_one()
-        workers = connection.execute(select(Worker).where(Worker.model == run.model, _is_alive())).all()
+        workers = connection.execute(select(Worker).where(Worker.model == run.model, is_alive())).all()
         state = _shown_state(connection, run, running, len(workers))
     final = run.num_succeeded + run.num_failed + run.num_cancelled + run.num_expired
     return RunProgress(
@@ -157,7 +155,7 @@ def recent_runs(database: Engine, limit: int = 20) -> list[RunProgress]:
 def live_workers(database: Engine) -> list[Row[Any]]:
     """The rows of the workers that have given a sign of life lately."""
     with database.begin() as connection:
-        return list(connection.execute(select(Worker).where(_is_alive()).order_by(Worker.name)))
+        return list(connection.execute(select(Worker).where(is_alive()).order_by(Worker.name)))
 
 
 def waiting_by_model(database: Engine) -> dict[str, int]:
@@ -230,9 +228,9 @@ def results(
 ) -> Iterator[dict[str, Any]]:
     """A run's rows of the view `job_results` in the order of its input, fetched a few at a time.
 
-    Each has `RESULT_COLUMNS`, and `trace` under `with_traces`.
+    Each has `EXPORTED_COLUMNS`, and `trace` under `with_traces`.
     """
-    view = table("job_results", *(column(name) for name in (*RESULT_COLUMNS, "result_id")))
+    view = table("job_results", *(column(name) for name in (*EXPORTED_COLUMNS, "result_id")))
     statement = select(view).where(view.c.run_id == run_id).order_by(view.c.job_id, view.c.sample_index)
     if selection.states:
         statement = statement.where(view.c.state.in_(selection.states))
@@ -300,7 +298,3 @@ def run_sql(database: Engine, statement: str) -> tuple[list[str], list[tuple[Any
             return list(result.keys()), [tuple(row) for row in result]
     except DBAPIError as error:
         raise UsageError(f"the database refuses the statement: {str(error.orig).strip()}") from error
-
-
-def _is_alive() -> ColumnElement[bool]:
-    return and_(Worker.stopped_at.is_(None), Worker.seen_at > database_timestamp(WORKER_SILENCE_SECONDS))

@@ -11,7 +11,6 @@ from models.database.outbox import send_outbox
 from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
-from producer.results.queries import live_workers
 
 
 def hide_password(url: str) -> str:
@@ -64,5 +63,4 @@ def send_run(settings: Settings, database: Engine, run_id: str | None) -> int:
     from worker.celery import create_app, send_chunk
 
     app = create_app(settings)
-    num_slots = max(1, len(live_workers(database))) * settings.concurrency
-    return send_outbox(database, partial(send_chunk, app), run_id=run_id, num_slots=num_slots)
+    return send_outbox(database, partial(send_chunk, app), run_id=run_id, concurrency=settings.concurrency)

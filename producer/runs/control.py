@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from sqlalchemy import Engine, update
 
@@ -71,7 +70,7 @@ def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tup
         # Compared in Python: SQLite 3.40 returns true for every `IS NOT NULL` in RETURNING.
         was_running = Counter(lease is not None for lease in connection.execute(ending).scalars())
         add_counts(connection, run_id, {COUNT_OF_STATE[JobState.CANCELLED]: was_running.total()})
-        close_runs(connection, [run_id], datetime.now(UTC))
+        close_runs(connection, [run_id])
     return was_running[False], was_running[True]
 
 
@@ -90,6 +89,7 @@ def requeue(database: Engine, run_id: str, states: Sequence[JobState]) -> int:
             expires_at=None,
             finished_at=None,
             lease_expires_at=None,
+            retry_at=None,
             sent_at=None,
         )
     )

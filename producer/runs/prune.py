@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import timedelta
 
 from sqlalchemy import Engine, delete, func, select
 
+from models.database.clock import read_timestamp
 from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
@@ -25,7 +26,7 @@ def prune_runs(settings: Settings, older_than: str, *, traces_only: bool, is_dry
     """Deletes the runs that finished longer ago than `older_than`, while workers go on. Raises `UsageError`."""
     age = parse_duration("--older-than", older_than)
     database = existing_database(settings)
-    run_ids = _old_runs(database, datetime.now(UTC) - age)
+    run_ids = _old_runs(database, age)
     num_jobs, num_traces = _count(database, run_ids)
     what = f"{num_traces:,} trace rows of {len(run_ids):,} runs" if traces_only else (
         f"{len(run_ids):,} runs with {num_jobs:,} jobs and {num_traces:,} trace rows"
@@ -43,9 +44,10 @@ def prune_runs(settings: Settings, older_than: str, *, traces_only: bool, is_dry
         say("the file keeps its size and reuses the space; VACUUM would shrink it")
 
 
-def _old_runs(database: Engine, before: datetime) -> list[str]:
-    statement = select(Run.id).where(Run.state == RunState.FINISHED, Run.finished_at < before).order_by(Run.finished_at)
+def _old_runs(database: Engine, age: timedelta) -> list[str]:
+    finished = select(Run.id).where(Run.state == RunState.FINISHED).order_by(Run.finished_at)
     with database.connect() as connection:
+        statement = finished.where(Run.finished_at < read_timestamp(connection) - age)
         return list(connection.execute(statement).scalars())
 
 

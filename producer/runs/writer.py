@@ -6,14 +6,14 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 
 from models.database.bulk_insert import insert_rows
-from models.database.clock import timestamp_value
+from models.database.clock import read_timestamp, timestamp_value
 from models.schema.job import Job
 from models.schema.run import Run
 from models.states import JobState, RunState
@@ -54,8 +54,8 @@ def write(
 
     A run of the same name and model takes the new jobs in; `on_duplicate` is for the jobs it already has.
     """
-    created_at = datetime.now(UTC)
     with database.begin() as connection:
+        created_at = read_timestamp(connection)
         existing = None if on_duplicate == "rerun" else _run_of_name(connection, submission)
         run_id = f"{created_at:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}" if existing is None else existing.id
         run_seed = _run_seed(submission, existing)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, insert, select, update
 
 from models.params import GenerationParams
 from models.schema.job import Job
 from models.schema.run import Run
 from models.states import FinishReason, RunState
 from worker.engine.request import Completion, RequestOutput, Trace
+from worker.storage.reaper import Reaper
 
 RUN_ID = "20261101-000000-abcdef"
 
@@ -44,6 +45,19 @@ def column_of(database: Engine, column: Any, *conditions: Any) -> Sequence[Any]:
         if column.class_ is Job:
             statement = statement.order_by(Job.id)
         return connection.execute(statement).scalars().all()
+
+
+def end_waits(database: Engine) -> None:
+    """Makes every job due that waits after a loss."""
+    with database.begin() as connection:
+        connection.execute(update(Job).where(Job.retry_at.is_not(None)).values(retry_at=None))
+
+
+def release_leases_that_are_over(database: Engine, max_attempts: int) -> int:
+    """The sweep of a reaper that has seen them long enough; returns the number of jobs."""
+    reaper = Reaper(database, lease_seconds=30.0, heartbeat_seconds=2.0, max_attempts=max_attempts)
+    reaper.release_silent(0)
+    return reaper.release_silent(10)
 
 
 def output_of(job_id: int, *, length: int = 3, samples: int = 1) -> RequestOutput:

@@ -168,15 +168,22 @@ class EngineSupervisor:
                 self._crash = message.reason
 
     def _watch(self) -> None:
-        """Kills a process that has work and makes no step; the reader then sees its end."""
-        while not self._is_stopping.wait(min(1.0, self._timeout / 4)):
+        """Kills a process that has work and makes no step; the reader then sees its end.
+
+        Silence is counted in turns of this loop: the clock goes on while worker and engine are both suspended.
+        """
+        interval, silence, last_sign = min(1.0, self._timeout / 4), 0.0, 0.0
+        while not self._is_stopping.wait(interval):
             with self._lock:
-                process, is_busy = self._process, bool(self._inside)
-                silence = monotonic() - self._last_sign
-                if process is None or self._connection is None or not is_busy or silence < self._timeout:
+                is_busy = self._connection is not None and bool(self._inside)
+                if self._process is None or not is_busy or last_sign != self._last_sign:
+                    silence, last_sign = 0.0, self._last_sign
+                    continue
+                silence += interval
+                if silence < self._timeout:
                     continue
                 self._crash = self._crash or f"the engine made no step for {silence:.0f} s"
-                process.kill()
+                self._process.kill()
 
     def _pass_on(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, func, select, update
 
+from models.database.backoff import is_due
 from models.database.bulk_insert import to_json, without_nul
-from models.database.clock import database_timestamp, lease_end
+from models.database.clock import database_timestamp, lease_end, read_timestamp
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job, rows_to_change
 from models.states import JobState
@@ -60,7 +61,7 @@ class JobStore:
         self.environment_id: str | None = None  # of the engine that decodes its results
 
     def claim(self, job_ids: Sequence[int]) -> list[Claim]:
-        """Claims those of the jobs that are queued and before their deadline."""
+        """Claims those of the jobs that are queued, due and before their deadline."""
         statement = (
             update(Job)
             .where(
@@ -68,6 +69,7 @@ class JobStore:
                     Job.id.in_(job_ids),
                     Job.state == JobState.QUEUED,
                     (Job.expires_at.is_(None)) | (Job.expires_at > database_timestamp()),
+                    is_due(),
                 )
             )
             .values(
@@ -77,6 +79,7 @@ class JobStore:
                 worker=self._worker,
                 started_at=func.coalesce(Job.started_at, database_timestamp()),
                 lease_expires_at=lease_end(self._lease_seconds),
+                retry_at=None,
                 error=None,
                 error_code=None,
             )
@@ -94,16 +97,15 @@ class JobStore:
     def commit(self, finished: Sequence[FinishedJob]) -> int:
         """Stores results, traces and final states; returns how many of the jobs were still this worker's."""
         with self._database.begin() as connection:
-            moment = datetime.now(UTC)
             held = held_claims(connection, self._worker, [job.claim for job in finished], lock=True)
             owned = [job for job in finished if job.claim in held]
             self._succeed(connection, [job.claim.job_id for job in owned if job.output.error is None])
             for job in owned:
                 if (error := job.output.error) is not None:
                     self._change(connection, job.claim, _ending(JobState.FAILED, str(error), error.code))
-            self._insert_results(connection, [(job, done) for job in owned for done in job.output.completions], moment)
+            self._insert_results(connection, [(job, done) for job in owned for done in job.output.completions])
             _count(connection, owned)
-            close_runs(connection, {job.claim.run_id for job in owned}, moment)
+            close_runs(connection, {job.claim.run_id for job in owned})
         return len(owned)
 
     def requeue(self, claims: Iterable[Claim], reason: str) -> list[int]:
@@ -129,7 +131,7 @@ class JobStore:
         with self._database.begin() as connection:
             if self._change(connection, claim, values):
                 add_counts(connection, claim.run_id, {COUNT_OF_STATE[JobState.FAILED]: 1})
-                close_runs(connection, {claim.run_id}, datetime.now(UTC))
+                close_runs(connection, {claim.run_id})
 
     def _give_back(self, claims: Iterable[Claim], values: dict[str, Any]) -> list[int]:
         values |= {"state": JobState.QUEUED, "lease_expires_at": None, "sent_at": None}
@@ -158,9 +160,8 @@ class JobStore:
         )
         return count_rows(changed) == 1
 
-    def _insert_results(
-        self, connection: Connection, results: list[tuple[FinishedJob, Completion]], moment: datetime
-    ) -> None:
+    def _insert_results(self, connection: Connection, results: list[tuple[FinishedJob, Completion]]) -> None:
+        moment = read_timestamp(connection)
         ids = reserve_result_ids(connection, len(results))
         rows = [
             (result_id, *self._result_row(job, completion, moment))

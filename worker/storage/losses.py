@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import and_, case, or_
 
+from models.database.backoff import backoff_end
 from models.database.clock import database_timestamp
 from models.schema.job import Job
 from models.states import JobState
@@ -26,9 +27,13 @@ MAX_WORKERS_LOST_ALONE = 5
 def counted_loss(max_attempts: int) -> dict[str, Any]:
     """The column values of a job that was one of those which may have killed a process.
 
-    After `max_attempts` losses it is a suspect.
+    After `max_attempts` losses it is a suspect. It is tried again after a wait that grows with them.
     """
-    return {"num_crashes": Job.num_crashes + 1, "is_suspect": or_(Job.is_suspect, Job.num_crashes + 1 >= max_attempts)}
+    return {
+        "num_crashes": Job.num_crashes + 1,
+        "is_suspect": or_(Job.is_suspect, Job.num_crashes + 1 >= max_attempts),
+        "retry_at": backoff_end(),
+    }
 
 
 def lost_worker(max_attempts: int) -> dict[str, Any]:
@@ -40,6 +45,7 @@ def lost_worker(max_attempts: int) -> dict[str, Any]:
     return {
         **counted_loss(max_attempts),
         "num_crashes": Job.num_crashes + case((has_waited, 0), else_=1),
+        "retry_at": case((has_waited, None), else_=backoff_end()),
         "state": case((is_worn_out, JobState.FAILED), else_=JobState.QUEUED),
         "state_reason": case((is_worn_out, "WorkerLost"), else_="its lease ran out"),
         "error": case((is_worn_out, error), else_=None),

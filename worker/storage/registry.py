@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from models.database.clock import database_timestamp, lease_end
@@ -25,6 +25,7 @@ class Registry:
         self._database = database
         self._worker = worker
         self._lease_seconds = lease_seconds
+        self.num_beats = 0  # heartbeats that were committed
 
     def register(self, *, host: str, device: str, model: str, max_num_seqs: int) -> None:
         """Enters this worker, replacing an earlier one of the same name."""
@@ -50,23 +51,17 @@ class Registry:
         return environment_id
 
     def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> None:
-        """Records that this worker lives, and renews its leases."""
+        """Renews this worker's leases, then records that it lives."""
+        self._renew(claims)
+        # A person who has locked the row must not hold up the leases.
+        row = select(Worker.name).where(Worker.name == self._worker).with_for_update(skip_locked=True)
+        values = {
+            "seen_at": database_timestamp(), "tokens_per_second": tokens_per_second, "num_steps": num_steps,
+            "mean_running": mean_running,
+        }  # fmt: skip
         with self._database.begin() as connection:
-            connection.execute(
-                update(Worker)
-                .where(Worker.name == self._worker)
-                .values(
-                    seen_at=database_timestamp(),
-                    tokens_per_second=tokens_per_second,
-                    num_steps=num_steps,
-                    mean_running=mean_running,
-                )
-            )
-            # A job that is being committed is locked and needs no lease.
-            held = held_claims(connection, self._worker, claims, lock=True, skip_locked=True)
-            for ids in in_statements([claim.job_id for claim in held]):
-                lease = lease_end(self._lease_seconds)
-                connection.execute(update(Job).where(Job.id.in_(ids)).values(lease_expires_at=lease))
+            connection.execute(update(Worker).where(Worker.name.in_(row)).values(values))
+        self.num_beats += 1
 
     def sign_off(self) -> None:
         """Records that the worker ended in order."""
@@ -76,3 +71,13 @@ class Registry:
                 .where(Worker.name == self._worker)
                 .values(seen_at=database_timestamp(), stopped_at=database_timestamp(), tokens_per_second=0.0)
             )
+
+    def _renew(self, claims: Sequence[Claim]) -> None:
+        if not claims:
+            return
+        with self._database.begin() as connection:
+            # A job that is being committed is locked and needs no lease.
+            held = held_claims(connection, self._worker, claims, lock=True, skip_locked=True)
+            for ids in in_statements([claim.job_id for claim in held]):
+                lease = lease_end(self._lease_seconds)
+                connection.execute(update(Job).where(Job.id.in_(ids)).values(lease_expires_at=lease))

@@ -52,7 +52,7 @@ def test_urgent_jobs_go_first_and_in_chunks_of_their_own(database: Engine) -> No
     job_ids, broker = insert_run(database, 10), Broker()
     with database.begin() as connection:
         connection.execute(update(Job).where(Job.id == job_ids[7]).values(priority=9))
-    send_outbox(database, broker, num_slots=1)
+    send_outbox(database, broker, concurrency=1)
     assert [chunk.priority for chunk in broker.sent][:2] == [9, 5]
     assert broker.job_ids[0] == job_ids[7]
 
@@ -61,7 +61,7 @@ def test_a_suspect_travels_alone(database: Engine) -> None:
     job_ids, broker = insert_run(database, 40), Broker()
     with database.begin() as connection:
         connection.execute(update(Job).where(Job.id == job_ids[5]).values(is_suspect=True))
-    send_outbox(database, broker, num_slots=1)
+    send_outbox(database, broker, concurrency=1)
     assert [job_ids[5]] in [[job.id for job in chunk.jobs] for chunk in broker.sent]
     assert sorted(broker.job_ids) == job_ids
 
@@ -84,6 +84,6 @@ def test_a_reaper_leaves_fresh_jobs_to_their_submitter(database: Engine) -> None
 
 
 def test_small_runs_are_spread_and_large_ones_travel_together() -> None:
-    assert chunk_size(3, num_slots=16) == 1
-    assert chunk_size(100, num_slots=16) == 6
-    assert chunk_size(100_000, num_slots=16) == MAX_CHUNK_JOBS
+    assert chunk_size(3, num_in_flight=16) == 1
+    assert chunk_size(100, num_in_flight=16) == 6
+    assert chunk_size(100_000, num_in_flight=16) == MAX_CHUNK_JOBS

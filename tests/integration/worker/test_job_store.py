@@ -10,10 +10,9 @@ from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from models.states import JobState, RunState
-from tests.support.table_rows import column_of, insert_run, output_of
+from tests.support.table_rows import column_of, end_waits, insert_run, output_of, release_leases_that_are_over
 from worker.engine.request import InvalidRequest, RequestOutput
 from worker.storage.job_store import FinishedJob, JobStore
-from worker.storage.reaper import release_expired_leases
 from worker.storage.registry import Registry
 
 
@@ -85,8 +84,9 @@ def test_a_worker_believed_dead_changes_nothing(database: Engine) -> None:
     (job_id,) = insert_run(database, 1)
     slow, other = make_store(database, "slow", lease_seconds=-1.0), make_store(database, "other")
     (late,) = slow.claim([job_id])
-    assert release_expired_leases(database, 3) == 1
+    assert release_leases_that_are_over(database, 3) == 1
     assert column_of(database, Job.sent_at) == [None]  # back in the outbox
+    end_waits(database)
     (claim,) = other.claim([job_id])
     assert claim.attempt == 2
     assert slow.commit([FinishedJob(late, output_of(job_id))]) == 0
@@ -108,15 +108,15 @@ def test_the_same_worker_in_an_earlier_attempt_changes_nothing(database: Engine,
 
 def test_a_heartbeat_keeps_the_lease(database: Engine) -> None:
     (job_id,) = insert_run(database, 1)
-    store = make_store(database, "first", lease_seconds=1000.0)
+    store = make_store(database, "first", lease_seconds=30.0)
     claims = store.claim([job_id])
     with database.begin() as connection:
         connection.execute(update(Job).values(lease_expires_at=0.0))
-    Registry(database, "first", 1000.0).heartbeat(claims, 10.0, 5, 2.5)
-    assert release_expired_leases(database, 9) == 0
+    Registry(database, "first", 30.0).heartbeat(claims, 10.0, 5, 2.5)
+    assert release_leases_that_are_over(database, 9) == 0
     with database.begin() as connection:
         connection.execute(update(Job).values(lease_expires_at=0.0))
-    assert release_expired_leases(database, 9) == 1
+    assert release_leases_that_are_over(database, 9) == 1
 
 
 def test_a_suspect_is_marked_and_a_failed_job_counted(database: Engine, store: JobStore) -> None:

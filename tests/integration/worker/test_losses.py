@@ -25,13 +25,12 @@ from models.settings import Settings
 from models.states import JobState, RunState
 from tests.support.fake_engines import fake_engine_main
 from tests.support.processes import HANG_SECONDS, wait_until
-from tests.support.table_rows import column_of, insert_run
+from tests.support.table_rows import column_of, end_waits, insert_run, release_leases_that_are_over
 from worker.engine.request import RequestOutput
 from worker.engine_process.supervisor import EngineSupervisor
 from worker.runtime import Runtime
 from worker.storage.job_store import JobStore
 from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE, MAX_WORKERS_LOST_ALONE
-from worker.storage.reaper import release_expired_leases
 
 
 @contextmanager
@@ -125,11 +124,12 @@ def test_a_job_that_cannot_travel_fails_alone(tmp_path: Path, monkeypatch: pytes
 
 def lose(database: Engine, job_ids: list[int], alone: int | None = None, max_attempts: int = 3) -> None:
     """A worker that claims the jobs, lets one run alone, and is lost."""
+    end_waits(database)
     store = JobStore(database, "lost", -1.0)
     for claim in store.claim(job_ids):
         if claim.job_id == alone:
             assert store.start_alone(claim)
-    release_expired_leases(database, max_attempts)
+    release_leases_that_are_over(database, max_attempts)
 
 
 def test_a_job_that_loses_its_workers_runs_alone_and_fails_in_the_end(database: Engine) -> None:

@@ -19,7 +19,7 @@ from models.states import JobState
 from tests.conftest import TOY_MODEL, Producer
 from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
 
-NUM_JOBS = 160
+NUM_JOBS = 200
 NUM_TOKENS = 80
 
 
@@ -86,48 +86,48 @@ def engine_of(worker: psutil.Process) -> psutil.Process:
     return engine
 
 
-def test_control_c_and_the_same_command_again(start_run: Callable[[], CommandProcess], tmp_path: Path) -> None:
-    with start_run() as first:
-        database = embedded_database(tmp_path)
-        wait_until(lambda: num_done(database) > 10)
-        started = local_processes(tmp_path)
-        first.signal(signal.SIGINT)
-        assert first.finish() == 130
-        assert "goes on with the same command, or with: producer resume" in "".join(first.lines)
-        assert not any(process.is_running() for process in started)
-    done = num_done(database)
-    assert 10 < done < NUM_JOBS
-    with start_run() as second:
-        assert second.finish() == 0
-        assert f"going on with run {run_id(database)}: " in "".join(second.lines)
-    assert_whole(database)
+def await_more_done(database: Engine, num_before: int = 0) -> None:
+    wait_until(lambda: num_done(database) > num_before + 10)
 
 
-def test_a_killed_producer_and_resume(
+def interrupt(run: CommandProcess, tmp_path: Path) -> None:
+    started = local_processes(tmp_path)
+    run.signal(signal.SIGINT)
+    assert run.finish() == 130
+    assert "goes on with the same command, or with: producer resume" in "".join(run.lines)
+    assert not any(process.is_running() for process in started)
+
+
+def kill_everything(run: CommandProcess, tmp_path: Path) -> None:
+    """As by a power cut: no process has time to clean up."""
+    everything = [run.pid, *(p.pid for p in local_processes(tmp_path)), engine_of(worker_of(tmp_path)).pid]
+    for pid in everything:
+        os.kill(pid, signal.SIGKILL)
+    run.finish()
+
+
+def kill_the_producer(run: CommandProcess, tmp_path: Path) -> None:
+    worker = worker_of(tmp_path)
+    os.kill(run.pid, signal.SIGKILL)
+    worker.wait(timeout=HANG_SECONDS)  # it notices that its producer is gone
+    run.finish()
+
+
+def test_interrupted_killed_and_resumed_it_comes_out_whole(
     start_run: Callable[[], CommandProcess], producer: Producer, tmp_path: Path
 ) -> None:
-    with start_run() as first:
-        database = embedded_database(tmp_path)
-        wait_until(lambda: num_done(database) > 10)
-        worker = worker_of(tmp_path)
-        os.kill(first.pid, signal.SIGKILL)
-        worker.wait(timeout=HANG_SECONDS)  # it notices that its producer is gone
-    assert num_done(database) < NUM_JOBS
+    done = 0
+    for end in (interrupt, kill_everything, kill_the_producer):
+        with start_run() as run:
+            database = embedded_database(tmp_path)
+            await_more_done(database, done)
+            end(run, tmp_path)
+        if done:
+            assert f"going on with run {run_id(database)}: " in "".join(run.lines)
+        before, done = done, num_done(database)
+        assert before + 10 < done < NUM_JOBS
+        database.dispose()
     producer("resume")
-    assert_whole(database)
-
-
-def test_everything_killed_at_once(start_run: Callable[[], CommandProcess], tmp_path: Path) -> None:
-    """As by a power cut: no process has time to clean up."""
-    with start_run() as first:
-        database = embedded_database(tmp_path)
-        wait_until(lambda: num_done(database) > 10)
-        worker = worker_of(tmp_path)
-        everything = [first.pid, *(p.pid for p in local_processes(tmp_path)), engine_of(worker).pid]
-        for pid in everything:
-            os.kill(pid, signal.SIGKILL)
-    with start_run() as second:
-        assert second.finish() == 0
     assert_whole(database)
 
 

@@ -6,6 +6,7 @@ import random
 from functools import partial
 from typing import Any
 
+import pytest
 from sqlalchemy import func, select, text, update
 
 from models.database.outbox import send_outbox
@@ -35,6 +36,7 @@ def submit_unsent(topology: Topology, jobs: Jobs) -> str:
     return run_id
 
 
+@pytest.mark.parametrize("topology", [pytest.param("sqlite", marks=pytest.mark.long), "postgresql"], indirect=True)
 def test_every_message_twice_and_in_any_order(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     topology.need_workers("first", "second")
     run_id = submit_unsent(topology, jobs)
@@ -82,7 +84,8 @@ POISON = {
 
 
 @ON_POSTGRESQL
-def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+@pytest.mark.parametrize("kinds", [(TOKENIZED, EXITS), pytest.param(tuple(POISON), marks=pytest.mark.long)])
+def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expected, kinds: tuple[int, ...]) -> None:
     """One raises, two end the process, one hangs, one allocates without end: each gets its error, others succeed."""
     topology.need_workers()
     topology.start_worker(
@@ -90,7 +93,7 @@ def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expect
         NOCTURNE_ENGINE_TIMEOUT="5",
     )  # fmt: skip
     neighbours = jobs[:60]
-    poison = [{"custom_id": str(seed), "prompt": "x", "seed": seed, "max_new_tokens": 3} for seed in POISON]
+    poison = [{"custom_id": str(seed), "prompt": "x", "seed": seed, "max_new_tokens": 3} for seed in kinds]
     poison[0]["prompt"] = ENDS_WHILE_TOKENIZED
     run_id = topology.submit([*neighbours, *poison])
     topology.wait(run_id)
@@ -99,8 +102,9 @@ def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expect
             Job.run_id == run_id, Job.state != JobState.SUCCEEDED
         )
         found = {row.custom_id: row for row in connection.execute(unsuccessful)}
-    assert found.keys() == {str(seed) for seed in POISON}
-    for seed, (code, reason) in POISON.items():
+    assert found.keys() == {str(seed) for seed in kinds}
+    for seed in kinds:
+        code, reason = POISON[seed]
         row = found[str(seed)]
         assert (row.state, row.error_code) == (JobState.FAILED, code)
         assert row.error.startswith(reason)

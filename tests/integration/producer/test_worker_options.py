@@ -38,17 +38,24 @@ def settings_of_children(pid: int) -> dict[str, str]:
     return found
 
 
-def test_each_option_reaches_the_engine(producer: Producer, prompts: Path, tmp_path: Path) -> None:
+def test_each_option_reaches_the_engine_of_a_run_and_of_a_retry(
+    producer: Producer, prompts: Path, tmp_path: Path
+) -> None:
+    with prompts.open("a") as file:
+        file.write("\n" + json.dumps({"prompt": "x", "stop_token_ids": [1_000_000]}))  # fails, so that one can retry
     options = ["--device", "cpu", "--dtype", "bfloat16", "--max-num-seqs", 3, "--kv-memory", 0.05, "--deterministic"]
     options += ["--quantize", "int8"] if HAS_COMPILER else []
     with CommandProcess("producer", ["run", prompts, "--model", TOY_MODEL, *options], tmp_path) as run:
         wait_until(lambda: settings_of_children(run.pid).get("NOCTURNE_DETERMINISTIC") == "True")
-        assert run.finish() == 0, "".join(run.lines)
+        assert run.finish() == 1, "".join(run.lines)
     (worker,) = rows(producer, "select device, max_num_seqs from workers")
     assert worker == {"device": "cpu", "max_num_seqs": 3}
     (environment,) = rows(producer, "select dtype, device, attention from environments")
     assert (environment["dtype"], environment["device"]) == ("bfloat16", "cpu")
     assert ("int8" in environment["attention"]) == HAS_COMPILER
+
+    producer("retry", "--max-num-seqs", 5, "--quiet", exit_code=1)
+    assert rows(producer, "select max_num_seqs from workers") == [{"max_num_seqs": 5}]
 
 
 def test_several_devices_decode_one_run(producer: Producer, tmp_path: Path) -> None:
@@ -101,14 +108,6 @@ def test_several_workers_end_with_a_producer_that_was_killed(tmp_path: Path) -> 
 def test_memory_that_holds_nothing_is_reported_by_the_engine(producer: Producer, prompts: Path) -> None:
     done = producer("run", prompts, "--model", TOY_MODEL, "--kv-memory", "0.000000001", exit_code=2)
     assert "raise --kv-memory" in done.stderr
-
-
-def test_a_retry_here_takes_them_too(producer: Producer, tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": "x", "stop_token_ids": [1_000_000]}))
-    producer("run", path, "--model", TOY_MODEL, "--quiet", exit_code=1)
-    producer("retry", "--max-num-seqs", 5, "--quiet", exit_code=1)
-    assert rows(producer, "select max_num_seqs from workers") == [{"max_num_seqs": 5}]
 
 
 @pytest.mark.parametrize("command", [["run", "prompts.jsonl", "--model", TOY_MODEL], ["resume"], ["retry"]])

@@ -4,8 +4,9 @@
     for output in engine.generate([Request(0, engine.encode("Hello"), GenerationParams())]):
         print(output.completions[0].text)
 
-A step is: plan, run, sample, retire. Where the device samples on its own, a step's tokens are read while the next
-step already computes with them, and a sequence that has ended is computed once too often. Not thread-safe.
+A step is: plan, launch, collect, sample, accept, retire. Where the device samples on its own, a step's tokens are
+collected while the next step already computes with them, and a sequence that has ended is computed once too often.
+Not thread-safe.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.out_of_memory import is_out_of_memory
 from worker.engine.output import check_output, failed_output, finished_output
 from worker.engine.request import EngineError, InvalidRequest, OutOfMemory, Request, RequestOutput, failing_alone
+from worker.engine.sampling.beam_search import BeamSearch
 from worker.engine.sampling.in_flight import InFlight
-from worker.engine.sampling.sampler import Sampler
+from worker.engine.sampling.sampler import Sampler, collect
+from worker.engine.scheduling.acceptor import Acceptor
 from worker.engine.scheduling.admission import check_request
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.scheduler import Scheduler
@@ -60,14 +63,8 @@ class Engine:
             config.prefill_tokens,
             keep_phases_apart=loaded.model.needs_fixed_sizes,
         )
-        self._sampler = Sampler(
-            loaded.limits,
-            self.scheduler.groups,
-            self.scheduler.fork_beams,
-            self.detokenizer,
-            self.stats,
-            loaded.model.sample_batch,
-        )
+        self._sampler = Sampler(loaded.limits, self.scheduler.is_live, loaded.model.sample_batch)
+        self._acceptor = Acceptor(self.scheduler, loaded.limits, self.detokenizer, BeamSearch, self.stats)
         self._in_flight: InFlight | None = None  # the last step, whose tokens may still be on the device
         self._ready: list[RequestOutput] = []  # the outputs of the next step
 
@@ -194,9 +191,9 @@ class Engine:
         if on_admitted is not None and plan.admitted:
             on_admitted([group.request.id for group in plan.admitted])
         previous, self._in_flight = self._in_flight, self._launch(plan)
-        self._retire_finished(self._sampler.collect(previous))
+        self._retire_finished(self._acceptor.accept(collect(previous)))
         self.scheduler.complete(plan)
-        self._retire_finished(self._sampler.sample(self._in_flight))
+        self._retire_finished(self._acceptor.accept(self._sampler.sample(self._in_flight)))
 
     def _launch(self, plan: StepPlan) -> InFlight | None:
         if plan.is_empty:

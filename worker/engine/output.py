@@ -14,7 +14,6 @@ from models.chat import prompt_hash
 from worker.engine.choices import Choice
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.request import Completion, EngineError, Hypothesis, InvalidRequest, Request, RequestOutput, Trace
-from worker.engine.sampling.beam_group import beam_results
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.stopping import ends_with_end_token
 from worker.engine.text.token_texts import REPLACEMENT
@@ -28,9 +27,10 @@ def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer:
     """The completions that the request asked for, once its last sequence has ended."""
     hypotheses: tuple[Hypothesis, ...] = ()
     if group.is_beam:
-        scored = beam_results(group)
+        assert group.beam_search is not None
         beams = [
-            _completion(sequence, index, score, eos_ids, detokenizer) for index, (score, sequence) in enumerate(scored)
+            _completion(each.hypothesis, index, each.score, eos_ids, detokenizer)
+            for index, each in enumerate(group.beam_search.best())
         ]
         completions = beams[: group.request.params.num_return]
         hypotheses = tuple(

@@ -7,44 +7,17 @@ beam's tokens and blocks, and says through `on_finish` what to remember of a hyp
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from models.states import FinishReason
+from worker.engine.scheduling.beam_state import Candidate, FinishedHypothesis, FinishReasonOf, H, OnFinish
 
 #: The score of a missing hypothesis, and what is added to scores that must not win; Transformers' number.
 MASKED_SCORE = -1.0e9
-
-H = TypeVar("H")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A continuation: the running beam `parent` followed by `token_id`."""
-
-    parent: int
-    token_id: int
-    logprob: float  # of this token, after the processors
-    cumulative_logprob: float  # sum over the generated tokens, this one included
-
-
-@dataclass(frozen=True)
-class FinishedHypothesis(Generic[H]):
-    """One of the best `num_beams` hypotheses so far; `hypothesis` is what `on_finish` returned for it."""
-
-    score: float  # cumulative logprob / length ** length_penalty
-    hypothesis: H
-
-
-#: Why a candidate ends its hypothesis, or None where it goes on.
-FinishReasonOf = Callable[[Candidate], FinishReason | None]
-
-#: Called for each candidate that enters the finished hypotheses.
-OnFinish = Callable[[Candidate, FinishReason], H]
 
 
 @dataclass

@@ -35,11 +35,11 @@ class InFlight:
 
         `ids_in_flight` are the tokens of the step before, where the host does not know them yet.
         """
-        plain = [each for each in rows if not _is_beam(each)]
+        plain = [each for each in rows if not is_beam(each)]
         states = [_state_of(sequence, model_eos_ids) for _, sequence in plain]
         is_sampled_here = launch_sample_batch is None or any(state.rules.is_rare for state in states)
         self.on_device = [] if is_sampled_here else plain
-        self.on_host = rows if is_sampled_here else [each for each in rows if _is_beam(each)]
+        self.on_host = rows if is_sampled_here else [each for each in rows if is_beam(each)]
         self._logits: Tensor | None = logits
         self._launch_sample_batch = launch_sample_batch
         self._model_eos_ids = model_eos_ids
@@ -128,5 +128,6 @@ def _state_of(sequence: Sequence, model_eos_ids: tuple[int, ...]) -> RowState:
     return sequence.row_state
 
 
-def _is_beam(sampled: SampledRow) -> bool:
+def is_beam(sampled: SampledRow) -> bool:
+    """Whether the row is a beam's, whose token a search decides."""
     return sampled[1].request.params.strategy is Strategy.BEAM

@@ -121,6 +121,16 @@ class Scheduler:
             if chunk.is_last:
                 chunk.group.prefilled = chunk.group.prefilled or monotonic()
 
+    def group_of(self, sequence: Sequence) -> SequenceGroup | None:
+        """The group of a sequence that decodes; None where the sequence, or its group, has ended."""
+        group = self.groups.get(sequence.request.id)
+        if group is None or group.error is not None or sequence.finish_reason is not None:
+            return None
+        return group if group.has(sequence) else None
+
+    def is_live(self, sequence: Sequence) -> bool:
+        return self.group_of(sequence) is not None
+
     def fork_beams(self, group: SequenceGroup, beams: SequenceOf[tuple[Sequence, Sequence]]) -> None:
         """Replaces the group's sequences by (parent, beam) pairs: each beam continues on its parent's blocks."""
         for index, (parent, beam) in enumerate(beams):

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from models.states import FinishReason, Strategy
 from worker.engine.choices import Choice, check_finite
 from worker.engine.request import EngineError, Request
 from worker.engine.sampling_row import RowState
+from worker.engine.scheduling.beam_state import BeamSearchState
 from worker.engine.scheduling.block_manager import BlockTable, Prefix
 from worker.engine.scheduling.stop_search import StopSearch
-
-
-class BeamSearchState(Protocol):
-    """A beam search, as far as scheduling knows one."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether no running beam can improve the result."""
 
 
 @dataclass
@@ -111,7 +103,7 @@ class SequenceGroup:
     prefix: Prefix = Prefix()
     admitted: float | None = None  # None while it waits
     prefilled: float | None = None  # None until its whole prompt is computed
-    beam_search: BeamSearchState | None = None
+    beam_search: BeamSearchState[Sequence] | None = None  # None until its first tokens
     error: EngineError | None = None  # ends the group, whatever its sequences are at
     samples_per_round: int | None = None  # None: all of them
     ended: list[Sequence] = field(default_factory=list)  # the samples of earlier rounds

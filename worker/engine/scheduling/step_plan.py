@@ -1,13 +1,33 @@
-"""The work of one step as plain data: who decodes, whose prompt is prefilled, which KV blocks are copied before."""
+"""One step as plain data: the work that is planned, and the tokens that were sampled.
+
+A plan says who decodes, whose prompt is prefilled, and which KV blocks are copied before.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from worker.engine.choices import Choice
+from worker.engine.scheduling.beam_state import BeamScores
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 
 #: A row of the step's logits, and a sequence that gets its next token from it.
 SampledRow = tuple[int, Sequence]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInFlight:
+    """A token that is still on the device."""
+
+    index: int  # among the tokens of its step
+
+
+class Sampled(NamedTuple):
+    """The next token of a sequence, or the error of its sampling; for all beams of a request, the scores to search."""
+
+    sequence: Sequence
+    outcome: Choice | TokenInFlight | BeamScores | Exception
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class _Tile:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Segment:
     """Rows of one sequence that a paged kernel attends."""
 
     seqlen_q: int
@@ -93,7 +93,7 @@ class _Rows:
         self._slots: list[int] = []
         self._in_flight: list[tuple[int, int]] = []  # row, index among the tokens in flight
         self._tiles: list[_Tile] = []
-        self._runs: list[_Run] = []
+        self._segments: list[_Segment] = []
         self._logit_rows: list[int] = []
         self.sampled: list[SampledRow] = []
 
@@ -111,13 +111,13 @@ class _Rows:
         if self._paging is Paging.NONE:
             self._tiles.append(_Tile([row], [position], sequence.table.block_ids))
         else:
-            self._runs.append(_Run(1, position + 1, sequence.table.block_ids))
+            self._segments.append(_Segment(1, position + 1, sequence.table.block_ids))
         self._sample(row, [sequence])
 
     def add_chunk(self, chunk: PrefillChunk, *, is_paged: bool) -> None:
         first = self._add(chunk.sequence, chunk.start, chunk.end)
         if is_paged:
-            self._runs += _prefill_runs(chunk, self._paging)
+            self._segments += _prefill_segments(chunk, self._paging)
         else:
             self._tiles += _prefill_tiles(chunk, first, self._block_size)
         if chunk.is_last:
@@ -128,8 +128,8 @@ class _Rows:
         self._ids += self._ids[:1] * missing
         self._positions += self._positions[:1] * missing
         self._slots += [SCRATCH_BLOCK] * missing
-        self._runs += [_Run(1, 1, [SCRATCH_BLOCK])] * missing if self._runs else []
-        # The head's product needs several rows too, as every other.
+        self._segments += [_Segment(1, 1, [SCRATCH_BLOCK])] * missing if self._segments else []
+        # The head's matmul needs several rows too, as every other.
         self._logit_rows += [0] * (num_logits - len(self._logit_rows))
 
     def to_batch(self, device: torch.device) -> StepBatch:
@@ -139,8 +139,8 @@ class _Rows:
             slot_mapping=to_device(self._slots, None, device),
             logit_rows=to_device(self._logit_rows, torch.long, device),
             tiles=_group_tiles(self._tiles, self._block_size, device),
-            paged=_paged_rows(self._runs, device) if self._runs else None,
-            num_paged_rows=sum(run.seqlen_q for run in self._runs),
+            paged=_paged_rows(self._segments, device) if self._segments else None,
+            num_paged_rows=sum(segment.seqlen_q for segment in self._segments),
             in_flight=_in_flight_ids(self._in_flight, device) if self._in_flight else None,
         )
 
@@ -175,11 +175,11 @@ def _paged_first(
     return paged + others
 
 
-def _prefill_runs(chunk: PrefillChunk, paging: Paging) -> list[_Run]:
+def _prefill_segments(chunk: PrefillChunk, paging: Paging) -> list[_Segment]:
     block_ids = chunk.sequence.table.block_ids
     if paging is Paging.ALL:
-        return [_Run(chunk.num_tokens, chunk.end, block_ids)]
-    return [_Run(1, position + 1, block_ids) for position in range(chunk.start, chunk.end)]
+        return [_Segment(chunk.num_tokens, chunk.end, block_ids)]
+    return [_Segment(1, position + 1, block_ids) for position in range(chunk.start, chunk.end)]
 
 
 def _prefill_tiles(chunk: PrefillChunk, first_row: int, block_size: int) -> list[_Tile]:
@@ -203,15 +203,15 @@ def _in_flight_ids(in_flight: list[tuple[int, int]], device: torch.device) -> In
     return InFlightIds(to_device(list(rows), None, device), to_device(list(indices), None, device))
 
 
-def _paged_rows(runs: list[_Run], device: torch.device) -> PagedRows:
-    width = max(len(run.block_ids) for run in runs)
-    table = [run.block_ids + [SCRATCH_BLOCK] * (width - len(run.block_ids)) for run in runs]
+def _paged_rows(segments: list[_Segment], device: torch.device) -> PagedRows:
+    width = max(len(segment.block_ids) for segment in segments)
+    table = [segment.block_ids + [SCRATCH_BLOCK] * (width - len(segment.block_ids)) for segment in segments]
     return PagedRows(
         block_table=to_device(table, torch.int32, device),
-        seqused_k=to_device([run.seqlen_k for run in runs], torch.int32, device),
-        cu_seqlens_q=to_device([0, *accumulate(run.seqlen_q for run in runs)], torch.int32, device),
-        max_seqlen_q=max(run.seqlen_q for run in runs),
-        max_seqlen_k=max(run.seqlen_k for run in runs),
+        seqused_k=to_device([segment.seqlen_k for segment in segments], torch.int32, device),
+        cu_seqlens_q=to_device([0, *accumulate(segment.seqlen_q for segment in segments)], torch.int32, device),
+        max_seqlen_q=max(segment.seqlen_q for segment in segments),
+        max_seqlen_k=max(segment.seqlen_k for segment in segments),
     )
 
 

@@ -125,19 +125,19 @@ def _raw_pieces(texts: TokenTexts, token_ids: Sequence[int], prompt_ids: Sequenc
     return pieces
 
 
-def _spelled_pieces(texts: Sequence[TokenText], run: bytes) -> list[str]:
+def _spelled_pieces(texts: Sequence[TokenText], data: bytes) -> list[str]:
     """A piece for each text; those of a run of bytes, which the prompt may have begun, depend on the whole run."""
     pieces = [text if isinstance(text, str) else "" for text in texts]
-    places: list[int] = [-1] * len(run)
+    places: list[int] = [-1] * len(data)
     for index, text in enumerate([*texts, ""]):
         if isinstance(text, bytes):
-            run += text
+            data += text
             places.append(index)
-        elif text is not None and run:
-            for place, piece in zip(places, pieces_of_bytes(run), strict=True):
+        elif text is not None and data:
+            for place, piece in zip(places, pieces_of_bytes(data), strict=True):
                 if place >= 0:
                     pieces[place] = piece
-            run, places = b"", []
+            data, places = b"", []
     return pieces
 
 

@@ -140,24 +140,24 @@ class WholeText:
         return other
 
 
-def text_of_bytes(run: bytes, start: int, *, is_final: bool) -> str:
+def text_of_bytes(data: bytes, start: int, *, is_final: bool) -> str:
     """The text of byte tokens in a row, from a byte on; unless final, without a character that has begun."""
     try:
-        text = utf_8_decode(run, "strict", is_final)[0]
+        text = utf_8_decode(data, "strict", is_final)[0]
     except UnicodeDecodeError:
-        return REPLACEMENT * (len(run) - start)
-    return text[len(run[:start].decode(errors="ignore")) :] if start else text
+        return REPLACEMENT * (len(data) - start)
+    return text[len(data[:start].decode(errors="ignore")) :] if start else text
 
 
-def pieces_of_bytes(run: bytes) -> list[str]:
+def pieces_of_bytes(data: bytes) -> list[str]:
     """The text that becomes visible with each byte of a run."""
     pieces, start = [], 0
     try:
-        run.decode()
+        data.decode()
     except UnicodeDecodeError:
-        return [REPLACEMENT] * len(run)
-    for end in range(1, len(run) + 1):
-        text, used = utf_8_decode(run[start:end], "strict", False)
+        return [REPLACEMENT] * len(data)
+    for end in range(1, len(data) + 1):
+        text, used = utf_8_decode(data[start:end], "strict", False)
         pieces.append(text)
         start += used
     return pieces

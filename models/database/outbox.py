@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, tuple_, update
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, is_older_than
@@ -53,11 +53,14 @@ def send_outbox(
         return 0
     num_in_flight = chunks_in_flight(database, concurrency)
     for priority in reversed(range(NUM_PRIORITIES)):
-        while page := _read_page(database, and_(condition, Job.priority == priority)):
+        of_priority = rest = and_(condition, Job.priority == priority)
+        while page := _read_page(database, rest):
             for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_in_flight):
                 send(chunk)
             _mark_sent(database, [row.id for row in page])
             num_sent += len(page)
+            # By key: jobs that somebody else has locked cannot be marked, and must not be sent again and again.
+            rest = and_(of_priority, tuple_(Job.run_id, Job.id) > (page[-1].run_id, page[-1].id))
     return num_sent
 
 

@@ -2,46 +2,51 @@
 
     python -m tests.faults.soak --database sqlite --jobs 3000 --seconds 600
 
-Prints the number of each accident and of jobs lost, doubled and differing, which must be 0.
+Workers have their default settings. Prints the number of each accident and of jobs failed, lost, doubled and differing,
+which must be 0: none of them did wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from sqlalchemy import create_engine, func, select, text
+from sqlalchemy import Engine, func, make_url, select
 
-from models.database.connection import open_database
-from models.database.outbox import send_outbox
 from models.schema.job import Job
 from models.schema.job_event import JobEvent
 from models.schema.result import Result
-from models.settings import Settings
 from models.states import JobState
-from tests.faults.topology import Answer, Topology, mixed_jobs, undisturbed
+from tests.faults.accidents import Accidents
+from tests.faults.topology import SETTINGS, Answer, Topology, mixed_jobs, undisturbed
+from tests.nights.relay import Relay
+from tests.nights.stepped_clock import replace_postgresql_clock
 from tests.support.postgres import new_postgres_database, running_postgres
-from tests.support.processes import WorkerProcess, wait_until
-from worker.celery import create_app, send_chunk
+from tests.support.processes import wait_until
 
 WORKERS = ("first", "second")
 PAUSE_SECONDS = (1.0, 4.0)  # between two accidents
-STOPPED_SECONDS = 3.0  # longer than a lease
+END_SECONDS = 1800.0  # for all runs to finish after the last accident
+
+#: A worker's defaults. The tests' own heartbeat is shorter.
+DEFAULTS = {"NOCTURNE_HEARTBEAT_SECONDS": "2"}
+
+#: These must be 0.
+WRONG = ("failed", "lost", "doubled", "differing")
 
 
 class Soak:
-    """Accidents on a topology; `counts` has the number of each."""
+    """Accidents on a topology, whose workers reach Redis and PostgreSQL through relays; `counts` has their numbers."""
 
     def __init__(self, topology: Topology, seed: int) -> None:
         self.topology = topology
@@ -49,65 +54,97 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.run_ids: list[str] = []
         self._next_worker = 0
-        self.accidents: dict[str, Callable[[], None]] = {
-            "worker killed": lambda: os.kill(self._worker().pid, signal.SIGKILL),
-            "engine killed": self._kill_engine,
-            "all workers killed": self._kill_all,
-            "worker told to stop": lambda: self._worker().signal(signal.SIGTERM),
-            "worker stopped beyond its lease": self._stop_for_a_while,
-            "redis killed": self._restart_redis,
-            "redis lost its data": self._empty_redis,
-            "messages sent again": self._send_again,
-            "database away": self._lock_sqlite if topology.is_sqlite else self._cut_connections,
-        }
+        self._clock_file = topology.folder / "clock"
+        self._clock_file.write_text("0")
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        topology = self.topology
+        redis = self._relay("relayed.sock", topology.redis.socket)
+        relays, database_url = [redis], topology.database_url
+        if not topology.is_sqlite:
+            replace_postgresql_clock(topology.database)
+            relay = self._relay(".s.PGSQL.5432", postgres_socket(topology.database))
+            relays.append(relay)
+            url = make_url(database_url).update_query_dict({"host": str(relay.listening.parent)})
+            database_url = url.render_as_string(hide_password=False)
+        topology.worker_module = "tests.faults.clocked_worker"
+        topology.worker_connection = ["--database", database_url, "--broker", f"redis+socket://{redis.listening}"]
+        topology.settings = {**topology.settings, "CLOCK_FILE": str(self._clock_file)}
+        lease_seconds = float(topology.settings.get("NOCTURNE_LEASE_SECONDS", "30"))
+        self.accidents = Accidents(topology, relays, self._clock_file, self.rng, lease_seconds)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.accidents.end()
+        self.topology.need_workers()
+        self._stack.close()
 
     def run(
-        self, jobs: list[dict[str, Any]], expected: dict[str, Answer], is_over: Callable[[int], bool]
+        self,
+        jobs: list[dict[str, Any]],
+        expected: dict[str, Answer],
+        is_over: Callable[[int, float], bool],
+        kinds: Sequence[str] = (),
     ) -> dict[str, int]:
-        """Breaks something every few seconds until `is_over`, then lets all runs finish.
+        """Breaks something every few seconds until `is_over` (accidents, seconds), then lets all runs finish.
 
-        Returns the number of each accident, and of jobs lost, doubled and differing.
+        The accidents are of the given kinds, or of all.
+
+        Returns the number of each accident, and of jobs failed, lost, doubled and differing.
         """
         self.topology.need_workers(*WORKERS)
-        while not is_over(self.counts.total()):
+        kinds = kinds or list(self.accidents.by_name)
+        names, started = list(kinds), time.monotonic()
+        while not is_over(self.counts.total(), time.monotonic() - started):
             if not self.run_ids or self.topology.num_final(self.run_ids[-1]) == len(jobs):
+                self.accidents.end()
                 self.run_ids.append(self.topology.submit(jobs))
             time.sleep(self.rng.uniform(*PAUSE_SECONDS))
-            name = self.rng.choice(list(self.accidents))
-            self.accidents[name]()
+            if not names:
+                names = list(kinds)
+            name = names.pop(self.rng.randrange(len(names)))  # each kind once before one comes again
+            self.accidents.happen(name)
             self.counts[name] += 1
             self._replace_the_dead()
+        self.accidents.end()
         for run_id in self.run_ids:
             is_finished = partial(self.topology.is_finished, run_id)
-            wait_until(partial(self._with_workers, is_finished))
-        wait_until(lambda: self._with_workers(self.topology.is_drained))
-        self.topology.check_nothing_left()
+            wait_until(partial(self._with_workers, is_finished), seconds=END_SECONDS)
+        wait_until(partial(self._with_workers, self.topology.is_drained))
         return self._sum_up(jobs, expected)
 
     def _sum_up(self, jobs: list[dict[str, Any]], expected: dict[str, Answer]) -> dict[str, int]:
         answers = [self.topology.answers(run_id) for run_id in self.run_ids]
+        for run_id in self.run_ids:
+            self.topology.check_events(run_id)
+        jobs_where = select(func.count()).select_from(Job)
+        pairs = select(Result.job_id, Result.sample_index).distinct().subquery()
+        counted = {
+            "returned to the queue": select(func.count()).where(JobEvent.to_state == JobState.QUEUED),
+            "jobs tried more than once": jobs_where.where(Job.attempts > 1),
+            "jobs that ran alone": jobs_where.where(Job.is_suspect),
+            "failed": jobs_where.where(Job.state == JobState.FAILED),
+            "results": select(func.count()).select_from(Result),
+            "pairs": select(func.count()).select_from(pairs),
+        }
         with self.topology.database.connect() as connection:
-            retried = select(func.count()).select_from(Job).where(Job.attempts > 1)
-            redelivered = select(func.count()).select_from(JobEvent).where(JobEvent.to_state == JobState.QUEUED)
-            pairs = select(Result.job_id, Result.sample_index).distinct().subquery()
-            num_results = connection.execute(select(func.count()).select_from(Result)).scalar_one()
-            num_pairs = connection.execute(select(func.count()).select_from(pairs)).scalar_one()
-            sums = {
-                "jobs": len(jobs) * len(self.run_ids),
-                "accidents": self.counts.total(),
-                "returned to the queue": connection.execute(redelivered).scalar_one(),
-                "jobs tried more than once": connection.execute(retried).scalar_one(),
-            }
+            found = {name: connection.execute(statement).scalar_one() for name, statement in counted.items()}
         return {
             **dict(sorted(self.counts.items())),
-            **sums,
-            "lost": sum(len(expected.keys() - found.keys()) for found in answers),
-            "doubled": num_results - num_pairs,
-            "differing": sum(found.get(key) != answer for found in answers for key, answer in expected.items()),
+            "accidents": self.counts.total(),
+            "jobs": len(jobs) * len(self.run_ids),
+            "lost": sum(len(expected.keys() - each.keys()) for each in answers),
+            "doubled": found.pop("results") - found.pop("pairs"),
+            "differing": sum(each.get(key) != answer for each in answers for key, answer in expected.items()),
+            **found,
         }
 
-    def _worker(self) -> WorkerProcess:
-        return self.topology.workers[self.rng.choice(list(self.topology.workers))]
+    def _relay(self, name: str, server: Path) -> Relay:
+        # A short path: those of sockets end at about 107 bytes.
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-"))
+        Path(folder).chmod(0o755)
+        return self._stack.enter_context(Relay(Path(folder) / name, server))
 
     def _with_workers(self, condition: Callable[[], bool]) -> bool:
         self._replace_the_dead()  # one may still be dying of the last accident, or could not start because of it
@@ -123,51 +160,19 @@ class Soak:
             worker = self.topology.start_worker(f"worker-{self._next_worker}", is_awaited=False)
             worker.read_in_background()
 
-    def _kill_engine(self) -> None:
-        for child in self._worker().children():
-            child.kill()
 
-    def _kill_all(self) -> None:
-        for worker in self.topology.workers.values():
-            worker.kill_all()
+def postgres_socket(database: Engine) -> Path:
+    """The Unix socket of the server."""
+    return Path(str(database.url.query["host"])) / f".s.PGSQL.{database.url.port or 5432}"
 
-    def _stop_for_a_while(self) -> None:
-        worker = self._worker()
-        worker.signal(signal.SIGSTOP)
-        time.sleep(STOPPED_SECONDS)
-        worker.signal(signal.SIGCONT)
 
-    def _restart_redis(self) -> None:
-        self.topology.redis.kill()
-        time.sleep(self.rng.uniform(0, 2))
-        self.topology.redis.start()
-
-    def _empty_redis(self) -> None:
-        self.topology.redis.kill()
-        self.topology.redis.lose_data()
-        self.topology.redis.start()
-
-    def _send_again(self) -> None:
-        with self.topology.database.begin() as connection:
-            connection.execute(text("update jobs set sent_at = null where state = 'queued'"))
-        app = create_app(Settings(broker=self.topology.redis.url))
-        send_outbox(self.topology.database, lambda chunk: send_chunk(app, chunk))
-
-    def _lock_sqlite(self) -> None:
-        other = open_database(self.topology.database_url)
-        with other.connect() as connection:
-            connection.exec_driver_sql("SELECT 1")
-            time.sleep(self.rng.uniform(0, 3))
-        other.dispose()
-
-    def _cut_connections(self) -> None:
-        url = self.topology.database.url
-        admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
-        cut = text("select pg_terminate_backend(pid) from pg_stat_activity where datname = :name")
-        with admin.connect() as connection:
-            connection.execute(cut, {"name": url.database})
-        admin.dispose()
-        self.topology.database.dispose()
+@contextmanager
+def database_of(kind: str, folder: Path) -> Any:
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'nocturne.db'}"
+        return
+    with running_postgres() as server, new_postgres_database(server.url) as url:
+        yield url
 
 
 def main() -> None:
@@ -176,19 +181,18 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=3000)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="leases of 2 s, so that a short soak has many losses")
     given = parser.parse_args()
     jobs = mixed_jobs(given.jobs)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nocturne-soak-")))
-        url = f"sqlite:///{folder / 'nocturne.db'}"
-        if given.database == "postgresql":
-            server = stack.enter_context(running_postgres())
-            url = stack.enter_context(new_postgres_database(server.url))
-        topology = stack.enter_context(Topology(folder, url))
+        url = stack.enter_context(database_of(given.database, folder))
+        topology = stack.enter_context(Topology(folder, url, settings=SETTINGS if given.quick else DEFAULTS))
         expected = undisturbed(jobs)
-        deadline = time.monotonic() + given.seconds
-        counts = Soak(topology, given.seed).run(jobs, expected, lambda _: time.monotonic() > deadline)
+        soak = stack.enter_context(Soak(topology, given.seed))
+        counts = soak.run(jobs, expected, lambda _, seconds: seconds > given.seconds)
         print(json.dumps(counts, indent=1))  # noqa: T201
+    sys.exit(any(counts[name] for name in WRONG))
 
 
 if __name__ == "__main__":

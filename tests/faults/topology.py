@@ -36,7 +36,6 @@ SETTINGS = {
     "NOCTURNE_MAX_NUM_SEQS": "32",
     "NOCTURNE_VISIBILITY_TIMEOUT": "5",
     "NOCTURNE_GRACE_SECONDS": "0.5",
-    "NOCTURNE_MAX_ATTEMPTS": "8",  # faults hit innocent jobs here
 }
 
 
@@ -99,6 +98,8 @@ class Topology:
         redis_folder.mkdir()
         self.redis = RedisServer(redis_folder, "--appendonly", "yes", "--appendfsync", "always")
         self.workers: dict[str, WorkerProcess] = {}
+        self.worker_module = "worker"
+        self.worker_connection: list[str] | None = None  # theirs, where it is not that of the producer
 
     @property
     def is_sqlite(self) -> bool:
@@ -122,11 +123,12 @@ class Topology:
         self.database.dispose()
 
     def start_worker(
-        self, name: str, *, module: str = "worker", is_awaited: bool = True, **settings: str
+        self, name: str, *, module: str | None = None, is_awaited: bool = True, **settings: str
     ) -> WorkerProcess:
         self.workers[name] = WorkerProcess(
-            "--model", self.model, "--name", name, *self.connection,
-            cwd=self.folder, module=module, is_awaited=is_awaited, **{**self.settings, **settings},
+            "--model", self.model, "--name", name, *(self.worker_connection or self.connection),
+            cwd=self.folder, module=module or self.worker_module, is_awaited=is_awaited,
+            **{**self.settings, **settings},
         )  # fmt: skip
         return self.workers[name]
 
@@ -246,10 +248,14 @@ class Topology:
             assert [to for _, to in chain].count(JobState.SUCCEEDED) <= 1
 
     def is_drained(self) -> bool:
-        """Whether no message is queued or unacknowledged; needs workers that take the redelivered ones."""
+        """Whether no message is queued or unacknowledged; needs workers that take the redelivered ones.
+
+        At the default timeout those of killed workers stay unacknowledged for an hour.
+        """
         app = create_app(Settings(broker=self.redis.url))
         is_empty = queue_length(app, canonical_model(str(self.model))) == 0
-        return is_empty and self.redis.client().hlen("unacked") == 0
+        are_redelivered = "NOCTURNE_VISIBILITY_TIMEOUT" in self.settings
+        return is_empty and (not are_redelivered or self.redis.client().hlen("unacked") == 0)
 
     def check_nothing_left(self) -> None:
         """No message and no lease is left, once the messages of killed workers were redelivered."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, text, update
 
 from models.database.outbox import MAX_CHUNK_JOBS, chunk_size, send_outbox
 from models.message import ChunkMessage
@@ -81,6 +81,16 @@ def test_a_reaper_leaves_fresh_jobs_to_their_submitter(database: Engine) -> None
         connection.execute(update(Job).where(Job.id == job_ids[1]).values(attempts=1))
     send_outbox(database, broker, min_age_seconds=60)
     assert broker.job_ids == [job_ids[1]]
+
+
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)  # SQLite locks no rows
+def test_jobs_that_a_person_has_locked_are_sent_once_a_sweep(database: Engine) -> None:
+    job_ids, broker = insert_run(database, 3), Broker(breaks_after=100)
+    with database.connect() as person:
+        person.execute(text("SELECT * FROM jobs FOR UPDATE"))
+        assert send_outbox(database, broker) == 3
+    assert broker.job_ids == job_ids
+    assert column_of(database, Job.sent_at) == [None] * 3  # unmarked: the next sweep sends them again
 
 
 def test_small_runs_are_spread_and_large_ones_travel_together() -> None:

@@ -45,26 +45,33 @@ RUN_SUMMARY = """
 SELECT runs.id AS run_id, runs.name AS run_name, runs.model, runs.state, runs.num_jobs,
        runs.num_jobs - runs.num_succeeded - runs.num_failed - runs.num_cancelled - runs.num_expired AS num_open,
        runs.num_succeeded, runs.num_failed, runs.num_cancelled, runs.num_expired, runs.completion_tokens,
-       runs.created_at, runs.finished_at, runs.source
+       runs.created_at, runs.finished_at, {added}runs.source
 FROM runs
 """
 
 
-#: Revision -> the columns that `job_results` has beside those of the first one.
+#: Revision -> the columns that `job_results` has beside those of the first one, until the next revision that is here.
 ADDED_TO_JOB_RESULTS = {
     "0001": "",
     "0002": "jobs.error_code, jobs.num_crashes, jobs.expires_at, ",
     "0004": "jobs.error_code, jobs.num_crashes, jobs.expires_at, jobs.chat, results.prompt_hash, results.prompt_text, ",
 }
 
-LATEST = "0004"
+#: The same for `run_summary`.
+ADDED_TO_RUN_SUMMARY = {"0001": "", "0007": "runs.paused_at, runs.max_running, "}
+
+LATEST = "0007"
 
 
 def view_definitions(dialect: str, revision: str = LATEST) -> dict[str, str]:
     """View name -> SELECT, for the dialect `sqlite` or `postgresql`, as of a revision."""
     return {
-        "job_results": JOB_RESULTS.format(added=ADDED_TO_JOB_RESULTS[revision]),
+        "job_results": JOB_RESULTS.format(added=_as_of(revision, ADDED_TO_JOB_RESULTS)),
         "job_tokens": JOB_TOKENS,
         "token_alternatives": TOKEN_ALTERNATIVES[dialect],
-        "run_summary": RUN_SUMMARY,
+        "run_summary": RUN_SUMMARY.format(added=_as_of(revision, ADDED_TO_RUN_SUMMARY)),
     }
+
+
+def _as_of(revision: str, added: dict[str, str]) -> str:
+    return added[max(each for each in added if each <= revision)]

@@ -91,6 +91,8 @@ def prune(
 ) -> None:
     """Deletes old runs, or their traces alone, in short transactions while workers go on.
 
+    Dead letters of that age go with the runs: they may hold prompts.
+
     Example: producer prune --older-than 30d --traces-only --dry-run
     """
     from producer.runs.prune import prune_runs

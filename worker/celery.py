@@ -19,6 +19,9 @@ from redis.exceptions import RedisError
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name, queue_names
 from models.model_name import canonical_model
 from models.settings import NUM_PRIORITIES, Settings
+from worker.messages.transport import install
+
+install()
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
 

@@ -15,7 +15,8 @@ from threading import Event
 from models.settings import Settings
 from worker.engine_process.protocol import Stats
 from worker.in_flight import InFlightJobs
-from worker.storage.job_store import Claim, JobStore
+from worker.storage.claims import Claim
+from worker.storage.job_store import JobStore
 from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages
 from worker.storage.registry import Registry
 

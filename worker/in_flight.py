@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from threading import Event, Lock
 
-from worker.storage.job_store import Claim
+from worker.storage.claims import Claim
 
 
 class ChunkWait:

@@ -18,7 +18,7 @@ from threading import Event
 from sqlalchemy import Engine
 
 from models.database.outbox import Send
-from models.message import ChunkMessage, JobMessage
+from models.message import ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
 from worker.critical_thread import CriticalThread
@@ -26,9 +26,13 @@ from worker.engine.request import RequestOutput
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
 from worker.heartbeat import Heartbeat
 from worker.in_flight import ChunkWait, InFlightJobs
+from worker.messages.chunk import differences
+from worker.messages.dead_letters import BOX
 from worker.shared_exclusive import SharedExclusiveLock
+from worker.storage.claims import Claim
 from worker.storage.committer import Committer
-from worker.storage.job_store import Claim, FinishedJob, JobStore
+from worker.storage.dead_letter_store import DeadLetterStore
+from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE
 from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages, RetryAborted
 from worker.storage.registry import Registry
@@ -42,8 +46,6 @@ class JobAlone:
     """A suspect in an engine without any other job, and the deaths of engines that it has seen there."""
 
     claim: Claim
-    job: JobMessage
-    priority: int
     num_deaths: int = 0
 
 
@@ -66,7 +68,9 @@ class Runtime:
         self._batch_lock = SharedExclusiveLock()
         self._alone: JobAlone | None = None  # the suspect that has the engine for itself
         self._outages = DatabaseOutages()
-        self._store = JobStore(database, self.name, settings.lease_seconds)
+        self._model = canonical_model(settings.model)
+        self._store = JobStore(database, self.name, settings.lease_seconds, self._model)
+        self._dead_letters = DeadLetterStore(database, self.name)
         self._registry = Registry(database, self.name, settings.lease_seconds)
         self._supervisor = EngineSupervisor(
             settings.engine_options, self._on_output, self._on_death, self._on_lost, settings.engine_timeout
@@ -93,22 +97,30 @@ class Runtime:
         self._registry.register(
             host=platform.node(),
             device=ready.device,
-            model=canonical_model(self.settings.model),
+            model=self._model,
             max_num_seqs=self.settings.max_num_seqs,
         )
-        loops = {"committer": self._committer.run, "heartbeat": self._heartbeat.run, "sweeper": self._sweeper.run}
+        BOX.open()
+        loops: dict[str, Callable[[], None]] = {
+            "committer": self._committer.run,
+            "heartbeat": self._heartbeat.run,
+            "sweeper": self._sweeper.run,
+            "dead letters": partial(BOX.run, self._dead_letters, self._outages),
+        }
         for name, loop in loops.items():
             thread = CriticalThread(target=loop, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
         self.device = ready.device
 
-    def process(self, chunk: ChunkMessage) -> None:
+    def process(self, chunk: ChunkMessage, queue: str = "") -> None:
         """Claims the queued jobs of a chunk and returns when all of them are final or no longer this worker's.
 
-        Raises `RetryAborted` if the worker must end while the database is away.
+        Their rows are decoded, not the message. Raises `RetryAborted` if the worker must end during an outage.
         """
-        claims = self._outages.retry_until_available(lambda: self._store.claim([job.id for job in chunk.jobs]))
+        job_ids = [job.id for job in chunk.jobs]
+        claims = self._outages.retry_until_available(lambda: self._store.claim(job_ids))
+        self._compare(chunk, claims, queue)
         if not claims:
             return
         # This worker may still hold an earlier attempt, lost while it was believed dead.
@@ -118,11 +130,11 @@ class Runtime:
         if together:
             wait = self._jobs.add(together)
             with self._batch_lock.shared():
-                self._supervisor.submit(self._held_jobs(chunk, together), chunk.priority)
+                self._submit(self._held(together))
                 wait.wait()
         for claim, wait in suspects:
             with self._batch_lock.exclusive():
-                self._run_alone(chunk, claim, wait)
+                self._run_alone(claim, wait)
 
     def notify(self) -> None:
         """Jobs were cancelled: drops them at once."""
@@ -156,6 +168,7 @@ class Runtime:
         self._supervisor.stop()
         self._heartbeat.close()
         self._sweeper.close()
+        BOX.close()
         self._committer.stop()
         for thread in self._threads:
             thread.join()
@@ -165,22 +178,35 @@ class Runtime:
             self._outages.note_outage(error)
         self._database.dispose()
 
-    def _run_alone(self, chunk: ChunkMessage, claim: Claim, wait: ChunkWait) -> None:
+    def _compare(self, chunk: ChunkMessage, claims: list[Claim], queue: str) -> None:
+        """Puts a message aside that says other than the rows it names, or names rows that are not this worker's."""
+        found = {sent.id: problem for sent, problem in differences(chunk, claims, self._model)}
+        if unclaimed := {job.id for job in chunk.jobs} - {claim.job_id for claim in claims}:
+            found |= self._outages.retry_until_available(lambda: self._store.strangers(unclaimed))
+        for sent in chunk.jobs:
+            if sent.id in found:
+                BOX.put(queue, found[sent.id], sent.model_dump_json(exclude_unset=True), sent.id)
+
+    def _submit(self, claims: Sequence[Claim]) -> None:
+        """Gives jobs to the engine, those of one priority at once."""
+        for priority in {claim.priority for claim in claims}:
+            self._supervisor.submit([claim.job for claim in claims if claim.priority == priority], priority)
+
+    def _run_alone(self, claim: Claim, wait: ChunkWait) -> None:
         """Decodes a suspect while nothing else is in the engine."""
-        if not (jobs := self._held_jobs(chunk, [claim])):
+        if not self._held([claim]):
             return
         if not self._outages.retry_until_available(lambda: self._store.start_alone(claim)):
             self._jobs.release(claim)
             return
-        self._alone = JobAlone(claim, jobs[0], chunk.priority)  # before the engine can die of it
-        self._supervisor.submit(jobs, chunk.priority)
+        self._alone = JobAlone(claim)  # before the engine can die of it
+        self._submit([claim])
         wait.wait()
         self._alone = None
 
-    def _held_jobs(self, chunk: ChunkMessage, claims: Sequence[Claim]) -> list[JobMessage]:
-        """The claimed jobs of a chunk, except those lost while they waited for the lock."""
-        held = {claim.job_id: claim for claim in self._jobs.claims_of(claim.job_id for claim in claims)}
-        return [job.created(held[job.id].created_at) for job in chunk.jobs if job.id in held]
+    def _held(self, claims: Sequence[Claim]) -> list[Claim]:
+        """The claims of a chunk, except those lost while they waited for the lock."""
+        return self._jobs.claims_of(claim.job_id for claim in claims)
 
     def _drop(self, claims: Sequence[Claim]) -> None:
         """Stops jobs that this worker lost."""
@@ -220,7 +246,7 @@ class Runtime:
         if not death.is_replaced:
             self._jobs.release(alone.claim)  # its lease runs out, which counts as the loss of a worker
         elif alone.num_deaths < MAX_ENGINE_DEATHS_ALONE:
-            self._supervisor.submit([alone.job], alone.priority)
+            self._submit([alone.claim])
         else:
             error = f"{death.reason}, in each of {alone.num_deaths} attempts alone"
             fail = partial(self._store.fail, alone.claim, "EngineDied", error, num_crashes=alone.num_deaths)

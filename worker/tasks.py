@@ -12,18 +12,21 @@ from typing import Any
 
 from celery import signals
 from celery.exceptions import Reject
-from celery.worker.control import control_command
-from pydantic import ValidationError
+from celery.worker.control import Panel, control_command
 
 from migrations.schema_state import check_schema
 from models.database.connection import check_connection, open_database
 from models.database.faults import DatabaseUnavailable
-from models.message import READABLE_VERSIONS, TASK_NAME, ChunkMessage
+from models.message import TASK_NAME
 from models.model_name import canonical_model
 from models.settings import Settings
 from worker.celery import NOTIFY_COMMAND, app, queue_length, send_chunk
 from worker.critical_thread import CriticalThread
 from worker.engine.request import ModelUnavailable
+from worker.messages.broadcast import restrict_commands
+from worker.messages.chunk import decoded_text, read_chunk
+from worker.messages.dead_letters import BOX
+from worker.messages.envelope import UnreadableMessage
 from worker.runtime import Runtime
 from worker.storage.outages import RetryAborted
 
@@ -33,22 +36,22 @@ _runtime: Runtime | None = None
 
 
 @app.task(name=TASK_NAME)
-def generate(chunk: dict[str, Any]) -> None:
-    """Decodes the jobs of one chunk. Returning acknowledges the message, so it returns after the last commit."""
+def generate(body: str, queue: str) -> None:
+    """Decodes the jobs of one message. Returning acknowledges the message, so it returns after the last commit.
+
+    `worker.messages` has checked its envelope and gives its body as it came.
+    """
     assert _runtime is not None, "the worker was not initialised"
     if _runtime.is_stopping:
         raise Reject("the worker is stopping", requeue=True)
     try:
-        message = ChunkMessage.model_validate(chunk)
-    except ValidationError as error:
-        # Its jobs stay queued in the database: the outbox sends them to a worker of their version.
-        logger.error("a message that this version cannot read was dropped: %s", error)
-        raise Reject("unreadable message", requeue=False) from error
-    if message.version not in READABLE_VERSIONS:
-        logger.error("a message of version %s was dropped; this worker reads %s", message.version, READABLE_VERSIONS)
-        raise Reject("message of another version", requeue=False)
+        chunk = read_chunk(body)
+    except UnreadableMessage as problem:
+        # Its jobs, if it has any, stay queued in the database, and are sent again.
+        BOX.put(queue, str(problem), decoded_text(body))
+        return
     try:
-        _runtime.process(message)
+        _runtime.process(chunk, queue)
     except RetryAborted as error:
         raise Reject(f"the worker is stopping: {error}", requeue=True) from error
 
@@ -63,6 +66,9 @@ def notify(state: Any) -> None:  # noqa: ARG001
 @signals.worker_init.connect
 def _start(**kwargs: Any) -> None:  # noqa: ARG001
     global _runtime
+    restrict_commands(Panel.data, frozenset({NOTIFY_COMMAND}))
+    for name in set(app.tasks) - {TASK_NAME}:
+        del app.tasks[name]  # Celery's own
     settings = Settings()
     try:
         database = open_database(settings.database_url)

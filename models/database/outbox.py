@@ -14,8 +14,7 @@ from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, tupl
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, is_older_than
 from models.database.live_workers import chunks_in_flight
-from models.message import ChunkMessage, JobMessage
-from models.params import GenerationParams
+from models.message import ChunkMessage, SentJob
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
 from models.settings import DEFAULT_CONCURRENCY, NUM_PRIORITIES
@@ -74,7 +73,7 @@ def chunk_size(num_left: int, num_in_flight: int) -> int:
 
 def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any]]:
     columns = (
-        Job.id, Job.run_id, Job.prompt, Job.messages, Job.chat, Job.created_at, Job.params, Job.seed, Job.priority,
+        Job.id, Job.run_id, Job.prompt, Job.messages, Job.chat, Job.params, Job.seed, Job.priority,
         Job.is_suspect,
     )  # fmt: skip
     statement = (
@@ -109,7 +108,7 @@ def _chunks(rows: list[Row[Any]], num_left: int, num_in_flight: int) -> Iterator
         end = start + 1
         while end < min(start + size, len(rows)) and _travels_with(first, rows[end]):
             end += 1
-        jobs = [_job_message(row) for row in rows[start:end]]
+        jobs = [_sent_job(row) for row in rows[start:end]]
         yield ChunkMessage(run_id=first.run_id, model=first.model, priority=first.priority, jobs=jobs)
         start = end
 
@@ -119,7 +118,7 @@ def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
     return first.run_id == other.run_id and not other.is_suspect
 
 
-def _job_message(row: Row[Any]) -> JobMessage:
-    params = GenerationParams.model_validate({**row.params, "seed": row.seed})
-    given = {"prompt": row.prompt, "messages": row.messages, "chat": row.chat, "created_at": row.created_at}
-    return JobMessage(id=row.id, params=params, **{name: value for name, value in given.items() if value is not None})
+def _sent_job(row: Row[Any]) -> SentJob:
+    params = {**row.params, "seed": row.seed}
+    given = {"prompt": row.prompt, "messages": row.messages, "chat": row.chat}
+    return SentJob(id=row.id, params=params, **{name: value for name, value in given.items() if value is not None})

@@ -32,4 +32,6 @@ class Run(Base):
     num_failed: Mapped[int] = mapped_column(default=0)
     num_cancelled: Mapped[int] = mapped_column(default=0)
     num_expired: Mapped[int] = mapped_column(default=0)
+    paused_at: Mapped[datetime | None]  # set: its jobs are neither sent nor claimed
+    max_running: Mapped[int | None]  # jobs that run at once, over all workers; null: any number
     completion_tokens: Mapped[int] = mapped_column(BigId, default=0)  # over all its stored results

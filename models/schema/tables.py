@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models.schema.base import Base
+from models.schema.dead_letter import DeadLetter
 from models.schema.job import Job
 from models.schema.job_event import JobEvent, JobTransition
 from models.schema.result import Environment, Result
@@ -10,4 +11,6 @@ from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from models.schema.worker import Worker
 
-__all__ = ["Base", "Environment", "Job", "JobEvent", "JobTransition", "Result", "Run", "TokenTrace", "Worker"]
+__all__ = [
+    "Base", "DeadLetter", "Environment", "Job", "JobEvent", "JobTransition", "Result", "Run", "TokenTrace", "Worker",
+]  # fmt: skip

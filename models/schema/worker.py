@@ -22,6 +22,7 @@ class Worker(Base):
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]  # last sign of life
     stopped_at: Mapped[datetime | None]  # set when it shut down in order; null after a crash
+    draining_since: Mapped[datetime | None]  # set by a person: it ends when its jobs have ended
     tokens_per_second: Mapped[float]  # generated, over the last seconds
     num_steps: Mapped[int] = mapped_column(BigId)  # engine steps since the start
     mean_running: Mapped[float]  # sequences per step since the start

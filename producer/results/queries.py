@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, Row, column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
 from models.database.live_workers import is_alive
+from models.schema.dead_letter import DeadLetter
 from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
@@ -156,6 +157,14 @@ def live_workers(database: Engine) -> list[Row[Any]]:
     """The rows of the workers that have given a sign of life lately."""
     with database.begin() as connection:
         return list(connection.execute(select(Worker).where(is_alive()).order_by(Worker.name)))
+
+
+def dead_letters(database: Engine) -> tuple[int, Row[Any] | None]:
+    """The number of messages that workers put aside, and the row of the newest."""
+    with database.begin() as connection:
+        count = connection.execute(select(func.count()).select_from(DeadLetter)).scalar_one()
+        newest = connection.execute(select(DeadLetter).order_by(DeadLetter.id.desc()).limit(1)).first()
+    return count, newest
 
 
 def waiting_by_model(database: Engine) -> dict[str, int]:

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -16,9 +17,9 @@ from models.settings import Settings
 from producer.errors import UsageError
 from producer.home import holder_of, home_options
 from producer.model_files.generation_defaults import defaults_text, model_defaults
-from producer.render import to_json
+from producer.render import to_json, visible
 from producer.results.database import readable_database
-from producer.results.queries import live_workers, recent_runs
+from producer.results.queries import dead_letters, live_workers, recent_runs
 from producer.results.run_tables import decoded_line, resume_line, unserved_lines
 from producer.runs.broker import check_broker, hide_password
 from producer.runs.model_check import check_model, small_files
@@ -116,7 +117,8 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     workers = live_workers(database)
     for worker in workers:
         speed = f"{worker.tokens_per_second:,.0f} tokens/s"
-        yield Finding("worker", True, f"{worker.name} on {worker.device} serves {worker.model}, {speed}")
+        end = ", and ends when its jobs have ended" if worker.draining_since is not None else ""
+        yield Finding("worker", True, f"{worker.name} on {worker.device} serves {worker.model}, {speed}{end}")
     if settings.broker is not None or settings.database is not None:
         for line in unserved_lines(database):
             yield Finding("queue", False, line)
@@ -124,6 +126,20 @@ def _workers(settings: Settings) -> Iterator[Finding]:
         yield from _embedded_runs(database, settings)
     if not workers:
         yield Finding("worker", True, "none is running")
+    yield from _dead_letters(database)
+
+
+def _dead_letters(database: Engine) -> Iterator[Finding]:
+    """The messages that workers put aside: a fault of some program, or a stranger's."""
+    count, newest = dead_letters(database)
+    if newest is not None:
+        named = "" if newest.job_id is None else f" for job {newest.job_id}"
+        yield Finding(
+            "messages",
+            datetime.now(UTC) - newest.at > timedelta(days=1),  # an old one is no reason to fail
+            f"{count:,} dead letters; the newest, of {newest.at:%Y-%m-%d %H:%M:%S} UTC{named} in {newest.queue}: "
+            f"{visible(newest.reason)}; see the table dead_letters, and `producer prune` deletes old ones",
+        )
 
 
 def _embedded_runs(database: Engine, settings: Settings) -> Iterator[Finding]:

@@ -1,13 +1,14 @@
-"""`producer prune`: deletes old runs, or their traces alone, in short transactions."""
+"""`producer prune`: deletes old runs and dead letters, or old traces alone, in short transactions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import ColumnElement, Engine, delete, func, select
 
-from models.database.clock import read_timestamp
+from models.database.clock import database_timestamp, read_timestamp
+from models.schema.dead_letter import DeadLetter
 from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
@@ -28,17 +29,22 @@ def prune_runs(settings: Settings, older_than: str, *, traces_only: bool, is_dry
     database = existing_database(settings)
     run_ids = _old_runs(database, age)
     num_jobs, num_traces = _count(database, run_ids)
+    num_letters = 0 if traces_only else _count_letters(database, age)
     what = f"{num_traces:,} trace rows of {len(run_ids):,} runs" if traces_only else (
         f"{len(run_ids):,} runs with {num_jobs:,} jobs and {num_traces:,} trace rows"
+        + (f", and {num_letters:,} dead letters" if num_letters else "")
     )  # fmt: skip
     if as_json:
         gone = {"runs": 0 if traces_only else len(run_ids), "jobs": 0 if traces_only else num_jobs}
-        print(to_json({**gone, "trace_rows": num_traces, "dry_run": is_dry}))  # noqa: T201
+        print(to_json({**gone, "trace_rows": num_traces, "dead_letters": num_letters, "dry_run": is_dry}))  # noqa: T201
     if is_dry:
         say(f"would delete {what}")
         return
     for run_id in run_ids:
         _prune_run(database, run_id, traces_only=traces_only)
+    if num_letters:
+        with database.begin() as connection:
+            connection.execute(delete(DeadLetter).where(_is_old(age)))
     say(f"deleted {what}")
     if database.dialect.name == "sqlite" and num_traces:
         say("the file keeps its size and reuses the space; VACUUM would shrink it")
@@ -49,6 +55,15 @@ def _old_runs(database: Engine, age: timedelta) -> list[str]:
     with database.connect() as connection:
         statement = finished.where(Run.finished_at < read_timestamp(connection) - age)
         return list(connection.execute(statement).scalars())
+
+
+def _is_old(age: timedelta) -> ColumnElement[bool]:
+    return DeadLetter.at < database_timestamp(age.total_seconds())
+
+
+def _count_letters(database: Engine, age: timedelta) -> int:
+    with database.connect() as connection:
+        return connection.execute(select(func.count()).select_from(DeadLetter).where(_is_old(age))).scalar_one()
 
 
 def _count(database: Engine, run_ids: Sequence[str]) -> tuple[int, int]:

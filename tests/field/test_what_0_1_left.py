@@ -81,4 +81,9 @@ def test_a_message_of_0_1_is_read() -> None:
     assert chunk.jobs[0].prompt == "Once upon a time" and chunk.jobs[1].messages == [
         {"role": "user", "content": "Hello"}
     ]
-    assert [str(job.params.strategy) for job in chunk.jobs] == ["greedy", "nucleus", "beam", "sample"]
+    assert [(job.params or {}).get("strategy", "greedy") for job in chunk.jobs] == [
+        "greedy",
+        "nucleus",
+        "beam",
+        "sample",
+    ]

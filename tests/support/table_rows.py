@@ -18,11 +18,13 @@ from worker.storage.reaper import Reaper
 RUN_ID = "20261101-000000-abcdef"
 
 
-def insert_run(database: Engine, num_jobs: int, *, run_id: str = RUN_ID, **columns: Any) -> list[int]:
+def insert_run(
+    database: Engine, num_jobs: int, *, run_id: str = RUN_ID, model: str = "toy", **columns: Any
+) -> list[int]:
     """Inserts a run with queued jobs; returns the job ids. `columns` are of each job."""
     now = datetime.now(UTC)
     run = {
-        "id": run_id, "model": "toy", "state": RunState.RUNNING, "created_at": now, "source": "test",
+        "id": run_id, "model": model, "state": RunState.RUNNING, "created_at": now, "source": "test",
         "content_hash": run_id, "seed": 1, "num_jobs": num_jobs,
     }  # fmt: skip
     jobs = [

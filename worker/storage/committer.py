@@ -12,7 +12,8 @@ from queue import Empty, SimpleQueue
 
 from sqlalchemy.exc import DBAPIError
 
-from worker.storage.job_store import Claim, FinishedJob, JobStore
+from worker.storage.claims import Claim
+from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.outages import DatabaseOutages, RetryAborted
 
 logger = logging.getLogger(__name__)

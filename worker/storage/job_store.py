@@ -6,37 +6,22 @@ Knows neither the engine nor what happens while the database is away: its errors
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, func, select, update
+from sqlalchemy import Connection, CursorResult, Engine, update
 
-from models.database.backoff import is_due
 from models.database.bulk_insert import to_json, without_nul
-from models.database.clock import database_timestamp, lease_end, read_timestamp
+from models.database.clock import database_timestamp, read_timestamp
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
-from models.schema.job import Job, rows_to_change
+from models.schema.job import Job
 from models.states import JobState
 from worker.engine.request import Completion, RequestOutput
+from worker.storage.claims import Claim, Claiming, UnreadableRow, held_claims, in_statements
 from worker.storage.losses import RUNS_ALONE, counted_loss
 from worker.storage.result_rows import insert_results, insert_traces, reserve_result_ids
-
-#: Parameters of one statement; both databases take at least this many.
-IDS_PER_STATEMENT = 10_000
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A job that this worker may run: it holds the lease of this attempt."""
-
-    job_id: int
-    run_id: str
-    attempt: int
-    num_crashes: int  # processes that died while they ran it
-    is_suspect: bool  # it may have killed them, so it runs alone
-    created_at: datetime
 
 
 @dataclass(frozen=True)
@@ -54,39 +39,32 @@ class JobStore:
     believed dead and wakes up, changes nothing. Locks are taken in the order of job ids, as everywhere.
     """
 
-    def __init__(self, database: Engine, worker: str, lease_seconds: float) -> None:
+    def __init__(self, database: Engine, worker: str, lease_seconds: float, model: str | None = None) -> None:
         self._database = database
         self._worker = worker
-        self._lease_seconds = lease_seconds
+        self._claiming = Claiming(worker, model, lease_seconds)
         self.environment_id: str | None = None  # of the engine that decodes its results
 
-    def claim(self, job_ids: Sequence[int]) -> list[Claim]:
-        """Claims those of the jobs that are queued, due and before their deadline."""
-        statement = (
-            update(Job)
-            .where(
-                rows_to_change(
-                    Job.id.in_(job_ids),
-                    Job.state == JobState.QUEUED,
-                    (Job.expires_at.is_(None)) | (Job.expires_at > database_timestamp()),
-                    is_due(),
-                )
-            )
-            .values(
-                state=JobState.RUNNING,
-                state_reason="claimed",
-                attempts=Job.attempts + 1,
-                worker=self._worker,
-                started_at=func.coalesce(Job.started_at, database_timestamp()),
-                lease_expires_at=lease_end(self._lease_seconds),
-                retry_at=None,
-                error=None,
-                error_code=None,
-            )
-            .returning(Job.id, Job.run_id, Job.attempts, Job.num_crashes, Job.is_suspect, Job.created_at)
-        )
+    def claim(self, job_ids: Collection[int]) -> list[Claim]:
+        """Claims those of the jobs that are queued, of an open run and before their deadline, in the order of ids.
+
+        A job whose row cannot be decoded is failed.
+        """
         with self._database.begin() as connection:
-            return [Claim(*row) for row in connection.execute(statement)]
+            found = self._claiming.claim(connection, job_ids)
+            unreadable = [row for row in found if isinstance(row, UnreadableRow)]
+            for row in unreadable:
+                ending = _ending(JobState.FAILED, row.problem, "InvalidRequest")
+                connection.execute(update(Job).where(Job.id == row.job_id).values(ending))
+            for run_id, num_failed in sorted(Counter(row.run_id for row in unreadable).items()):
+                add_counts(connection, run_id, {COUNT_OF_STATE[JobState.FAILED]: num_failed})
+            close_runs(connection, {row.run_id for row in unreadable})
+        return [claim for claim in found if isinstance(claim, Claim)]
+
+    def strangers(self, job_ids: Collection[int]) -> dict[int, str]:
+        """Those of the jobs that are not this worker's at all, each with the reason."""
+        with self._database.connect() as connection:
+            return dict(self._claiming.strangers(connection, job_ids))
 
     def lost(self, claims: Sequence[Claim]) -> list[Claim]:
         """The claims that no longer hold: cancelled, or given to another worker after the lease ran out."""
@@ -200,31 +178,6 @@ class JobStore:
             output.prompt_hash,
             None if output.prompt_text is None else without_nul(output.prompt_text),
         )
-
-
-def held_claims(
-    connection: Connection, worker: str, claims: Sequence[Claim], *, lock: bool = False, skip_locked: bool = False
-) -> set[Claim]:
-    """The claims that this worker still holds: its jobs are neither cancelled nor given away.
-
-    With `lock` they stay so until the transaction ends.
-    """
-    held: set[tuple[int, int]] = set()
-    for ids in in_statements([claim.job_id for claim in claims]):
-        # By id alone, so that PostgreSQL uses the primary key: other indexes hold every job that ever ran.
-        statement = select(Job.id, Job.attempts, Job.state, Job.worker).where(Job.id.in_(ids)).order_by(Job.id)
-        if lock:
-            statement = statement.with_for_update(skip_locked=skip_locked)
-        for job_id, attempt, state, holder in connection.execute(statement):
-            if state == JobState.RUNNING and holder == worker:
-                held.add((job_id, attempt))
-    return {claim for claim in claims if (claim.job_id, claim.attempt) in held}
-
-
-def in_statements(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Splits ids into one statement's worth each."""
-    for start in range(0, len(ids), IDS_PER_STATEMENT):
-        yield ids[start : start + IDS_PER_STATEMENT]
 
 
 def count_rows(result: Any) -> int:

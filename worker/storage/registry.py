@@ -15,7 +15,7 @@ from models.database.clock import database_timestamp, lease_end
 from models.schema.job import Job
 from models.schema.result import Environment
 from models.schema.worker import Worker
-from worker.storage.job_store import Claim, held_claims, in_statements
+from worker.storage.claims import Claim, held_claims, in_statements
 
 
 class Registry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from producer.prompts.validation import check
 from producer.runs.writer import write
 from worker.celery import chunk_body
 from worker.engine_process.protocol import Submit
+from worker.messages.chunk import differences, read_chunk
+from worker.storage.job_store import JobStore
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Go"}]
@@ -323,9 +326,11 @@ def test_what_is_nested_as_deeply_as_is_allowed_is_stored_and_travels(database: 
 
     def send(chunk: ChunkMessage) -> None:
         written_body: str = kombu_json.dumps([[chunk_body(chunk)], {}, None])  # type: ignore[no-untyped-call]
-        body: Any = kombu_json.loads(written_body)  # type: ignore[no-untyped-call]
-        jobs = ChunkMessage.model_validate(body[0][0]).jobs
-        arrived.extend(pickle.loads(pickle.dumps(Submit(tuple(jobs), 5))).jobs)  # as the engine's process gets it
+        read = read_chunk(base64.b64encode(written_body.encode()).decode())
+        claims = JobStore(database, "worker", 30.0).claim([job.id for job in read.jobs])
+        assert list(differences(read, claims, chunk.model)) == []
+        jobs = tuple(claim.job for claim in claims)
+        arrived.extend(pickle.loads(pickle.dumps(Submit(jobs, 5))).jobs)  # as the engine's process gets it
 
     send_outbox(database, send)
     drafts = drafts_of(submission.path)

@@ -34,7 +34,7 @@ def test_every_job_is_sent_once_and_in_full(database: Engine) -> None:
     assert send_outbox(database, broker) == 100
     assert broker.job_ids == job_ids
     job = broker.sent[0].jobs[0]
-    assert (job.prompt, job.params.seed) == ("prompt 0", 0)
+    assert (job.prompt, job.params and job.params["seed"]) == ("prompt 0", 0)
     assert send_outbox(database, broker) == 0
     assert None not in column_of(database, Job.sent_at)
 

@@ -72,7 +72,7 @@ def test_only_jobs_that_die_alone_fail(
 ) -> None:
     """Real processes die at each stage: the neighbours succeed, and the engine starts no more often than is due."""
     prompts = ["healthy"] * 5 + poison + ["healthy"] * 5
-    job_ids = insert_run(sqlite_database, len(prompts))
+    job_ids = insert_run(sqlite_database, len(prompts), model=str(tmp_path / "starts"))
     with sqlite_database.begin() as connection:
         for job_id, prompt in zip(job_ids, prompts, strict=True):
             connection.execute(update(Job).where(Job.id == job_id).values(prompt=prompt))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from threading import Thread
 
+from models.message import JobMessage, SentJob
+from models.params import GenerationParams
 from worker.in_flight import InFlightJobs
-from worker.storage.job_store import Claim
+from worker.storage.claims import Claim
 
 
 def claim_of(job_id: int, attempt: int = 1) -> Claim:
-    return Claim(job_id, "run", attempt, num_crashes=0, is_suspect=False, created_at=datetime.now(UTC))
+    now, job = datetime.now(UTC), JobMessage(id=job_id, prompt="x", params=GenerationParams())
+    return Claim(job_id, "run", attempt, 0, False, now, 5, is_limited=False, row=SentJob(id=job_id), job=job)
 
 
 def test_a_chunk_waits_for_its_last_job() -> None:

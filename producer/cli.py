@@ -179,7 +179,10 @@ def report(
     write_report(connection.settings(), run, output)
 
 
-for command in (maintenance.resume, maintenance.cancel, maintenance.retry, maintenance.doctor, maintenance.prune):
+for command in (
+    maintenance.resume, maintenance.cancel, maintenance.retry, maintenance.pause, maintenance.unpause,
+    maintenance.doctor, maintenance.prune,
+):  # fmt: skip
     app.command()(command)
 db_app.command("upgrade")(maintenance.db_upgrade)
 

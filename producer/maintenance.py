@@ -71,6 +71,33 @@ def retry(
 
 
 @flat
+def pause(connection: given.DatabaseOptions, run: RequiredRun, as_json: given.AsJson = False) -> None:
+    """Keeps a run's waiting jobs from workers until `unpause`; those that run go on to their end.
+
+    The database holds the pause, so it survives restarts of workers, Redis and commands. Deadlines go on.
+
+    Example: producer pause overnight
+    """
+    from producer.runs.control import pause_run
+
+    pause_run(connection.settings(), run, as_json=as_json)
+
+
+@flat
+def unpause(connection: given.BrokerOptions, run: RequiredRun, as_json: given.AsJson = False) -> None:
+    """Gives a paused run's jobs to the workers again.
+
+    With --broker they are sent at once; otherwise workers of the database find them within a minute, and in a home
+    `producer resume` goes on with the run.
+
+    Example: producer unpause overnight --broker redis://db:6379/0
+    """
+    from producer.runs.control import unpause_run
+
+    raise typer.Exit(unpause_run(connection.settings(), run, as_json=as_json))
+
+
+@flat
 def doctor(connection: given.ConnectionOptions, as_json: given.AsJson = False) -> None:
     """Examines model, disk, Redis, database and workers, and says how to fix them.
 

@@ -30,11 +30,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _callback() -> None:
-    """Keeps `start` a subcommand while it is the only one."""
-
-
 @app.command()
 def start(
     devices: Annotated[str, typer.Option(help=help_of("device"))] = "auto",
@@ -87,6 +82,31 @@ def start(
         members = _members(assignments, environment, name or os.uname().nodename, log_level)
         raise SystemExit(WorkerGroup(members, _say, settings.parent_pid).run())
     raise SystemExit(_serve(assignments[0], given, log_level))
+
+
+@app.command()
+def drain(
+    name: Annotated[str, typer.Argument(help="the worker, as the workers table and `producer doctor` name it")],
+    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default: <home>/nocturne.db")] = None,
+    home: Annotated[Path | None, typer.Option(help="where the embedded database lies")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="until it has ended")] = False,
+) -> None:
+    """Lets a worker finish what it has, take nothing new, and end with exit code 0.
+
+    It is asked through the database, so this works from any machine. A second SIGTERM ends it at once, as ever.
+
+    Example: worker drain gpu-7 --database postgresql+psycopg://db/nocturne --wait
+    """
+    from models.database.faults import DatabaseUnavailable
+    from worker.draining import NoSuchWorker
+    from worker.draining import drain as drain_worker
+
+    try:
+        settings = read_settings(database=database, home=home)
+        _say(drain_worker(settings.database_url, name, is_awaited=wait))
+    except (DatabaseUnavailable, InvalidSettings, NoSuchWorker) as error:
+        _say(str(error))
+        raise SystemExit(EX_USAGE) from error
 
 
 def _checked(devices: str) -> str:

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 class Heartbeat:
     """One beat every `heartbeat_seconds`; `notify` looks for cancelled jobs at once.
 
-    `drop` takes the claims that the database has given away; `read_stats` returns the engine's counts.
+    `drop` takes the claims that the database has given away; `read_stats` returns the engine's counts; `drain` is
+    called when a person has asked for it in the database.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Heartbeat:
         read_stats: Callable[[], Stats],
         drop: Callable[[Sequence[Claim]], None],
         is_stopping: Event,
+        drain: Callable[[], None],
     ) -> None:
         self._interval = settings.heartbeat_seconds
         self._parent_pid = settings.parent_pid
@@ -49,6 +51,7 @@ class Heartbeat:
         self._read_stats = read_stats
         self._drop = drop
         self._is_stopping = is_stopping
+        self._drain = drain
         self._is_notified = Event()
         self._is_closed = Event()
         self._last_tokens, self._last_time = 0, 0.0
@@ -91,5 +94,7 @@ class Heartbeat:
         speed = max(0.0, (stats.num_generated_tokens - self._last_tokens) / (now - self._last_time))
         self._last_tokens, self._last_time = stats.num_generated_tokens, now
         mean_running = stats.num_sequence_steps / max(stats.num_steps, 1)
-        self._registry.heartbeat(claims, speed, stats.num_steps, mean_running)
+        is_draining = self._registry.heartbeat(claims, speed, stats.num_steps, mean_running)
         self._outages.note_available()
+        if is_draining and not self._is_stopping.is_set():
+            self._drain()

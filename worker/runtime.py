@@ -5,7 +5,9 @@ The loops beside it are in `heartbeat`, `sweeper` and `storage.committer`.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import platform
 import signal
@@ -63,6 +65,7 @@ class Runtime:
         self.device = settings.device
         self._database = database
         self._is_stopping = Event()
+        self._grace_seconds = settings.grace_seconds
         self._is_hurried = Event()
         self._jobs = InFlightJobs()
         self._batch_lock = SharedExclusiveLock()
@@ -75,10 +78,11 @@ class Runtime:
         self._supervisor = EngineSupervisor(
             settings.engine_options, self._on_output, self._on_death, self._on_lost, settings.engine_timeout
         )
-        self._committer = Committer(self._store, self._outages, self._jobs.release)
+        self._committer = Committer(self._store, self._outages, self._on_final)
         self._heartbeat = Heartbeat(
             settings, self._store, self._registry, self._outages, self._jobs,
             read_stats=lambda: self._supervisor.stats, drop=self._drop, is_stopping=self._is_stopping,
+            drain=self._drain,
         )  # fmt: skip
         self._sweeper = Sweeper(
             settings, database, self._outages, send, queue_length,
@@ -145,7 +149,7 @@ class Runtime:
 
     def shut_down(self) -> None:
         """After `stop_claiming`: gives running jobs their grace, then requeues the rest."""
-        deadline = time.monotonic() + self.settings.grace_seconds
+        deadline = time.monotonic() + self._grace_seconds
         while len(self._jobs) and time.monotonic() < deadline and not self._is_hurried.wait(0.05):
             pass
         left = self._jobs.claims()
@@ -156,6 +160,14 @@ class Runtime:
             logger.warning("%d jobs stay with this worker until their lease runs out: %s", len(left), error)
             for claim in left:
                 self._jobs.release(claim)
+
+    def _drain(self) -> None:
+        """Ends the worker as SIGTERM does, after its jobs, however long they take."""
+        if math.isinf(self._grace_seconds):
+            return  # the signal is on its way
+        logger.info("this worker is drained: it takes no more jobs and ends when its %d have ended", len(self._jobs))
+        self._grace_seconds = math.inf
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def hurry(self) -> None:
         """Ends the grace, and every wait for a database that is away."""
@@ -185,7 +197,7 @@ class Runtime:
             found |= self._outages.retry_until_available(lambda: self._store.strangers(unclaimed))
         for sent in chunk.jobs:
             if sent.id in found:
-                BOX.put(queue, found[sent.id], sent.model_dump_json(exclude_unset=True), sent.id)
+                BOX.put(queue, found[sent.id], json.dumps(sent.model_dump(exclude_unset=True)), sent.id)
 
     def _submit(self, claims: Sequence[Claim]) -> None:
         """Gives jobs to the engine, those of one priority at once."""
@@ -217,6 +229,11 @@ class Runtime:
     def _on_output(self, output: RequestOutput) -> None:
         for claim in self._jobs.claims_of([output.request_id]):
             self._committer.add(FinishedJob(claim, output))
+
+    def _on_final(self, claim: Claim) -> None:
+        self._jobs.release(claim)
+        if claim.is_limited:
+            self._sweeper.ask(claim.run_id)
 
     def _on_death(self, death: EngineDeath) -> None:
         """Requeues the jobs of a dead engine. Those that may have killed it count a loss: see `storage.losses`.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from threading import Event
+from threading import Event, Lock
 
 from sqlalchemy import Engine
 
@@ -17,6 +18,7 @@ from worker.storage.reaper import Reaper, mark_lost_messages_unsent
 logger = logging.getLogger(__name__)
 
 ADOPT_AGE_SECONDS = 60.0  # a job unsent for longer has lost its submitter
+ASKED_SECONDS = 0.02  # jobs that end within it are followed by one chunk
 LOST_MESSAGE_SECONDS = 10.0  # a job sent longer ago is claimed, or its message is in the queue or lost
 
 #: Returns the number of messages in a model's queue; raises `ConnectionError` while the broker is away.
@@ -49,13 +51,29 @@ class Sweeper:
         self._reaper = Reaper(database, settings.lease_seconds, settings.heartbeat_seconds, settings.max_attempts)
         self._is_stopping = is_stopping
         self._is_closed = Event()
+        self._lock = Lock()
+        self._asked: set[str] = set()  # runs whose jobs may be sent, since others of them ended
+        self._is_asked = Event()
 
     def close(self) -> None:
         self._is_closed.set()
+        self._is_asked.set()
+
+    def ask(self, run_id: str) -> None:
+        """Sends jobs of a run soon, rather than after the next sweep."""
+        with self._lock:
+            self._asked.add(run_id)
+        self._is_asked.set()
 
     def run(self) -> None:
         """The thread's main function."""
-        while not self._is_closed.wait(self._settings.heartbeat_seconds):
+        next_sweep = time.monotonic() + self._settings.heartbeat_seconds
+        while not self._is_closed.is_set():
+            if self._is_asked.wait(max(0.0, next_sweep - time.monotonic())):
+                self._send_asked()
+            if time.monotonic() < next_sweep or self._is_closed.is_set():
+                continue
+            next_sweep = time.monotonic() + self._settings.heartbeat_seconds
             if self._is_stopping.is_set():
                 continue
             try:
@@ -66,6 +84,15 @@ class Sweeper:
                 logger.debug("the queue's length is not known: %s", error)
             else:
                 self.send_outbox(min_age_seconds=None if num_lost else ADOPT_AGE_SECONDS)
+
+    def _send_asked(self) -> None:
+        self._is_closed.wait(ASKED_SECONDS)  # for more of them
+        with self._lock:
+            asked, self._asked = self._asked, set()
+            self._is_asked.clear()
+        if not self._is_stopping.is_set():
+            for run_id in asked:
+                self.send_outbox(run_id=run_id)
 
     def send_outbox(self, run_id: str | None = None, min_age_seconds: float | None = None) -> None:
         """Sends the jobs of the outbox; those that Redis does not take stay there for the next sweep."""

@@ -25,6 +25,9 @@ NEW_COLUMNS = (
 )
 
 
+SENT = sa.text("state = 'queued' AND sent_at IS NOT NULL")
+
+
 def upgrade() -> None:
     op.create_table(
         "dead_letters",
@@ -40,6 +43,7 @@ def upgrade() -> None:
     )
     for table, column, kind in NEW_COLUMNS:
         op.add_column(table, sa.Column(column, kind, nullable=True))
+    op.create_index("ix_jobs_sent", "jobs", ["run_id"], sqlite_where=SENT, postgresql_where=SENT)
     _replace_run_summary(revision)
 
 
@@ -47,6 +51,7 @@ def downgrade() -> None:
     _replace_run_summary(str(down_revision))
     for table, column, _ in reversed(NEW_COLUMNS):
         op.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    op.drop_index("ix_jobs_sent", "jobs")
     op.drop_table("dead_letters")
 
 

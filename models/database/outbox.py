@@ -6,10 +6,24 @@ loses one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, and_, func, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    and_,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)  # fmt: skip
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, is_older_than
@@ -18,12 +32,16 @@ from models.message import ChunkMessage, SentJob
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
 from models.settings import DEFAULT_CONCURRENCY, NUM_PRIORITIES
-from models.states import JobState
+from models.states import JobState, RunState
 
 MAX_CHUNK_JOBS = 32
 
 #: Jobs read from the database at once.
 PAGE_JOBS = 2_000
+
+#: The content of the jobs of one chunk as JSON, beside its first; and of a job that its message shows at all.
+MAX_CHUNK_BYTES = 2**20
+MAX_SHOWN_BYTES = 4 * 2**20
 
 #: Hands one chunk to the broker; raises `ConnectionError` where it is not taken.
 Send = Callable[[ChunkMessage], None]
@@ -39,21 +57,36 @@ def send_outbox(
 ) -> int:
     """Sends every unsent job that is due, of one run or of all; returns their number.
 
-    Chunks shrink towards the end of a run, so that the workers, which hold `concurrency` of them each, finish
-    together. With `min_age_seconds` a job that was never tried is left to its submitter for so long.
+    A paused run's jobs stay. Of a run with a bound on the jobs that run at once, as many are sent as there is room
+    for, whoever submitted them; workers ask again as jobs end. Chunks shrink towards the end of a run, so that the
+    workers, which hold `concurrency` of them each, finish together. With `min_age_seconds` a job that was never tried
+    is left to its submitter for so long.
     """
-    condition = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None), is_due())
+    unsent = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None), is_due())
+    num_sent = 0
+    for limited, room in _limited_runs(database, run_id):
+        num_sent += _send_all(database, send, and_(unsent, Job.run_id == limited), concurrency, room)
+    is_open = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), Run.max_running.is_(None)).correlate(Job)
+    condition = and_(unsent, is_open)
     if run_id is not None:
         condition = and_(condition, Job.run_id == run_id)
     if min_age_seconds is not None:
         condition = and_(condition, or_(is_older_than(Job.created_at, min_age_seconds), Job.attempts > 0))
+    return num_sent + _send_all(database, send, condition, concurrency)
+
+
+def _send_all(
+    database: Engine, send: Send, condition: ColumnElement[bool], concurrency: int, most: int | None = None
+) -> int:
+    """Sends the jobs that meet the condition, the most urgent first, at most so many; returns their number."""
     num_sent, num_left = 0, _count(database, condition)
     if not num_left:  # every sweep of every worker asks
         return 0
+    num_left = num_left if most is None else min(num_left, most)
     num_in_flight = chunks_in_flight(database, concurrency)
     for priority in reversed(range(NUM_PRIORITIES)):
         of_priority = rest = and_(condition, Job.priority == priority)
-        while page := _read_page(database, rest):
+        while page := _read_page(database, rest, PAGE_JOBS if most is None else min(PAGE_JOBS, most - num_sent)):
             for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_in_flight):
                 send(chunk)
             _mark_sent(database, [row.id for row in page])
@@ -71,7 +104,27 @@ def chunk_size(num_left: int, num_in_flight: int) -> int:
     return max(1, min(MAX_CHUNK_JOBS, num_left // num_in_flight))
 
 
-def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any]]:
+def _limited_runs(database: Engine, run_id: str | None) -> list[tuple[str, int]]:
+    """The open runs with a bound on the jobs that run at once, each with the number that may be sent now."""
+    limited = select(Run.id, Run.max_running).where(
+        Run.max_running.is_not(None), Run.paused_at.is_(None), Run.state == RunState.RUNNING
+    )
+    with database.begin() as connection:
+        runs = connection.execute(limited if run_id is None else limited.where(Run.id == run_id)).all()
+        rooms = [(run, (most or 0) - num_out(connection, run)) for run, most in runs]
+    return [(run, room) for run, room in rooms if room > 0]
+
+
+def num_out(connection: Connection, run_id: str) -> int:
+    """The jobs of a run that run, or whose message is on its way."""
+    count = select(func.count()).select_from(Job).where(Job.run_id == run_id)
+    running = connection.execute(count.where(Job.state == JobState.RUNNING)).scalar_one()
+    # In plain text: SQLite compares the condition of a partial index with the statement's.
+    sent = connection.execute(count.where(text("state = 'queued' AND sent_at IS NOT NULL"))).scalar_one()
+    return running + sent
+
+
+def _read_page(database: Engine, condition: ColumnElement[bool], num_jobs: int) -> list[Row[Any]]:
     columns = (
         Job.id, Job.run_id, Job.prompt, Job.messages, Job.chat, Job.params, Job.seed, Job.priority,
         Job.is_suspect,
@@ -81,7 +134,7 @@ def _read_page(database: Engine, condition: ColumnElement[bool]) -> list[Row[Any
         .join(Run, Run.id == Job.run_id)
         .where(condition)
         .order_by(Job.run_id, Job.id)
-        .limit(PAGE_JOBS)
+        .limit(num_jobs)
     )
     with database.begin() as connection:
         return list(connection.execute(statement))
@@ -105,12 +158,14 @@ def _chunks(rows: list[Row[Any]], num_left: int, num_in_flight: int) -> Iterator
     while start < len(rows):
         first = rows[start]
         size = 1 if first.is_suspect else chunk_size(num_left - start, num_in_flight)
-        end = start + 1
-        while end < min(start + size, len(rows)) and _travels_with(first, rows[end]):
-            end += 1
-        jobs = [_sent_job(row) for row in rows[start:end]]
+        jobs, num_bytes = [_sent_job(first)], _num_bytes(first)
+        for row in rows[start + 1 : start + size]:
+            num_bytes += _num_bytes(row)
+            if num_bytes > MAX_CHUNK_BYTES or not _travels_with(first, row):
+                break
+            jobs.append(_sent_job(row))
         yield ChunkMessage(run_id=first.run_id, model=first.model, priority=first.priority, jobs=jobs)
-        start = end
+        start += len(jobs)
 
 
 def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
@@ -118,7 +173,18 @@ def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
     return first.run_id == other.run_id and not other.is_suspect
 
 
+def _num_bytes(row: Row[Any]) -> int:
+    """The size of a job's content as a message shows it."""
+    params = len(row.params.get("logit_bias") or ()) * 30  # the only long one
+    if row.messages is None and row.chat is None:
+        return len(row.prompt) * (1 if row.prompt.isascii() else 6) + params
+    return len(json.dumps([row.prompt, row.messages, row.chat])) + params
+
+
 def _sent_job(row: Row[Any]) -> SentJob:
+    """The job as its message shows it. Where that would be too large it only names the row, which is decoded anyway."""
+    if _num_bytes(row) > MAX_SHOWN_BYTES:
+        return SentJob(id=row.id)
     params = {**row.params, "seed": row.seed}
     given = {"prompt": row.prompt, "messages": row.messages, "chat": row.chat}
     return SentJob(id=row.id, params=params, **{name: value for name, value in given.items() if value is not None})

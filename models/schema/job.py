@@ -44,6 +44,13 @@ class Job(Base):
             sqlite_where=text("state = 'queued' AND sent_at IS NULL"),
             postgresql_where=text("state = 'queued' AND sent_at IS NULL"),
         ),
+        # Of a run with a bound on the jobs that run at once, the outbox counts those on their way.
+        Index(
+            "ix_jobs_sent",
+            "run_id",
+            sqlite_where=text("state = 'queued' AND sent_at IS NOT NULL"),
+            postgresql_where=text("state = 'queued' AND sent_at IS NOT NULL"),
+        ),
         Index(
             "ix_jobs_expiry",
             "expires_at",

@@ -23,6 +23,7 @@ from producer.prompts.grid import Grid, label, validate
 from producer.prompts.lines import PromptLine, prompt_line
 from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.readers.record import OWN_FIELDS
+from producer.prompts.readers.source_file import FileState
 from producer.prompts.records import ReaderOptions, Record, is_table, read_records
 
 
@@ -41,6 +42,7 @@ class Submission:
     model_defaults: ModelDefaults | None = None  # the model's own, stored with each job that does not override them
     chat: ChatOptions = ChatOptions()
     keep_prompts: bool = False
+    file_state: FileState | None = None  # before its first pass; None: not looked at
     prompt_check: PromptCheck | None = None  # None: the model's files are not at hand
 
     @property

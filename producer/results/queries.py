@@ -41,6 +41,9 @@ JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "chat", "top_log
 #: The state of a run that was begun and that no worker decodes now.
 INTERRUPTED = "interrupted"
 
+#: The state of a run that a person has paused.
+PAUSED = "paused"
+
 #: `jobs.state_reason` of a job that went back to the queue with its worker.
 INTERRUPTED_REASONS = ("interrupted", "the worker stopped")
 
@@ -52,7 +55,7 @@ class RunProgress:
     id: str
     name: str | None
     model: str
-    state: str  # queued, running, interrupted or finished
+    state: str  # queued, running, paused, interrupted or finished
     source: str
     created_at: datetime
     finished_at: datetime | None
@@ -67,6 +70,7 @@ class RunProgress:
     tokens_per_second: float  # now, of the workers that serve its model
     mean_running: float  # sequences per decode step, mean over those workers
     num_workers: int
+    max_running: int | None  # jobs that run at once
 
     @property
     def num_final(self) -> int:
@@ -128,13 +132,16 @@ def run_progress(database: Engine, run_id: str) -> RunProgress:
         tokens_per_second=sum(worker.tokens_per_second for worker in workers),
         mean_running=sum(worker.mean_running for worker in workers) / max(len(workers), 1),
         num_workers=len(workers),
+        max_running=run.max_running,
     )
 
 
 def _shown_state(connection: Connection, run: Row[Any], num_running: int, num_workers: int) -> str:
-    """`finished`, `running` only while a worker has jobs of it, `interrupted` when that worker is gone, or `queued`."""
+    """`finished`, `paused`, `running` only while a worker has jobs of it, `interrupted` without any, or `queued`."""
     if run.state == RunState.FINISHED:
         return str(RunState.FINISHED)
+    if run.paused_at is not None:
+        return PAUSED
     if num_running and num_workers:
         return str(JobState.RUNNING)
     if num_workers:
@@ -172,7 +179,7 @@ def waiting_by_model(database: Engine) -> dict[str, int]:
     statement = (
         select(Run.model, func.count())
         .join(Job, Job.run_id == Run.id)
-        .where(Job.state == JobState.QUEUED)
+        .where(Job.state == JobState.QUEUED, Run.paused_at.is_(None))
         .group_by(Run.model)
     )
     with database.begin() as connection:

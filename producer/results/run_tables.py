@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from models.settings import Settings
 from producer.home import Holder, holder_of, home_options
 from producer.render import table, to_json
-from producer.results.queries import RunProgress, unserved_models
+from producer.results.queries import PAUSED, RunProgress, unserved_models
 
 COLUMNS = (
     "run", "name", "state", "jobs", "succeeded", "failed", "cancelled", "expired", "running", "queued", "tokens",
@@ -32,6 +32,7 @@ def runs_table(runs: Sequence[RunProgress]) -> Table:
 def progress_line(progress: RunProgress, eta: str) -> str:
     """One line about a run in progress."""
     return (
+        f"{'paused: ' if progress.state == PAUSED else ''}"
         f"{progress.num_final:,} of {progress.num_jobs:,} jobs done, {final_counts(progress)}, "
         f"{progress.running:,} running, {progress.tokens_per_second:,.0f} tokens/s, {eta}"
     )
@@ -65,11 +66,22 @@ def decoded_line(holder: Holder) -> str:
 def open_run_lines(database: Engine, runs: Sequence[RunProgress], settings: Settings) -> list[str]:
     """The lines about the runs that are not finished: who decodes them, or the way to go on."""
     if settings.broker is not None or settings.database is not None:
-        return unserved_lines(database)
+        paused = [paused_line(run, settings) for run in runs if run.state == PAUSED]
+        return paused + unserved_lines(database)
     holder = holder_of(settings.home)
     idle = [run for run in runs if not run.is_finished and (holder is None or holder.run != run.id)]
     lines = [decoded_line(holder)] if holder is not None else []
-    return lines + [resume_line(run, home_options(settings)) for run in idle]
+    return lines + [_idle_line(run, settings) for run in idle]
+
+
+def paused_line(run: RunProgress, settings: Settings) -> str:
+    """The advice about a run that a person has paused."""
+    running = f", {run.running:,} jobs still run" if run.running else ""
+    return f"run {run.id} is paused{running}; go on with: producer unpause {run.id}{home_options(settings)}"
+
+
+def _idle_line(run: RunProgress, settings: Settings) -> str:
+    return paused_line(run, settings) if run.state == PAUSED else resume_line(run, home_options(settings))
 
 
 def unserved_lines(database: Engine) -> list[str]:

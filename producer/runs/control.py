@@ -1,11 +1,11 @@
-"""`producer cancel` and `producer retry`: changes to jobs that are already submitted."""
+"""`producer cancel`, `retry`, `pause` and `unpause`: changes to jobs that are already submitted."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, func, update
 
 from models.database.clock import database_timestamp
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
@@ -14,13 +14,16 @@ from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, RunState
 from producer.console import say
+from producer.errors import UsageError
+from producer.home import home_options
 from producer.options import OutputOptions
 from producer.render import to_json
-from producer.results.queries import find_job, find_run
+from producer.results.queries import PAUSED, find_job, find_run, run_progress
+from producer.results.run_tables import paused_line, resume_line
 from producer.runs.broker import notify
 from producer.runs.database import existing_database
 from producer.runs.embedded import embedded_broker
-from producer.runs.lifecycle import resume_run
+from producer.runs.lifecycle import resume_run, send_jobs
 
 #: The states that a retry leads out of.
 UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
@@ -50,6 +53,50 @@ def retry_jobs(
     count = requeue(database, run_id, states or UNSUCCESSFUL)
     say(f"{count:,} jobs of run {run_id} queued again")
     return resume_run(settings, run_id, output_options)
+
+
+def pause_run(settings: Settings, reference: str, *, as_json: bool) -> None:
+    """Keeps a run's queued jobs from workers; those that run go on to their end. Raises `UsageError`."""
+    database = existing_database(settings)
+    run_id = find_run(database, reference)
+    if run_progress(database, run_id).is_finished:
+        raise UsageError(f"run {run_id} is finished: there is nothing to pause")
+    set_paused(database, run_id, is_paused=True)
+    progress = run_progress(database, run_id)
+    if as_json:
+        print(to_json({"id": run_id, "queued": progress.queued, "running": progress.running}))  # noqa: T201
+    say(f"{paused_line(progress, settings)}; {progress.queued:,} jobs wait")
+
+
+def unpause_run(settings: Settings, reference: str, *, as_json: bool) -> int:
+    """Gives a paused run's jobs to workers again; returns the exit code. Raises `UsageError`."""
+    database = existing_database(settings)
+    run_id = find_run(database, reference)
+    if run_progress(database, run_id).state != PAUSED:
+        raise UsageError(f"run {run_id} is not paused")
+    set_paused(database, run_id, is_paused=False)
+    broker = settings.broker or embedded_broker(settings)
+    if as_json:
+        print(to_json({"id": run_id, "queued": run_progress(database, run_id).queued}))  # noqa: T201
+    if broker is not None:
+        return send_jobs(settings.model_copy(update={"broker": broker}), database, run_id)
+    if settings.database is not None:
+        say(f"run {run_id} is no longer paused; workers find its jobs within a minute, or at once with --broker")
+    else:
+        say(resume_line(run_progress(database, run_id), home_options(settings)))
+    return 0
+
+
+def set_paused(database: Engine, run_id: str, *, is_paused: bool) -> None:
+    """Pauses a run, or ends its pause: its messages were not taken meanwhile, so all its jobs are sent again."""
+    with database.begin() as connection:
+        if is_paused:
+            paused_at = func.coalesce(Run.paused_at, database_timestamp())
+            connection.execute(update(Run).where(Run.id == run_id).values(paused_at=paused_at))
+            return
+        queued = rows_to_change(Job.run_id == run_id, Job.state == JobState.QUEUED, Job.sent_at.is_not(None))
+        connection.execute(update(Job).where(queued).values(sent_at=None))
+        connection.execute(update(Run).where(Run.id == run_id).values(paused_at=None))
 
 
 def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tuple[int, int]:

@@ -19,8 +19,8 @@ from producer.home import holder_of, home_options
 from producer.model_files.generation_defaults import defaults_text, model_defaults
 from producer.render import to_json, visible
 from producer.results.database import readable_database
-from producer.results.queries import dead_letters, live_workers, recent_runs
-from producer.results.run_tables import decoded_line, resume_line, unserved_lines
+from producer.results.queries import PAUSED, dead_letters, live_workers, recent_runs
+from producer.results.run_tables import decoded_line, paused_line, resume_line, unserved_lines
 from producer.runs.broker import check_broker, hide_password
 from producer.runs.model_check import check_model, small_files
 from producer.runs.valkey import embedded_version
@@ -148,5 +148,7 @@ def _embedded_runs(database: Engine, settings: Settings) -> Iterator[Finding]:
     if holder is not None:
         yield Finding("run", True, decoded_line(holder))
     for run in recent_runs(database):
-        if not run.is_finished and (holder is None or holder.run != run.id):
+        if run.state == PAUSED:
+            yield Finding("run", True, paused_line(run, settings))
+        elif not run.is_finished and (holder is None or holder.run != run.id):
             yield Finding("run", False, resume_line(run, home_options(settings)))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
-from shutil import copyfileobj
 from sys import stdin
 
 from sqlalchemy import Engine
@@ -24,9 +23,11 @@ from producer.prompts.dry_run import show_dry_run
 from producer.prompts.grid import Grid
 from producer.prompts.job_drafts import Submission
 from producer.prompts.prompt_check import PromptCheck
+from producer.prompts.readers.source_file import FileState, private_copy, readable_twice
 from producer.prompts.validation import ValidationReport, check, write_invalid
 from producer.render import to_json, visible
-from producer.results.queries import find_run, run_progress
+from producer.results.queries import PAUSED, RunProgress, find_run, run_progress
+from producer.results.run_tables import paused_line
 from producer.runs.broker import check_broker, send_run
 from producer.runs.database import check_usable, existing_database, ready_database, writable_database
 from producer.runs.decoding import EXIT_FAILED_JOBS, EXIT_OK, attach, decode, show_end
@@ -35,7 +36,7 @@ from producer.runs.device_check import check_device
 from producer.runs.embedded import LocalServices
 from producer.runs.interruption import Interruption, run_interruptibly
 from producer.runs.model_check import check_model, check_submitted_model, fetch_weights, small_files
-from producer.runs.writer import SubmitResult, find_unfinished, write
+from producer.runs.writer import SubmitResult, bound, find_unfinished, write
 
 
 def run_here(
@@ -128,7 +129,7 @@ def submit_run(
         result = _write(submission, report, database, submit_options)
     told = to_json({"id": result.run_id, "new": result.num_new, "already_there": result.num_known})
     print(told if as_json else result.run_id, flush=True)  # noqa: T201 - before sending: the run is stored even if that fails
-    return _send(settings, database, result.run_id)
+    return send_jobs(settings, database, result.run_id)
 
 
 def resume_run(settings: Settings, reference: str | None, output_options: OutputOptions) -> int:
@@ -140,13 +141,16 @@ def resume_run(settings: Settings, reference: str | None, output_options: Output
     if settings.broker is not None:
         check_broker(settings.broker)
         named = None if reference is None else find_run(database, reference)
-        return _send(settings, database, named, as_json=output_options.json)
+        if named is not None:
+            _check_unpaused(run_progress(database, named), settings)
+        return send_jobs(settings, database, named, as_json=output_options.json)
     run_id = find_run(database, reference)
     progress = run_progress(database, run_id)
     if progress.is_finished:
         say(f"run {run_id} is finished: nothing to resume")
         show_end(database, progress, replace(output_options, quiet=True), settings, is_short=True)
         return EXIT_OK
+    _check_unpaused(progress, settings)
     check_device(settings.device)
     settings = settings.model_copy(update={"model": progress.model})
 
@@ -159,6 +163,12 @@ def resume_run(settings: Settings, reference: str | None, output_options: Output
             return decode(local, database, run_id, output_options, settings)
 
     return run_interruptibly(resume)
+
+
+def _check_unpaused(progress: RunProgress, settings: Settings) -> None:
+    """Raises `UsageError` for a run that a person has paused: it would wait, and nobody could say for what."""
+    if progress.state == PAUSED:
+        raise UsageError(paused_line(progress, settings))
 
 
 def _write_or_resume(
@@ -175,6 +185,10 @@ def _write_or_resume(
         run_id = _write(submission, report, database, submit_options).run_id
     else:
         run_id = unfinished.id
+        if unfinished.paused_at is not None:
+            raise UsageError(f"run {run_id} has the same content and is paused; go on with: producer unpause {run_id}")
+        if submit_options.max_running is not None:
+            bound(database, run_id, submit_options.max_running)
         done = run_progress(database, run_id).num_final
         say(f"going on with run {run_id}: {done:,} of {unfinished.num_jobs:,} jobs are done")
     return run_id
@@ -189,13 +203,14 @@ def _write(
         database,
         expires_after=submit_options.expires_after(),
         on_duplicate=submit_options.on_duplicate,
+        max_running=submit_options.max_running,
     )
     if result.num_known:
         say(f"run {result.run_id}: {result.num_known:,} already there, {result.num_new:,} new")
     return result
 
 
-def _send(settings: Settings, database: Engine, run_id: str | None, *, as_json: bool = False) -> int:
+def send_jobs(settings: Settings, database: Engine, run_id: str | None, *, as_json: bool = False) -> int:
     """Sends the outbox; returns the exit code. A failure is reported with the command that resumes."""
     try:
         num_sent = send_run(settings, database, run_id)
@@ -266,17 +281,22 @@ def _submission(
         chat=input_options.chat_options(),
         keep_prompts=submit_options.keep_prompts,
     )
-    if isinstance(source, Path) and str(source) != "-":
-        if source.is_dir():
-            raise UsageError(f"{source} is a directory; give a file of prompts")
-        yield submission
-        return
-    with tempfile.NamedTemporaryFile(prefix="stdin-", suffix=".jsonl") as copy:
-        if isinstance(source, Path):
-            copyfileobj(stdin.buffer, copy)
-        else:
-            lines = ({"custom_id": f"prompt-{number}", "prompt": text} for number, text in enumerate(source, 1))
-            copy.writelines(f"{json.dumps(line)}\n".encode() for line in lines)
+    with _source_file(source) as (path, shown):
+        if not isinstance(source, Path):
             submission = replace(submission, reader=replace(submission.reader, format="jsonl"))
-        copy.flush()
-        yield replace(submission, path=Path(copy.name), source="stdin" if isinstance(source, Path) else "--prompt")
+        yield replace(submission, path=path, source=shown, file_state=FileState.of(path))
+
+
+@contextmanager
+def _source_file(source: Path | Sequence[str]) -> Iterator[tuple[Path, str | None]]:
+    """A file that can be read twice, and the name for messages where that is another one. Raises `UsageError`."""
+    if not isinstance(source, Path):
+        lines = ({"custom_id": f"prompt-{number}", "prompt": text} for number, text in enumerate(source, 1))
+        with private_copy(BytesIO(b"".join(f"{json.dumps(line)}\n".encode() for line in lines)), ".jsonl") as copy:
+            yield copy, "--prompt"
+    elif str(source) == "-":
+        with private_copy(stdin.buffer, ".jsonl") as copy:
+            yield copy, "stdin"
+    else:
+        with readable_twice(source) as path:
+            yield path, None if path == source else str(source)

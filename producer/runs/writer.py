@@ -19,6 +19,7 @@ from models.schema.run import Run
 from models.states import JobState, RunState
 from producer.errors import InvalidInput, UsageError
 from producer.prompts.job_drafts import JobDraft, Submission, read_lines
+from producer.prompts.readers.source_file import changed, check_unchanged
 from producer.prompts.validation import MAX_ERRORS_SHOWN, ValidationReport
 
 ROWS_PER_INSERT = 2_000
@@ -49,6 +50,7 @@ def write(
     *,
     expires_after: timedelta | None = None,
     on_duplicate: str = "skip",
+    max_running: int | None = None,
 ) -> SubmitResult:
     """Writes the new jobs in one transaction; sends nothing. Raises `UsageError`.
 
@@ -61,13 +63,17 @@ def write(
         run_seed = _run_seed(submission, existing)
         if existing is None:
             _insert_run(connection, submission, report, run_id, run_seed, created_at)
-        new = _new_jobs(connection, submission, report, run_id if existing is not None else None, run_seed)
+        if max_running is not None:
+            connection.execute(update(Run).where(Run.id == run_id).values(max_running=max_running))
+        drafts = _SecondPass(submission, report)
+        new = _new_jobs(connection, submission, iter(drafts), run_id if existing is not None else None, run_seed)
         common = _common_values(connection, run_id, created_at, expires_after)
         num_new = 0
         while batch := list(islice(new, ROWS_PER_INSERT)):
             rows = [(*common, *_own_values(draft, submission, run_seed)) for draft in batch]
             insert_rows(connection, "jobs", COMMON_COLUMNS + OWN_COLUMNS, rows)
             num_new += len(rows)
+        drafts.check()
         if existing is not None:
             if on_duplicate == "error" and num_new < report.num_jobs:
                 raise UsageError(
@@ -76,6 +82,12 @@ def write(
                 )
             _reopen_run(connection, run_id, num_new)
     return SubmitResult(run_id, num_new, report.num_jobs - num_new)
+
+
+def bound(database: Engine, run_id: str, max_running: int) -> None:
+    """Bounds the jobs of a run that run at once."""
+    with database.begin() as connection:
+        connection.execute(update(Run).where(Run.id == run_id).values(max_running=max_running))
 
 
 def find_unfinished(database: Engine, content_hash: str) -> Run | None:
@@ -138,12 +150,38 @@ def _reopen_run(connection: Connection, run_id: str, num_new: int) -> None:
         connection.execute(update(Run).where(Run.id == run_id).values(values))
 
 
+class _SecondPass:
+    """The file's jobs with their lines, read once more to be written; `check` compares this pass with the first."""
+
+    def __init__(self, submission: Submission, report: ValidationReport) -> None:
+        self._submission = submission
+        self._report = report
+        self._num_jobs = 0
+
+    def __iter__(self) -> Iterator[tuple[int, JobDraft]]:
+        for line in read_lines(self._submission, self._report.duplicate_hashes, {}):
+            if line.problem is None:
+                for draft in line.drafts:
+                    self._num_jobs += 1
+                    yield line.number, draft
+
+    def check(self) -> None:
+        """Raises `UsageError` for a file that changed meanwhile: its jobs are not those that were checked."""
+        shown = self._submission.shown_path
+        if self._num_jobs != self._report.num_jobs:
+            raise UsageError(changed(shown, f": {self._report.num_jobs:,} jobs at first, then {self._num_jobs:,}"))
+        if self._submission.file_state is not None:
+            check_unchanged(self._submission.path, self._submission.file_state, shown)
+
+
 def _new_jobs(
-    connection: Connection, submission: Submission, report: ValidationReport, existing_id: str | None, run_seed: int
+    connection: Connection,
+    submission: Submission,
+    drafts: Iterator[tuple[int, JobDraft]],
+    existing_id: str | None,
+    run_seed: int,
 ) -> Iterator[JobDraft]:
     """The file's jobs that the existing run lacks; all jobs without such a run. Raises `InvalidInput`."""
-    lines = (line for line in read_lines(submission, report.duplicate_hashes, {}) if line.problem is None)
-    drafts = ((line.number, draft) for line in lines for draft in line.drafts)
     if existing_id is None:
         yield from (draft for _, draft in drafts)
         return

@@ -25,7 +25,8 @@ from models.states import FINAL_STATES, JobState, RunState, Strategy
 from producer.runs.control import cancel, requeue
 from tests.support.table_rows import insert_run, output_of
 from worker.engine.request import InvalidRequest, RequestOutput
-from worker.storage.job_store import Claim, FinishedJob, JobStore
+from worker.storage.claims import Claim
+from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE, MAX_WORKERS_LOST_ALONE
 from worker.storage.reaper import Reaper, mark_lost_messages_unsent
 from worker.storage.registry import Registry

@@ -1,4 +1,4 @@
-"""Whatever lies in a queue of ours: it is read, or put aside for good with its reason, and the worker goes on."""
+"""Messages of every kind in a queue of ours: each is read, or put aside for good, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 from celery.worker.request import Request
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 from sqlalchemy import Engine, func, select, update
@@ -26,7 +26,9 @@ from models.schema.job import Job
 from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, Strategy
-from tests.conftest import TOY_MODEL, Producer
+from producer.runs.doctor import examine
+from producer.runs.prune import prune_runs
+from tests.conftest import TOY_MODEL
 from tests.nights import hostile
 from tests.nights.hostile import (
     BODIES,
@@ -121,12 +123,14 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.one_of(st.binary(), JSON.map(lambda value: json.dumps(value).encode())))
 def test_no_item_of_a_queue_raises(item: bytes) -> None:
     if checked_item(KEY, item) is None:
         assert len(BOX.take()[0]) == 1
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["headers", "properties", "body", "content-type", "content-encoding"]), JSON),
     st.dictionaries(st.sampled_from(["task", "id", "compression", "eta", "expires"]), JSON),
@@ -142,6 +146,7 @@ def test_a_message_with_any_fields_is_read_or_put_aside(whole: Any, headers: Any
     assert json.loads(celery_view(envelope)["body"])[0] == [envelope["body"], QUEUE]
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_any_body_is_a_chunk_or_unreadable(content: Any) -> None:
     for body in (body_of(content), body_of([[content], {}, {}])):
@@ -149,6 +154,7 @@ def test_any_body_is_a_chunk_or_unreadable(content: Any) -> None:
             read_chunk(body)
 
 
+@settings(deadline=None)
 @given(st.one_of(st.binary(), JSON.map(lambda value: json.dumps({"body": body_of(value)}).encode())))
 def test_no_broadcast_raises(item: bytes) -> None:
     assert checked_broadcast(item) == b""
@@ -182,21 +188,26 @@ def test_the_box_and_the_table_are_bounded(database: Engine) -> None:
     assert (newest.num_bytes, len(newest.beginning)) == (20_000, MAX_BEGINNING)
 
 
-def test_doctor_shows_dead_letters_and_prune_deletes_old_ones(producer: Producer, sqlite_database: Engine) -> None:
-    url = sqlite_database.url.render_as_string()
-    DeadLetterStore(sqlite_database, "worker").add([vars(Letter("generate.v2.toy", "old", 1, "x"))])
-    with sqlite_database.begin() as connection:
+def test_doctor_shows_dead_letters_and_prune_deletes_old_ones(
+    database: Engine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    settings = Settings(database=url, model=str(TOY_MODEL), home=tmp_path)
+    DeadLetterStore(database, "worker").add([vars(Letter("generate.v2.toy", "old", 1, "x"))])
+    with database.begin() as connection:
         connection.execute(update(DeadLetter).values(at=datetime.now(UTC) - timedelta(days=40)))
-    DeadLetterStore(sqlite_database, "worker").add([vars(Letter("generate.v2.toy", "its task is another", 1, "x", 7))])
-    found = producer("doctor", "--database", url, "--model", TOY_MODEL, "--home", "home", exit_code=1).stdout
-    assert "BAD  messages" in found and "2 dead letters; the newest" in found
-    assert "for job 7 in generate.v2.toy: its task is another" in found
-    kept = producer("prune", "--older-than", "30d", "--dry-run", "--json", "--database", url)
-    assert json.loads(kept.stdout)["dead_letters"] == 1 and "1 dead letters" in kept.stderr
-    producer("prune", "--older-than", "30d", "--traces-only", "--database", url)
-    assert len(column_of(sqlite_database, DeadLetter.id)) == 2
-    producer("prune", "--older-than", "30d", "--database", url)
-    assert column_of(sqlite_database, DeadLetter.reason) == ["its task is another"]
+    assert [finding.is_ok for finding in examine(settings) if finding.part == "messages"] == [True]
+    DeadLetterStore(database, "worker").add([vars(Letter("generate.v2.toy", "its task is another", 1, "x", 7))])
+    (finding,) = [finding for finding in examine(settings) if finding.part == "messages"]
+    assert not finding.is_ok and finding.message.startswith("2 dead letters; the newest")
+    assert "for job 7 in generate.v2.toy: its task is another" in finding.message
+    prune_runs(settings, "30d", traces_only=False, is_dry=True, as_json=True)
+    said = capsys.readouterr()
+    assert json.loads(said.out)["dead_letters"] == 1 and "1 dead letters" in said.err
+    prune_runs(settings, "30d", traces_only=True, is_dry=False, as_json=False)
+    assert len(column_of(database, DeadLetter.id)) == 2
+    prune_runs(settings, "30d", traces_only=False, is_dry=False, as_json=False)
+    assert column_of(database, DeadLetter.reason) == ["its task is another"]
 
 
 @pytest.mark.parametrize(
@@ -218,9 +229,10 @@ def test_the_row_is_decoded_whatever_its_message_says(database: Engine, name: st
     params = GenerationParams(strategy=Strategy.SAMPLE, temperature=0.5)
     insert_run(database, 2, params=params.stored)
     sent: list[ChunkMessage] = []
-    send_outbox(database, sent.append)
+    assert send_outbox(database, sent.append) == 2
     honest = sent[0].model_dump(exclude_unset=True)
     whole = {key: value for key, value in forged.items() if key in honest}
+    honest["jobs"] = [job.model_dump(exclude_unset=True) for each in sent for job in each.jobs]
     job = honest["jobs"][0] | {key: value for key, value in forged.items() if key not in honest}
     chunk = ChunkMessage.model_validate({**honest, **whole, "jobs": [job, honest["jobs"][1]]})
     claims = JobStore(database, "worker", 30.0, model=MODEL).claim([job.id for job in chunk.jobs])
@@ -280,6 +292,10 @@ def test_a_worker_goes_on_whatever_it_is_sent(broker: str, redis_server: Any, sq
         engine = worker.engine
         wait_until(lambda: queue_length(app, MODEL) == 0)
         broadcast_everything(app, redis)
+        for key in (QUEUE, "unacked", "unacked_index"):
+            redis.delete(key)
+            redis.set(key, "no queue at all")
+        wait_until(lambda: not redis.exists(QUEUE))
         assert send_outbox(database, lambda chunk: send_chunk(app, chunk)) == NUM_JOBS - 1  # job 1 is done
         wait_until(lambda: set(column_of(database, Job.state)) == {JobState.SUCCEEDED})
         wait_until(lambda: redis.hlen("unacked") == 0)
@@ -289,7 +305,7 @@ def test_a_worker_goes_on_whatever_it_is_sent(broker: str, redis_server: Any, sq
         ((queues,),) = [inspect.active_queues().values()]
         assert {queue["name"] for queue in queues} == {queue_name(MODEL, 1), queue_name(MODEL, 2)}
         assert worker.engine.pid == engine.pid and worker.process.poll() is None
-        num_put_aside = len(ENVELOPES) + len(BODIES) + 1
+        num_put_aside = len(ENVELOPES) + len(BODIES) + 1 + 3  # and the keys
         wait_until(lambda: len(column_of(database, DeadLetter.id)) == num_put_aside)
     reasons = column_of(database, DeadLetter.reason)
     for _, _, reason in [*ENVELOPES, *BODIES]:

@@ -26,7 +26,7 @@ from tests.nights.protocol_machine import ProtocolMachine
 from tests.nights.protocol_world import MAX_ATTEMPTS, Clock, MakeReaper, SimulatedWorker, World, careful_reaper
 from tests.nights.stepped_clock import replace_postgresql_clock, replace_sqlite_clocks, set_postgresql_clock
 from worker.storage import losses
-from worker.storage.job_store import Claim
+from worker.storage.claims import Claim
 from worker.storage.reaper import Reaper
 
 NUM_STEPS = 25

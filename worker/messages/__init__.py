@@ -1,1 +1,1 @@
-"""What arrives from Redis: read strictly into chunks and control commands, or kept as a dead letter."""
+"""Messages from Redis: read strictly into chunks and control commands, or kept as dead letters."""

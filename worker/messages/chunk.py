@@ -81,5 +81,5 @@ def _content(sent: SentJob, row: SentJob) -> Iterator[tuple[str, Any, Any]]:
         yield "params", str(error).splitlines()[-1], "other ones"
         return
     stored = GenerationParams.model_validate(row.params).stored
-    for name in sorted(said.keys() | stored.keys()):
+    for name in sorted(said.keys() | stored.keys(), key=lambda name: (name != "strategy", name)):
         yield f"params.{name}", said.get(name, "nothing"), stored.get(name, "nothing")

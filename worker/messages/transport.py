@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from redis import Redis
 from redis.client import PubSub
+from redis.exceptions import ResponseError
 
 from models.message import TASK_NAME
 from worker.messages.broadcast import read_broadcast
@@ -67,9 +71,24 @@ class CheckedMessage(virtual.Message):
 class CheckedQoS(redis.QoS):
     """Drops what is no message from the messages that wait for their acknowledgement, rather than stop at it."""
 
+    def append(self, message: Any, delivery_tag: str) -> None:
+        try:
+            with self.channel.without_foreign_keys():
+                super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+        except Empty:
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            with self.channel.without_foreign_keys():
+                super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except Empty:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         try:
-            super().restore_by_tag(tag, client, leftmost)  # type: ignore[no-untyped-call]
+            with suppress(Empty), self.channel.without_foreign_keys():
+                super().restore_by_tag(tag, client, leftmost)  # type: ignore[no-untyped-call]
         except (ValueError, TypeError, RecursionError) as error:
             BOX.put(self.unacked_key, f"it cannot be restored: {error}", str(tag))
             self._remove_from_indices(tag).execute()  # type: ignore[no-untyped-call]
@@ -83,6 +102,33 @@ class Channel(redis.Channel):
 
     def _get_client(self) -> type[CheckedRedis]:
         return CheckedRedis
+
+    def _brpop_read(self, **options: Any) -> Any:
+        with self.without_foreign_keys():
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def without_foreign_keys(self) -> Iterator[None]:
+        """Deletes keys of ours that hold something else, where that is what Redis complains of. Raises `Empty` then."""
+        try:
+            yield
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._delete_foreign_keys()
+            raise Empty from error
+
+    def _delete_foreign_keys(self) -> None:
+        wanted = dict.fromkeys(
+            (self._q_for_pri(queue, step) for queue in self.active_queues for step in self.priority_steps),  # type: ignore[no-untyped-call]
+            b"list",
+        )
+        wanted |= {self.unacked_key: b"hash", self.unacked_index_key: b"zset"}
+        with self.conn_or_acquire() as client:
+            for key, kind in wanted.items():
+                if (found := client.type(key)) not in (kind, b"none"):
+                    BOX.put(key, f"the key holds a {found.decode()}, and not a {kind.decode()}", b"")
+                    client.delete(key)
 
 
 class Transport(redis.Transport):

@@ -64,7 +64,7 @@ class Claiming:
         self._lease_seconds = lease_seconds
 
     def claim(self, connection: Connection, job_ids: Collection[int]) -> list[Claim | UnreadableRow]:
-        """Takes those of the jobs that are queued, due, of an open run and before their deadline; one statement, mostly."""
+        """Takes those of the jobs that are queued, due, of an open run and in time; one statement, mostly."""
         rows = self._update(connection, job_ids, Run.max_running.is_(None))
         claims = [_read(row, is_limited=False) for row in rows]
         if len(claims) < len(job_ids):
@@ -75,7 +75,7 @@ class Claiming:
     def strangers(self, connection: Connection, job_ids: Collection[int]) -> Iterator[tuple[int, str]]:
         """Those of the jobs that are not this worker's at all, each with the reason."""
         statement = select(Job.id, Run.model).join(Run, Run.id == Job.run_id).where(Job.id.in_(job_ids))
-        models = dict(connection.execute(statement).tuples().all())
+        models = dict(connection.execute(statement).all())
         for job_id in job_ids:
             if job_id not in models:
                 yield job_id, f"job {job_id} is not in this database"
@@ -87,7 +87,7 @@ class Claiming:
     ) -> list[Row[Any]]:
         """Claims what is queued, where the run meets the condition."""
         of_model = [] if self._model is None else [Run.model == self._model]
-        run = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), *of_model, condition)
+        run = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), *of_model, condition).correlate(Job)
         is_in_time = or_(Job.expires_at.is_(None), Job.expires_at > database_timestamp())
         statement = (
             update(Job)

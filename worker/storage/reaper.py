@@ -19,7 +19,8 @@ from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
 from models.states import JobState, RunState
-from worker.storage.job_store import count_rows, in_statements
+from worker.storage.claims import in_statements
+from worker.storage.job_store import count_rows
 from worker.storage.losses import lost_worker
 
 #: A living worker's lease is not watched as long as more than this part of it is left.
@@ -126,7 +127,7 @@ def mark_lost_messages_unsent(database: Engine, model: str, min_age_seconds: flo
     Call only after seeing the queue empty: a job sent `min_age_seconds` ago and still unclaimed has lost its
     message, because a message taken out of the queue is claimed at once.
     """
-    of_model = select(Run.id).where(Run.model == model, Run.state == RunState.RUNNING)
+    of_model = select(Run.id).where(Run.model == model, Run.state == RunState.RUNNING, Run.paused_at.is_(None))
     statement = (
         update(Job)
         .where(

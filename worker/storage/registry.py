@@ -32,6 +32,7 @@ class Registry:
         row = {
             "host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs,
             "started_at": database_timestamp(), "seen_at": database_timestamp(), "stopped_at": None,
+            "draining_since": None,
             "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
         }  # fmt: skip
         # A worker of the same name may be starting at this moment: the second one updates its row.
@@ -50,8 +51,8 @@ class Registry:
             connection.execute(insert(Environment).values(id=environment_id, **environment))
         return environment_id
 
-    def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> None:
-        """Renews this worker's leases, then records that it lives."""
+    def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> bool:
+        """Renews this worker's leases, then records that it lives; returns whether a person has it drained."""
         self._renew(claims)
         # A person who has locked the row must not hold up the leases.
         row = select(Worker.name).where(Worker.name == self._worker).with_for_update(skip_locked=True)
@@ -60,8 +61,10 @@ class Registry:
             "mean_running": mean_running,
         }  # fmt: skip
         with self._database.begin() as connection:
-            connection.execute(update(Worker).where(Worker.name.in_(row)).values(values))
+            alive = update(Worker).where(Worker.name.in_(row)).values(values).returning(Worker.draining_since)
+            draining_since = connection.execute(alive).scalar()
         self.num_beats += 1
+        return draining_since is not None
 
     def sign_off(self) -> None:
         """Records that the worker ended in order."""

@@ -14,7 +14,8 @@ from models.schema.job import Job
 from models.schema.run import Run
 from models.states import JobState, RunState
 from tests.support.table_rows import column_of, end_waits, insert_run, release_leases_that_are_over
-from worker.storage.job_store import Claim, JobStore
+from worker.storage.claims import Claim
+from worker.storage.job_store import JobStore
 from worker.storage.reaper import Reaper, mark_lost_messages_unsent
 from worker.storage.registry import Registry
 

@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=3000)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", nargs="*", default=[], help="accidents of these kinds; default: all")
     parser.add_argument("--quick", action="store_true", help="leases of 2 s, so that a short soak has many losses")
     given = parser.parse_args()
     jobs = mixed_jobs(given.jobs)
@@ -190,7 +191,7 @@ def main() -> None:
         topology = stack.enter_context(Topology(folder, url, settings=SETTINGS if given.quick else DEFAULTS))
         expected = undisturbed(jobs)
         soak = stack.enter_context(Soak(topology, given.seed))
-        counts = soak.run(jobs, expected, lambda _, seconds: seconds > given.seconds)
+        counts = soak.run(jobs, expected, lambda _, seconds: seconds > given.seconds, given.kinds)
         print(json.dumps(counts, indent=1))  # noqa: T201
     sys.exit(any(counts[name] for name in WRONG))
 

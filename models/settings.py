@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
+import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import Field, PrivateAttr, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from models.config_file import ConfigFileProblem, config_path, read_config_file
 from models.engine_options import EngineOptions
 from models.model_name import canonical_model
 
@@ -22,7 +18,7 @@ DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
 DEFAULT_PRIORITY = 5
 DEFAULT_CONCURRENCY = 32
 NUM_PRIORITIES = 10  # 0 … 9, 9 goes first
-CONFIG_FILE = "nocturne.toml"  # in the working directory
+ENVIRONMENT_PREFIX = "NOCTURNE_"
 
 #: The options whose names are not their settings'.
 OPTION_OF = {"grace_seconds": "grace", "worker_name": "name"}
@@ -35,7 +31,9 @@ class Settings(EngineOptions, BaseSettings):
     that over the default.
     """
 
-    model_config = SettingsConfigDict(env_prefix="NOCTURNE_", extra="ignore", toml_file=CONFIG_FILE)
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="ignore")
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     model: str = DEFAULT_MODEL  # hub id or folder
     database: str | None = None  # SQLAlchemy URL; None: <home>/nocturne.db
@@ -63,7 +61,12 @@ class Settings(EngineOptions, BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The sources in the order of their precedence."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _file_values())
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """By setting: the option, the environment variable or the file that its value comes from; none for defaults."""
+        return self._origins
 
     @property
     def engine_options(self) -> EngineOptions:
@@ -101,30 +104,36 @@ class InvalidSettings(Exception):
 
 def read_settings(**flags: Any) -> Settings:
     """Settings with the given flags on top of the environment and the file. Raises `InvalidSettings`."""
-    _check_config_file()
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**given)
+        settings._origins.update((name, _origin(name, given)) for name in settings.model_fields_set)
+    except ConfigFileProblem as problem:
+        raise InvalidSettings(str(problem)) from problem
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        source = f"NOCTURNE_{name.upper()} (or {name} in {CONFIG_FILE})"
-        if flags.get(name) is not None:
-            source = f"--{option_of(name)}"
-        problem = first["msg"].lower().removeprefix("value error, ")
-        raise InvalidSettings(f"{source}: {problem}, got {first['input']!r}") from error
+        problem_text = first["msg"].lower().removeprefix("value error, ")
+        raise InvalidSettings(f"{_origin(name, given)}: {problem_text}, got {first['input']!r}") from error
+    return settings
 
 
-def _check_config_file() -> None:
-    """Raises `InvalidSettings` for a file that is not TOML or names an unknown setting."""
-    path = Path(CONFIG_FILE)
-    if not path.is_file():
-        return
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSettings(f"{path} is not TOML: {error}") from error
+def _origin(name: str, flags: dict[str, Any]) -> str:
+    """The place of a setting's value, as a person finds it."""
+    if name in flags:
+        return f"--{option_of(name)}"
+    variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
+    if any(given.upper() == variable for given in os.environ):
+        return f"{variable} of the environment"
+    return f"{name} in {config_path()}"
+
+
+def _file_values() -> dict[str, Any]:
+    """The file's settings. Raises `ConfigFileProblem`, for an unknown one too."""
+    given = read_config_file()
     for name in given:
         if name not in Settings.model_fields:
             near = get_close_matches(name, Settings.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(Settings.model_fields)}"
-            raise InvalidSettings(f"{path}: {name} is no setting; {hint}")
+            raise ConfigFileProblem(f"{config_path()}: {name} is no setting; {hint}")
+    return given

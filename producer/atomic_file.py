@@ -1,9 +1,15 @@
-"""Files that appear whole or not at all: a temporary file beside the target replaces it at the end."""
+"""The one way in which a file that a person names is written: whole or not at all, with the rights it has to have.
+
+A regular file is replaced at the end by a temporary one beside it; a new one has the rights of the umask, an old one
+keeps its own. Pipes, terminals and the like are written to as they stand. Links are refused, block devices too.
+"""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +17,95 @@ from typing import Any
 
 from producer.errors import UsageError
 
+#: The process's own descriptors by name; on Linux these are links.
+DESCRIPTORS = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)|/dev/(stdin|stdout|stderr)")
+STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
+
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Any]:
-    """A text file that replaces `target` when the block ends without an exception. Raises `UsageError`."""
+    """A text file that is at `target` when the block ends without an exception. Raises `UsageError`."""
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        with _opened(target) as file:
             yield file
-        os.chmod(temporary, 0o644)
+    except BrokenPipeError:
+        raise  # the reader had enough; the command ends as it does for stdout
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def check_target(target: Path) -> None:
+    """Raises `UsageError` for a file that `atomic_file` would refuse, before a night is spent on its content."""
+    if not DESCRIPTORS.fullmatch(os.path.abspath(target)):
+        _status(target)
+
+
+@contextmanager
+def _opened(target: Path) -> Iterator[Any]:
+    if match := DESCRIPTORS.fullmatch(os.path.abspath(target)):
+        number = STANDARD[match[3]] if match[3] else int(match[1] or match[2])
+        with _as_text(os.dup(number)) as file:
+            yield file
+        return
+    status = _status(target)
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        with _as_text(os.open(target, os.O_WRONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)) as file:
+            yield file
+        return
+    with _replacing(target, status) as file:
+        yield file
+
+
+def _status(target: Path) -> os.stat_result | None:
+    """The status of what may be written to, or None where there is nothing yet. Raises `UsageError`."""
+    try:
+        status = os.lstat(target)
+    except FileNotFoundError:
+        return None
+    if (kind := _unfit(target, status.st_mode)) is not None:
+        raise UsageError(f"cannot write {target}: it is {kind}")
+    if stat.S_ISREG(status.st_mode) and not os.access(target, os.W_OK):
+        raise UsageError(f"cannot write {target}: its rights forbid it; chmod u+w {target}, or give another file")
+    return status
+
+
+def _unfit(target: Path, mode: int) -> str | None:
+    """The kind of a thing that is not written to. Pipes and devices such as /dev/null and terminals are."""
+    if stat.S_ISLNK(mode):
+        return f"a link to {os.readlink(target)}; give the file itself"
+    if stat.S_ISDIR(mode):
+        return "a folder; give a file in it"
+    if stat.S_ISBLK(mode):
+        return "a block device; give a file"
+    return "a socket; give a file" if stat.S_ISSOCK(mode) else None
+
+
+@contextmanager
+def _replacing(target: Path, status: os.stat_result | None) -> Iterator[Any]:
+    """A new file beside the target, which it replaces at the end."""
+    temporary = target.with_name(f".nocturne-{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666 if status is None else 0o600)
+    try:
+        with _as_text(descriptor) as file:
+            if status is not None:
+                _copy_rights(descriptor, status)
+            yield file
+            file.flush()
+            os.fsync(descriptor)
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _copy_rights(descriptor: int, status: os.stat_result) -> None:
+    """The owner only where this process may give files away: root does not take a user's file from them."""
+    own = os.fstat(descriptor)
+    if os.geteuid() == 0 and (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & 0o777)
+
+
+def _as_text(descriptor: int) -> Any:
+    return os.fdopen(descriptor, "w", encoding="utf-8", newline="")

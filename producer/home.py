@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -17,6 +18,7 @@ import psutil
 
 from models.settings import Settings
 from producer.console import say
+from producer.private_files import open_private, read_private_json, write_private_json
 
 WAIT_SECONDS = 0.2
 
@@ -37,9 +39,9 @@ class Holder:
 def holder_of(home: Path) -> Holder | None:
     """The process that decodes in the home now, if any."""
     try:
-        holder = Holder(**json.loads((home / "lock").read_text(encoding="utf-8")))
+        holder = Holder(**read_private_json(home / "lock"))
         is_alive = abs(psutil.Process(holder.pid).create_time() - holder.created) < 1
-    except (OSError, ValueError, TypeError, psutil.Error):
+    except (ValueError, TypeError, OverflowError, psutil.Error):
         return None  # a file of 0.1 is empty
     return holder if is_alive else None
 
@@ -49,6 +51,30 @@ def home_options(settings: Settings) -> str:
     if settings.database is not None:
         return ""
     return f" --home {settings.home}" if str(settings.home) != ".nocturne" else ""
+
+
+def noted_processes(path: Path) -> list[psutil.Process]:
+    """The processes of a noted file that still run; none where the file is torn."""
+    noted = read_private_json(path)
+    found = []
+    for entry in noted if isinstance(noted, list) else []:
+        with suppress(ValueError, TypeError, OverflowError, psutil.Error):
+            pid, created = entry
+            process = psutil.Process(pid)
+            if abs(process.create_time() - created) < 1:  # else another process has the number now
+                found.append(process)
+    return found
+
+
+def note_processes(path: Path, pids: list[int]) -> None:
+    """Writes down the processes of a producer, for the next one in its home to end if it is killed."""
+    write_private_json(path, [(pid, psutil.Process(pid).create_time()) for pid in pids])
+
+
+def remove_noted(path: Path) -> None:
+    """Removes the file, whatever is in its place."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 class HomeLock:
@@ -61,7 +87,7 @@ class HomeLock:
 
     def acquire(self, sleep: Callable[[float], None]) -> None:
         """Waits for the lock, and says for whom; `sleep` may raise to end the waiting."""
-        file = (self._home / "lock").open("a+", encoding="utf-8")
+        file = open_private(self._home / "lock", "a+")
         told = ""
         while not _try_lock(file):
             other = holder_of(self._home)

@@ -26,6 +26,7 @@ from models.settings import (
     read_settings,
 )
 from models.states import JobState
+from producer.atomic_file import check_target
 from producer.duration import parse_duration
 from producer.errors import LineProblem, UsageError
 from producer.prompts.conversations import ChatOptions, check_template_kwargs
@@ -88,6 +89,7 @@ class OutputOptions:
             )
         if not os.access(self.output.parent, os.W_OK) or self.output.is_dir():
             raise UsageError(f"-o {self.output}: {self.output.parent} is no folder that can be written; give another")
+        check_target(self.output)
 
     @property
     def output_format(self) -> str:

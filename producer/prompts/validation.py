@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from models.chat import content_text, keyed_messages
 from models.states import Strategy
+from producer.atomic_file import atomic_file
 from producer.errors import InvalidInput, UsageError
 from producer.prompts.duplicate_ids import DuplicateFinder
 from producer.prompts.job_drafts import JobDraft, Line, Submission, read_lines
@@ -76,13 +77,10 @@ def invalid_path(submission: Submission) -> Path:
 def write_invalid(submission: Submission, report: ValidationReport) -> Path:
     """Writes the bad lines with their errors; returns the file. Raises `UsageError`."""
     path = invalid_path(submission)
-    try:
-        with path.open("w", encoding="utf-8") as file:
-            for line in read_lines(submission, report.duplicate_hashes, {}):
-                if line.problem is not None:
-                    _write_invalid_line(file, line)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    with atomic_file(path) as file:
+        for line in read_lines(submission, report.duplicate_hashes, {}):
+            if line.problem is not None:
+                _write_invalid_line(file, line)
     return path
 
 

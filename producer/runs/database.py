@@ -11,10 +11,13 @@ from models.database.faults import database_name
 from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
+from producer.private_files import make_private_database
 
 
 def upgraded_database(settings: Settings) -> Engine:
     """The database, made or upgraded to this version's schema; a database of somebody else's is left as it is."""
+    if settings.database is None:
+        make_private_database(settings.embedded_database)
     database = open_database(settings.database_url)
     upgrade(database)
     return database

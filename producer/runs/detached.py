@@ -17,6 +17,7 @@ from producer.console import say
 from producer.errors import UsageError
 from producer.home import holder_of, home_options
 from producer.options import OutputOptions
+from producer.private_files import make_home, open_private
 from producer.render import to_json
 
 START_SECONDS = 20.0
@@ -29,7 +30,7 @@ def decode_detached(settings: Settings, run_id: str, output_options: OutputOptio
     holder = holder_of(home)
     if holder is not None and holder.run == run_id:
         raise UsageError(f"{holder} is decoding already; watch it with: producer resume {run_id}")
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_home(home)
     log = home / "run.log"
     given = settings.model_copy(update={"home": home}).model_dump(exclude_none=True)
     if "grace_seconds" not in settings.model_fields_set:
@@ -40,7 +41,7 @@ def decode_detached(settings: Settings, run_id: str, output_options: OutputOptio
         "NOCTURNE_RUN_LOG": str(log),
     }
     wanted = [] if output_options.output is None else ["-o", str(output_options.output.absolute())]
-    with log.open("ab") as file:
+    with open_private(log, "ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "producer", "resume", run_id, *wanted],
             env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,

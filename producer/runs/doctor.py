@@ -51,6 +51,7 @@ def show_findings(settings: Settings, *, as_json: bool) -> int:
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """A finding for every part, in the order in which one would fix them."""
+    yield Finding("settings", True, _origins(settings))
     model = _try("model", lambda: (check_model(settings.model), None))
     yield model
     if model.is_ok:
@@ -60,6 +61,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
     database_ok = yield from _database(settings)
     if database_ok:
         yield from _workers(settings)
+
+
+def _origins(settings: Settings) -> str:
+    """The options, the variables and the file that set something."""
+    return ", ".join(f"{name} by {origin}" for name, origin in sorted(settings.origins.items())) or "defaults alone"
 
 
 def _try(part: str, look: Callable[[], tuple[str, str | None]]) -> Finding:

@@ -6,14 +6,12 @@ is stopped before. One at a time decodes in a home; another one waits.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
-import tempfile
 import time
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +28,11 @@ from models.schema.job import Job, rows_to_change
 from models.schema.worker import Worker
 from models.settings import Settings
 from models.states import JobState
+from producer.console import say
 from producer.errors import UsageError
-from producer.home import HomeLock
+from producer.home import HomeLock, note_processes, noted_processes, remove_noted
+from producer.private_files import keep_folder_private, make_home, open_private
+from producer.redis_socket import RedisSocket, running_socket
 from producer.runs.child_signals import end_with_parent
 from producer.runs.interruption import Interruption
 from producer.runs.valkey import server_executable
@@ -41,13 +42,14 @@ STOP_SECONDS = 15.0  # beyond the grace of running answers
 POLL_SECONDS = 0.05
 WORKER_NAME = "local"
 GRACE_SECONDS = 5.0  # a person waits for it
-MAX_SOCKET_PATH = 90  # Unix socket paths end at about 107 bytes
+APPEND_ONLY_FOLDER, OLD_APPEND_ONLY = "appendonlydir", "redis.aof"  # the second is that of Redis 6
+PRIVATE_UMASK = 0o077
 
 
 def embedded_broker(settings: Settings) -> str | None:
     """The URL of the embedded Redis, while a `producer run` runs in the same home."""
-    socket = _socket_path(settings.home.absolute())
-    return f"redis+socket://{socket}" if socket.exists() else None
+    socket = running_socket(settings.home.absolute())
+    return f"redis+socket://{socket}" if socket is not None else None
 
 
 class LocalServices:
@@ -59,7 +61,8 @@ class LocalServices:
         self._redis: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._lock = HomeLock(self._home)
-        self._socket = _socket_path(self._home)
+        self._redis_socket = RedisSocket(self._home)
+        self._socket = self._redis_socket.path
         has_grace = "grace_seconds" in settings.model_fields_set
         self.settings = settings.model_copy(
             update={
@@ -72,10 +75,7 @@ class LocalServices:
         self._has_own_redis = settings.broker is None
 
     def __enter__(self) -> Self:
-        try:
-            self._home.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and answers are private
-        except OSError as error:
-            raise UsageError(f"cannot make the home {self._home}: {error.strerror}; give another --home") from error
+        make_home(self._home)  # prompts and answers are private
         self._lock.acquire(self.interruption.checked_sleep)
         try:
             self._stop_leftovers()
@@ -95,8 +95,8 @@ class LocalServices:
         self.stop_worker()
         if self._redis is not None:
             self._stop(self._redis, STOP_SECONDS)
-        self._pid_file.unlink(missing_ok=True)
-        self._socket.unlink(missing_ok=True)
+        remove_noted(self._pid_file)
+        self._redis_socket.remove()
         self._lock.release()
 
     def note_run(self, run_id: str) -> None:
@@ -146,7 +146,7 @@ class LocalServices:
             },
             "NOCTURNE_PARENT_PID": str(os.getpid()),
         }
-        log = (self._home / "worker.log").open("ab")
+        log = open_private(self._home / "worker.log", "ab")
         # A session of its own, so that a Ctrl-C at the terminal reaches the producer alone.
         command = worker_command("start", "--devices", self.settings.device)
         self._worker = subprocess.Popen(
@@ -171,30 +171,45 @@ class LocalServices:
 
     def _stop_leftovers(self) -> None:
         """Kills the processes that a killed producer left behind."""
-        if not self._pid_file.exists():
-            return
-        for pid, created in json.loads(self._pid_file.read_text()):
-            try:
-                process = psutil.Process(pid)
-                if abs(process.create_time() - created) < 1:  # else another process has the number now
-                    processes = [process, *process.children(recursive=True)]
-                    for each in processes:
-                        each.kill()
-                    psutil.wait_procs(processes, timeout=STOP_SECONDS)
-            except psutil.NoSuchProcess:
-                continue
-        self._pid_file.unlink()
+        for process in noted_processes(self._pid_file):
+            with suppress(psutil.Error):
+                processes = [process, *process.children(recursive=True)]
+                for each in processes:
+                    each.kill()
+                psutil.wait_procs(processes, timeout=STOP_SECONDS)
+        remove_noted(self._pid_file)
 
     def _start_redis(self) -> None:
+        """Starts Redis, once more without its append-only file where it cannot go on from that."""
+        self._redis_socket.make()
+        try:
+            self._launch_redis()
+        except UsageError:
+            if not self._drop_append_only():
+                raise
+            say("the embedded Redis did not start with its append-only file, which is removed; its jobs are sent again")
+            self._launch_redis()
+
+    def _drop_append_only(self) -> bool:
+        """Removes the append-only file, if there is one: each run sends its jobs again from the database."""
+        left = [path for path in (self._home / APPEND_ONLY_FOLDER, self._home / OLD_APPEND_ONLY) if path.exists()]
+        if left and self._redis is not None:
+            self._stop(self._redis, STOP_SECONDS)
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return bool(left)
+
+    def _launch_redis(self) -> None:
+        keep_folder_private(self._home / APPEND_ONLY_FOLDER)
         options = {
             "port": "0", "unixsocket": str(self._socket), "unixsocketperm": "600", "dir": str(self._home),
             "appendonly": "yes", "appendfilename": "redis.aof", "save": "", "daemonize": "no",
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        log = (self._home / "redis.log").open("ab")
+        log = open_private(self._home / "redis.log", "ab")
         self._redis = subprocess.Popen(
             [server_executable(), *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=end_with_parent(),
+            preexec_fn=end_with_parent(), umask=PRIVATE_UMASK,
         )  # fmt: skip
         log.close()
         self._note_processes()
@@ -232,15 +247,4 @@ class LocalServices:
         process.wait()
 
     def _note_processes(self) -> None:
-        running = [process for process in (self._redis, self._worker) if process is not None]
-        noted = [(process.pid, psutil.Process(process.pid).create_time()) for process in running]
-        self._pid_file.write_text(json.dumps(noted))
-
-
-def _socket_path(home: Path) -> Path:
-    path = home / "redis.sock"
-    if len(str(path)) <= MAX_SOCKET_PATH:
-        return path
-    folder = Path(tempfile.gettempdir()) / f"nocturne-{os.getuid()}-{zlib.crc32(str(home).encode()):x}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / "redis.sock"
+        note_processes(self._pid_file, [process.pid for process in (self._redis, self._worker) if process is not None])

@@ -64,7 +64,7 @@ def test_the_configuration_file_gives_way_to_environment_and_flags(producer: Pro
     [
         ("modell = 'x'", "nocturne.toml: modell is no setting; did you mean model?"),
         ("model = ", "nocturne.toml is not TOML"),
-        ("max_num_seqs = 'many'", "NOCTURNE_MAX_NUM_SEQS (or max_num_seqs in nocturne.toml)"),
+        ("max_num_seqs = 'many'", "nocturne.toml: input should be a valid integer"),
     ],
 )
 def test_a_wrong_configuration_file(producer: Producer, tmp_path: Path, content: str, message: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from models.checkpoint.config import check_config
 from models.checkpoint.config_values import check_token_ids
+from models.checkpoint.entries import names_in
 from models.checkpoint.small_files import CheckpointProblem, is_file, read_json_object
 from models.checkpoint.tokenizer_files import check_tokenizer
 from models.checkpoint.weights import check_weights, weights_file
@@ -57,12 +57,7 @@ def _names_in(folder: Path) -> set[str]:
         raise CheckpointProblem(
             f"{folder} is a file; give the folder that holds the model's config.json and safetensors"
         )
-    try:
-        return set(os.listdir(folder))
-    except OSError as error:
-        raise CheckpointProblem(
-            f"the model folder {folder} cannot be read: {error.strerror}; check the folder and its permissions"
-        ) from error
+    return names_in(folder)
 
 
 def _adapter(folder: Path) -> str:

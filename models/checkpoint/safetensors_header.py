@@ -5,16 +5,17 @@ A file is 8 bytes of the header's length, the header as JSON, then the tensors w
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from models.checkpoint.small_files import CheckpointProblem, check_content, one_line
+from models.checkpoint.small_files import CheckpointProblem, check_content, one_line, open_file, parse_json
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+MAX_DIMENSIONS = 16
 
 #: Bits of an element.
 BITS = {
@@ -35,8 +36,8 @@ class TensorInfo:
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors by name. Raises `CheckpointProblem` for a file whose header and size do not fit each other."""
     check_content(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= MAX_HEADER_BYTES:
@@ -45,7 +46,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise _damaged(path, f"it is truncated: its header needs {length + 8:,} bytes, the file has {size:,}")
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = parse_json(text, is_unique=True)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON: {one_line(error)}") from error
     if not isinstance(header, dict):
@@ -82,7 +83,7 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _damaged(path, f"the tensor {name!r} has the unknown dtype {str(dtype)[:50]!r}")
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+    if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS or not _are_counts(offsets) or len(offsets) != 2:
         raise _damaged(path, f"the tensor {name!r} has no valid shape and offsets")
     if offsets[1] - offsets[0] != -(-math.prod(shape) * BITS[dtype] // 8):
         raise _damaged(path, f"the shape of the tensor {name!r} does not fit its bytes")

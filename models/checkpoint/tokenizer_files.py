@@ -6,6 +6,7 @@ import base64
 import binascii
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from models.checkpoint.small_files import CheckpointProblem, check_content, check_text, is_file, read_json_object
 
@@ -19,6 +20,10 @@ MODELS = (
 TOKENIZERS = ((FAST,), *VOCABULARIES, *((name,) for name in MODELS))
 #: JSON files beside a tokenizer; each may be absent.
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+#: Bounds of a normalizer: real ones make a text three times as long, by a few rules.
+MAX_GROWTH, MAX_RULES, MAX_PROBES = 64, 10_000, 100
+MAX_PADDING = 1 << 20  # longer than any context window
+
 #: Modules that read a tokenizer's model file, and the packages that have them.
 SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 TIKTOKEN = {"tiktoken": "tiktoken"}
@@ -50,9 +55,52 @@ def check_tokenizer(folder: Path) -> None:
 
 def _check_fast(path: Path) -> None:
     """Reads the file as JSON; the producer and the engine make a tokenizer of it."""
-    content = read_json_object(path)
+    content = read_json_object(path, is_large=True)
     if not isinstance(content.get("model"), dict):
         raise CheckpointProblem(f"{path} is not a tokenizer: it has no model; download it again")
+    if (length := _padded_length(content.get("padding"))) > MAX_PADDING:
+        raise CheckpointProblem(f"{path}: it pads to {length:,} tokens, more than {MAX_PADDING:,}; download it again")
+    if (growth := normalizer_growth(content.get("normalizer"))) > MAX_GROWTH:
+        raise CheckpointProblem(f"{path}: its normalizer makes texts {growth:,} times as long; download it again")
+
+
+def _padded_length(padding: Any) -> int:
+    strategy = padding.get("strategy") if isinstance(padding, dict) else None
+    length = strategy.get("Fixed") if isinstance(strategy, dict) else None
+    return length if isinstance(length, int) else 0
+
+
+def normalizer_growth(normalizer: Any) -> int:
+    """The times that replacements make a text longer, as far as that is told by their patterns."""
+    rules = _replacements(normalizer)
+    factor = 1
+    for pattern, content in rules:
+        if "Regex" in pattern:  # it may match single characters
+            factor *= max(1, len(content))
+    probes = [str(pattern["String"]) for pattern, _ in rules if pattern.get("String")][:MAX_PROBES]
+    return factor * max((_growth_of(probe, rules) for probe in probes), default=1)
+
+
+def _growth_of(probe: str, rules: list[tuple[dict[str, Any], str]]) -> int:
+    """The same for a text and replacements of strings, until it is too much."""
+    text = probe
+    for pattern, content in rules:
+        if old := pattern.get("String"):
+            text = text.replace(str(old), content)
+            if len(text) > MAX_GROWTH * len(probe):
+                break
+    return -(-len(text) // len(probe))
+
+
+def _replacements(normalizer: Any) -> list[tuple[dict[str, Any], str]]:
+    """The pattern and the content of each `Replace`, in their order."""
+    if not isinstance(normalizer, dict):
+        return []
+    inner = normalizer.get("normalizers")
+    if isinstance(inner, list):
+        return [rule for each in inner[:MAX_RULES] for rule in _replacements(each)][:MAX_RULES]
+    pattern, content = normalizer.get("pattern"), normalizer.get("content")
+    return [(pattern, content)] if isinstance(pattern, dict) and isinstance(content, str) else []
 
 
 def _check_model(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint.config import FULL_PRECISION, text_part
+from models.checkpoint.entries import check_link
 from models.checkpoint.safetensors_header import TensorInfo, read_header
 from models.checkpoint.small_files import CheckpointProblem, is_file, read_json_object
 
@@ -19,6 +20,8 @@ UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".tmp
 
 QUANTIZED_NAMES = (".qweight", ".qzeros", ".weight_packed", ".weight_scale_inv", ".SCB", ".absmax", "_blocks")
 EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
+WEIGHTS_SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
+MAX_SHARDS, MAX_TENSORS = 10_000, 1_000_000
 LAYER = re.compile(r"^(?P<group>|.*?\.)(?:layers|layer|h|blocks)\.(?P<index>\d+)\.")
 
 
@@ -35,37 +38,60 @@ def weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
     if named is not None and not isinstance(named, str):
         raise CheckpointProblem(f"{folder / 'config.json'}: transformers_weights must be a name, got {named!r}")
     for name in (named,) if named else (SINGLE, INDEX):
-        _check_inside(folder / "config.json", name)
+        _check_inside(folder / "config.json", name, (WEIGHTS_SUFFIX, INDEX_SUFFIX))
         if is_file(folder / name):
             return folder / name
+        if (folder / name).is_dir():
+            raise CheckpointProblem(f"{folder / name} is a folder, not a file of weights; download it again")
     raise CheckpointProblem(_absence(folder))
 
 
 def shards_of(index: Path) -> dict[str, str]:
     """The file of each tensor, as an index names it. Raises `CheckpointProblem`."""
-    weight_map = read_json_object(index).get("weight_map")
+    weight_map = read_json_object(index, is_large=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise CheckpointProblem(f"{index} has no weight_map from tensors to files; download it again")
-    for name in set(weight_map.values()):
-        _check_inside(index, name)
+    shards = set(weight_map.values())
+    if len(shards) > MAX_SHARDS:
+        raise CheckpointProblem(f"{index} names {len(shards):,} files, more than {MAX_SHARDS:,}; download it again")
+    for name in shards:
+        _check_inside(index, name, (WEIGHTS_SUFFIX,))
     return weight_map
+
+
+def loaded_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The weights that Transformers loads, in the order of their names. Raises `CheckpointProblem`."""
+    file = weights_file(folder, config)
+    if not file.name.endswith(".json"):
+        return [file]
+    return [folder / name for name in sorted(set(shards_of(file).values()))]
 
 
 def _tensors_of(folder: Path, file: Path) -> dict[str, TensorInfo]:
     """The tensors of all shards, each in the shard that the index names."""
     if not file.name.endswith(".json"):
-        return read_header(file)
+        return _header(folder, file)
     weight_map = shards_of(file)
-    _check_presence(folder, file, sorted(set(weight_map.values())))
+    names_of_shard: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        names_of_shard.setdefault(shard, []).append(name)
+    _check_presence(folder, file, sorted(names_of_shard))
     tensors: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())):
-        header = read_header(folder / shard)
-        if absent := [name for name, place in weight_map.items() if place == shard and name not in header]:
+    for shard, names in sorted(names_of_shard.items()):
+        header = _header(folder, folder / shard)
+        if absent := [name for name in names if name not in header]:
             raise CheckpointProblem(
                 f"{folder / shard} lacks {_some(absent)}, which {file.name} names; download both again"
             )
         tensors |= header
+        if len(tensors) > MAX_TENSORS:
+            raise CheckpointProblem(f"{file} names files with more than {MAX_TENSORS:,} tensors; download them again")
     return tensors
+
+
+def _header(folder: Path, file: Path) -> dict[str, TensorInfo]:
+    check_link(folder, file)
+    return read_header(file)
 
 
 def _check_presence(folder: Path, index: Path, shards: list[str]) -> None:
@@ -136,9 +162,15 @@ def _absence(folder: Path) -> str:
     )
 
 
-def _check_inside(source: Path, name: str) -> None:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+def _check_inside(source: Path, name: str, suffixes: tuple[str, ...]) -> None:
+    """Raises `CheckpointProblem` for a name outside of the folder, and for files that may hold code (pickles)."""
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or str(Path(name)) != name:
         raise CheckpointProblem(f"{source} names the file {name!r} outside of its folder, which is not read")
+    if not name.endswith(suffixes):
+        raise CheckpointProblem(
+            f"{source} names the file {name!r}, which is not safetensors; convert it with save_pretrained, other "
+            "formats are not loaded"
+        )
 
 
 def _some(names: list[str]) -> str:

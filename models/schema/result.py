@@ -17,12 +17,12 @@ class Environment(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)  # hash of the fields below
     model: Mapped[str]
-    weights_hash: Mapped[str]  # over the safetensors files
-    tokenizer_hash: Mapped[str]
+    weights_hash: Mapped[str]  # over the weights that were loaded; for a hub model its commit
+    tokenizer_hash: Mapped[str]  # over the tokenizer's files, the chat templates and the configurations
     dtype: Mapped[str]
     device: Mapped[str]
     attention: Mapped[str]  # the attention path of the engine
-    versions: Mapped[dict[str, Any]]  # library -> version
+    versions: Mapped[dict[str, Any]]  # library -> version; `files`: small file of the model -> hash
 
 
 class Result(Base):

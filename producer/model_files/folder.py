@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 from models.checkpoint.hub import model_folder
 from models.checkpoint.small_files import CheckpointProblem, read_json_object
 from producer.errors import UsageError
+from producer.model_files.tokenizer_calls import TokenizerFailed, tokenizer_call
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 #: The names under which a tokenizer's configuration gives special tokens to its chat template.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+#: A text that every tokenizer takes.
+PROBE = "Hello, world! 1 + 1"
 
 
 class ModelFiles:
@@ -121,11 +125,13 @@ def _read_tokenizer(path: Path, mtime_ns: int, size: int) -> Tokenizer:  # noqa:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare exceptions
-        raise UsageError(f"{path} is not a tokenizer: {error}; copy the file again") from error
-    tokenizer.no_truncation()  # a file may ask for it; lengths are of the whole text
-    tokenizer.no_padding()
+        with tokenizer_call():
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_truncation()  # a file may ask for it; lengths are of the whole text
+            tokenizer.no_padding()
+            tokenizer.encode(PROBE)  # some faults show only then
+    except TokenizerFailed as failed:
+        raise UsageError(f"{path} is not a tokenizer: {failed}; copy the file again") from failed
     return tokenizer
 
 

@@ -13,6 +13,7 @@ from models.chat_rendering import ChatRefused
 from producer.errors import LineProblem, UsageError
 from producer.model_files.chat_template import chat_renderer, chat_template, unknown_arguments
 from producer.model_files.folder import ModelFiles
+from producer.model_files.tokenizer_calls import TokenizerFailed, tokenizer_call
 
 #: Special tokens that a tokenizer adds to a prompt, at most.
 MAX_ADDED_TOKENS = 8
@@ -77,7 +78,11 @@ class PromptCheck:
         window, tokenizer = self._window, self.files.tokenizer
         if window is None or tokenizer is None:
             return
-        num_tokens = len(tokenizer.encode(text, add_special_tokens=not is_chat).ids)
+        try:
+            with tokenizer_call():
+                num_tokens = len(tokenizer.encode(text, add_special_tokens=not is_chat).ids)
+        except TokenizerFailed as failed:
+            raise LineProblem(field, f"cannot be tokenized by {self.files.name}: {failed}") from failed
         if num_tokens >= window:
             raise LineProblem(
                 field,

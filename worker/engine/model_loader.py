@@ -10,7 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from models.checkpoint.config import attention_problem
 from models.checkpoint.folder import check_folder
 from models.checkpoint.hub import model_folder
-from models.checkpoint.small_files import CheckpointProblem, one_line
+from models.checkpoint.small_files import CheckpointProblem, is_library_error, one_line
 from models.states import Quantization
 from worker.engine.backend import DeviceModel, LoadOptions
 from worker.engine.backends import backend_for, choose_device, choose_dtype
@@ -46,6 +46,7 @@ class LoadedModel:
     config: Any  # PreTrainedConfig
     tokenizer: Any  # PreTrainedTokenizerBase, or None where the folder has none
     model: DeviceModel
+    folder: Path | None = None  # of its files; None for a model made in memory
 
 
 def load_model(
@@ -70,7 +71,7 @@ def load_model(
         model = _read_model(name, folder, choose_dtype(dtype, target), is_spread=options.is_spread)
         with _as_model_unavailable(f"cannot load the tokenizer of {name!r}"):
             tokenizer = load_tokenizer(str(folder))
-        return prepare_model(name, model, tokenizer, target, options)
+        return replace(prepare_model(name, model, tokenizer, target, options), folder=folder)
 
 
 def prepare_model(
@@ -160,7 +161,9 @@ def _as_model_unavailable(what: str) -> Iterator[None]:
         raise
     except CheckpointProblem as problem:
         raise ModelUnavailable(str(problem)) from problem
-    except Exception as error:
+    except BaseException as error:
+        if not is_library_error(error):
+            raise
         logger.debug("%s", what, exc_info=True)
         reason = (
             OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else f"{type(error).__name__}: {one_line(error)}"

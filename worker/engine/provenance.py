@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from models.checkpoint.deciding_files import combined_hash, small_file_hashes, weights_hash
 from worker.engine.model_loader import LoadedModel
 
 
 def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
-    """The columns of the `environments` table, except its id."""
+    """The columns of the `environments` table, except its id. Raises `CheckpointProblem`."""
+    small_files = {} if loaded.folder is None else small_file_hashes(loaded.folder)
     return {
         "model": loaded.limits.name,
-        "weights_hash": _hash_files(loaded, "*.safetensors"),
-        "tokenizer_hash": _hash_files(loaded, "tokenizer*"),
+        "weights_hash": _weights_hash(loaded),
+        "tokenizer_hash": combined_hash(small_files) if small_files else "unknown",
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": _device_name(loaded.model.device),
         "attention": loaded.model.description,
@@ -25,22 +25,17 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "tokenizer": type(loaded.tokenizer).__name__,  # its class; TokenizersBackend is tokenizer.json as it stands
+            **({"files": small_files} if small_files else {}),
         },
     }
 
 
-def _hash_files(loaded: LoadedModel, pattern: str) -> str:
-    """The hash of the files of a model folder; for a hub model its commit."""
-    folder = Path(loaded.limits.name)
-    if not folder.is_dir():
-        return str(getattr(loaded.config, "_commit_hash", None) or "unknown")
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.glob(pattern)):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-    return digest.hexdigest()
+def _weights_hash(loaded: LoadedModel) -> str:
+    """The hash of the weights that were loaded; for a hub model its commit."""
+    commit = getattr(loaded.config, "_commit_hash", None)
+    if commit or loaded.folder is None:
+        return str(commit or "unknown")
+    return weights_hash(loaded.folder)
 
 
 def _device_name(device: torch.device) -> str:

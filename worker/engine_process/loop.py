@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from models.chat import ChatInputs
+from models.checkpoint.small_files import CheckpointProblem
 from models.engine_options import EngineOptions
 from models.message import JobMessage
 from worker.engine.engine import Engine
@@ -42,10 +43,11 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
         torch.set_num_threads(options.num_threads)
     try:
         engine = Engine.start(options)
-    except EngineError as error:
+        environment = describe_environment(engine.loaded)
+    except (EngineError, CheckpointProblem) as error:
         connection.send(Failed(str(error)))
         return
-    connection.send(Ready(describe_environment(engine.loaded), str(engine.loaded.model.device), engine.kv_tokens))
+    connection.send(Ready(environment, str(engine.loaded.model.device), engine.kv_tokens))
     try:
         _serve(connection, engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):

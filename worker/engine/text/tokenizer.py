@@ -11,6 +11,8 @@ from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from models.checkpoint.small_files import is_library_error
+
 logger = logging.getLogger(__name__)
 
 FILE = "tokenizer.json"
@@ -41,8 +43,8 @@ def load_tokenizer(name: str, **source: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source)
         problem = _difference(tokenizer, _tokenizer_file(name, source.get("revision")))
-    except Exception as error:  # a class may raise anything for a file that is not as it expects
-        if _tokenizer_file(name, source.get("revision")) is None:
+    except BaseException as error:  # a class may raise anything for a file that is not as it expects
+        if not is_library_error(error) or _tokenizer_file(name, source.get("revision")) is None:
             raise
         tokenizer, problem = None, f"the class that Transformers takes fails with {type(error).__name__}: {error}"
     if problem is None:

@@ -1,6 +1,7 @@
-"""`nocturne.toml` of the working directory: read only where nobody but this user or root can have written it.
+"""`nocturne.toml` of the working directory, and files that hold one value each.
 
-It names the broker and the database, so somebody else's file would send a user's prompts to servers of theirs.
+The first names broker and database, so somebody else's would send a user's prompts to servers of theirs: it is read
+only where nobody but this user or root can have written it. The environment names the others: secrets.
 """
 
 from __future__ import annotations
@@ -40,6 +41,19 @@ def read_config_file() -> dict[str, Any]:
         return tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigFileProblem(f"{path} is not TOML: {error}") from error
+
+
+def read_value(variable: str, path: str) -> str:
+    """The value in the file that an environment variable names, without its line end. Raises `ConfigFileProblem`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = file.read(MAX_BYTES).rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigFileProblem(f"{variable} names {path}, which cannot be read: {reason}") from error
+    if not value or "\n" in value:
+        raise ConfigFileProblem(f"{variable} names {path}, which must hold a value in one line")
+    return value
 
 
 def config_path() -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from models.config_file import ConfigFileProblem, config_path, read_config_file
+from models.config_file import ConfigFileProblem, config_path, read_config_file, read_value
 from models.engine_options import EngineOptions
 from models.model_name import canonical_model
 
@@ -27,8 +27,8 @@ OPTION_OF = {"grace_seconds": "grace", "worker_name": "name"}
 class Settings(EngineOptions, BaseSettings):
     """The settings of producer and worker, one field for each.
 
-    A flag wins over the environment variable `NOCTURNE_<FIELD>`, that over `nocturne.toml` in the working directory,
-    that over the default.
+    A flag wins over the environment variable `NOCTURNE_<FIELD>`, that over the file that `NOCTURNE_<FIELD>_FILE` names,
+    that over `nocturne.toml` in the working directory, that over the default.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="ignore")
@@ -61,7 +61,8 @@ class Settings(EngineOptions, BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The sources in the order of their precedence."""
-        return init_settings, env_settings, InitSettingsSource(settings_cls, _file_values())
+        secrets, file = InitSettingsSource(settings_cls, _secrets()), InitSettingsSource(settings_cls, _file_values())
+        return init_settings, env_settings, secrets, file
 
     @property
     def origins(self) -> dict[str, str]:
@@ -123,9 +124,16 @@ def _origin(name: str, flags: dict[str, Any]) -> str:
     if name in flags:
         return f"--{option_of(name)}"
     variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
-    if any(given.upper() == variable for given in os.environ):
-        return f"{variable} of the environment"
+    for each in (variable, f"{variable}_FILE"):
+        if any(given.upper() == each for given in os.environ):
+            return f"{each} of the environment"
     return f"{name} in {config_path()}"
+
+
+def _secrets() -> dict[str, Any]:
+    """The settings in files that the environment names. Raises `ConfigFileProblem`."""
+    variables = {name: f"{ENVIRONMENT_PREFIX}{name.upper()}_FILE" for name in Settings.model_fields}
+    return {name: read_value(each, os.environ[each]) for name, each in variables.items() if os.environ.get(each)}
 
 
 def _file_values() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`worker start`: reads the options, then runs a Celery worker here or one per device in processes of their own."""
+"""`worker start`, `drain` and `health`: the first runs a Celery worker here, or one per device in their own processes."""
 
 from __future__ import annotations
 
@@ -107,6 +107,30 @@ def drain(
     except (DatabaseUnavailable, InvalidSettings, NoSuchWorker) as error:
         _say(str(error))
         raise SystemExit(EX_USAGE) from error
+
+
+@app.command()
+def health(
+    name: Annotated[str | None, typer.Argument(help="a worker by its --name; default: any of this host")] = None,
+    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default: <home>/nocturne.db")] = None,
+    home: Annotated[Path | None, typer.Option(help="where the embedded database lies")] = None,
+    within: Annotated[float, typer.Option(min=1, help="seconds since its last heartbeat, at most")] = 60.0,
+) -> None:
+    """Ends with 0 if a worker lives by its row in the database, else with 1: for the health check of a container.
+
+    Example: worker health --within 60
+    """
+    from models.database.faults import DatabaseUnavailable
+    from worker.health import Unhealthy, check_health
+
+    try:
+        print(check_health(read_settings(database=database, home=home), name, within))  # noqa: T201
+    except InvalidSettings as error:
+        _say(str(error))
+        raise SystemExit(EX_USAGE) from error
+    except (Unhealthy, DatabaseUnavailable) as error:
+        _say(str(error))
+        raise SystemExit(EX_FAILURE) from error
 
 
 def _checked(devices: str) -> str:

@@ -131,6 +131,7 @@ def test_the_public_ci_tests_every_python_that_the_project_names() -> None:
     assert pythons == supported_pythons() and pythons[0] == "3.11"
     commands = {name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()}
     assert "make test" in commands["test"] and "python -m tests.pins" in commands["pins"]
+    assert any("pip-audit" in (command or "") for command in commands["audit"])
 
 
 def test_the_image_is_built_from_everything_that_the_package_is() -> None:
@@ -151,15 +152,16 @@ def test_the_compose_file_names_settings_that_exist() -> None:
     for name, service in compose["services"].items():
         for variable in service.get("environment", {}):
             if variable.startswith("NOCTURNE_"):
-                assert variable.removeprefix("NOCTURNE_").lower() in Settings.model_fields, (name, variable)
+                setting = variable.removeprefix("NOCTURNE_").removesuffix("_FILE").lower()
+                assert setting in Settings.model_fields, (name, variable)
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), (name, port)  # nothing listens outside
 
 
 def test_the_environment_example_has_what_compose_asks_for() -> None:
-    asked = set(re.findall(r"\$\{(\w+):\?", (ROOT / "docker-compose.yml").read_text()))
+    asked = set(re.findall(r"(?<!\$)\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
     given = {line.split("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line}
-    assert asked <= given
+    assert asked == given
 
 
 def test_versions_are_pinned_and_torch_is_the_one_that_is_installed_first() -> None:

@@ -41,7 +41,11 @@ def cpu_library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("the CPU kernels could not be built, torch's own operations take their place: %s", error)
+        logger.warning(
+            "the CPU kernels could not be built, torch's own operations take their place and decoding is slower: %s; "
+            "let XDG_CACHE_HOME name a folder where files may be written and executed",
+            error,
+        )
         return None
 
 

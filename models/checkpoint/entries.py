@@ -33,7 +33,12 @@ def names_in(folder: Path) -> set[str]:
 
 
 def check_link(folder: Path, path: Path) -> None:
-    """Raises `CheckpointProblem` for a file that is, by links, outside of its model's folder."""
+    """Raises `CheckpointProblem` for a file that is, by links, outside of its model's folder.
+
+    A link that leads nowhere is told of by the one who reads it.
+    """
+    if not os.path.exists(path):
+        return
     place = os.path.realpath(path)
     roots = [os.path.realpath(folder)]
     if Path(roots[0]).parent.name == "snapshots":
@@ -57,7 +62,7 @@ def _check_entry(folder: Path, path: Path) -> None:
     try:
         status = path.stat()
     except OSError:
-        return  # a link that leads nowhere is told of by the one who reads it
+        return
     if path.is_symlink():
         check_link(folder, path)
     if stat.S_ISDIR(status.st_mode):

@@ -89,7 +89,7 @@ def _growth_of(probe: str, rules: list[tuple[dict[str, Any], str]]) -> int:
             text = text.replace(str(old), content)
             if len(text) > MAX_GROWTH * len(probe):
                 break
-    return -(-len(text) // len(probe))
+    return max(1, -(-len(text) // len(probe)))
 
 
 def _replacements(normalizer: Any) -> list[tuple[dict[str, Any], str]]:

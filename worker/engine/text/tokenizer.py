@@ -50,7 +50,9 @@ def load_tokenizer(name: str, **source: Any) -> Any:
     if problem is None:
         return tokenizer
     logger.warning("the tokenizer of %s is taken from its %s: %s", name, FILE, problem)
-    return PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False, **source)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False, **source)
+    tokenizer(PROBES[0])  # some faults show only then
+    return tokenizer
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:

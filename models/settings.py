@@ -115,7 +115,9 @@ def read_settings(**flags: Any) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         problem_text = first["msg"].lower().removeprefix("value error, ")
-        raise InvalidSettings(f"{_origin(name, given)}: {problem_text}, got {first['input']!r}") from error
+        origin = _origin(name, given)
+        place = f"{name} in {origin}" if origin == str(config_path()) else origin
+        raise InvalidSettings(f"{place}: {problem_text}, got {first['input']!r}") from error
     return settings
 
 
@@ -127,7 +129,7 @@ def _origin(name: str, flags: dict[str, Any]) -> str:
     for each in (variable, f"{variable}_FILE"):
         if any(given.upper() == each for given in os.environ):
             return f"{each} of the environment"
-    return f"{name} in {config_path()}"
+    return str(config_path())
 
 
 def _secrets() -> dict[str, Any]:

@@ -65,7 +65,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _origins(settings: Settings) -> str:
     """The options, the variables and the file that set something."""
-    return ", ".join(f"{name} by {origin}" for name, origin in sorted(settings.origins.items())) or "defaults alone"
+    return "; ".join(f"{name}: {origin}" for name, origin in sorted(settings.origins.items())) or "defaults alone"
 
 
 def _try(part: str, look: Callable[[], tuple[str, str | None]]) -> Finding:

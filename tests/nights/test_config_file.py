@@ -91,13 +91,13 @@ def test_every_setting_says_where_it_is_from(path: Path, monkeypatch: pytest.Mon
     settings = read_settings(home=Path("h"), database=None)
     origins = {
         "broker": "NOCTURNE_BROKER of the environment",
-        "database": f"database in {path}",
+        "database": str(path),
         "home": "--home",
         "model": "NOCTURNE_MODEL of the environment",
     }
     assert settings.origins == origins
     finding = next(examine(settings))
-    assert (finding.part, finding.message) == ("settings", ", ".join(f"{k} by {v}" for k, v in origins.items()))
+    assert (finding.part, finding.message) == ("settings", "; ".join(f"{k}: {v}" for k, v in origins.items()))
     assert next(examine(Settings(home=Path("h")).model_copy())).part == "settings"
 
 

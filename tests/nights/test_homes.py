@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,28 @@ def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     else:
         monkeypatch.setattr(os, "geteuid", lambda uid=os.getuid() + 1: uid)
+
+
+def as_nobody(act: Callable[[], object]) -> str:
+    """The name of the exception that another user meets who does something; empty without one. Needs root."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child of a process with threads does little
+        pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            try:
+                act()
+            except Exception as error:
+                os.write(writing, type(error).__name__.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(pid, 0)
+    with os.fdopen(reading) as file:
+        return file.read()
 
 
 @pytest.fixture
@@ -142,6 +165,30 @@ def test_files_and_homes_of_others_are_not_taken(home: Path, monkeypatch: pytest
     give_away(home, monkeypatch)
     with pytest.raises(UsageError, match=r"^the home .* belongs to .*; give a --home of your own"):
         make_home(home)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user too")
+def test_another_user_finds_nothing_to_read_and_nothing_to_be_trapped_by(temporary: Path) -> None:
+    """Both ways: root's home read by another user, and another user's visit to what root has prepared."""
+    home = temporary / "home"
+    home.mkdir()
+    home.chmod(0o755)
+    with LocalServices(Settings(home=home)) as local:
+        upgraded_database(Settings(home=home)).dispose()
+        open_private(home / "worker.log", "ab").close()
+        socket_path = str(local._socket)
+        for name in ("nocturne.db", "worker.log", "redis.log", "lock", "processes.json"):
+            assert as_nobody(lambda path=home / name: path.read_bytes()) == "PermissionError", name  # type: ignore[misc]
+        assert as_nobody(lambda: list((home / "appendonlydir").iterdir())) == "PermissionError"
+        assert as_nobody(lambda: Redis(unix_socket_path=socket_path).ping()) == "ConnectionError"
+    trap = temporary / "trap"
+    trap.mkdir()
+    trap.chmod(0o777)
+    (trap / "worker.log").touch()
+    (trap / "worker.log").chmod(0o666)
+    assert as_nobody(lambda: (trap / "worker.log").open("ab").close()) == "", "it could be written to"
+    assert as_nobody(lambda: open_private(trap / "worker.log", "ab")) == "UsageError"
+    assert as_nobody(lambda: make_home(trap)) == "UsageError"
 
 
 @pytest.fixture

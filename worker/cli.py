@@ -1,4 +1,4 @@
-"""`worker start`, `drain` and `health`: the first runs a Celery worker here, or one per device in their own processes."""
+"""`worker start`, `drain` and `health`: the first runs a Celery worker here, or one per device in further processes."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.settings import InvalidSettings, Settings, read_settings
 from producer.runs.doctor import examine
-from tests.nights.test_homes import give_away
+from tests.nights.files.test_homes import give_away
 
 HOSTILE = 'broker = "redis://evil:6379/0"\ndatabase = "postgresql://evil/db"\n'
 

@@ -1,4 +1,4 @@
-"""Model folders of strangers, and the program that tries them: `python -m tests.nights.hostile_models FOLDER…`.
+"""Model folders of strangers, and the program that tries them: `python -m tests.nights.files.hostile_models FOLDER…`.
 
 The program runs `producer run --dry-run` on each folder in one process, with its memory bounded, and prints a line of
 JSON for each: exit code, messages, seconds, growth of its memory.

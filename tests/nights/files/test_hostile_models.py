@@ -16,7 +16,7 @@ from models.checkpoint.small_files import CheckpointProblem
 from models.checkpoint.tokenizer_files import normalizer_growth
 from producer.model_files.folder import ModelFiles
 from producer.prompts.prompt_check import PromptCheck
-from tests.nights.hostile_models import HOSTILE, REGEX_BOMB, TOY_MODEL, WEIGHTS, link, make, replacing
+from tests.nights.files.hostile_models import HOSTILE, REGEX_BOMB, TOY_MODEL, WEIGHTS, link, make, replacing
 from tests.support.processes import HANG_SECONDS, clean_environment
 from worker.engine.model_loader import load_model
 from worker.engine.request import ModelUnavailable
@@ -31,7 +31,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     (here / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
     folders = [TOY_MODEL, *(make(attack, here / name) for name, (attack, _) in HOSTILE.items())]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.nights.hostile_models", str(here / "prompts.jsonl"), *map(str, folders)],
+        [sys.executable, "-m", "tests.nights.files.hostile_models", str(here / "prompts.jsonl"), *map(str, folders)],
         capture_output=True, text=True, cwd=here, env=clean_environment(), timeout=HANG_SECONDS, check=True,
     )  # fmt: skip
     results = [json.loads(line) for line in done.stdout.splitlines()]

@@ -21,7 +21,7 @@ TOKENIZERS = ((FAST,), *VOCABULARIES, *((name,) for name in MODELS))
 #: JSON files beside a tokenizer; each may be absent.
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 #: Bounds of a normalizer: real ones make a text three times as long, by a few rules.
-MAX_GROWTH, MAX_RULES, MAX_PROBES = 64, 10_000, 100
+MAX_EXPANSION, MAX_RULES, MAX_PROBES = 64, 10_000, 100
 MAX_PADDING = 1 << 20  # longer than any context window
 
 #: Modules that read a tokenizer's model file, and the packages that have them.
@@ -60,8 +60,8 @@ def _check_fast(path: Path) -> None:
         raise CheckpointProblem(f"{path} is not a tokenizer: it has no model; download it again")
     if (length := _padded_length(content.get("padding"))) > MAX_PADDING:
         raise CheckpointProblem(f"{path}: it pads to {length:,} tokens, more than {MAX_PADDING:,}; download it again")
-    if (growth := normalizer_growth(content.get("normalizer"))) > MAX_GROWTH:
-        raise CheckpointProblem(f"{path}: its normalizer makes texts {growth:,} times as long; download it again")
+    if (expansion := normalizer_expansion(content.get("normalizer"))) > MAX_EXPANSION:
+        raise CheckpointProblem(f"{path}: its normalizer makes texts {expansion:,} times as long; download it again")
 
 
 def _padded_length(padding: Any) -> int:
@@ -70,7 +70,7 @@ def _padded_length(padding: Any) -> int:
     return length if isinstance(length, int) else 0
 
 
-def normalizer_growth(normalizer: Any) -> int:
+def normalizer_expansion(normalizer: Any) -> int:
     """The times that replacements make a text longer, as far as that is told by their patterns."""
     rules = _replacements(normalizer)
     factor = 1
@@ -78,16 +78,16 @@ def normalizer_growth(normalizer: Any) -> int:
         if "Regex" in pattern:  # it may match single characters
             factor *= max(1, len(content))
     probes = [str(pattern["String"]) for pattern, _ in rules if pattern.get("String")][:MAX_PROBES]
-    return factor * max((_growth_of(probe, rules) for probe in probes), default=1)
+    return factor * max((_expansion_of(probe, rules) for probe in probes), default=1)
 
 
-def _growth_of(probe: str, rules: list[tuple[dict[str, Any], str]]) -> int:
+def _expansion_of(probe: str, rules: list[tuple[dict[str, Any], str]]) -> int:
     """The same for a text and replacements of strings, until it is too much."""
     text = probe
     for pattern, content in rules:
         if old := pattern.get("String"):
             text = text.replace(str(old), content)
-            if len(text) > MAX_GROWTH * len(probe):
+            if len(text) > MAX_EXPANSION * len(probe):
                 break
     return max(1, -(-len(text) // len(probe)))
 

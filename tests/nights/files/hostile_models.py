@@ -1,7 +1,7 @@
 """Model folders of strangers, and the program that tries them: `python -m tests.nights.files.hostile_models FOLDER…`.
 
 The program runs `producer run --dry-run` on each folder in one process, with its memory bounded, and prints a line of
-JSON for each: exit code, messages, seconds, growth of its memory.
+JSON for each: exit code, messages, seconds, expansion of its memory.
 """
 
 from __future__ import annotations

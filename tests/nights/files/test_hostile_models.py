@@ -13,7 +13,7 @@ import pytest
 from models.checkpoint.folder import check_folder
 from models.checkpoint.hub import model_folder
 from models.checkpoint.small_files import CheckpointProblem
-from models.checkpoint.tokenizer_files import normalizer_growth
+from models.checkpoint.tokenizer_files import normalizer_expansion
 from producer.model_files.folder import ModelFiles
 from producer.prompts.prompt_check import PromptCheck
 from tests.nights.files.hostile_models import HOSTILE, REGEX_BOMB, TOY_MODEL, WEIGHTS, link, make, replacing
@@ -21,7 +21,7 @@ from tests.support.processes import HANG_SECONDS, clean_environment
 from worker.engine.model_loader import load_model
 from worker.engine.request import ModelUnavailable
 
-GROWTH_BYTES = 600 * 2**20  # of the process that tries them all; a bomb takes what there is
+EXTRA_BYTES = 600 * 2**20  # of the process that tries them all; a bomb takes what there is
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_folder_that_they_are_made_of_is_taken(tried: dict[str, dict[str, An
 
 def test_memory_stays_flat(tried: dict[str, dict[str, Any]]) -> None:
     before = tried[TOY_MODEL.name]["peak"]
-    assert max(result["peak"] for result in tried.values()) < before + GROWTH_BYTES
+    assert max(result["peak"] for result in tried.values()) < before + EXTRA_BYTES
 
 
 @pytest.mark.parametrize("attack", ["pickle", "weights-pipe", "template-link", "absent-special-token", "empty-pattern"])
@@ -77,7 +77,7 @@ def test_a_pattern_that_backtracks_fails_the_prompt_alone(tmp_path: Path, capfd:
 
 
 @pytest.mark.parametrize(
-    ("rules", "growth"),
+    ("rules", "expansion"),
     [
         ([], 1),
         ([replacing({"String": " "}, "▁")], 1),
@@ -86,9 +86,9 @@ def test_a_pattern_that_backtracks_fails_the_prompt_alone(tmp_path: Path, capfd:
         ([replacing({"String": "x"}, "")], 1),
     ],
 )
-def test_usual_normalizers_do_not_grow_texts(rules: list[dict[str, Any]], growth: int) -> None:
+def test_usual_normalizers_do_not_grow_texts(rules: list[dict[str, Any]], expansion: int) -> None:
     nested = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Sequence", "normalizers": rules}]}
-    assert normalizer_growth(nested) == growth
+    assert normalizer_expansion(nested) == expansion
 
 
 def test_links_of_the_hubs_cache_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
@@ -150,6 +150,7 @@ class GenerationParams(BaseModel):
         return copy
 
 
+@cache
 def parameters_of(strategy: Strategy) -> frozenset[str]:
     """The names of the parameters that a strategy takes."""
     return COMMON_PARAMETERS | STRATEGY_PARAMETERS[strategy]

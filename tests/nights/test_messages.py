@@ -189,15 +189,15 @@ def test_the_box_and_the_table_are_bounded(database: Engine) -> None:
 
 
 def test_doctor_shows_dead_letters_and_prune_deletes_old_ones(
-    database: Engine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    sqlite_database: Engine, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    url = database.url.render_as_string(hide_password=False)
-    settings = Settings(database=url, model=str(TOY_MODEL), home=tmp_path)
-    DeadLetterStore(database, "worker").add([vars(Letter("generate.v2.toy", "old", 1, "x"))])
-    with database.begin() as connection:
+    url = sqlite_database.url.render_as_string()
+    settings = Settings(sqlite_database=url, model=str(TOY_MODEL), home=tmp_path)
+    DeadLetterStore(sqlite_database, "worker").add([vars(Letter("generate.v2.toy", "old", 1, "x"))])
+    with sqlite_database.begin() as connection:
         connection.execute(update(DeadLetter).values(at=datetime.now(UTC) - timedelta(days=40)))
     assert [finding.is_ok for finding in examine(settings) if finding.part == "messages"] == [True]
-    DeadLetterStore(database, "worker").add([vars(Letter("generate.v2.toy", "its task is another", 1, "x", 7))])
+    DeadLetterStore(sqlite_database, "worker").add([vars(Letter("generate.v2.toy", "its task is another", 1, "x", 7))])
     (finding,) = [finding for finding in examine(settings) if finding.part == "messages"]
     assert not finding.is_ok and finding.message.startswith("2 dead letters; the newest")
     assert "for job 7 in generate.v2.toy: its task is another" in finding.message
@@ -205,9 +205,9 @@ def test_doctor_shows_dead_letters_and_prune_deletes_old_ones(
     said = capsys.readouterr()
     assert json.loads(said.out)["dead_letters"] == 1 and "1 dead letters" in said.err
     prune_runs(settings, "30d", traces_only=True, is_dry=False, as_json=False)
-    assert len(column_of(database, DeadLetter.id)) == 2
+    assert len(column_of(sqlite_database, DeadLetter.id)) == 2
     prune_runs(settings, "30d", traces_only=False, is_dry=False, as_json=False)
-    assert column_of(database, DeadLetter.reason) == ["its task is another"]
+    assert column_of(sqlite_database, DeadLetter.reason) == ["its task is another"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Also finds the differences between a message and the rows that it names: the row
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -68,18 +68,18 @@ def differences(chunk: ChunkMessage, claims: list[Claim], model: str) -> Iterato
                 break
 
 
-def _content(sent: SentJob, row: SentJob) -> Iterator[tuple[str, Any, Any]]:
+def _content(sent: SentJob, row: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Name, value in the message and value in the row of all that decides an answer."""
-    yield "prompt", sent.prompt, row.prompt
-    yield "messages", sent.messages, row.messages
-    yield "chat", sent.chat or None, row.chat
-    if sent.params is None or sent.params == row.params:
+    yield "prompt", sent.prompt, row["prompt"]
+    yield "messages", sent.messages, row["messages"]
+    yield "chat", sent.chat or None, row["chat"]
+    if sent.params is None or sent.params == row["params"]:
         return
     try:
         said = GenerationParams.model_validate(sent.params).stored
     except ValidationError as error:
         yield "params", str(error).splitlines()[-1], "other ones"
         return
-    stored = GenerationParams.model_validate(row.params).stored
+    stored = GenerationParams.model_validate(row["params"]).stored
     for name in sorted(said.keys() | stored.keys(), key=lambda name: (name != "strategy", name)):
         yield f"params.{name}", said.get(name, "nothing"), stored.get(name, "nothing")

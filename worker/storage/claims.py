@@ -6,17 +6,17 @@ runs at once, only as many are taken as there is room for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, exists, func, or_, select, text, update
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, lease_end
-from models.message import JobMessage, SentJob
+from models.message import JobMessage
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
 from models.states import JobState
@@ -42,7 +42,7 @@ class Claim:
     created_at: datetime
     priority: int
     is_limited: bool = field(compare=False, repr=False)  # its run has a bound on the jobs that run at once
-    row: SentJob = field(compare=False, repr=False)  # as a message shows it
+    row: Mapping[str, Any] = field(compare=False, repr=False)  # prompt, messages, chat, params: as a message shows it
     job: JobMessage = field(compare=False, repr=False)  # as the engine gets it
 
 
@@ -59,13 +59,14 @@ class Claiming:
     """The claims of one worker: its name, the model it serves (None: any) and the length of its leases."""
 
     def __init__(self, worker: str, model: str | None, lease_seconds: float) -> None:
-        self._worker = worker
         self._model = model
-        self._lease_seconds = lease_seconds
+        # Made once: to make a statement costs more than the database needs for it.
+        self._claim_open = _claim_statement(worker, model, lease_seconds, Run.max_running.is_(None))
+        self._claim_bounded = _claim_statement(worker, model, lease_seconds, Run.max_running.is_not(None))
 
     def claim(self, connection: Connection, job_ids: Collection[int]) -> list[Claim | UnreadableRow]:
         """Takes those of the jobs that are queued, due, of an open run and in time; one statement, mostly."""
-        rows = self._update(connection, job_ids, Run.max_running.is_(None))
+        rows = connection.execute(self._claim_open, {"ids": list(job_ids)})
         claims = [_read(row, is_limited=False) for row in rows]
         if len(claims) < len(job_ids):
             left = set(job_ids) - {claim.job_id for claim in claims}
@@ -82,31 +83,6 @@ class Claiming:
             elif self._model is not None and models[job_id] != self._model:
                 yield job_id, f"job {job_id} is for {models[job_id]}, and this worker serves {self._model}"
 
-    def _update(
-        self, connection: Connection, job_ids: Collection[int], condition: ColumnElement[bool]
-    ) -> list[Row[Any]]:
-        """Claims what is queued, where the run meets the condition."""
-        of_model = [] if self._model is None else [Run.model == self._model]
-        run = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), *of_model, condition).correlate(Job)
-        is_in_time = or_(Job.expires_at.is_(None), Job.expires_at > database_timestamp())
-        statement = (
-            update(Job)
-            .where(rows_to_change(Job.id.in_(job_ids), Job.state == JobState.QUEUED, is_in_time, is_due(), run))
-            .values(
-                state=JobState.RUNNING,
-                state_reason="claimed",
-                attempts=Job.attempts + 1,
-                worker=self._worker,
-                started_at=func.coalesce(Job.started_at, database_timestamp()),
-                lease_expires_at=lease_end(self._lease_seconds),
-                retry_at=None,
-                error=None,
-                error_code=None,
-            )
-            .returning(*CLAIMED_COLUMNS)
-        )
-        return list(connection.execute(statement))
-
     def _claim_limited(self, connection: Connection, job_ids: Collection[int]) -> list[Claim | UnreadableRow]:
         """Takes jobs of runs with a bound as far as there is room, and leaves the others to the outbox."""
         statement = (
@@ -122,11 +98,36 @@ class Claiming:
         for (run_id, max_running), ids in queued.items():
             _lock_claims_of(connection, run_id)
             room = max(0, max_running - num_running(connection, run_id))
-            rows = self._update(connection, ids[:room], Run.max_running.is_not(None)) if room else []
-            claims += [_read(row, is_limited=True) for row in rows]
+            if room:
+                rows = connection.execute(self._claim_bounded, {"ids": ids[:room]})
+                claims += [_read(row, is_limited=True) for row in rows]
             is_left = rows_to_change(Job.id.in_(ids), Job.state == JobState.QUEUED)
             connection.execute(update(Job).where(is_left).values(sent_at=None))
         return claims
+
+
+def _claim_statement(worker: str, model: str | None, lease_seconds: float, of_run: ColumnElement[bool]) -> Any:
+    """The UPDATE that claims those of the jobs `ids` that are queued, where the run meets the condition."""
+    of_model = [] if model is None else [Run.model == model]
+    run = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), *of_model, of_run).correlate(Job)
+    is_in_time = or_(Job.expires_at.is_(None), Job.expires_at > database_timestamp())
+    is_named = Job.id.in_(bindparam("ids", expanding=True))
+    return (
+        update(Job)
+        .where(rows_to_change(is_named, Job.state == JobState.QUEUED, is_in_time, is_due(), run))
+        .values(
+            state=JobState.RUNNING,
+            state_reason="claimed",
+            attempts=Job.attempts + 1,
+            worker=worker,
+            started_at=func.coalesce(Job.started_at, database_timestamp()),
+            lease_expires_at=lease_end(lease_seconds),
+            retry_at=None,
+            error=None,
+            error_code=None,
+        )
+        .returning(*CLAIMED_COLUMNS)
+    )
 
 
 def num_running(connection: Connection, run_id: str) -> int:
@@ -180,5 +181,5 @@ def _read(row: Row[Any], *, is_limited: bool) -> Claim | UnreadableRow:
         return UnreadableRow(row.id, row.run_id, f"its row cannot be decoded: {place}: {first['msg']}")
     return Claim(
         row.id, row.run_id, row.attempts, row.num_crashes, row.is_suspect, row.created_at, row.priority, is_limited,
-        SentJob.model_construct(**content), job,
+        content, job,
     )  # fmt: skip

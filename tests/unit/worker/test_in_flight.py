@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from threading import Thread
 
-from models.message import JobMessage, SentJob
+from models.message import JobMessage
 from models.params import GenerationParams
 from worker.in_flight import InFlightJobs
 from worker.storage.claims import Claim
@@ -13,7 +13,7 @@ from worker.storage.claims import Claim
 
 def claim_of(job_id: int, attempt: int = 1) -> Claim:
     now, job = datetime.now(UTC), JobMessage(id=job_id, prompt="x", params=GenerationParams())
-    return Claim(job_id, "run", attempt, 0, False, now, 5, is_limited=False, row=SentJob(id=job_id), job=job)
+    return Claim(job_id, "run", attempt, 0, False, now, 5, is_limited=False, row={}, job=job)
 
 
 def test_a_chunk_waits_for_its_last_job() -> None:

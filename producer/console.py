@@ -7,6 +7,8 @@ import sys
 
 from rich.console import Console
 
+from producer.render import visible
+
 #: The width of a table in a file or a pipe; Rich would cut it at 80.
 PIPED_WIDTH = 200
 
@@ -18,5 +20,5 @@ stdout = Console(highlight=False, soft_wrap=True, width=None if _has_width else 
 
 
 def say(message: str) -> None:
-    """Prints a message for the person on stderr, without interpreting markup in it."""
-    stderr.print(message, markup=False)
+    """Prints a message for the person on stderr, without interpreting markup or control characters in it."""
+    stderr.print(visible(message), markup=False)

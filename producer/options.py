@@ -303,11 +303,16 @@ def parse_chat_argument(text: str) -> tuple[str, Any]:
         raise UsageError(f"--chat-arg must be KEY=VALUE, such as enable_thinking=false, got {text!r}")
     try:
         check_template_kwargs("--chat-arg", {name: value})
-        return name, json.loads(value)
+        return name, json.loads(value, parse_constant=_no_number)
     except LineProblem as problem:
         raise UsageError(str(problem)) from problem
     except (ValueError, RecursionError):
         return name, value
+
+
+def _no_number(name: str) -> Any:
+    """Python reads NaN and Infinity, which JSON has not: they are text."""
+    raise ValueError(name)
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -5,13 +5,13 @@ Knows the form of messages and of what a chat template gets beside them, and no 
 
 from __future__ import annotations
 
-import ast
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from models.chat import ChatInputs
 from producer.errors import LineProblem
+from producer.prompts.readers.literals import literal
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
@@ -95,12 +95,8 @@ def _parsed(field: str, value: Any) -> Any:
     if not value.strip():
         return None
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        return literal(value)
+    except ValueError as error:
         raise LineProblem(field, f"is text that is not JSON: {shorten(value)}") from error
 
 

@@ -11,7 +11,7 @@ from models.chat import ChatInputs, is_continued
 from producer.errors import LineProblem
 from producer.prompts.conversations import ChatOptions, chat_inputs, is_message_list, parsed_messages, shorten
 from producer.prompts.openai_lines import endpoint_of
-from producer.prompts.readers.record import CHAT_FIELDS, PARAMETER_FIELDS, whole_number
+from producer.prompts.readers.record import CHAT_FIELDS, PARAMETER_FIELDS, check_nesting, whole_number
 from producer.prompts.records import Record
 
 MAX_CUSTOM_ID = 512
@@ -42,6 +42,8 @@ def prompt_line(record: Record, options: ChatOptions = ChatOptions()) -> PromptL
     prompt, given = _prompt_or_messages(record.named or fields)
     messages = options.messages(prompt, given)
     chat = ChatInputs() if messages is None else chat_inputs(fields, options)
+    if messages is not None:
+        _check_parsed({"messages": messages, **dict(chat)})
     return PromptLine(
         custom_id=_custom_id(whole_number("custom_id", fields.pop("custom_id", None)), record.number),
         prompt=prompt if messages is None else None,
@@ -59,14 +61,22 @@ def _prompt_or_messages(fields: dict[str, Any]) -> tuple[str | None, list[dict[s
     """The prompt or the conversation, taken out of the fields. Raises `LineProblem`."""
     prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
     if (prompt is None) == (messages is None):
-        both = ", not both; name one with --prompt-column or --messages-column" if prompt is not None else ""
-        raise LineProblem("", f"needs either prompt or messages{both}")
+        more = ", not both; name one with --prompt-column or --messages-column" if prompt is not None else _has(fields)
+        raise LineProblem("", f"needs either prompt or messages{more}")
     if is_message_list(prompt):
         return None, parsed_messages("prompt", prompt)
     if prompt is None:
         return None, parsed_messages("messages", messages)
     _check_text("prompt", prompt)
     return prompt, None
+
+
+def _has(fields: dict[str, Any]) -> str:
+    """The other fields of a line without a prompt, one of which may be meant."""
+    if not fields:
+        return ""
+    some = ", ".join(list(fields)[:8]) + (", …" if len(fields) > 8 else "")
+    return f"; it has {some}: name one with --prompt-column or --messages-column, or give a --template"
 
 
 def _remarks(metadata: dict[str, Any], messages: list[dict[str, Any]] | None) -> dict[str, str]:
@@ -78,14 +88,18 @@ def _remarks(metadata: dict[str, Any], messages: list[dict[str, Any]] | None) ->
     return remarks
 
 
-def _check_strings(fields: dict[str, Any]) -> None:
+def _check_parsed(fields: dict[str, Any]) -> None:
+    """The same checks for what an option gives, or a field as the text of JSON. Raises `LineProblem`."""
+    check_nesting(fields)
+    _check_strings(fields, way_out="remove it")
+
+
+def _check_strings(fields: dict[str, Any], *, way_out: str = "remove it, or give --replace-nul") -> None:
     """Raises `LineProblem` for strings and numbers that JSON allows and the databases cannot store."""
     for field, value in fields.items():
         text = field + _joined(value, field if field not in PARAMETER_FIELDS else None)
         if "\0" in text:
-            raise LineProblem(
-                field, "has a NUL character (\\u0000), which PostgreSQL cannot store; remove it, or give --replace-nul"
-            )
+            raise LineProblem(field, f"has a NUL character (\\u0000), which PostgreSQL cannot store; {way_out}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -121,7 +135,9 @@ def _custom_id(value: Any, number: int) -> str:
     if value is None:
         return f"line-{number}"
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # tables often number their rows
+        value = str(value)  # tables often number their rows
+    if isinstance(value, float) and value.is_integer():
+        raise LineProblem("custom_id", f"may be rounded ({value}); write whole numbers as integers or as texts")
     _check_text("custom_id", value)
     if len(value) > MAX_CUSTOM_ID:
         raise LineProblem("custom_id", f"must have at most {MAX_CUSTOM_ID} characters, got {len(value)}")

@@ -19,6 +19,7 @@ from producer.prompts.foreign_fields import native_fields
 from producer.prompts.openai_lines import is_openai_line, native_line
 from producer.prompts.prompt_template import PromptTemplate
 from producer.prompts.readers.csv_records import read_csv, read_tsv
+from producer.prompts.readers.file_kind import check_kind
 from producer.prompts.readers.json_records import read_json
 from producer.prompts.readers.parquet_records import read_parquet
 from producer.prompts.readers.record import (
@@ -28,8 +29,9 @@ from producer.prompts.readers.record import (
     FileFacts,
     Record,
     check_nesting,
+    whole_number,
 )
-from producer.prompts.readers.text_lines import check_not_utf16, checked_encoding, read_text
+from producer.prompts.readers.text_lines import checked_encoding, is_utf8, read_text
 
 __all__ = ["FORMATS", "MAX_LINE_BYTES", "ReaderOptions", "Record", "read_records"]
 
@@ -76,8 +78,7 @@ def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     encoding = checked_encoding(options.encoding or "utf-8")
     if format == "parquet" and options.encoding is not None:
         raise UsageError("--encoding is for text files, and Parquet has its own; leave it out")
-    if format != "parquet":
-        check_not_utf16(path, encoding)
+    check_kind(path, format, is_utf8=is_utf8(encoding))
     facts = FileFacts(partial(_check_columns, path, options, template), encoding, _wanted(options, template))
     for record in islice(_READERS[format](path, facts), options.limit):
         if record.problem is None:
@@ -152,7 +153,7 @@ def _with_named(record: Record, options: ReaderOptions, template: PromptTemplate
             fields = native_line(fields)
         elif not is_table and (template is None or not template.uses_row):
             fields = native_fields(fields, options.data_fields)
-        named = {} if template is None else {"prompt": template.render(fields)}
+        named = {} if template is None else {"prompt": template.render(fields, is_table=is_table)}
         for name, column in (("prompt", options.prompt_column), ("messages", options.messages_column)):
             if column is not None:
                 if column not in fields:
@@ -170,9 +171,7 @@ def _with_id(fields: dict[str, Any], column: str) -> dict[str, Any]:
     """The fields with the column's value as `custom_id`. Raises `LineProblem`."""
     if fields.get(column) in (None, ""):
         raise LineProblem(column, "is missing, and --id-column names it")
-    value = fields[column]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas writes whole numbers so where a column has gaps
+    value = whole_number("custom_id", fields[column])
     return {name: kept for name, kept in fields.items() if name != column} | {"custom_id": value}
 
 

@@ -24,7 +24,7 @@ from producer.prompts.readers.record import (
     Record,
     parsed,
 )
-from producer.prompts.readers.text_lines import SNIFFED_BYTES, TOO_LONG, open_text, shown, undecoded
+from producer.prompts.readers.text_lines import SNIFFED_BYTES, TOO_LONG, line_end, open_text, shown, undecoded
 
 DELIMITERS = (",", ";", "\t", "|")
 SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?")  # Excel's first line
@@ -84,14 +84,14 @@ class Lines:
 
 def read_csv(path: Path, facts: FileFacts) -> Iterator[Record]:
     """The rows under the header, in the dialect that the header and the first rows show."""
-    newline = _newline(path, facts.encoding)
+    newline = line_end(path, facts.encoding)
     dialect = _dialect(path, facts.encoding, newline)
     yield from _rows(path, facts, dialect, newline)
 
 
 def read_tsv(path: Path, facts: FileFacts) -> Iterator[Record]:
     """The rows under the header; quotes are text."""
-    yield from _rows(path, facts, Dialect("\t", is_quoted=False), _newline(path, facts.encoding))
+    yield from _rows(path, facts, Dialect("\t", is_quoted=False), line_end(path, facts.encoding))
 
 
 def _rows(path: Path, facts: FileFacts, dialect: Dialect, newline: str) -> Iterator[Record]:
@@ -126,9 +126,7 @@ def _row(
 
 def _header(path: Path, lines: Lines, dialect: Dialect) -> list[str] | None:
     """The columns' names; None for an empty file. Raises `UsageError`."""
-    line = lines.next()
-    if line is not None and dialect.is_quoted and SEPARATOR_LINE.fullmatch(line):
-        line = lines.next()
+    line = _header_line(lines, has_separator_line=dialect.is_quoted)
     if line is None:
         return None
     number = lines.number
@@ -209,22 +207,23 @@ def _without_end(line: str) -> str:
     return line[:-1] if line.endswith(("\n", "\r")) else line
 
 
-def _newline(path: Path, encoding: str) -> str:
-    """The line end: carriage returns in a file that has them alone, as Excel for Mac writes."""
-    with open_text(path, encoding, "") as file:
-        head = file.read(SNIFFED_BYTES)
-    return "\r" if "\r" in head[:-1] and "\n" not in head else "\n"
+def _header_line(lines: Lines, *, has_separator_line: bool = True) -> str | None:
+    """The first line that is not blank and not Excel's line of the separator; None for a file without one."""
+    while (line := lines.next()) is not None:
+        if line.strip() and not (has_separator_line and SEPARATOR_LINE.fullmatch(line)):
+            return line
+    return None
 
 
 def _dialect(path: Path, encoding: str, newline: str) -> Dialect:
     """The dialect by the header's delimiters, and with backslashes where a row of the beginning needs them."""
     with open_text(path, encoding, newline) as file:
-        first = file.readline(SNIFFED_BYTES)
-        if separator := SEPARATOR_LINE.fullmatch(first):
-            delimiter = separator[1]
-        else:
-            bare = QUOTED_PART.sub("", first)
-            delimiter = max(DELIMITERS, key=lambda character: (bare.count(character), -DELIMITERS.index(character)))
+        first = _header_line(Lines(file), has_separator_line=False) or ""
+    if separator := SEPARATOR_LINE.fullmatch(first):
+        delimiter = separator[1]
+    else:
+        bare = QUOTED_PART.sub("", first)
+        delimiter = max(DELIMITERS, key=lambda character: (bare.count(character), -DELIMITERS.index(character)))
     plain = Dialect(delimiter)
     escaped = Dialect(delimiter, has_backslashes=True)
     return escaped if _needs_backslashes(path, encoding, newline, plain, escaped) else plain
@@ -235,10 +234,7 @@ def _needs_backslashes(path: Path, encoding: str, newline: str, plain: Dialect, 
     num_read = 0
     with open_text(path, encoding, newline) as file:
         lines = Lines(file)
-        header = lines.next()
-        if header is not None and SEPARATOR_LINE.fullmatch(header):
-            header = lines.next()
-        if header is None:
+        if (header := _header_line(lines)) is None:
             return False
         names, _ = _cells_or_problem(lines, header, plain, None)
         width = None if isinstance(names, LineProblem) else len(names)

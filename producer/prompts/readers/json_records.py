@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from producer.errors import LineProblem, UsageError
-from producer.prompts.readers.record import MAX_LINE_BYTES, MAX_RAW_BYTES, FileFacts, Record, parsed
+from producer.prompts.readers.record import MAX_LINE_BYTES, MAX_RAW_BYTES, FileFacts, Record, parsed, unique_fields
 from producer.prompts.readers.text_lines import open_text, shown, text_lines, undecoded
 
 PIECE = 2**16  # characters read at once
@@ -34,8 +34,10 @@ def read_json(path: Path, facts: FileFacts) -> Iterator[Record]:
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=unique_fields)
     except json.JSONDecodeError as error:
+        if text[error.pos :].strip() == "," and error.msg == "Extra data":
+            raise LineProblem("", "has a comma behind its object; leave it out") from error
         raise LineProblem("", f"is not JSON: {error.msg} at column {error.colno}; one object per line") from error
     except RecursionError as error:
         raise LineProblem("", "is nested too deeply") from error
@@ -59,6 +61,8 @@ def _spans_lines(path: Path, encoding: str) -> bool:
     if text[:1] == "[" and text[1:].lstrip()[:1] in ("", "{", "]"):
         # A line of JSONL may be a list too, which is an error of that line.
         return len(lines) == 1 or not _is_json(text)
+    if text[-1:] == "," and _is_json(text[:-1]):
+        return False  # a line of JSONL with a comma behind it
     return text[:1] == "{" and text[-1:] in "{[,:" and following[:1] in ('"', "}", "]", "[", "{") and not (
         _is_json(following)
     )  # fmt: skip
@@ -110,6 +114,8 @@ class _Text:
                 if len(self.text) - self.position > MAX_LINE_BYTES or not self.read():
                     num_lines = error.doc.count("\n", begin, error.pos)
                     raise self.fault(f"{error.msg} at column {error.colno}", num_lines) from error
+            except LineProblem as problem:
+                raise UsageError(f"{self.path}:{self.number}: {problem}") from problem
             except RecursionError as error:
                 raise UsageError(f"{self.path}:{self.number}: is nested too deeply") from error
             except ValueError as error:
@@ -124,7 +130,7 @@ class _Text:
         )
 
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_fields)
 
 
 def _values(path: Path, encoding: str) -> Iterator[Record]:
@@ -139,7 +145,8 @@ def _values(path: Path, encoding: str) -> Iterator[Record]:
                 if character != ",":
                     raise text.fault(f"',' expected between two elements, got {character!r}")
                 text.position += 1
-                text.peek()
+                if text.peek() == "]":
+                    raise text.fault("a comma behind the last element")
             yield _element(text, encoding)
             is_first = False
         _check_end(text, is_array, character)

@@ -16,6 +16,9 @@ PARAMETER_FIELDS = frozenset(GenerationParams.model_fields) - RESOLVED_PARAMETER
 CHAT_FIELDS = frozenset({"tools", "documents", "chat_template_kwargs"})
 OWN_FIELDS = frozenset({"custom_id", "prompt", "messages", "priority"}) | CHAT_FIELDS
 
+#: From here on a float may stand for several whole numbers.
+EXACT_FLOATS = 2**53
+
 #: Containers inside each other: as deep as every step takes, from JSON and pickling to the databases.
 MAX_NESTING = 100
 
@@ -68,6 +71,17 @@ def check_nesting(fields: dict[str, Any]) -> None:
 
 
 def whole_number(name: str, value: Any) -> Any:
-    """A parameter's value; a whole number that a table's tool wrote as 7.0 becomes 7."""
+    """A parameter's value; a whole number that a table's tool wrote as 7.0 becomes 7, if it was not rounded."""
     is_number = name in PARAMETER_FIELDS or name in ("priority", "custom_id")
-    return int(value) if is_number and isinstance(value, float) and value.is_integer() else value
+    is_whole = is_number and isinstance(value, float) and value.is_integer() and abs(value) < EXACT_FLOATS
+    return int(value) if is_whole else value
+
+
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of JSON. Raises `LineProblem` for a name that comes twice with different values."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        for name, value in pairs:
+            if value != fields[name]:
+                raise LineProblem(name, "comes twice in an object, with different values; leave one out")
+    return fields

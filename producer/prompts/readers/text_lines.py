@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from producer.errors import LineProblem, UsageError
 from producer.prompts.files import open_file
 from producer.prompts.readers.record import MAX_LINE_BYTES, MAX_RAW_BYTES, FileFacts, Record
 
 SNIFFED_BYTES = 2**16
+
+MARK = "\ufeff"
 
 #: A byte that the encoding does not have, as `surrogateescape` decodes it.
 UNDECODED = re.compile("[\udc80-\udcff]")
@@ -30,7 +32,9 @@ def read_text(path: Path, facts: FileFacts) -> Iterator[Record]:
 
 def text_lines(path: Path, encoding: str) -> Iterator[Record]:
     """Every line that is not blank, without its line end; its fields are not parsed yet."""
-    lines = _utf8_lines(path) if is_utf8(encoding) else _decoded_lines(path, encoding)
+    newline = line_end(path, encoding)
+    is_simple = is_utf8(encoding) and newline == "\n"
+    lines = _utf8_lines(path) if is_simple else _decoded_lines(path, encoding, newline)
     for line in lines:
         if line.problem is not None or line.raw.strip():
             yield line
@@ -49,12 +53,17 @@ def is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
 
-def check_not_utf16(path: Path, encoding: str) -> None:
-    """Raises `UsageError` for a file that begins with the mark of UTF-16 and is read as UTF-8."""
-    with open_file(path) as file:
-        mark = file.read(2)
-    if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and is_utf8(encoding):
-        raise UsageError(f"{path} is UTF-16; save it as UTF-8, or give --encoding utf-16")
+def line_end(path: Path, encoding: str) -> str:
+    """The line end: carriage returns in a file that has them alone, as old Macs and Excel for Mac write."""
+    has_returns = False
+    with open_text(path, encoding, "") as file:
+        while piece := file.read(SNIFFED_BYTES):
+            if "\n" in piece:
+                return "\n"
+            has_returns = has_returns or "\r" in piece
+            if not has_returns:
+                return "\n"  # a first line of such a length
+    return "\r" if has_returns else "\n"
 
 
 @contextmanager
@@ -62,10 +71,21 @@ def open_text(path: Path, encoding: str, newline: str = "\n") -> Iterator[TextIO
     """The file's text; a byte that is not of the encoding becomes a lone surrogate."""
     with open_file(path) as file:
         name = "utf-8-sig" if is_utf8(encoding) else encoding
+        _skip_mark(file, name)
         try:
             yield io.TextIOWrapper(file, encoding=name, errors="surrogateescape", newline=newline)
         except UnicodeError as error:
             raise UsageError(f"cannot read {path}: it is not {encoding} ({error})") from error
+
+
+def _skip_mark(file: IO[bytes], encoding: str) -> None:
+    """Reads over the byte order mark of an encoding whose decoder leaves it in the text, such as utf-16-le."""
+    try:
+        mark = MARK.encode(encoding)
+    except UnicodeError:
+        return
+    if encoding != "utf-8-sig" and file.peek(len(mark))[: len(mark)] == mark:  # type: ignore[attr-defined]
+        file.read(len(mark))
 
 
 def shown(text: str) -> str:
@@ -73,15 +93,15 @@ def shown(text: str) -> str:
     return UNDECODED.sub("\ufffd", text)
 
 
-def _decoded_lines(path: Path, encoding: str) -> Iterator[Record]:
+def _decoded_lines(path: Path, encoding: str, newline: str) -> Iterator[Record]:
     number = 0
-    with open_text(path, encoding) as file:
+    with open_text(path, encoding, newline) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             is_long = len(line) > MAX_LINE_BYTES
             problem = LineProblem("", TOO_LONG) if is_long else undecoded(line, encoding)
             yield Record(number, shown(line[:MAX_RAW_BYTES] if problem else line).rstrip("\r\n"), {}, problem)
-            while len(line) > MAX_LINE_BYTES and not line.endswith("\n"):
+            while len(line) > MAX_LINE_BYTES and not line.endswith(newline):
                 line = file.readline(MAX_LINE_BYTES + 1)
 
 

@@ -28,6 +28,12 @@ class ChatRefused(ValueError):
     """The model's chat template takes no conversation, or not this one; the message says why."""
 
 
+def refusal(error: Exception) -> ChatRefused:
+    """The sentence about an error that a template raised, in one line."""
+    reason = " ".join(str(error).replace("\0", "\ufffd").split())[:500]  # PostgreSQL has no NUL
+    return ChatRefused(f"the chat template refuses it: {type(error).__name__}: {reason}")
+
+
 @dataclass(frozen=True)
 class Form:
     """The form in which a template prints every message of a sequence of roles."""
@@ -35,6 +41,7 @@ class Form:
     contents: Literal["as given", "joined", "wrapped"]  # lists of parts joined, or texts wrapped in lists
     is_developer_system: bool = False
     has_empty_contents: bool = False  # tool calls without content get an empty one
+    has_tools_alone: bool = False  # function_call and the role function, of OpenAI's first interface, become tools'
     is_probed: bool = True  # false: the template takes no sentinels
 
     def of(self, messages: Messages) -> list[dict[str, Any]]:
@@ -44,6 +51,8 @@ class Form:
         formed = {name: value for name, value in message.items() if value is not None}
         if self.is_developer_system and formed["role"] == "developer":
             formed["role"] = "system"
+        if self.has_tools_alone:
+            formed = _of_tools(formed)
         if self.has_empty_contents and _calls_tools(formed):
             formed.setdefault("content", "")
         if "content" in formed:
@@ -120,8 +129,7 @@ class ChatRenderer:
         except ChatRefused:
             raise
         except Exception as error:  # a template may raise anything
-            reason = " ".join(str(error).replace("\0", "\ufffd").split())[:500]  # PostgreSQL has no NUL
-            raise ChatRefused(f"the chat template refuses it: {type(error).__name__}: {reason}") from error
+            raise refusal(error) from error
 
 
 class _Probe:
@@ -151,14 +159,17 @@ class _Probe:
 
     def _message(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         formed, content, calls = dict(message), message.get("content"), message.get("tool_calls")
+        old_call = message.get("function_call")
         place = f"messages[{index}] (role {message['role']})"
         if content and isinstance(content, list):
             formed["content"] = [{"type": "text", "text": self._sentinel_of(_unprinted(place))} for _ in content]
-        elif content is not None and not (content == "" and calls):
-            sentinels = [] if calls else [self._sentinel_of(_unprinted(place))]
+        elif content is not None and not (content == "" and _calls_tools(message)):
+            sentinels = [] if _calls_tools(message) else [self._sentinel_of(_unprinted(place))]
             formed["content"] = sentinels[0] if sentinels else self._sentinel()
         if isinstance(calls, list) and calls:
             formed["tool_calls"] = [self._call(call, f"the tool calls of {place}") for call in calls]
+        if isinstance(old_call, Mapping):
+            formed["function_call"] = self._call(old_call, f"the function call of {place}")
         return formed
 
     def _sentinel_of(self, problem: str) -> str:
@@ -205,6 +216,19 @@ def _calls_tools(message: Mapping[str, Any]) -> bool:
     return bool(message.get("tool_calls") or message.get("function_call"))
 
 
+def _is_old(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("function_call")) or message["role"] == "function"
+
+
+def _of_tools(message: dict[str, Any]) -> dict[str, Any]:
+    """A function call as the tool call that it is, and its answer as the tool's."""
+    if message["role"] == "function":
+        return {**message, "role": "tool"}
+    rest = {name: value for name, value in message.items() if name != "function_call"}
+    call = message.get("function_call")
+    return {**rest, "tool_calls": [{"type": "function", "function": call}]} if call else rest
+
+
 def _candidates(messages: Messages) -> list[Form]:
     """The forms to try, the plainest first."""
     has_lists = any(isinstance(message.get("content"), list) for message in messages)
@@ -213,8 +237,10 @@ def _candidates(messages: Messages) -> list[Form]:
         contents.insert(1, "joined")
     has_developer = any(message["role"] == "developer" for message in messages)
     has_none = any(message.get("content") is None and _calls_tools(message) for message in messages)
+    is_old = any(map(_is_old, messages))
     return [
-        Form(each, is_system, has_empty_contents=is_empty)
+        Form(each, is_system, has_empty_contents=is_empty, has_tools_alone=has_tools)
+        for has_tools in (False, True)[: 1 + is_old]
         for is_system in (False, True)[: 1 + has_developer]
         for is_empty in (False, True)[: 1 + has_none]
         for each in contents
@@ -224,7 +250,8 @@ def _candidates(messages: Messages) -> list[Form]:
 def _shape(messages: Messages, inputs: ChatInputs) -> Any:
     """All of a conversation that decides its form, as a key."""
     shapes = tuple(
-        (message["role"], _kind(message.get("content")), len(message.get("tool_calls") or ())) for message in messages
+        (message["role"], _kind(message.get("content")), len(message.get("tool_calls") or ()), _is_old(message))
+        for message in messages
     )
     kwargs = json.dumps(inputs.chat_template_kwargs, sort_keys=True) if inputs.chat_template_kwargs else ""
     return shapes, bool(inputs.tools), bool(inputs.documents), kwargs
@@ -237,7 +264,7 @@ def _kind(content: Any) -> Any:
 def _without_empty_end(messages: Messages) -> Messages:
     """The messages without an empty last one of the assistant, which only asks for the answer."""
     last = messages[-1]
-    is_empty = last["role"] == "assistant" and not content_text(last.get("content")) and not last.get("tool_calls")
+    is_empty = last["role"] == "assistant" and not content_text(last.get("content")) and not _calls_tools(last)
     return messages[:-1] if is_empty and len(messages) > 1 else messages
 
 

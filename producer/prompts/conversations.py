@@ -15,6 +15,9 @@ from producer.prompts.readers.literals import literal
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
+#: A role of OpenAI's first interface, for the answer to a `function_call`; templates get it as a tool's.
+OLD_ROLE = "function"
+
 #: The roles that `from` names in ShareGPT's conversations.
 ROLE_OF = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
@@ -65,6 +68,7 @@ def chat_inputs(fields: dict[str, Any], options: ChatOptions) -> ChatInputs:
     given = {name: _parsed(name, fields.pop(name, None)) for name in ("tools", "documents", "chat_template_kwargs")}
     for name in ("tools", "documents"):
         _check_objects(name, given[name])
+    _check_tool_types(given["tools"] or [])
     arguments = given["chat_template_kwargs"] or {}
     if not isinstance(arguments, dict):
         raise LineProblem("chat_template_kwargs", f"must be an object, got {shorten(arguments)}")
@@ -107,12 +111,21 @@ def _check_objects(field: str, value: Any) -> None:
         raise LineProblem(field, f"must be a list of objects, got {shorten(value)}")
 
 
+def _check_tool_types(tools: list[dict[str, Any]]) -> None:
+    """Raises `LineProblem` for a tool of OpenAI's that is a service and not a function."""
+    for index, tool in enumerate(tools):
+        if isinstance(kind := tool.get("type", "function"), str) and kind != "function":
+            raise LineProblem(
+                f"tools[{index}].type", f"is {shorten(kind)}, and a chat may only have tools of type function"
+            )
+
+
 def _message(field: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise LineProblem(field, f"must be an object with role and content, got {shorten(given)}")
     is_sharegpt = "role" not in given and {"from", "value"} <= given.keys()
     message: dict[str, Any] = _of_sharegpt(field, given) if is_sharegpt else given
-    if message.get("role") not in ROLES:
+    if message.get("role") not in (*ROLES, OLD_ROLE):
         raise LineProblem(f"{field}.role", f"must be one of {', '.join(ROLES)}, got {shorten(message.get('role'))}")
     for name in ("name", "tool_call_id", "reasoning_content"):
         if not isinstance(message.get(name), str | None):
@@ -120,8 +133,8 @@ def _message(field: str, given: Any) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if calls is not None:
         _check_tool_calls(f"{field}.tool_calls", calls)
-    if message.get("content") is None and (calls or message.get("function_call")):
-        return message
+    if message.get("content") in (None, []) and (calls or message.get("function_call")):
+        return {**message, "content": None} if "content" in message else message
     _check_content(f"{field}.content", message.get("content"))
     return message
 

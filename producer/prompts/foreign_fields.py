@@ -19,8 +19,15 @@ from producer.prompts.readers.record import OWN_FIELDS, PARAMETER_FIELDS
 
 OUR_FIELDS = PARAMETER_FIELDS | OWN_FIELDS
 
-#: Parameters of drawing: Transformers reads none of them without `do_sample`.
-DRAWING = ("temperature", "top_p", "top_k", "min_p")
+#: Parameters of drawing, which Transformers reads with `do_sample` alone, and the values that turn each off there.
+NOT_DRAWING: dict[str, tuple[int, ...]] = {"temperature": (), "top_p": (), "top_k": (0,), "min_p": (0,)}
+
+#: Parameters whose names are hardly ever data.
+TELLTALES = frozenset({
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_new_tokens", "max_completion_tokens",
+    "max_output_tokens", "n_predict", "num_predict", "do_sample", "num_beams", "repetition_penalty", "stop_sequences",
+    "frequency_penalty", "presence_penalty", "max_gen_toks", "max_tokens_to_sample", "max_token_count",
+})  # fmt: skip
 
 HATCH = "leave it out, or name it in --metadata-columns if it is data of yours"
 
@@ -48,7 +55,9 @@ def native_fields(fields: dict[str, Any], data: Collection[str] = (), place: str
 
 def remark(name: str, value: Any) -> str | None:
     """The warning about a field that is kept as metadata, without its name; None for an ordinary one."""
-    if (meant := _meant(name)) is None or (value := _read(value)) in EMPTY or _is_data(meant, value):
+    if (meant := _meant(name)) is None:
+        return _remark_of_object(name, value)
+    if (value := _read(value)) in EMPTY or _is_data(meant, value):
         return None
     if meant in UNSEEN:
         return f"is kept as metadata, and the model does not see it: {UNSEEN[meant]}"
@@ -56,6 +65,15 @@ def remark(name: str, value: Any) -> str | None:
         rejection = REFUSED[meant]
         return None if value in rejection.neutral else f"is kept as metadata and changes nothing: it {rejection.advice}"
     return f"is kept as metadata; did you mean {_ours(meant)}?"
+
+
+def _remark_of_object(name: str, value: Any) -> str | None:
+    """The warning about an object of another name than tools have, with parameters in it."""
+    if name in WITHOUT_EFFECT or not isinstance(value, dict):
+        return None
+    if found := [inner for inner in value if _snake(inner) in TELLTALES]:
+        return f"is kept as metadata and changes nothing: write its {found[0]} into the line itself, under our name"
+    return None
 
 
 def _is_data(name: str, value: Any) -> bool:
@@ -189,8 +207,8 @@ def _resolve_do_sample(native: dict[str, Any], do_sample: Any, place: str) -> No
     strategy = native.setdefault("strategy", "sample" if do_sample else drawn)
     if strategy not in takers:
         raise LineProblem(f"{place}do_sample", f"({do_sample}) does not go with strategy {strategy!r:.60}")
-    if not do_sample:
-        for name in DRAWING:
+    for name, neutral in NOT_DRAWING.items():
+        if not do_sample or (name in native and native[name] in neutral and not isinstance(native[name], bool)):
             native.pop(name, None)
 
 

@@ -35,8 +35,10 @@ MISSPELT = {
     "beam_size": "num_beams", "beam_width": "num_beams", "topp": "top_p", "topk": "top_k", "minp": "min_p",
     "top_prob": "top_p", "rep_pen": "repetition_penalty", "rep_penalty": "repetition_penalty",
     "freq_penalty": "frequency_penalty", "pres_penalty": "presence_penalty", "len_penalty": "length_penalty",
-    "eos_token": "eos_token_ids", "eos_id": "eos_token_ids", 
+    "eos_token": "eos_token_ids", "eos_id": "eos_token_ids",
     "decoding_strategy": "strategy",
+    "candidate_count": "n", "num_results": "n", "max_token_count": "max_new_tokens",  # Gemini, AI21, Bedrock
+    "custom_stopping_strings": "stop", "stopping_strings": "stop",  # text-generation-webui
 }  # fmt: skip
 
 #: Change nothing about the answer: kept as metadata.
@@ -54,10 +56,16 @@ WITHOUT_EFFECT = frozenset({
 #: Texts and pictures that another tool would show the model: warned about, refused in a body.
 UNSEEN = {
     **dict.fromkeys(
-        ("system", "system_prompt", "system_message", "instructions"),
+        ("system", "system_prompt", "system_message", "system_instruction", "instructions", "preamble"),
         "write messages with a system message, or give --system for all lines",
     ),
-    **dict.fromkeys(("input", "inputs"), "give --prompt-column or a --template that names it"),
+    **dict.fromkeys(
+        ("history", "chat_history"),  # of LLaMA-Factory's Alpaca files, and Cohere's
+        "write messages with the earlier turns, or give a --template that names it",
+    ),
+    **dict.fromkeys(
+        ("input", "inputs", "text_input", "input_text"), "give --prompt-column or a --template that names it"
+    ),
     **dict.fromkeys(("image", "images", "audio", "multi_modal_data", "multimodal_data"), "prompts are text only"),
 }
 
@@ -88,6 +96,7 @@ REFUSED: dict[str, Rejection] = {
         guided_decoding_backend=(), guided_whitespace_pattern=(), guided_json_object=OFF, structural_tag=(),
         structured_outputs=(), grammar=(), json_schema=(), json_mode=OFF, format=(), regex=(), choices=(),
         logits_processors=(), logits_processor=(), force_words_ids=(), constraints=(), n_indent=(0,), grammar_lazy=OFF,
+        ebnf=(), stop_regex=(),
     ),
     **_refused("counts the prompt too: give max_new_tokens, which counts the answer", max_length=()),
     **_refused("counts the prompt too: give min_new_tokens, which counts the answer", min_length=(0,)),
@@ -114,12 +123,12 @@ REFUSED: dict[str, Rejection] = {
         begin_suppress_tokens=(), sequence_bias=(), allowed_token_ids=(), forced_bos_token_id=(),
         forced_eos_token_id=(), exponential_decay_length_penalty=(), remove_invalid_values=OFF, guidance_scale=(1,),
         watermark=OFF, watermarking=OFF, watermarking_config=(), token_healing=OFF, thinking_token_budget=(-1,),
-        repetition_detection=(), bos_token_id=(), decoder_start_token_id=(),
+        repetition_detection=(), bos_token_id=(), decoder_start_token_id=(), banned_tokens=(), banned_strings=(),
     ),
     **_refused(
         "cannot be done: answers are the text without special tokens and stop strings; the trace has all tokens",
         skip_special_tokens=(True,), include_stop_str_in_output=OFF, detokenize=(True,),
-        return_tokens_as_token_ids=OFF, post_sampling_probs=OFF,
+        return_tokens_as_token_ids=OFF, post_sampling_probs=OFF, no_stop_trim=OFF,
     ),
     **_refused(
         "asks for output that is not kept: log-probabilities of the answer's tokens are",
@@ -142,6 +151,7 @@ REFUSED: dict[str, Rejection] = {
     **_refused("cannot be done: token ids are not a prompt, give its text", prompt_token_ids=(), input_ids=(),
                prompt_embeds=(), inputs_embeds=()),
     **{name: Rejection("is an object of parameters: write its fields into the line itself") for name in OBJECTS},
+    **_refused("is ignore_eos here", ban_eos_token=OFF),
     **_refused("goes to extensions that are not here", extra_args=(), vllm_xargs=()),
     **_refused("is another template than the model's: put it into the model's folder", chat_template=()),
     **_refused("asks for another form of the prompt, which is not supported", raw=OFF, mm_processor_kwargs=(),
@@ -167,5 +177,5 @@ DATA: dict[str, tuple[type, ...]] = {
     "moderation": (str, bool), "system": (list, dict), "suffix": (list, dict), "verbosity": (int, float),
     "image": (int, float), "images": (int, float), "details": (str,), "grammar": (list, dict, int, float),
     "echo": (str,), "logprobs": (bool,),  # true or false: logprobs are always kept
-    "lora": (str,), "input": (list, dict), "inputs": (list, dict),
+    "lora": (str,), "input": (list, dict), "inputs": (list, dict), "history": (str, dict), "chat_history": (str, dict),
 }  # fmt: skip

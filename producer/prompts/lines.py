@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from dataclasses import field as of_default
 from typing import Any
@@ -15,6 +16,9 @@ from producer.prompts.readers.record import CHAT_FIELDS, PARAMETER_FIELDS, check
 from producer.prompts.records import Record
 
 MAX_CUSTOM_ID = 512
+
+#: The text of a list of messages, in JSON or as Python and numpy print it.
+LISTED_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def prompt_line(record: Record, options: ChatOptions = ChatOptions()) -> PromptL
         metadata=fields,
         default_strategy="greedy" if endpoint_of(fields.get("url")) is None else "sample",  # as OpenAI does
         chat=chat,
-        remarks=_remarks(fields, messages),
+        remarks=_remarks(fields, prompt if messages is None else None, messages),
     )
 
 
@@ -79,10 +83,12 @@ def _has(fields: dict[str, Any]) -> str:
     return f"; it has {some}: name one with --prompt-column or --messages-column, or give a --template"
 
 
-def _remarks(metadata: dict[str, Any], messages: list[dict[str, Any]] | None) -> dict[str, str]:
+def _remarks(metadata: dict[str, Any], prompt: str | None, messages: list[dict[str, Any]] | None) -> dict[str, str]:
     """Warnings about a line that may mean something else than its writer thinks."""
     unseen = [name for name in CHAT_FIELDS & metadata.keys() if not isinstance(metadata[name], str)]
     remarks = dict.fromkeys(unseen, "is kept as metadata: the model sees it in chats only")
+    if prompt is not None and LISTED_MESSAGES.match(prompt):
+        remarks["prompt"] = "looks like a list of messages, and is taken as text; --messages-column makes a chat of it"
     if messages is not None and is_continued(messages):
         remarks["messages"] = "end with the assistant, whose message the answer continues"
     return remarks

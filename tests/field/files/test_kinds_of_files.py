@@ -134,7 +134,11 @@ def test_the_header_is_the_first_line_that_is_not_blank(blank: bytes) -> None:
         ("a.jsonl", b"\n\n", "has no prompts; give one JSON object per line"),
         ("a.jsonl", b'{"prompt": "x"},\n', "a.jsonl:1: has a comma behind its object; leave it out"),
         ("a.json", b'[{"prompt": "x"},\n]', "a.json:2: is not JSON: a comma behind the last element"),
-        ("a.jsonl", b'{"instruction": "x", "input": "y"}\n', "it has instruction, input: name one with --prompt-column"),
+        (
+            "a.jsonl",
+            b'{"instruction": "x", "input": "y"}\n',
+            "it has instruction, input: name one with --prompt-column",
+        ),
     ],
 )
 def test_the_cause_and_the_remedy_are_of_the_format(name: str, content: bytes, message: str) -> None:

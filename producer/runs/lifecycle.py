@@ -283,8 +283,13 @@ def _submission(
     )
     with _source_file(source) as (path, shown):
         if not isinstance(source, Path):
-            submission = replace(submission, reader=replace(submission.reader, format="jsonl"))
-        yield replace(submission, path=path, source=shown, file_state=FileState.of(path))
+            submission = replace(submission, reader=replace(submission.reader, format="jsonl", encoding=None))
+        try:
+            yield replace(submission, path=path, source=shown, file_state=FileState.of(path))
+        except UsageError as error:
+            if shown is None:
+                raise
+            raise type(error)(str(error).replace(str(path), shown)) from error
 
 
 @contextmanager

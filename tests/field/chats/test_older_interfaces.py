@@ -48,7 +48,7 @@ def test_a_function_call_is_printed_as_the_tool_call_that_it_is(name: str, conte
     calling = {key: value for key, value in CALLING.items() if key != "content" or content is not ...}
     if content is not ...:
         calling["content"] = content
-    tools = check.text([USER, AS_TOOL | {"content": content or ""}, TOOL_RESULT], ChatInputs())
+    tools = check.text([USER, AS_TOOL | {"content": ""}, TOOL_RESULT], ChatInputs())
     assert check.text([USER, calling, RESULT], ChatInputs()) == tools
     assert "look" in tools and "hedgehog" in tools
 

@@ -14,12 +14,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from producer.cli import main
 from producer.console import say
 from producer.errors import UsageError
 from producer.prompts.grid import Grid
 from producer.prompts.job_drafts import Submission
 from producer.prompts.records import ReaderOptions, read_records
 from producer.prompts.validation import check
+from producer.runs import lifecycle
+from tests.conftest import TOY_MODEL
 from tests.field.files.test_tables import prompts_of
 from tests.field.files.test_tables import records_of as records_of_bytes
 
@@ -155,3 +158,39 @@ def test_columns_of_a_binary_file_cannot_colour_the_terminal(capsys: pytest.Capt
         list(read_records(Path(folder) / "a.csv", ReaderOptions()))
     say(str(refused.value))
     assert "\x1b" not in capsys.readouterr().err
+
+
+def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The messages of a command that is refused."""
+    monkeypatch.setattr("sys.argv", ["producer", "run", *arguments, "--model", str(TOY_MODEL), "--dry-run"])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"text\nx\n", ["--input-format", "csv"], "error: stdin has no column 'prompt'; its columns are text"),
+        (gzip.compress(LINE), [], "error: stdin is compressed with gzip"),
+        (b'[{"prompt": "x"},\n]', [], "error: stdin:2: is not JSON: a comma behind the last element"),
+    ],
+)
+def test_messages_name_stdin_and_not_its_copy(
+    content: bytes,
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lifecycle, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert ended(["-", *options], monkeypatch, capsys).startswith(message)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_prompt_of_the_command_line_has_no_encoding(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ended(["--prompt", "naïve", "--encoding", encoding, "--id-column", "id"], monkeypatch, capsys)
+    assert told.startswith("error: --prompt:1: id is missing, and --id-column names it")

@@ -28,7 +28,7 @@ class ChatRefused(ValueError):
     """The model's chat template takes no conversation, or not this one; the message says why."""
 
 
-def refusal(error: Exception) -> ChatRefused:
+def refused_by(error: Exception) -> ChatRefused:
     """The sentence about an error that a template raised, in one line."""
     reason = " ".join(str(error).replace("\0", "\ufffd").split())[:500]  # PostgreSQL has no NUL
     return ChatRefused(f"the chat template refuses it: {type(error).__name__}: {reason}")
@@ -129,7 +129,7 @@ class ChatRenderer:
         except ChatRefused:
             raise
         except Exception as error:  # a template may raise anything
-            raise refusal(error) from error
+            raise refused_by(error) from error
 
 
 class _Probe:

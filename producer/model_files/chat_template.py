@@ -9,7 +9,7 @@ import re
 from datetime import datetime
 
 from models.chat import ChatInputs
-from models.chat_rendering import ChatRefused, ChatRenderer, Messages, refusal
+from models.chat_rendering import ChatRefused, ChatRenderer, Messages, refused_by
 from models.chat_template import chosen_template, rendered
 from producer.model_files.folder import ModelFiles
 
@@ -65,4 +65,4 @@ def render_chat(
             is_closed=is_closed,
         )
     except Exception as error:  # a template may raise anything
-        raise refusal(error) from error
+        raise refused_by(error) from error

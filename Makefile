@@ -21,8 +21,9 @@ $(PRODUCT): pyproject.toml constraints.txt
 	@touch $@
 
 # What tests, checks and benchmarks need beside the product: a PostgreSQL server, pytest, mypy, ruff, matplotlib …
-$(TOOLS): $(PRODUCT)
+$(TOOLS): $(PRODUCT) tests/triton.txt
 	$(PIP) --editable '.[dev]'
+	$(BIN)/python -c 'import triton' 2> /dev/null || $(PIP) --requirement tests/triton.txt
 	@touch $@
 
 demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed prompts, on the toy model

@@ -13,6 +13,7 @@ import pytest
 from worker.engine.cpu.openmp import let_waiting_threads_sleep
 
 let_waiting_threads_sleep()  # before torch is imported: the tests share their processors
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run here without a GPU
 
 import torch  # noqa: E402
 from sqlalchemy import Engine  # noqa: E402

@@ -27,7 +27,8 @@ HANG_SECONDS = 300.0
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment without settings of ours, with the code on the path and few threads."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("NOCTURNE_")}
+    ours = ("NOCTURNE_", "TRITON_INTERPRET")  # the interpreter is for kernels in the tests' own process
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH", "")]))
     return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", **extra}
 

@@ -94,6 +94,7 @@ class _Rows:
         self._in_flight: list[tuple[int, int]] = []  # row, index among the tokens in flight
         self._tiles: list[_Tile] = []
         self._segments: list[_Segment] = []
+        self._num_decoding = 0  # of the segments; they come first
         self._logit_rows: list[int] = []
         self.sampled: list[SampledRow] = []
 
@@ -112,6 +113,7 @@ class _Rows:
             self._tiles.append(_Tile([row], [position], sequence.table.block_ids))
         else:
             self._segments.append(_Segment(1, position + 1, sequence.table.block_ids))
+            self._num_decoding += 1
         self._sample(row, [sequence])
 
     def add_chunk(self, chunk: PrefillChunk, *, is_paged: bool) -> None:
@@ -139,7 +141,7 @@ class _Rows:
             slot_mapping=to_device(self._slots, None, device),
             logit_rows=to_device(self._logit_rows, torch.long, device),
             tiles=_group_tiles(self._tiles, self._block_size, device),
-            paged=_paged_rows(self._segments, device) if self._segments else None,
+            paged=_paged_rows(self._segments, self._num_decoding, device) if self._segments else None,
             num_paged_rows=sum(segment.seqlen_q for segment in self._segments),
             in_flight=_in_flight_ids(self._in_flight, device) if self._in_flight else None,
         )
@@ -203,7 +205,7 @@ def _in_flight_ids(in_flight: list[tuple[int, int]], device: torch.device) -> In
     return InFlightIds(to_device(list(rows), None, device), to_device(list(indices), None, device))
 
 
-def _paged_rows(segments: list[_Segment], device: torch.device) -> PagedRows:
+def _paged_rows(segments: list[_Segment], num_decoding: int, device: torch.device) -> PagedRows:
     width = max(len(segment.block_ids) for segment in segments)
     table = [segment.block_ids + [SCRATCH_BLOCK] * (width - len(segment.block_ids)) for segment in segments]
     return PagedRows(
@@ -212,6 +214,7 @@ def _paged_rows(segments: list[_Segment], device: torch.device) -> PagedRows:
         cu_seqlens_q=to_device([0, *accumulate(segment.seqlen_q for segment in segments)], torch.int32, device),
         max_seqlen_q=max(segment.seqlen_q for segment in segments),
         max_seqlen_k=max(segment.seqlen_k for segment in segments),
+        num_decoding=num_decoding,
     )
 
 

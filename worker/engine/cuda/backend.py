@@ -12,8 +12,8 @@ from worker.engine.backend import Backend, DeviceModel, LoadOptions
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
 from worker.engine.cuda.memory import left_for_cache, step_memory
-from worker.engine.cuda.paged_attention import PAGE_SIZE, varlen_attention
-from worker.engine.model.attention import PagedAttention, has_softcap
+from worker.engine.cuda.paged_attention import PAGE_SIZE, paged_attention
+from worker.engine.model.attention import PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
@@ -75,7 +75,7 @@ class CudaBackend(Backend):
 def _paged_attention(
     model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions
 ) -> PagedAttention | None:
-    if not options.use_kernels or has_softcap(model):
+    if not options.use_kernels:
         return None
     num_heads = model.config.get_text_config().num_attention_heads
-    return varlen_attention(device, model.dtype, layers[0], num_heads, is_deterministic=options.deterministic)
+    return paged_attention(device, model.dtype, layers.values(), num_heads)

@@ -106,6 +106,7 @@ def static_batch(bucket: int, max_seqlen_k: int, block_size: int, device: torch.
             cu_seqlens_q=torch.arange(bucket + 1, dtype=torch.int32, device=device),
             max_seqlen_q=1,
             max_seqlen_k=max_seqlen_k,
+            num_decoding=bucket,
         ),
         num_paged_rows=bucket,
     )

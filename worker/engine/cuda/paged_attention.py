@@ -1,14 +1,13 @@
-"""Paged attention on CUDA through torch's `varlen_attn`, for prompts and decoding rows in one call.
+"""The choice of a GPU's paged attention: Triton's, where it is there and gives what SDPA gives.
 
-Not every torch, GPU and flash-attention build takes a block table: `varlen_attention` computes a small case both ways
-and returns None where the call fails or differs. Attention then goes through the tiles of `StepBatch`.
+`paged_attention` computes small cases of each shape of layer both ways and returns None where the kernel fails or
+differs. Attention then goes through the tiles of `StepBatch`, which is much slower.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,104 +19,118 @@ from worker.engine.model.step_batch import PagedRows
 
 logger = logging.getLogger(__name__)
 
-#: FlashAttention 2 takes pages of multiples of this many tokens only.
-PAGE_SIZE = 256
+#: Tokens of a KV block. The kernel takes any number from 16 on; few waste less memory and share more prefixes.
+PAGE_SIZE = 64
 
-#: Largest difference to the reference that bf16 explains.
-TOLERANCE = 0.02
+#: Largest difference to the reference that the rounding of a dtype explains.
+TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.01, torch.float32: 1e-4}
 
-
-class VarlenAttention:
-    """A `PagedAttention` on `torch.nn.attention.varlen`."""
-
-    covers_prefill = True
-
-    def __init__(self, *, is_deterministic: bool) -> None:
-        from torch.nn.attention import varlen
-
-        self._varlen_attn: Any = varlen.varlen_attn
-        # One split: the order of additions then depends on a row's own length alone.
-        self._num_splits = 1 if is_deterministic else None
-
-    def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
-        """Attention of rows [rows, heads, dim] over their own keys; returns [rows, heads, value_dim]."""
-        keys, values = (pool.unflatten(0, (-1, cache.block_size)) for pool in cache.pools(layer.index))
-        output: Tensor = self._varlen_attn(
-            query,
-            keys,
-            values,
-            rows.cu_seqlens_q,
-            None,
-            rows.max_seqlen_q,
-            rows.max_seqlen_k,
-            scale=layer.scale,
-            window_size=(-1 if layer.window is None else layer.window - 1, 0),
-            enable_gqa=query.shape[1] != keys.shape[2],
-            seqused_k=rows.seqused_k,
-            block_table=rows.block_table,
-            num_splits=self._num_splits,
-        )
-        return output
+#: Cases of the check: (rows, keys) of each segment, those of one row first. Keys cross blocks and sections.
+CASES: tuple[tuple[tuple[int, int], ...], ...] = (
+    ((1, 1), (1, PAGE_SIZE - 3), (1, 9 * PAGE_SIZE + 5)),
+    ((1, 40), (5, 70), (PAGE_SIZE + 1, PAGE_SIZE + 1)),
+)
 
 
-def varlen_attention(
-    device: torch.device, dtype: torch.dtype, shape: LayerShape, num_heads: int, *, is_deterministic: bool = False
+def paged_attention(
+    device: torch.device, dtype: torch.dtype, layers: Iterable[LayerShape], num_heads: int
 ) -> PagedAttention | None:
     """The kernel, or None where it does not compute attention correctly on this device."""
-    if dtype not in (torch.bfloat16, torch.float16) or not has_paged_varlen():
+    if dtype not in TOLERANCES:
         return None
     try:
-        attention = VarlenAttention(is_deterministic=is_deterministic)
-        difference = difference_to_reference(attention, device, dtype, shape, num_heads)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        logger.warning("varlen_attn takes no block table here, attention goes through SDPA: %s", str(error)[:200])
+        from worker.engine.cuda.triton_attention import TritonAttention
+
+        attention = TritonAttention(torch.cuda.get_device_properties(device).multi_processor_count)
+        shapes = {(shape.num_kv_heads, shape.key_dim, shape.value_dim) for shape in layers}
+        differences = [
+            difference_to_reference(attention, device, dtype, LayerShape(*shape), num_heads) for shape in sorted(shapes)
+        ]
+    # A compiler fails in ways of its own, and no list of them is complete: attention has another way.
+    except Exception as error:
+        logger.warning("attention goes through SDPA, which is slow, because Triton's kernel fails: %s", _cause(error))
         return None
-    if difference > TOLERANCE:
-        logger.warning("varlen_attn differs by %.3f from SDPA here and is not used", difference)
+    if not all(difference <= TOLERANCES[dtype] for difference in differences):  # NaN is no small difference
+        logger.warning("attention goes through SDPA, which is slow: Triton's differs from it by %s", differences)
         return None
     return attention
 
 
-def has_paged_varlen() -> bool:
-    """Whether this torch has the call at all."""
-    try:
-        from torch.nn.attention import varlen
-    except ImportError:
-        return False
-    return "block_table" in inspect.signature(varlen.varlen_attn).parameters
-
-
 @torch.inference_mode()
 def difference_to_reference(
-    attention: PagedAttention, device: torch.device, dtype: torch.dtype, shape: LayerShape, num_heads: int
+    attention: PagedAttention,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: LayerShape,
+    num_heads: int,
+    block_size: int = PAGE_SIZE,
 ) -> float:
-    """The largest difference of any output between a kernel and SDPA, on three decoding rows of unequal lengths."""
-    lengths, width = (1, PAGE_SIZE - 3, 2 * PAGE_SIZE + 5), 3
+    """The largest difference of any output between a kernel and SDPA, with a window and without; NaN if one is NaN."""
+    layers = [AttentionLayer(0, shape.key_dim**-0.5, window) for window in (None, 24)]
+    cases = [(layer, segments) for layer in layers for segments in CASES]
+    differences = [
+        _difference(attention, layer, segments, device, dtype, shape, num_heads, block_size)
+        for layer, segments in cases
+    ]
+    return float(torch.stack(differences).max())  # NaN wins
+
+
+def _difference(
+    attention: PagedAttention,
+    layer: AttentionLayer,
+    segments: Sequence[tuple[int, int]],
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: LayerShape,
+    num_heads: int,
+    block_size: int,
+) -> Tensor:
+    width = -(-max(seqlen_k for _, seqlen_k in segments) // block_size)
     generator = torch.Generator().manual_seed(0)
-    cache = KVCache({0: shape}, 1 + len(lengths) * width, PAGE_SIZE, dtype, device)
-    keys, values = cache.pools(0)
-    keys.copy_(torch.randn(keys.shape, generator=generator))
-    values.copy_(torch.randn(values.shape, generator=generator))
-    query = torch.randn(len(lengths), num_heads, shape.key_dim, generator=generator).to(device, dtype)
-    table = 1 + torch.arange(len(lengths) * width).view(len(lengths), width)
-    rows = PagedRows(
+    cache = KVCache({0: shape}, 1 + len(segments) * width, block_size, dtype, device)
+    for pool in cache.pools(0):
+        pool.copy_(torch.randn(pool.shape, generator=generator))
+    num_rows = [rows for rows, _ in segments]
+    query = torch.randn(sum(num_rows), num_heads, shape.key_dim, generator=generator).to(device, dtype)
+    table = 1 + torch.arange(len(segments) * width).view(len(segments), width).flip(1)
+    found = attention(layer, query, cache, _rows_of(segments, table, device))
+    expected = [
+        _reference(layer, rows, cache, table[index], seqlen_k)
+        for index, (rows, (_, seqlen_k)) in enumerate(zip(query.split(num_rows), segments, strict=True))
+    ]
+    return (found.float() - torch.cat(expected)).abs().max()
+
+
+def _rows_of(segments: Sequence[tuple[int, int]], table: Tensor, device: torch.device) -> PagedRows:
+    num_rows = [rows for rows, _ in segments]
+    return PagedRows(
         block_table=table.to(device, torch.int32),
-        seqused_k=torch.tensor(lengths, dtype=torch.int32, device=device),
-        cu_seqlens_q=torch.arange(len(lengths) + 1, dtype=torch.int32, device=device),
-        max_seqlen_q=1,
-        max_seqlen_k=max(lengths),
+        seqused_k=torch.tensor([seqlen_k for _, seqlen_k in segments], dtype=torch.int32, device=device),
+        cu_seqlens_q=F.pad(torch.tensor(num_rows), (1, 0)).cumsum(0).to(device, torch.int32),
+        max_seqlen_q=max(num_rows),
+        max_seqlen_k=max(seqlen_k for _, seqlen_k in segments),
+        num_decoding=num_rows.count(1),
     )
-    scale = shape.key_dim**-0.5
-    found = attention(AttentionLayer(0, scale), query, cache, rows)
-    differences = []
-    for row, length in enumerate(lengths):
-        slots = (table[row, :, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).view(-1)[:length].to(device)
-        expected = F.scaled_dot_product_attention(
-            query[row, :, None].float(),
-            keys[slots].transpose(0, 1).float(),
-            values[slots].transpose(0, 1).float(),
-            scale=scale,
-            enable_gqa=True,
-        )[:, 0]
-        differences.append(float((found[row].float() - expected).abs().max()))
-    return max(differences)
+
+
+def _reference(layer: AttentionLayer, query: Tensor, cache: KVCache, block_ids: Tensor, seqlen_k: int) -> Tensor:
+    """SDPA in fp32 of one segment's rows [rows, heads, dim]."""
+    keys, values = cache.pools(layer.index)
+    places = torch.arange(seqlen_k)
+    slots = (block_ids[places // cache.block_size] * cache.block_size + places % cache.block_size).to(query.device)
+    positions = torch.arange(seqlen_k - len(query), seqlen_k)[:, None]
+    is_visible = places <= positions
+    if layer.window is not None:
+        is_visible &= places > positions - layer.window
+    return F.scaled_dot_product_attention(
+        query.transpose(0, 1).float(),
+        keys[slots].transpose(0, 1).float(),
+        values[slots].transpose(0, 1).float(),
+        attn_mask=is_visible.to(query.device),
+        scale=layer.scale,
+        enable_gqa=True,
+    ).transpose(0, 1)
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"

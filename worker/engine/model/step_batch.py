@@ -75,6 +75,7 @@ class PagedRows:
     cu_seqlens_q: Tensor  # [runs + 1] where each run of rows begins, and where the last ends
     max_seqlen_q: int  # rows of the longest run
     max_seqlen_k: int
+    num_decoding: int  # of the runs: they come first, and have one row each
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def paged(chunks: list[QueryChunk]) -> PagedRows:
         cu_seqlens_q=torch.tensor(cu_seqlens_q, dtype=torch.int32),
         max_seqlen_q=max(chunk.num_rows for chunk in chunks),
         max_seqlen_k=max(chunk.seqlen_k for chunk in chunks),
+        num_decoding=0,
     )
 
 

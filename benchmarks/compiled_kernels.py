@@ -1,0 +1,117 @@
+"""Compiles the Triton kernels for GPUs that are not at hand: `python -m benchmarks.compiled_kernels --archs 80 90`.
+
+Prints registers, spilled bytes, shared memory and instructions of tensor cores of each kernel, for layers of common
+shapes. Ends with 1 where a kernel spills, takes more shared memory than the GPU has, or computes fp32 in tf32. Needs
+Triton and no GPU; one Triton compiles for others than another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from worker.engine.cuda.attention_kernels import attend, attend_split, join_sections
+from worker.engine.cuda.triton_attention import MIN_TILE_ROWS, PROMPT_TILE_ROWS, SECTION, TileShape
+
+#: Shared memory of a block of threads by compute capability, in KiB (CUDA C++ Programming Guide, table 24).
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+
+KERNELS = {
+    "prompts": (attend, PROMPT_TILE_ROWS),
+    "decoding rows": (attend, MIN_TILE_ROWS),
+    "decoding rows, split": (attend_split, MIN_TILE_ROWS),
+    "joined sections": (join_sections, MIN_TILE_ROWS),
+}
+
+#: Element type, head dimension, query heads of a key head.
+LAYERS = [("bf16", 64, 7), ("bf16", 128, 4), ("bf16", 256, 2), ("bf16", 512, 2), ("fp32", 64, 7), ("fp32", 128, 4)]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The resources of a compiled kernel."""
+
+    registers: int  # of a thread
+    spilled: int  # bytes of a thread
+    shared_kib: float
+    num_tensor_core: int
+    has_tf32: bool
+
+
+def compile_kernel(kernel: Any, arch: int, element: str, dim: int, group: int, wanted_rows: int) -> Compiled:
+    tile = TileShape.of(dim, dim, 4 if element == "fp32" else 2, group, wanted_rows)
+    constants = {
+        "GROUP": group, "DIM": dim, "DIM_PADDED": tile.dim, "VALUE_DIM": dim, "VALUE_DIM_PADDED": tile.value_dim,
+        "BLOCK_SIZE": 64, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "SECTION": SECTION, "WINDOW": 0, "SOFTCAP": 0.0,
+    }  # fmt: skip
+    names = list(kernel.arg_names)
+    signature = {name: "constexpr" if name in constants else _type_of(name, element) for name in names}
+    aligned = [n for n, name in enumerate(names) if signature[name].startswith("*") or name.endswith("_stride")]
+    compiled = triton.compile(
+        ASTSource(
+            kernel,
+            signature,
+            {name: constants[name] for name in names if name in constants},
+            {(n,): [["tt.divisibility", 16]] for n in aligned},
+        ),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": tile.num_warps, "num_stages": 2, "enable_fp_fusion": False},
+    )
+    registers, stack = _resources(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    num_tensor_core = len(re.findall(r"(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx))
+    return Compiled(registers, stack, compiled.metadata.shared / 2**10, num_tensor_core, "tf32" in ptx)
+
+
+def _type_of(name: str, element: str) -> str:
+    types = {"block_table": "*i32", "seqused_k": "*i32", "cu_seqlens_q": "*i32", "scale_log2": "fp32"}
+    if name.startswith("partial_"):
+        return "*fp32"
+    return f"*{element}" if name in ("output", "query", "keys", "values") else types.get(name, "i32")
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread, by the tool that Triton's wheel has."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout)
+    assert found is not None, told.stdout
+    return int(found[1]), int(found[2])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", type=int, nargs="+", choices=SHARED_KIB, default=list(SHARED_KIB))
+    num_bad = 0
+    print(f"Triton {triton.__version__}")
+    for arch in parser.parse_args().archs:
+        for name, (kernel, rows) in KERNELS.items():
+            for element, dim, group in LAYERS:
+                made = compile_kernel(kernel, arch, element, dim, group, rows)
+                is_bad = bool(made.spilled) or made.shared_kib > SHARED_KIB[arch] or made.has_tf32
+                num_bad += is_bad
+                print(
+                    f"sm_{arch} {name:20} {element} dim {dim:3}: {made.registers:3} registers, "
+                    f"{made.spilled:4} B spilled, "
+                    f"{made.shared_kib:5.1f} KiB shared, {made.num_tensor_core:3} of tensor cores"
+                    + (", tf32" if made.has_tf32 else "") + ("  <-- too much" if is_bad else ""),
+                    flush=True,
+                )  # fmt: skip
+    return int(num_bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,12 +6,14 @@ from alembic import context
 from sqlalchemy import Engine
 
 from migrations.views import view_definitions
+from models.database.connection import limited
+from models.database.deadlines import Call
 from models.schema.tables import Base
 
 
 def run_migrations(engine: Engine) -> None:
     """Runs the wanted migrations in one transaction; `migrations.upgrade` has told Alembic which."""
-    with engine.begin() as connection:
+    with limited(engine, Call.MIGRATION).begin() as connection:
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,

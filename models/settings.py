@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.config_file import ConfigFileProblem, config_path, read_config_file, read_value
+from models.database.deadlines import Deadlines
 from models.engine_options import EngineOptions
 from models.model_name import canonical_model
 
@@ -51,6 +53,15 @@ class Settings(EngineOptions, BaseSettings):
     parent_pid: int | None = None  # the `producer run` that started this worker, which ends with it
     grace_seconds: float = Field(default=30.0, ge=0)  # time for running sequences to finish after SIGTERM
 
+    connect_timeout: float = Field(default=10.0, gt=0)  # seconds to reach the database or Redis
+    redis_timeout: float = Field(default=10.0, gt=0)  # seconds without an answer of Redis
+    claim_timeout: float = Field(default=30.0, gt=0)  # seconds without an answer to a claim
+    commit_timeout: float = Field(default=60.0, gt=0)  # … to a statement that commits results
+    copy_timeout: float = Field(default=60.0, gt=0)  # … to a part of a COPY
+    query_timeout: float = Field(default=30.0, gt=0)  # … to any other statement of a worker
+    command_timeout: float = Field(default=600.0, gt=0)  # … to a statement of a producer's command
+    lock_timeout: float = Field(default=15.0, gt=0)  # seconds that a worker's statement waits for a lock
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -74,6 +85,11 @@ class Settings(EngineOptions, BaseSettings):
         """The part that an engine process is started with."""
         given = self.model_dump(include=set(EngineOptions.model_fields))
         return EngineOptions(**{**given, "model": canonical_model(self.model)})
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """The deadlines of calls to the database."""
+        return Deadlines(**{each.name: getattr(self, f"{each.name}_timeout") for each in fields(Deadlines)})
 
     @property
     def embedded_database(self) -> Path:

@@ -17,7 +17,7 @@ from worker.engine_process.protocol import Stats
 from worker.in_flight import InFlightJobs
 from worker.storage.claims import Claim
 from worker.storage.job_store import JobStore
-from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages
+from worker.storage.outages import DatabaseOutages
 from worker.storage.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -71,13 +71,11 @@ class Heartbeat:
             is_notified = self._is_notified.wait(self._interval)
             self._is_notified.clear()
             self._stop_without_parent()
-            try:
+            with self._outages.noted():
                 claims = self._jobs.claims()
                 self._drop_lost(claims)
                 if not is_notified:
                     self._beat(claims)
-            except OUTAGE_ERRORS as error:
-                self._outages.note_outage(error)
 
     def _stop_without_parent(self) -> None:
         if self._parent_pid not in (None, os.getppid()) and not self._is_stopping.is_set():

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from models.database.outbox import Send, send_outbox
 from models.model_name import canonical_model
 from models.settings import Settings
-from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages
+from worker.storage.outages import DatabaseOutages
 from worker.storage.reaper import Reaper, mark_lost_messages_unsent
 
 logger = logging.getLogger(__name__)
@@ -77,13 +77,11 @@ class Sweeper:
             if self._is_stopping.is_set():
                 continue
             try:
-                num_lost = self._sweep()
-            except OUTAGE_ERRORS as error:
-                self._outages.note_outage(error)
+                with self._outages.noted():
+                    num_lost = self._sweep()
+                    self.send_outbox(min_age_seconds=None if num_lost else ADOPT_AGE_SECONDS)
             except ConnectionError as error:
                 logger.debug("the queue's length is not known: %s", error)
-            else:
-                self.send_outbox(min_age_seconds=None if num_lost else ADOPT_AGE_SECONDS)
 
     def _send_asked(self) -> None:
         self._is_closed.wait(ASKED_SECONDS)  # for more of them
@@ -97,12 +95,11 @@ class Sweeper:
     def send_outbox(self, run_id: str | None = None, min_age_seconds: float | None = None) -> None:
         """Sends the jobs of the outbox; those that Redis does not take stay there for the next sweep."""
         try:
-            send_outbox(
-                self._database, self._send, run_id=run_id, concurrency=self._settings.concurrency,
-                min_age_seconds=min_age_seconds,
-            )  # fmt: skip
-        except OUTAGE_ERRORS as error:
-            self._outages.note_outage(error)
+            with self._outages.noted():
+                send_outbox(
+                    self._database, self._send, run_id=run_id, concurrency=self._settings.concurrency,
+                    min_age_seconds=min_age_seconds,
+                )  # fmt: skip
         except ConnectionError as error:
             logger.warning("jobs stay in the outbox, Redis does not take them: %s", error)
 

@@ -15,6 +15,8 @@ from psycopg.pq import Format
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from models.database.postgresql import copying
+
 
 class JsonTextDumper(Dumper):
     """Writes JSON text in PostgreSQL's binary format: a version byte, then the text."""
@@ -40,8 +42,16 @@ def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows
             marks = ", ".join("?" * len(columns))
             cursor.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
     except driver_error as error:
+        is_closed = bool(connection.dialect.is_disconnect(error, connection.connection.driver_connection, cursor))
+        if is_closed:
+            connection.invalidate(error)
         raise DBAPIError.instance(
-            f"INSERT INTO {table}", None, error, driver_error, dialect=connection.dialect
+            f"INSERT INTO {table}",
+            None,
+            error,
+            driver_error,
+            connection_invalidated=is_closed,
+            dialect=connection.dialect,
         ) from error
     finally:
         cursor.close()
@@ -52,7 +62,7 @@ def _copy(cursor: Any, table: str, columns: Sequence[str], rows: Iterable[Sequen
     names = ", ".join(columns)
     column_types = [column.type_code for column in cursor.execute(f"SELECT {names} FROM {table} LIMIT 0").description]
     cursor.adapters.register_dumper(None, JsonTextDumper)  # for columns of its type, not for every text
-    with cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
+    with copying(cursor.connection), cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
         copy.set_types(column_types)
         for row in rows:
             copy.write_row(row)

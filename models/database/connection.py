@@ -1,4 +1,4 @@
-"""Opens the database: the settings of a connection to SQLite and to PostgreSQL. Knows no tables.
+"""Opens the database: the settings of a connection to SQLite; those to PostgreSQL are in `postgresql`. Knows no tables.
 
 Opening makes no SQLite file; `migrations.upgrade` does. Errors are `DatabaseUnavailable` of `models.database.faults`.
 """
@@ -14,21 +14,29 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from models.database.deadlines import DEFAULT_DEADLINES, Call, Deadlines
 from models.database.faults import DatabaseUnavailable, damaged, database_name, remember_name, unavailable
+from models.database.postgresql import open_postgresql
 
 SQLITE_BUSY_SECONDS = 60
-IDLE_TRANSACTION_SECONDS = 60
 
 
-def open_database(url: str, *, read_only: bool = False) -> Engine:
+def open_database(url: str, *, read_only: bool = False, deadlines: Deadlines = DEFAULT_DEADLINES) -> Engine:
     """An engine for the URL; with `read_only` the database itself refuses every statement that would write."""
     parsed = _parse_url(url)
     try:
         if parsed.get_backend_name() == "sqlite":
             return _open_sqlite(parsed.database or "", read_only=read_only)
-        return _open_postgresql(parsed, read_only=read_only)
+        engine = open_postgresql(parsed, deadlines, read_only=read_only)
     except (NoSuchModuleError, ImportError) as error:
         raise DatabaseUnavailable(f"no driver for {parsed.drivername}: {error}") from error
+    event.listen(engine, "handle_error", remember_name)
+    return engine
+
+
+def limited(engine: Engine, call: Call) -> Engine:
+    """The same engine, whose transactions have the deadlines of this kind of call."""
+    return engine.execution_options(call=call)
 
 
 def check_connection(engine: Engine) -> None:
@@ -64,22 +72,6 @@ def _parse_url(url: str) -> URL:
             f"{parsed.get_backend_name()} is not supported; give a sqlite:/// or postgresql+psycopg:// URL"
         )
     return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
-
-
-def _open_postgresql(url: URL, *, read_only: bool) -> Engine:
-    # A process that was stopped in the middle of a transaction must not hold its locks forever.
-    arguments: dict[str, Any] = {
-        "connect_timeout": 10,
-        "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s",
-    }
-    if read_only:
-        # PostgreSQL prepares one statement at a time: a second one, which could begin to write, is refused.
-        arguments["prepare_threshold"] = 0
-    engine = create_engine(url, pool_pre_ping=True, connect_args=arguments)
-    event.listen(engine, "handle_error", remember_name)
-    if read_only:
-        event.listen(engine, "connect", _make_postgresql_read_only)
-    return engine
 
 
 def _open_sqlite(path: str, *, read_only: bool) -> Engine:
@@ -190,13 +182,3 @@ def _sqlite_authorizer(action: int, first: str | None, second: str | None, *rest
     else:
         is_allowed = False
     return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY
-
-
-def _make_postgresql_read_only(connection: Any, record: Any) -> None:
-    """Makes transactions read-only, and drops a superuser's rights: they could run programs and end sessions."""
-    connection.read_only = True
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-        if cursor.fetchone()[0]:
-            cursor.execute("SET ROLE pg_read_all_data")
-    connection.commit()

@@ -44,6 +44,22 @@ POSTGRESQL_ADVICE = {
     "XX": "see the server's log",
 }
 
+#: PostgreSQL's codes, and beginnings of codes, of an outage: gone when the server, its disk or its primary is back.
+#: Read-only, a session ended by a time limit, resources, an object in use or locked, an operator, the system.
+POSTGRESQL_OUTAGES = ("08", "25006", "25P03", "25P04", "40", "53", "55000", "55006", "55P03", "57", "58")
+
+#: Those of a transaction that lost to another one and may be repeated at once.
+POSTGRESQL_CONFLICTS = ("40001", "40P01")
+
+#: Those of a statement that waited too long for a lock or for its end, while the server answers others.
+POSTGRESQL_TIMEOUTS = ("55P03", "57014")
+
+#: Those that the values of a row cause: numbers, texts and sizes that a column or the server cannot take.
+POSTGRESQL_DATA_FAULTS = ("21", "22", "23", "54", "XX000")
+
+SQLITE_OUTAGES = frozenset(SQLITE_ADVICE) - {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+SQLITE_DATA_FAULTS = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE)
+
 #: The beginning of the note that `remember_name` leaves in an error.
 NOTE = "in the database "
 
@@ -120,12 +136,54 @@ def unavailable(error: DBAPIError, name: str | None = None) -> DatabaseUnavailab
     return DatabaseUnavailable(f"{shown}: {reason}" + (f"; {advice}" if advice else ""))
 
 
+def is_outage(error: DBAPIError) -> bool:
+    """Whether the same statement can succeed later: the database is away, full, locked, or takes no writes.
+
+    A session that ended in any way is one; a statement that the server or the driver refuses otherwise is not.
+    """
+    original: Any = error.orig
+    if isinstance(original, sqlite3.Error):
+        return _sqlite_code(original) in SQLITE_OUTAGES
+    if error.connection_invalidated:
+        return True
+    code = getattr(original, "sqlstate", None)
+    if code is None:  # of the driver: while connecting, or about a statement that it cannot send
+        return error.statement is None
+    return str(code).startswith(POSTGRESQL_OUTAGES)
+
+
+def is_conflict(error: DBAPIError) -> bool:
+    """Whether the transaction lost to another one and may be repeated at once."""
+    return getattr(error.orig, "sqlstate", None) in POSTGRESQL_CONFLICTS
+
+
+def is_timeout(error: DBAPIError) -> bool:
+    """Whether the statement waited too long, for a lock or for its own end, on a server that answers."""
+    return getattr(error.orig, "sqlstate", None) in POSTGRESQL_TIMEOUTS
+
+
+def is_data_fault(error: DBAPIError) -> bool:
+    """Whether the values of the statement are at fault: another job's may well be stored."""
+    original: Any = error.orig
+    if isinstance(original, sqlite3.Error):
+        return _sqlite_code(original) in SQLITE_DATA_FAULTS or type(original) is sqlite3.DataError
+    code = getattr(original, "sqlstate", None)
+    if code is None:  # the driver cannot send them
+        return not error.connection_invalidated
+    return str(code).startswith(POSTGRESQL_DATA_FAULTS)
+
+
+def _sqlite_code(error: sqlite3.Error) -> int:
+    """The primary result code; 0 for an error of the driver's own."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 def _advice(error: DBAPIError) -> str | None:
     original: Any = error.orig
     if isinstance(original, sqlite3.Error):
         if str(original).startswith("Could not decode to UTF-8"):
             return SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]
-        return SQLITE_ADVICE.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
+        return SQLITE_ADVICE.get(_sqlite_code(original))
     code = getattr(original, "sqlstate", None)
     if code is None:  # no answer of the server
         return UNREACHABLE if type(original).__name__ == "OperationalError" else None

@@ -14,7 +14,7 @@ def readable_database(settings: Settings, *, may_be_older: bool = False) -> Engi
 
     Raises `DatabaseUnavailable`.
     """
-    database = open_database(settings.database_url, read_only=True)
+    database = open_database(settings.database_url, read_only=True, deadlines=settings.deadlines)
     check_connection(database)
     check_schema(database, may_be_older=may_be_older)
     return database

@@ -18,7 +18,7 @@ def upgraded_database(settings: Settings) -> Engine:
     """The database, made or upgraded to this version's schema; a database of somebody else's is left as it is."""
     if settings.database is None:
         make_private_database(settings.embedded_database)
-    database = open_database(settings.database_url)
+    database = open_database(settings.database_url, deadlines=settings.deadlines)
     upgrade(database)
     return database
 
@@ -27,7 +27,7 @@ def writable_database(settings: Settings) -> Engine:
     """The database for a run decoded here: made where there is none; only the embedded one is upgraded."""
     if settings.database is None:
         return upgraded_database(settings)
-    database = open_database(settings.database_url)
+    database = open_database(settings.database_url, deadlines=settings.deadlines)
     make_file(database)
     if examine(database).state == SchemaState.EMPTY:
         upgrade(database)
@@ -37,7 +37,7 @@ def writable_database(settings: Settings) -> Engine:
 
 def check_usable(settings: Settings) -> None:
     """Raises `DatabaseUnavailable` where `writable_database` would; makes and changes nothing."""
-    database = open_database(settings.database_url)
+    database = open_database(settings.database_url, deadlines=settings.deadlines)
     if is_missing(database):
         return
     check_connection(database)
@@ -50,7 +50,7 @@ def ready_database(settings: Settings) -> Engine:
     """The database at this version's schema; only the embedded one is made or upgraded."""
     if settings.database is None:
         return upgraded_database(settings)
-    database = open_database(settings.database_url)
+    database = open_database(settings.database_url, deadlines=settings.deadlines)
     check_connection(database)
     check_schema(database)
     check_writable(database)
@@ -64,7 +64,7 @@ def existing_database(settings: Settings) -> Engine:
             raise UsageError(
                 f"there is no database at {settings.embedded_database}; submit a run first or give --database"
             )
-        database = open_database(settings.database_url)
+        database = open_database(settings.database_url, deadlines=settings.deadlines)
         if examine(database).state == SchemaState.OLDER:
             upgrade(database)
         check_schema(database)

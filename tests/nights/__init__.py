@@ -1,0 +1,1 @@
+"""Nights that hang or end wrongly: mute connections, failover, poolers, closed terminals."""

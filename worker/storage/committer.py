@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 
 from sqlalchemy.exc import DBAPIError
 
+from models.database.faults import is_data_fault
 from worker.storage.claims import Claim
 from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.outages import DatabaseOutages, RetryAborted
@@ -67,10 +68,15 @@ class Committer:
         return batch
 
     def _commit(self, batch: list[FinishedJob]) -> None:
-        """Commits the batch; if the database refuses a row of it, each job alone, to find the job at fault."""
+        """Commits the batch; if the database refuses a row of it, each job alone, to find the job at fault.
+
+        A fault of no row, such as missing rights, is raised: it must not fail jobs that did nothing wrong.
+        """
         try:
             self._outages.retry_until_available(lambda: self._store.commit(batch))
         except DBAPIError as error:
+            if not is_data_fault(error):
+                raise
             reason = str(error.orig).strip().splitlines()[0]
             if len(batch) > 1:
                 logger.warning("the database refuses a group of results, storing them one by one: %s", reason)

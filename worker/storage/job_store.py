@@ -15,6 +15,8 @@ from sqlalchemy import Connection, CursorResult, Engine, update
 
 from models.database.bulk_insert import to_json, without_nul
 from models.database.clock import database_timestamp, read_timestamp
+from models.database.connection import limited
+from models.database.deadlines import Call
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job
 from models.states import JobState
@@ -40,7 +42,9 @@ class JobStore:
     """
 
     def __init__(self, database: Engine, worker: str, lease_seconds: float, model: str | None = None) -> None:
-        self._database = database
+        self._database = limited(database, Call.QUERY)
+        self._claims = limited(database, Call.CLAIM)
+        self._commits = limited(database, Call.COMMIT)
         self._worker = worker
         self._claiming = Claiming(worker, model, lease_seconds)
         self.environment_id: str | None = None  # of the engine that decodes its results
@@ -50,7 +54,7 @@ class JobStore:
 
         A job whose row cannot be decoded is failed.
         """
-        with self._database.begin() as connection:
+        with self._claims.begin() as connection:
             found = self._claiming.claim(connection, job_ids)
             unreadable = [row for row in found if isinstance(row, UnreadableRow)]
             for row in unreadable:
@@ -74,7 +78,7 @@ class JobStore:
 
     def commit(self, finished: Sequence[FinishedJob]) -> int:
         """Stores results, traces and final states; returns how many of the jobs were still this worker's."""
-        with self._database.begin() as connection:
+        with self._commits.begin() as connection:
             held = held_claims(connection, self._worker, [job.claim for job in finished], lock=True)
             owned = [job for job in finished if job.claim in held]
             self._succeed(connection, [job.claim.job_id for job in owned if job.output.error is None])

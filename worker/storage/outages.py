@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Event, Lock
 from typing import TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
+
+from models.database.deadlines import stretched
+from models.database.faults import is_conflict, is_outage, is_timeout
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts; the last one repeats
-
-#: Errors of an outage, gone when the database is back. Any other error of a driver means a wrong statement.
-OUTAGE_ERRORS = (OperationalError, InterfaceError)
-
-
-#: PostgreSQL's codes for a transaction that lost to another one and may be repeated at once.
-SERIALIZATION_FAILURES = ("40001", "40P01")
 
 
 class RetryAborted(Exception):
@@ -34,7 +31,6 @@ class DatabaseOutages:
     def __init__(self) -> None:
         self._lock = Lock()
         self._since: float | None = None
-        self._ended: float | None = None  # when the last outage was over
         self._is_over = Event()
 
     def abort_retries(self) -> None:
@@ -42,37 +38,56 @@ class DatabaseOutages:
         self._is_over.set()
 
     def retry_until_available(self, write: Callable[[], T]) -> T:
-        """Returns the write's result, however long the database is away. Raises `RetryAborted`."""
-        attempt = 0
+        """Returns the write's result, however long the database is away. Raises `RetryAborted`.
+
+        A write that can never succeed raises its error. One that ran out of time has longer in the next attempt.
+        """
+        num_failed = num_timeouts = 0
         while True:
             try:
-                result = write()
-            except OUTAGE_ERRORS as error:
-                if getattr(error.orig, "sqlstate", None) in SERIALIZATION_FAILURES:
+                with stretched(2.0**num_timeouts):
+                    result = write()
+            except DBAPIError as error:
+                if is_conflict(error):
                     continue
-                self.note_outage(error)
-                if self._is_over.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]):
-                    raise RetryAborted(str(error.orig)) from error
-                attempt += 1
+                self._note(error, is_first=not num_failed)
+                if self._is_over.wait(RETRY_SECONDS[min(num_failed, len(RETRY_SECONDS) - 1)]):
+                    raise RetryAborted(_reason(error)) from error
+                num_failed += 1
+                num_timeouts += is_timeout(error)
             else:
                 self.note_available()
                 return result
 
-    def note_outage(self, error: OperationalError | InterfaceError) -> None:
-        with self._lock:
-            if self._since is None:
-                self._since = time.monotonic()
-                reason = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
-                logger.warning("the database does not answer; results are held until it does: %s", reason[0])
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """A block that an outage ends, for a loop that tries again in its own time."""
+        try:
+            yield
+        except DBAPIError as error:
+            self._note(error, is_first=True)
 
     def note_available(self) -> None:
         with self._lock:
             if self._since is not None:
-                self._ended = time.monotonic()
-                logger.warning("the database answers again after %.1f s", self._ended - self._since)
+                logger.warning("the database answers again after %.1f s", time.monotonic() - self._since)
                 self._since = None
 
-    def has_been_available_for(self, seconds: float) -> bool:
-        """Whether the last outage ended that long ago: every worker has had the time to renew its leases."""
+    def _note(self, error: DBAPIError, *, is_first: bool) -> None:
+        """Notes an outage, or raises the error of another kind. `is_first` is of the attempts of one write."""
+        if not is_outage(error):
+            raise error
+        if is_conflict(error):
+            return
+        if is_timeout(error):  # the others may go on
+            if is_first:
+                logger.warning("a transaction ran out of time and is tried again: %s", _reason(error))
+            return
         with self._lock:
-            return self._since is None and (self._ended is None or time.monotonic() - self._ended >= seconds)
+            if self._since is None:
+                self._since = time.monotonic()
+                logger.warning("the database does not answer; results are held until it does: %s", _reason(error))
+
+
+def _reason(error: DBAPIError) -> str:
+    return (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]

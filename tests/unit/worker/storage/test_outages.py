@@ -6,10 +6,21 @@ import logging
 import sqlite3
 
 import pytest
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, IntegrityError, OperationalError
 
 from worker.storage import outages as outages_module
 from worker.storage.outages import DatabaseOutages, RetryAborted
+
+
+def fault(kind: type[sqlite3.Error], code: int, message: str) -> sqlite3.Error:
+    """An error as the driver raises it."""
+    error = kind(message)
+    error.sqlite_errorcode = code
+    return error
+
+
+def locked() -> OperationalError:
+    return OperationalError("update", {}, fault(sqlite3.OperationalError, sqlite3.SQLITE_BUSY, "database is locked"))
 
 
 class Away:
@@ -21,7 +32,7 @@ class Away:
     def __call__(self) -> str:
         if self.left:
             self.left -= 1
-            raise OperationalError("update", {}, sqlite3.OperationalError("database is locked"))
+            raise locked()
         return "written"
 
 
@@ -49,23 +60,28 @@ def test_an_aborted_retry_does_not_wait() -> None:
     assert outages.retry_until_available(Away(0)) == "written"
 
 
-def test_a_wrong_statement_is_not_tried_again() -> None:
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(IntegrityError, sqlite3.SQLITE_CONSTRAINT), (OperationalError, sqlite3.SQLITE_ERROR), (DatabaseError, 11)],
+)
+def test_a_statement_that_can_never_succeed_is_not_tried_again(kind: type[DBAPIError], code: int) -> None:
     calls = []
 
     def write() -> None:
         calls.append(1)
-        raise IntegrityError("insert", {}, sqlite3.IntegrityError("UNIQUE"))
+        raise kind("insert", {}, fault(sqlite3.OperationalError, code, "no such table"))
 
-    with pytest.raises(IntegrityError):
+    with pytest.raises(kind):
         DatabaseOutages().retry_until_available(write)
     assert calls == [1]
 
 
-def test_leases_are_not_taken_as_expired_right_after_an_outage() -> None:
+def test_a_loop_goes_on_after_an_outage_and_ends_with_another_error(caplog: pytest.LogCaptureFixture) -> None:
     outages = DatabaseOutages()
-    assert outages.has_been_available_for(60.0)  # no outage yet
-    outages.note_outage(OperationalError("select", {}, sqlite3.OperationalError("gone")))
-    assert not outages.has_been_available_for(0.0)
-    outages.note_available()
-    assert not outages.has_been_available_for(60.0)
-    assert outages.has_been_available_for(0.0)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            with outages.noted():
+                raise locked()
+    assert len(caplog.records) == 1
+    with pytest.raises(IntegrityError), outages.noted():
+        raise IntegrityError("insert", {}, fault(sqlite3.IntegrityError, sqlite3.SQLITE_CONSTRAINT, "UNIQUE"))

@@ -1,0 +1,42 @@
+"""Relays in front of the servers of the test session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from tests.nights.pooler_rules import PoolerRules
+from tests.nights.tcp_relay import TcpRelay
+
+
+def postgres_socket(url: str) -> Path:
+    """The socket of a server that is given by its folder."""
+    return Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432"
+
+
+def through(relay: TcpRelay, url: str) -> str:
+    """The URL of the same database through the relay."""
+    relayed = make_url(url).difference_update_query(["host"]).set(host="127.0.0.1", port=relay.port)
+    return relayed.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def postgres_relay(postgres_url: str) -> Iterator[TcpRelay]:
+    with TcpRelay(postgres_socket(postgres_url)) as relay:
+        yield relay
+
+
+@pytest.fixture
+def relayed_url(postgres_relay: TcpRelay, postgres_url: str) -> str:
+    """The URL of an empty database through a relay that can go mute."""
+    return through(postgres_relay, postgres_url)
+
+
+@pytest.fixture
+def pooled_url(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database through a relay that refuses what PgBouncer refuses."""
+    with TcpRelay(postgres_socket(postgres_url), PoolerRules) as relay:
+        yield through(relay, postgres_url)

@@ -1,0 +1,154 @@
+"""A database that goes mute, waits or refuses: every kind of call ends in its time, and says which fault it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from migrations.upgrade import upgrade
+from models.database.bulk_insert import insert_rows
+from models.database.connection import limited, open_database
+from models.database.deadlines import CLIENT_MARGIN_SECONDS, Call, Deadlines, stretched
+from models.database.faults import is_data_fault, is_outage, is_timeout
+from tests.nights.tcp_relay import TcpRelay
+from worker.storage.outages import DatabaseOutages
+
+SHORT = Deadlines(connect=2.0, claim=0.2, commit=0.2, copy=0.2, query=0.2, command=0.2, lock=0.2)
+
+
+@pytest.fixture
+def relayed(relayed_url: str) -> Iterator[Engine]:
+    engine = open_database(relayed_url, deadlines=SHORT)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (a int PRIMARY KEY, b text)"))
+        connection.execute(text("INSERT INTO t VALUES (1, 'one')"))
+    yield engine
+    engine.dispose()
+
+
+def raised_by(engine: Engine, statement: str) -> DBAPIError:
+    with pytest.raises(DBAPIError) as raised, engine.begin() as connection:
+        connection.execute(text(statement))
+    return raised.value
+
+
+@pytest.mark.parametrize("call", [Call.CLAIM, Call.COMMIT, Call.QUERY, Call.COMMAND])
+def test_a_mute_peer_is_given_up_and_its_locks_are_freed(relayed: Engine, postgres_relay: TcpRelay, call: Call) -> None:
+    """The peer's kernel acknowledges; its server keeps the transaction until the next connection ends it."""
+    engine = limited(relayed, call)
+    with pytest.raises(DBAPIError) as raised, engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.execute(text("UPDATE t SET b = 'lost'"))
+        postgres_relay.mute()
+        connection.execute(text("SELECT 1"))
+    assert "did not answer" in str(raised.value) and is_outage(raised.value) and not is_data_fault(raised.value)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = '60s'")
+        assert connection.execute(text("UPDATE t SET b = 'two' RETURNING a")).scalar_one() == 1
+
+
+def test_a_mute_peer_of_a_copy_is_given_up(relayed: Engine, postgres_relay: TcpRelay) -> None:
+    """More than the kernels' buffers hold: the client waits to write. The server waits for the rest without a limit."""
+    with pytest.raises(DBAPIError) as raised, limited(relayed, Call.COMMIT).begin() as connection:
+        connection.execute(text("SELECT a FROM t FOR UPDATE"))
+        rows = ((number, "x" * 100_000) for number in range(2, 1000))
+        postgres_relay.mute()
+        insert_rows(connection, "t", ["a", "b"], rows)
+    assert is_outage(raised.value) and not is_data_fault(raised.value)
+    with relayed.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = '60s'")
+        assert connection.execute(text("SELECT count(*) FROM (SELECT a FROM t FOR UPDATE) held")).scalar_one() == 1
+
+
+def test_a_mute_commit_is_given_up(relayed: Engine, postgres_relay: TcpRelay) -> None:
+    with pytest.raises(DBAPIError) as raised, relayed.begin() as connection:
+        connection.execute(text("UPDATE t SET b = 'two'"))
+        postgres_relay.mute()
+    assert is_outage(raised.value)
+
+
+def test_a_connection_that_went_mute_in_the_pool_is_replaced(relayed: Engine, postgres_relay: TcpRelay) -> None:
+    assert postgres_relay.mute() > 0
+    with relayed.begin() as connection:
+        assert connection.execute(text("SELECT b FROM t")).scalar_one() == "one"
+
+
+def test_a_mute_server_is_not_waited_for_while_connecting(relayed_url: str, postgres_relay: TcpRelay) -> None:
+    postgres_relay.mute(new_ones_too=True)
+    engine = open_database(relayed_url, deadlines=SHORT)
+    started = time.monotonic()
+    assert is_outage(raised_by(engine, "SELECT 1"))
+    assert time.monotonic() - started < 60
+    engine.dispose()
+
+
+def test_a_lock_and_a_slow_statement_end_on_a_server_that_answers(relayed: Engine) -> None:
+    """Its connection goes on, and another attempt may have longer."""
+    with relayed.begin() as holding:
+        holding.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        holding.execute(text("UPDATE t SET b = 'held'"))
+        error = raised_by(limited(relayed, Call.CLAIM), "UPDATE t SET b = 'waits'")
+        assert is_timeout(error) and is_outage(error) and not error.connection_invalidated
+    slow = text("SELECT pg_sleep(0.5)")
+    error = raised_by(limited(relayed, Call.QUERY), "SELECT pg_sleep(0.5)")
+    assert is_timeout(error) and not error.connection_invalidated
+    with stretched(32), limited(relayed, Call.QUERY).begin() as connection:
+        connection.execute(slow)
+
+    def write() -> None:
+        with limited(relayed, Call.QUERY).begin() as connection:
+            connection.execute(slow)
+
+    DatabaseOutages().retry_until_available(write)
+
+
+def test_a_migration_has_all_the_time_it_wants(relayed: Engine) -> None:
+    with limited(relayed, Call.MIGRATION).begin() as connection:
+        connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": SHORT.query + CLIENT_MARGIN_SECONDS + 0.5})
+        limits = [connection.exec_driver_sql(f"SHOW {name}_timeout").scalar_one() for name in ("statement", "lock")]
+    assert limits == ["0", "0"]
+
+
+def test_a_read_only_server_is_an_outage_and_its_connection_is_left(relayed: Engine) -> None:
+    """A primary that became a standby goes on answering; a new connection may reach the new primary."""
+    with limited(relayed, Call.QUERY).connect() as connection, pytest.raises(DBAPIError) as raised:
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        connection.execute(text("UPDATE t SET b = 'two'"))
+    assert is_outage(raised.value) and raised.value.connection_invalidated
+
+
+@pytest.mark.parametrize(
+    ("code", "outage", "data_fault"),
+    [
+        ("57P01", True, False), ("57P02", True, False), ("57P03", True, False), ("57014", True, False),
+        ("53100", True, False), ("53300", True, False), ("25006", True, False), ("08006", True, False),
+        ("58030", True, False), ("40001", True, False), ("55P03", True, False), ("55000", True, False),
+        ("42501", False, False), ("42P01", False, False), ("0A000", False, False), ("25P02", False, False),
+        ("54000", False, True), ("54001", False, True), ("22003", False, True), ("23505", False, True),
+    ],
+)  # fmt: skip
+def test_an_error_is_what_its_code_says(relayed: Engine, code: str, outage: bool, data_fault: bool) -> None:
+    error = raised_by(relayed, f"DO $$ BEGIN RAISE EXCEPTION 'a fault' USING ERRCODE = '{code}'; END $$")
+    assert (is_outage(error), is_data_fault(error)) == (outage, data_fault)
+
+
+def test_a_statement_that_the_driver_cannot_send_is_no_outage(relayed: Engine) -> None:
+    with pytest.raises(DBAPIError) as raised, relayed.begin() as connection:
+        connection.exec_driver_sql("SELECT %s", (object(),))
+    assert not is_outage(raised.value)
+
+
+def test_nothing_of_a_session_is_used(pooled_url: str) -> None:
+    """Through what PgBouncer in transaction mode refuses: start-up options, settings, prepared statements."""
+    engine = open_database(pooled_url)
+    upgrade(engine)
+    with engine.begin() as connection:
+        for _ in range(8):  # psycopg prepares a statement the fifth time
+            connection.execute(text("SELECT count(*) FROM jobs"))
+        limits = [connection.exec_driver_sql(f"SHOW {name}_timeout").scalar_one() for name in ("statement", "lock")]
+    assert limits == ["10min", "10min"]
+    engine.dispose()

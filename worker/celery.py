@@ -5,6 +5,7 @@ The task is in `worker.tasks`.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -64,6 +65,10 @@ def create_app(settings: Settings) -> Celery:
         worker_pool="threads",
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=settings.connect_timeout,
+        broker_channel_error_retry=True,  # READONLY, LOADING, MISCONF …: an outage too
+        worker_consumer="worker.consumer:PatientConsumer",
         broker_transport_options={
             "priority_steps": list(range(NUM_PRIORITIES)),
             "queue_order_strategy": "priority",
@@ -71,9 +76,23 @@ def create_app(settings: Settings) -> Celery:
             # kombu restores messages of dead workers every interval * throttle; its default, 10 * 10 s, is long.
             "unacked_restore_interval": min(10.0, settings.visibility_timeout / 5),
             "unacked_restore_throttle": 1,
+            **_socket_options(settings),
         },
     )
     return app
+
+
+def _socket_options(settings: Settings) -> dict[str, Any]:
+    """Deadlines for every connection to Redis, the one that waits for messages included."""
+    keepalive = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+    known = {getattr(socket, name): value for name, value in keepalive.items() if hasattr(socket, name)}
+    return {
+        "socket_timeout": settings.redis_timeout,
+        "socket_connect_timeout": settings.connect_timeout,
+        "socket_keepalive": True,
+        "socket_keepalive_options": known,
+        "health_check_interval": settings.redis_timeout,
+    }
 
 
 def _queue(name: str) -> Any:

@@ -11,9 +11,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
+from models.database.clock import database_timestamp
 from models.database.live_workers import is_alive
 from models.schema.dead_letter import DeadLetter
 from models.schema.job import Job
+from models.schema.job_event import JobEvent
 from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
@@ -21,6 +23,12 @@ from models.schema.worker import Worker
 from models.states import JobState, RunState
 from producer.errors import UsageError
 from producer.results.selection import Selection
+
+#: Jobs that wait for so long, while workers live that do nothing, are a fault.
+STALLED_SECONDS = 60
+
+#: The claims that are looked at for the last one of a model.
+RECENT_CLAIMS = 10_000
 
 #: The columns of `job_results` that an export takes, in its order.
 EXPORTED_COLUMNS = (
@@ -190,6 +198,37 @@ def unserved_models(database: Engine) -> dict[str, int]:
     """The number of waiting jobs of each model that no worker serves."""
     served = {worker.model for worker in live_workers(database)}
     return {model: count for model, count in waiting_by_model(database).items() if model not in served}
+
+
+def stalled_models(database: Engine) -> dict[str, tuple[int, float]]:
+    """The models whose workers live and idle while jobs wait: how many, and the seconds without a claim."""
+    workers = live_workers(database)
+    idle = {each.model for each in workers} - {each.model for each in workers if each.tokens_per_second > 0}
+    waiting = waiting_by_model(database) if idle else {}
+    stalled = {}
+    with database.begin() as connection:
+        for model in idle & waiting.keys():
+            seconds = _seconds_without_claim(connection, model)
+            if seconds >= STALLED_SECONDS:
+                stalled[model] = (waiting[model], seconds)
+    return stalled
+
+
+def _seconds_without_claim(connection: Connection, model: str) -> float:
+    """Since a job of the model was claimed, or since the oldest waiting one was submitted, whichever is later."""
+    recent = (
+        select(JobEvent.job_id, JobEvent.at)
+        .where(JobEvent.to_state == JobState.RUNNING)
+        .order_by(JobEvent.id.desc())
+        .limit(RECENT_CLAIMS)
+        .subquery()
+    )
+    of_model = Run.model == model
+    claimed = select(func.max(recent.c.at)).join(Job, Job.id == recent.c.job_id).join(Run, Run.id == Job.run_id)
+    submitted = select(func.min(Job.created_at)).join(Run, Run.id == Job.run_id).where(Job.state == JobState.QUEUED)
+    times = [connection.execute(statement.where(of_model)).scalar() for statement in (claimed, submitted)]
+    now = connection.execute(select(database_timestamp())).scalar_one()
+    return float(min((now - time).total_seconds() for time in times if time is not None))
 
 
 def recent_errors(database: Engine, run_id: str, limit: int = 3) -> list[tuple[str, str]]:

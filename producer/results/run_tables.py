@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from models.settings import Settings
 from producer.home import Holder, holder_of, home_options
 from producer.render import table, to_json
-from producer.results.queries import PAUSED, RunProgress, unserved_models
+from producer.results.queries import PAUSED, RunProgress, stalled_models, unserved_models
 
 COLUMNS = (
     "run", "name", "state", "jobs", "succeeded", "failed", "cancelled", "expired", "running", "queued", "tokens",
@@ -67,7 +67,7 @@ def open_run_lines(database: Engine, runs: Sequence[RunProgress], settings: Sett
     """The lines about the runs that are not finished: who decodes them, or the way to go on."""
     if settings.broker is not None or settings.database is not None:
         paused = [paused_line(run, settings) for run in runs if run.state == PAUSED]
-        return paused + unserved_lines(database)
+        return paused + unserved_lines(database) + stalled_lines(database)
     holder = holder_of(settings.home)
     idle = [run for run in runs if not run.is_finished and (holder is None or holder.run != run.id)]
     lines = [decoded_line(holder)] if holder is not None else []
@@ -89,6 +89,15 @@ def unserved_lines(database: Engine) -> list[str]:
     return [
         f"{count:,} jobs wait for {model}: no worker serves it; {_start(model)}"
         for model, count in unserved_models(database).items()
+    ]
+
+
+def stalled_lines(database: Engine) -> list[str]:
+    """A complaint for each model whose workers live and claim nothing while jobs wait."""
+    return [
+        f"the queue is not empty ({count:,} jobs wait for {model}), and nothing was claimed for {seconds:,.0f} s: "
+        "see the logs of its workers, and whether they reach Redis and the database"
+        for model, (count, seconds) in stalled_models(database).items()
     ]
 
 

@@ -20,7 +20,7 @@ from producer.model_files.generation_defaults import defaults_text, model_defaul
 from producer.render import to_json, visible
 from producer.results.database import readable_database
 from producer.results.queries import PAUSED, dead_letters, live_workers, recent_runs
-from producer.results.run_tables import decoded_line, paused_line, resume_line, unserved_lines
+from producer.results.run_tables import decoded_line, paused_line, resume_line, stalled_lines, unserved_lines
 from producer.runs.broker import check_broker, hide_password
 from producer.runs.model_check import check_model, small_files
 from producer.runs.valkey import embedded_version
@@ -126,7 +126,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
         end = ", and ends when its jobs have ended" if worker.draining_since is not None else ""
         yield Finding("worker", True, f"{worker.name} on {worker.device} serves {worker.model}, {speed}{end}")
     if settings.broker is not None or settings.database is not None:
-        for line in unserved_lines(database):
+        for line in unserved_lines(database) + stalled_lines(database):
             yield Finding("queue", False, line)
     else:
         yield from _embedded_runs(database, settings)

@@ -1,4 +1,4 @@
-"""The start of child processes, with nothing of the working directory on their import path.
+"""The start of child processes: nothing of the working directory on their import path, and none that outlives us.
 
 The folder of a user's project may hold a `worker.py` or a `queue.py`. Python puts the working directory first for
 `-m` and `-c`, and wherever PYTHONPATH has an empty entry; multiprocessing hands a parent's import path on.
@@ -6,12 +6,16 @@ The folder of a user's project may hold a `worker.py` or a `queue.py`. Python pu
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CODE_FOLDER = Path(__file__).resolve().parents[1]
+
+PR_SET_PDEATHSIG = 1
 
 
 def worker_command(*arguments: str) -> list[str]:
@@ -33,6 +37,24 @@ def isolate_children() -> None:
     os.environ.update(child_environment(os.environ))
     if Path.cwd() != CODE_FOLDER:
         sys.path[:] = [entry for entry in sys.path if not _is_working_directory(entry)]
+
+
+def end_with_parent(number: signal.Signals = signal.SIGTERM, parent: int | None = None) -> Callable[[], None] | None:
+    """A function for a child to call: it gets the signal when the parent, by default this process, is gone.
+
+    None where the system cannot tell it.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    expected = os.getpid() if parent is None else parent
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, number)
+        if os.getppid() != expected:  # it died in between
+            os.kill(os.getpid(), number)
+
+    return ask
 
 
 def _is_working_directory(entry: str) -> bool:

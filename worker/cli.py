@@ -1,10 +1,11 @@
-"""`worker start`, `drain` and `health`: the first runs a Celery worker here, or one per device in further processes."""
+"""`worker start`, `drain` and `health`: the first runs a Celery worker per device, each in a process of its own."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +13,15 @@ import typer
 
 from models.checkpoint.folder import check_folder
 from models.checkpoint.small_files import CheckpointProblem
-from models.child_process import isolate_children, worker_command
+from models.child_process import isolate_children
 from models.engine_options import checked_devices
 from models.model_name import with_revision
 from models.settings import InvalidSettings, Settings, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
-from worker.worker_group import RESTART_SECONDS, GroupMember, WorkerGroup
+from worker.worker_group import GroupMember, WorkerGroup
 
 EX_USAGE = 2
-EX_FAILURE = 1  # Celery met an error that it did not expect
+EX_FAILURE = 1
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -74,14 +75,10 @@ def start(
         _say(str(error))
         raise SystemExit(EX_USAGE) from error
     given = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
-    environment = {**os.environ, **given}
-    assignments = assign_devices(names, os.cpu_count() or 1, environment)
-    if len(assignments) > 1:
-        if settings.parent_pid is not None:  # the group watches the producer, its members watch the group
-            environment["NOCTURNE_PARENT_PID"] = str(os.getpid())
-        members = _members(assignments, environment, name or os.uname().nodename, log_level)
-        raise SystemExit(WorkerGroup(members, _say, settings.parent_pid).run())
-    raise SystemExit(_serve(assignments[0], given, log_level))
+    os.environ.update(given)
+    assignments = assign_devices(names, os.cpu_count() or 1, os.environ)
+    members = _members(assignments, settings.worker_name or os.uname().nodename, log_level)
+    raise SystemExit(WorkerGroup(members, _say, settings.parent_pid).run())
 
 
 @app.command()
@@ -141,41 +138,37 @@ def _checked(devices: str) -> str:
         raise InvalidSettings(f"--devices: {error}, got {devices!r}") from error
 
 
-def _members(
-    assignments: list[DeviceAssignment], environment: dict[str, str], name: str, log_level: str
-) -> list[GroupMember]:
-    return [
-        GroupMember(
-            each.label,
-            worker_command("start", "--devices", each.device, "--log-level", log_level),
-            {
-                **environment,
-                **each.environment,
-                "NOCTURNE_WORKER_NAME": f"{name}-{each.label.replace(':', '')}-{index}",
-            },
-        )
-        for index, each in enumerate(assignments)
-    ]
+def _members(assignments: list[DeviceAssignment], name: str, log_level: str) -> list[GroupMember]:
+    """A member for each device; those of several have names of their own."""
+    members = []
+    for index, each in enumerate(assignments):
+        environment = {**each.environment, "NOCTURNE_DEVICE": each.device}
+        if len(assignments) > 1:
+            environment["NOCTURNE_WORKER_NAME"] = f"{name}-{each.label.replace(':', '')}-{index}"
+        members.append(GroupMember(each.label, partial(_serve, environment, log_level)))
+    return members
 
 
-def _serve(assignment: DeviceAssignment, environment: dict[str, str], log_level: str) -> int:
-    """Runs the worker of one device in this process; returns its exit code."""
-    os.environ.update(environment | assignment.environment | {"NOCTURNE_DEVICE": assignment.device})
-    code = _run_celery(log_level)
-    if code == EX_FAILURE:
-        _start_again()
-    return code
+def _serve(environment: dict[str, str], log_level: str, announce: Callable[[], None]) -> int:
+    """Runs the worker of one device in this process, a child of the group; returns its exit code."""
+    os.environ.update({**environment, "NOCTURNE_PARENT_PID": str(os.getppid())})
+    code = _run_celery(log_level, announce)
+    from worker.tasks import has_lost_engine  # noqa: PLC0415 - reads the environment set above
+
+    return EX_FAILURE if has_lost_engine() else code
 
 
 def _say(message: str) -> None:
     print(f"worker: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _run_celery(log_level: str) -> int:
+def _run_celery(log_level: str, announce: Callable[[], None]) -> int:
     """Runs the Celery worker until it is stopped; returns its exit code."""
+    from celery.signals import worker_ready
     from celery.utils.nodenames import default_nodename, host_format
 
     from worker.celery import app as celery_app  # noqa: PLC0415 - reads the environment set above
+    from worker.signals import keep_to_sigterm
 
     settings = Settings()
     name = f"{settings.worker_name or f'{settings.device}-{os.getpid()}'}@%h"
@@ -187,15 +180,10 @@ def _run_celery(log_level: str) -> int:
         without_mingle=True,
         without_gossip=True,
     )
+    keep_to_sigterm(worker)
+    worker_ready.connect(lambda **_: announce(), weak=False)
     worker.start()
     return int(worker.exitcode or 0)
-
-
-def _start_again() -> None:
-    """Re-executes this process: Celery cannot recover from an undecodable message, a fresh worker can."""
-    _say(f"Celery failed, starting again in {RESTART_SECONDS:.0f} s")
-    time.sleep(RESTART_SECONDS)
-    os.execv(sys.executable, sys.orig_argv)
 
 
 def main() -> None:

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Event
+from threading import Event, Timer
 
 from sqlalchemy import Engine
 
+from models.database.connection import limited
+from models.database.deadlines import Call
 from models.database.outbox import Send
 from models.message import ChunkMessage
 from models.model_name import canonical_model
@@ -31,12 +33,13 @@ from worker.in_flight import ChunkWait, InFlightJobs
 from worker.messages.chunk import differences
 from worker.messages.dead_letters import BOX
 from worker.shared_exclusive import SharedExclusiveLock
+from worker.signals import STOP_SECONDS
 from worker.storage.claims import Claim
 from worker.storage.committer import Committer
 from worker.storage.dead_letter_store import DeadLetterStore
 from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE
-from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages, RetryAborted
+from worker.storage.outages import DatabaseOutages, RetryAborted
 from worker.storage.registry import Registry
 from worker.sweeper import QueueLength, Sweeper
 
@@ -63,7 +66,7 @@ class Runtime:
         self.settings = settings
         self.name = settings.worker_name or f"{platform.node()}-{settings.device}-{os.getpid()}"
         self.device = settings.device
-        self._database = database
+        self._database = limited(database, Call.QUERY)
         self._is_stopping = Event()
         self._grace_seconds = settings.grace_seconds
         self._is_hurried = Event()
@@ -73,8 +76,8 @@ class Runtime:
         self._outages = DatabaseOutages()
         self._model = canonical_model(settings.model)
         self._store = JobStore(database, self.name, settings.lease_seconds, self._model)
-        self._dead_letters = DeadLetterStore(database, self.name)
-        self._registry = Registry(database, self.name, settings.lease_seconds)
+        self._dead_letters = DeadLetterStore(self._database, self.name)
+        self._registry = Registry(self._database, self.name, settings.lease_seconds)
         self._supervisor = EngineSupervisor(
             settings.engine_options, self._on_output, self._on_death, self._on_lost, settings.engine_timeout
         )
@@ -85,10 +88,16 @@ class Runtime:
             drain=self._drain,
         )  # fmt: skip
         self._sweeper = Sweeper(
-            settings, database, self._outages, send, queue_length,
+            settings, self._database, self._outages, send, queue_length,
             count_beats=lambda: self._registry.num_beats, is_stopping=self._is_stopping,
         )  # fmt: skip
         self._threads: list[CriticalThread] = []
+        self.has_lost_engine = False
+
+    @property
+    def grace_seconds(self) -> float:
+        """The time that running jobs have from now on; infinite for a worker that is drained."""
+        return self._grace_seconds
 
     @property
     def is_stopping(self) -> bool:
@@ -150,6 +159,7 @@ class Runtime:
     def shut_down(self) -> None:
         """After `stop_claiming`: gives running jobs their grace, then requeues the rest."""
         deadline = time.monotonic() + self._grace_seconds
+        self._abort_retries_later(self._grace_seconds + STOP_SECONDS / 2)
         while len(self._jobs) and time.monotonic() < deadline and not self._is_hurried.wait(0.05):
             pass
         left = self._jobs.claims()
@@ -184,11 +194,16 @@ class Runtime:
         self._committer.stop()
         for thread in self._threads:
             thread.join()
-        try:
+        with self._outages.noted():
             self._registry.sign_off()
-        except OUTAGE_ERRORS as error:
-            self._outages.note_outage(error)
         self._database.dispose()
+
+    def _abort_retries_later(self, seconds: float) -> None:
+        if math.isinf(seconds):
+            return
+        timer = Timer(seconds, self._outages.abort_retries)
+        timer.daemon = True
+        timer.start()
 
     def _compare(self, chunk: ChunkMessage, claims: list[Claim], queue: str) -> None:
         """Puts a message aside that says other than the rows it names, or names rows that are not this worker's."""
@@ -273,6 +288,7 @@ class Runtime:
     def _on_lost(self, reason: str) -> None:
         """Stops the worker: it is of no use without an engine."""
         logger.error("the engine cannot be started again, stopping: %s", reason)
+        self.has_lost_engine = True
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _requeue(self, job_ids: Iterable[int], reason: str, requeue: Callable[[list[Claim], str], object]) -> None:

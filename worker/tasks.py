@@ -28,11 +28,13 @@ from worker.messages.chunk import decoded_text, read_chunk
 from worker.messages.dead_letters import BOX
 from worker.messages.envelope import UnreadableMessage
 from worker.runtime import Runtime
+from worker.signals import HURRY_SECONDS, STOP_SECONDS, Stopping
 from worker.storage.outages import RetryAborted
 
 logger = logging.getLogger(__name__)
 
 _runtime: Runtime | None = None
+_stopping = Stopping()
 
 
 @app.task(name=TASK_NAME)
@@ -71,7 +73,7 @@ def _start(**kwargs: Any) -> None:  # noqa: ARG001
         del app.tasks[name]  # Celery's own
     settings = Settings()
     try:
-        database = open_database(settings.database_url)
+        database = open_database(settings.database_url, deadlines=settings.deadlines)
         check_connection(database)
         check_schema(database)
         _runtime = Runtime(
@@ -100,12 +102,22 @@ def _announce(**kwargs: Any) -> None:  # noqa: ARG001
 def _shut_down(**kwargs: Any) -> None:  # noqa: ARG001
     if _runtime is None:
         return
-    if _runtime.is_stopping:
-        _runtime.hurry()  # asked a second time
+    is_first = _stopping.note_signal()
+    if is_first is None:
+        return
+    if not is_first:
+        _stopping.end_within(HURRY_SECONDS)
+        _runtime.hurry()
     else:
+        _stopping.end_within(_runtime.grace_seconds + STOP_SECONDS)
         _runtime.stop_claiming()
         # In a thread: the signal arrives in the event loop, which must go on acknowledging messages.
         CriticalThread(target=_runtime.shut_down, name="shut-down", daemon=True).start()
+
+
+def has_lost_engine() -> bool:
+    """Whether the worker stopped because its engine could not be started again."""
+    return _runtime is not None and _runtime.has_lost_engine
 
 
 @signals.worker_shutdown.connect

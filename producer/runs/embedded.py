@@ -22,7 +22,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, or_, update
 
-from models.child_process import child_environment, worker_command
+from models.child_process import child_environment, end_with_parent, worker_command
 from models.database.clock import database_timestamp
 from models.schema.job import Job, rows_to_change
 from models.schema.worker import Worker
@@ -33,7 +33,6 @@ from producer.errors import UsageError
 from producer.home import HomeLock, note_processes, noted_processes, remove_noted
 from producer.private_files import keep_folder_private, make_home, open_private
 from producer.redis_socket import RedisSocket, running_socket
-from producer.runs.child_signals import end_with_parent
 from producer.runs.interruption import Interruption
 from producer.runs.valkey import server_executable
 

@@ -29,18 +29,20 @@ class Interruption:
         self.outcome = "nothing was submitted"  # told at the end
         self._num_told = 0
         self._ends_at_once = False
-        self._before: list[Any] = []
+        self._before: list[tuple[signal.Signals, Any]] = []
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
 
     def __enter__(self) -> Self:
-        self._before = [signal.signal(number, self._note) for number in SIGNALS]
+        # A shell in the background and `nohup` have them ignored, and mean it.
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = [(number, signal.signal(number, self._note)) for number in heeded]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in zip(SIGNALS, self._before, strict=True):
+        for number, handler in self._before:
             signal.signal(number, handler)
         os.close(self._reader)
         os.close(self._writer)

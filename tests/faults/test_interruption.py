@@ -82,7 +82,8 @@ def worker_of(tmp_path: Path) -> psutil.Process:
 
 
 def engine_of(worker: psutil.Process) -> psutil.Process:
-    (engine,) = [child for child in worker.children() if "spawn_main" in " ".join(child.cmdline())]
+    children = worker.children(recursive=True)
+    (engine,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     return engine
 
 

@@ -93,11 +93,11 @@ def test_a_worker_that_was_taken_for_dead(topology: Topology, jobs: Jobs, expect
 
 @ON_SQLITE
 def test_a_worker_thread_with_a_bug(topology: Topology, jobs: Jobs, expected: Expected) -> None:
-    """Its process ends at once, instead of renewing leases of jobs that it would never store."""
+    """Its process ends at once, instead of renewing leases of jobs that it would never store, and is started again."""
     topology.need_workers()
     broken = topology.start_worker("broken", module="tests.faults.faulty_worker", FAULT="storage")
     run_id = topology.submit(jobs)
-    assert broken.finish() == 1
+    wait_until(lambda: any("cpu ended with exit code 1, starting it again" in line for line in broken.lines))
     assert any("a fault in the worker's committer" in line for line in broken.lines)
     assert any("TypeError: a fault of the worker's own" in line for line in broken.lines)
     topology.need_workers("first")

@@ -158,7 +158,7 @@ class CommandProcess:
     def kill_all(self) -> None:
         """Kills the process and everything it started, as a power cut would."""
         with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         if self._reader is not None:
             self._reader.join()
@@ -180,6 +180,7 @@ class WorkerProcess(CommandProcess):
     ) -> None:
         settings = {"NOCTURNE_NUM_THREADS": "1", "NOCTURNE_HEARTBEAT_SECONDS": "0.2", **environment}
         super().__init__(module, ["start", "--devices", "cpu", *arguments], cwd, **settings)
+        self._last_pid = self.process.pid
         if is_awaited:
             self.await_ready()
 
@@ -192,6 +193,20 @@ class WorkerProcess(CommandProcess):
         self.read_in_background()
 
     @property
+    def pid(self) -> int:
+        """The process that works; its parent, `process`, starts it again. The last one while there is none."""
+        found = [child.pid for child in _children(self.process.pid)]
+        self._last_pid = found[0] if found else self._last_pid
+        return self._last_pid
+
+    def signal(self, number: int) -> None:
+        """Signals to end go to the parent, those that a process cannot handle to the one that works."""
+        if number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGKILL):
+            os.kill(self.pid, number)
+        else:
+            self.process.send_signal(number)
+
+    @property
     def engine(self) -> psutil.Process:
         """The process that decodes."""
         (engine,) = self.children()
@@ -199,7 +214,15 @@ class WorkerProcess(CommandProcess):
 
     def children(self) -> list[psutil.Process]:
         """Its engine processes: one, or none while it is being started."""
-        return [child for child in psutil.Process(self.pid).children() if "spawn_main" in _command_line(child)]
+        return [child for child in _children(self.pid) if "spawn_main" in _command_line(child)]
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    """None of a process that has ended."""
+    try:
+        return list(psutil.Process(pid).children())
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _command_line(process: psutil.Process) -> str:

@@ -5,7 +5,6 @@ Obeys the messages of `worker.engine_process.protocol`; knows neither Celery nor
 
 from __future__ import annotations
 
-import signal
 from multiprocessing.connection import Connection
 from time import monotonic
 
@@ -37,7 +36,6 @@ STATS_INTERVAL = 1.0  # seconds between two reports
 
 def run_engine(connection: Connection, options: EngineOptions) -> None:
     """Loads the model, then steps until a `Stop` or the end of the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
     transformers.utils.logging.disable_progress_bar()  # its standard error is a log
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)

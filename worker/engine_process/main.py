@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 
+from models.child_process import end_with_parent
 from models.engine_options import EngineOptions
 from worker.engine.cpu.openmp import let_waiting_threads_sleep
+from worker.signals import ignore_terminal
 
 
 def engine_main(connection: Connection, options: EngineOptions) -> None:
     """The new process's main function."""
+    ignore_terminal()  # its parent's to handle
+    parent = parent_process()
+    if parent is not None and (follow_parent := end_with_parent(signal.SIGKILL, parent.pid)) is not None:
+        follow_parent()
     let_waiting_threads_sleep()
     from worker.engine_process.loop import run_engine
 

@@ -9,8 +9,9 @@ from threading import Event, Lock
 
 from sqlalchemy.exc import DBAPIError
 
+from models.database.faults import is_outage
 from worker.storage.dead_letter_store import DeadLetterStore
-from worker.storage.outages import OUTAGE_ERRORS, DatabaseOutages
+from worker.storage.outages import DatabaseOutages
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +89,15 @@ class DeadLetterBox:
         logger.warning("%d messages are put aside as dead letters, the last because %s", num_put, letters[-1].reason)
         try:
             store.add([vars(letter) for letter in letters])
-        except OUTAGE_ERRORS as error:
-            outages.note_outage(error)
+        except DBAPIError as error:
+            if not is_outage(error):
+                logger.error("the database refuses dead letters, they are dropped: %s", error.orig)
+                return
+            outages.note(error)
             with self._lock:
                 self._letters.extendleft(reversed(letters))
             if not self._is_closed.wait(RETRY_SECONDS):
                 self._is_filled.set()
-        except DBAPIError as error:
-            logger.error("the database refuses dead letters, they are dropped: %s", error.orig)
 
 
 def storable(text: bytes | str, length: int) -> str:

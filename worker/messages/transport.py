@@ -16,7 +16,7 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from redis import Redis
 from redis.client import PubSub
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from models.message import TASK_NAME
 from worker.messages.broadcast import read_broadcast
@@ -69,7 +69,7 @@ class CheckedMessage(virtual.Message):
 
 
 class CheckedQoS(redis.QoS):
-    """Drops what is no message from the messages that wait for their acknowledgement, rather than stop at it."""
+    """Drops what is no message from those that wait for their acknowledgement, and goes on where one cannot be sent."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         try:
@@ -84,6 +84,14 @@ class CheckedQoS(redis.QoS):
                 super().ack(delivery_tag)  # type: ignore[no-untyped-call]
         except Empty:
             virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: Any) -> None:
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError):
+            # It will come again, and its claim find nothing; until then it must not take a place of those in flight.
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+            raise
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         try:

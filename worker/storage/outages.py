@@ -50,7 +50,7 @@ class DatabaseOutages:
             except DBAPIError as error:
                 if is_conflict(error):
                     continue
-                self._note(error, is_first=not num_failed)
+                self.note(error, is_first=not num_failed)
                 if self._is_over.wait(RETRY_SECONDS[min(num_failed, len(RETRY_SECONDS) - 1)]):
                     raise RetryAborted(_reason(error)) from error
                 num_failed += 1
@@ -65,7 +65,7 @@ class DatabaseOutages:
         try:
             yield
         except DBAPIError as error:
-            self._note(error, is_first=True)
+            self.note(error)
 
     def note_available(self) -> None:
         with self._lock:
@@ -73,7 +73,7 @@ class DatabaseOutages:
                 logger.warning("the database answers again after %.1f s", time.monotonic() - self._since)
                 self._since = None
 
-    def _note(self, error: DBAPIError, *, is_first: bool) -> None:
+    def note(self, error: DBAPIError, *, is_first: bool = True) -> None:
         """Notes an outage, or raises the error of another kind. `is_first` is of the attempts of one write."""
         if not is_outage(error):
             raise error

@@ -1,0 +1,156 @@
+"""The parent that starts workers again: it restarts what dies, ends what cannot start, and leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
+from worker.signals import Stopping
+
+#: A group of one member, whose behaviour is the first argument; its starts are counted in a file.
+PROGRAM = '''
+"""A worker group whose member only waits."""
+import os, signal, sys, time
+from pathlib import Path
+from worker import worker_group
+
+worker_group.RESTART_SECONDS = (0.05,)
+worker_group.KILL_SECONDS = 0.5
+worker_group.PARENT_CHECK_SECONDS = 0.1
+behaviour, folder = sys.argv[1], Path(sys.argv[2])
+
+def run(announce):
+    starts = folder / "starts"
+    starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
+    number = len(starts.read_text())
+    (folder / "pid").write_text(str(os.getpid()))
+    if behaviour == "wrong use":
+        return 2
+    if behaviour == "fails":
+        return 1
+    announce()
+    if behaviour == "dies" and number < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "cannot start again" and number < 4:
+        return 2
+    if behaviour == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / "works").touch()
+    while True:
+        time.sleep(0.05)
+
+parent = int(sys.argv[3]) if len(sys.argv) > 3 else None
+say = lambda line: print(line, flush=True)
+sys.exit(worker_group.WorkerGroup([worker_group.GroupMember("member", run)], say, parent).run())
+'''
+
+Start = Callable[..., CommandProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Start:
+    (tmp_path / "group_program.py").write_text(PROGRAM)
+
+    def starting(behaviour: str, *, under: tuple[str, ...] = ()) -> CommandProcess:
+        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        os.environ["PYTHONPATH"], before = path, os.environ.get("PYTHONPATH", "")
+        try:
+            process = CommandProcess("group_program", [behaviour, tmp_path, *under], tmp_path)
+        finally:
+            os.environ["PYTHONPATH"] = before
+        request.addfinalizer(process.kill_all)
+        return process
+
+    return starting
+
+
+def num_starts(tmp_path: Path) -> int:
+    return len((tmp_path / "starts").read_text())
+
+
+@pytest.mark.parametrize(("behaviour", "starts"), [("dies", 3), ("cannot start again", 4)])
+def test_a_member_that_was_ready_is_started_again(start: Start, tmp_path: Path, behaviour: str, starts: int) -> None:
+    """However it ended: a database that is away at its restart is no wrong use."""
+    group = start(behaviour)
+    wait_until((tmp_path / "works").exists)
+    group.signal(signal.SIGTERM)
+    assert group.finish() == 0
+    assert num_starts(tmp_path) == starts
+    assert "".join(group.lines).count("starting it again") == starts - 1
+
+
+@pytest.mark.parametrize(("behaviour", "starts", "code"), [("wrong use", 1, 2), ("fails", 5, 1)])
+def test_a_member_that_cannot_start_ends_the_group(
+    start: Start, tmp_path: Path, behaviour: str, starts: int, code: int
+) -> None:
+    assert start(behaviour).finish() == code
+    assert num_starts(tmp_path) == starts
+
+
+def test_a_second_signal_ends_a_member_that_hears_none(start: Start, tmp_path: Path) -> None:
+    group = start("deaf")
+    wait_until((tmp_path / "works").exists)
+    group.signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert group.process.poll() is None
+    group.signal(signal.SIGTERM)
+    group.finish()
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_terminal_that_closes_or_interrupts_signals_the_whole_group(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The member leaves it to its parent, which ends it once."""
+    group = start("waits")
+    wait_until((tmp_path / "works").exists)
+    os.killpg(group.process.pid, number)
+    assert group.finish() == 0
+    assert num_starts(tmp_path) == 1
+
+
+def test_nohup_is_respected(start: Start, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        group = start("waits")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_until((tmp_path / "works").exists)
+    os.killpg(group.process.pid, signal.SIGHUP)
+    time.sleep(0.3)
+    assert group.process.poll() is None
+    group.signal(signal.SIGTERM)
+    assert group.finish() == 0
+
+
+def test_nothing_outlives_a_killed_parent(start: Start, tmp_path: Path) -> None:
+    group = start("waits")
+    wait_until((tmp_path / "works").exists)
+    member = psutil.Process(int((tmp_path / "pid").read_text()))
+    group.signal(signal.SIGKILL)
+    member.wait(timeout=HANG_SECONDS)
+
+
+def test_a_group_ends_with_its_producer(start: Start) -> None:
+    """Given another process's number than its parent's: that producer is gone."""
+    group = start("waits", under=("1",))
+    assert group.finish() == 0
+
+
+def test_the_end_is_forced_after_its_time() -> None:
+    ended: list[int] = []
+    stopping = Stopping(ended.append)
+    assert stopping.note_signal() is True
+    assert stopping.note_signal() is None  # a service manager's, forwarded by the parent too
+    stopping._last = time.monotonic() - 1
+    assert stopping.note_signal() is False
+    stopping.end_within(0.01)
+    wait_until(lambda: ended == [1])

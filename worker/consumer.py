@@ -73,7 +73,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
 
 
 class RedisOutage(logging.Filter):
-    """What is known of an outage; as a filter, it silences Celery's own words about its attempts."""
+    """The state of an outage; as a filter, it silences Celery's own words about its attempts."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How long each kind of call to the database may go without an answer. Knows no driver.
+"""The time that each kind of call to the database may go without an answer. Knows no driver.
 
 A peer that has gone mute while its kernel still acknowledges is seen by these alone; the server has the same limits, a
 little shorter, so that one which lives ends the statement itself and says so.

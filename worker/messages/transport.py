@@ -84,10 +84,6 @@ class CheckedQoS(redis.QoS):
                 super().ack(delivery_tag)  # type: ignore[no-untyped-call]
         except Empty:
             virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
-
-    def ack(self, delivery_tag: Any) -> None:
-        try:
-            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
         except (RedisError, OSError):
             # It will come again, and its claim find nothing; until then it must not take a place of those in flight.
             virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]

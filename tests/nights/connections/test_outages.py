@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.nights.night import SHORT, Night
+from tests.nights.connections.night import SHORT, Night
 from tests.support.postgres import new_postgres_database
 from tests.support.processes import WorkerProcess, wait_until
 

@@ -14,7 +14,7 @@ from models.database.bulk_insert import insert_rows
 from models.database.connection import limited, open_database
 from models.database.deadlines import CLIENT_MARGIN_SECONDS, Call, Deadlines, stretched
 from models.database.faults import is_data_fault, is_outage, is_timeout
-from tests.nights.tcp_relay import TcpRelay
+from tests.nights.connections.tcp_relay import TcpRelay
 from worker.storage.outages import DatabaseOutages
 
 SHORT = Deadlines(connect=2.0, claim=0.2, commit=0.2, copy=0.2, query=0.2, command=0.2, lock=0.2)

@@ -18,8 +18,8 @@ from models.schema.job import Job
 from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, RunState
-from tests.nights.conftest import postgres_socket, through
-from tests.nights.tcp_relay import TcpRelay
+from tests.nights.connections.conftest import postgres_socket, through
+from tests.nights.connections.tcp_relay import TcpRelay
 from tests.support.processes import RedisServer, WorkerProcess, wait_until
 from tests.support.table_rows import insert_run
 from worker.celery import create_app, send_chunk

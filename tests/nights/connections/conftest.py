@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from tests.nights.pooler_rules import PoolerRules
-from tests.nights.tcp_relay import TcpRelay
+from tests.nights.connections.pooler_rules import PoolerRules
+from tests.nights.connections.tcp_relay import TcpRelay
 
 
 def postgres_socket(url: str) -> Path:

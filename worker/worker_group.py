@@ -67,8 +67,9 @@ class WorkerGroup:
 
     def run(self) -> int:
         """Starts the members and waits for them; returns the worst exit code."""
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         for number in STOPPING_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background
+            if number != signal.SIGHUP or not is_nohup:
                 signal.signal(number, self._forward)
         signal.signal(signal.SIGCHLD, self._wake)
         for member in self._members:

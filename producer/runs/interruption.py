@@ -34,8 +34,8 @@ class Interruption:
         os.set_blocking(self._writer, False)
 
     def __enter__(self) -> Self:
-        # A shell in the background and `nohup` have them ignored, and mean it.
-        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [number for number in SIGNALS if number != signal.SIGHUP or not is_nohup]
         self._before = [(number, signal.signal(number, self._note)) for number in heeded]
         return self
 

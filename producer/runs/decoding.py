@@ -19,6 +19,7 @@ from producer.results.queries import RunProgress, recent_errors, run_progress
 from producer.results.run_tables import final_counts, print_run
 from producer.runs.broker import send_run
 from producer.runs.embedded import LocalServices
+from producer.runs.interrupted_jobs import return_interrupted, return_running
 from producer.runs.interruption import Interruption
 
 EXIT_OK, EXIT_FAILED_JOBS = 0, 1
@@ -41,7 +42,8 @@ def decode(
 ) -> int:
     """Decodes what is left of the run; returns the exit code. Raises `KeyboardInterrupt`."""
     local.note_run(run_id)
-    local.return_interrupted(database, run_id)
+    local.purge_queue()
+    return_interrupted(database, run_id)
     interruption = local.interruption
     interruption.outcome = (
         f"run {run_id} goes on with the same command, or with: producer resume {run_id}{home_options(settings)}"
@@ -108,7 +110,8 @@ def _decode_rest(
         return watch(database, run_id, check=check, sleep=local.interruption.sleep, quiet=is_quiet)
     except BaseException:
         local.interruption.tell()
-        local.return_running(database, run_id)
+        local.stop_worker()
+        return_running(database, run_id, local.worker_name)
         raise
 
 

@@ -7,7 +7,6 @@ is stopped before. One at a time decodes in a home; another one waits.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -20,14 +19,9 @@ from typing import Self
 import psutil
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Engine, or_, update
 
 from models.child_process import child_environment, end_with_parent, worker_command
-from models.database.clock import database_timestamp
-from models.schema.job import Job, rows_to_change
-from models.schema.worker import Worker
 from models.settings import Settings
-from models.states import JobState
 from producer.console import say
 from producer.errors import UsageError
 from producer.home import HomeLock, note_processes, noted_processes, remove_noted
@@ -62,13 +56,14 @@ class LocalServices:
         self._lock = HomeLock(self._home)
         self._redis_socket = RedisSocket(self._home)
         self._socket = self._redis_socket.path
+        self.worker_name = settings.worker_name or WORKER_NAME
         has_grace = "grace_seconds" in settings.model_fields_set
         self.settings = settings.model_copy(
             update={
                 "broker": settings.broker or f"redis+socket://{self._socket}",
                 "database": settings.database_url,
                 "grace_seconds": settings.grace_seconds if has_grace else GRACE_SECONDS,
-                "worker_name": settings.worker_name or WORKER_NAME,
+                "worker_name": self.worker_name,
             }
         )
         self._has_own_redis = settings.broker is None
@@ -107,33 +102,11 @@ class LocalServices:
         if self._worker is not None:
             self._stop(self._worker, self.settings.grace_seconds + STOP_SECONDS)
 
-    def return_running(self, database: Engine, run_id: str) -> None:
-        """Queues the jobs again that a worker which was killed at its end left running, and signs it off."""
-        self.stop_worker()
-        name = self.settings.worker_name or WORKER_NAME
-        mine = or_(Job.worker == name, Job.worker.startswith(f"{name}-", autoescape=True))
-        its_row = or_(Worker.name == name, Worker.name.startswith(f"{name}-", autoescape=True))
-        with database.begin() as connection:
-            connection.execute(
-                update(Job)
-                .where(rows_to_change(Job.run_id == run_id, Job.state == JobState.RUNNING, mine))
-                .values(state=JobState.QUEUED, state_reason="interrupted", sent_at=None, lease_expires_at=None)
-            )
-            connection.execute(
-                update(Worker)
-                .where(its_row, Worker.host == platform.node(), Worker.stopped_at.is_(None))
-                .values(stopped_at=database_timestamp())
-            )
-
-    def return_interrupted(self, database: Engine, run_id: str) -> None:
-        """Puts the jobs of an interrupted run in the outbox: those a worker left, and those whose messages it had."""
-        self._purge_queue()
-        unsent = {"sent_at": None, "lease_expires_at": None}
-        with database.begin() as connection:
-            of_run = update(Job).where(Job.run_id == run_id)
-            connection.execute(of_run.where(Job.state == JobState.QUEUED, Job.sent_at.is_not(None)).values(unsent))
-            running = of_run.where(Job.state == JobState.RUNNING)
-            connection.execute(running.values(state=JobState.QUEUED, state_reason="interrupted", **unsent))
+    def purge_queue(self) -> None:
+        """Empties our own Redis: every unfinished job is about to be sent again."""
+        if self._has_own_redis:
+            with Redis(unix_socket_path=str(self._socket)) as client:
+                client.flushall()
 
     def start_worker(self) -> None:
         """Starts the worker; it loads its model while the caller goes on."""
@@ -227,12 +200,6 @@ class LocalServices:
             except RedisError:
                 self.interruption.checked_sleep(0.02)
         raise UsageError(f"the embedded Redis server does not answer; see {self._home / 'redis.log'}")
-
-    def _purge_queue(self) -> None:
-        """Empties our own Redis: every unfinished job is about to be sent again."""
-        if self._has_own_redis:
-            with Redis(unix_socket_path=str(self._socket)) as client:
-                client.flushall()
 
     def _stop(self, process: subprocess.Popen[bytes], seconds: float) -> None:
         """Asks a process to end, and kills it and its children when the time is over or a further signal comes."""

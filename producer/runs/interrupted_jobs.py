@@ -1,0 +1,39 @@
+"""The jobs of a run that was interrupted: they are queued again, and put in the outbox."""
+
+from __future__ import annotations
+
+import platform
+
+from sqlalchemy import Engine, or_, update
+
+from models.database.clock import database_timestamp
+from models.schema.job import Job, rows_to_change
+from models.schema.worker import Worker
+from models.states import JobState
+
+
+def return_running(database: Engine, run_id: str, worker_name: str) -> None:
+    """Queues the jobs again that a worker which was killed at its end left running, and signs it off."""
+    mine = or_(Job.worker == worker_name, Job.worker.startswith(f"{worker_name}-", autoescape=True))
+    its_row = or_(Worker.name == worker_name, Worker.name.startswith(f"{worker_name}-", autoescape=True))
+    with database.begin() as connection:
+        connection.execute(
+            update(Job)
+            .where(rows_to_change(Job.run_id == run_id, Job.state == JobState.RUNNING, mine))
+            .values(state=JobState.QUEUED, state_reason="interrupted", sent_at=None, lease_expires_at=None)
+        )
+        connection.execute(
+            update(Worker)
+            .where(its_row, Worker.host == platform.node(), Worker.stopped_at.is_(None))
+            .values(stopped_at=database_timestamp())
+        )
+
+
+def return_interrupted(database: Engine, run_id: str) -> None:
+    """Puts the jobs of an interrupted run in the outbox: those a worker left, and those whose messages it had."""
+    unsent = {"sent_at": None, "lease_expires_at": None}
+    with database.begin() as connection:
+        of_run = update(Job).where(Job.run_id == run_id)
+        connection.execute(of_run.where(Job.state == JobState.QUEUED, Job.sent_at.is_not(None)).values(unsent))
+        running = of_run.where(Job.state == JobState.RUNNING)
+        connection.execute(running.values(state=JobState.QUEUED, state_reason="interrupted", **unsent))

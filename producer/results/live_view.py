@@ -12,6 +12,7 @@ from rich.text import Text
 
 from producer.render import visible
 from producer.results.queries import RunProgress
+from producer.results.run_tables import unserved
 
 STATE_COLOURS = {
     "succeeded": "green", "failed": "red", "cancelled": "yellow", "expired": "yellow", "running": "cyan",
@@ -26,7 +27,7 @@ def live_view(
     parts: list[RenderableType] = [_head(progress, eta), _states(progress)]
     parts += [_worker(worker) for worker in workers]
     if not workers and not progress.is_finished:
-        parts.append(Text(f"no worker serves {progress.model} yet", style="dim"))
+        parts.append(Text(f"{unserved(progress.model)} yet", style="dim"))
     parts += [Text(f"failed: {visible(custom_id)}: {visible(error)}", style="red") for custom_id, error in errors]
     return Group(*parts)
 

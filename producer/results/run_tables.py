@@ -87,7 +87,7 @@ def _idle_line(run: RunProgress, settings: Settings) -> str:
 def unserved_lines(database: Engine) -> list[str]:
     """A complaint for each model that has waiting jobs and no worker."""
     return [
-        f"{count:,} jobs wait for {model}: no worker serves it; {_start(model)}"
+        f"{count:,} jobs wait: {unserved(model)}; start one with: worker start --model {model}"
         for model, count in unserved_models(database).items()
     ]
 
@@ -101,5 +101,6 @@ def stalled_lines(database: Engine) -> list[str]:
     ]
 
 
-def _start(model: str) -> str:
-    return f"start one with: worker start --model {model}"
+def unserved(model: str) -> str:
+    """The clause about a model without a worker."""
+    return f"no worker serves {model}"

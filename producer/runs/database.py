@@ -6,11 +6,17 @@ from sqlalchemy import Engine
 
 from migrations.schema_state import SchemaState, check_schema, examine
 from migrations.upgrade import current_revision, upgrade
-from models.database.connection import check_connection, check_writable, is_missing, make_file, open_database
+from models.database.connection import (
+    check_connection,
+    check_file,
+    check_writable,
+    is_missing,
+    make_file,
+    open_database,
+)
 from models.database.faults import database_name
 from models.settings import Settings
 from producer.console import say
-from producer.errors import UsageError
 from producer.private_files import make_private_database
 
 
@@ -58,12 +64,9 @@ def ready_database(settings: Settings) -> Engine:
 
 
 def existing_database(settings: Settings) -> Engine:
-    """The database for a command that needs a run in it: never makes one. Raises `UsageError`."""
+    """The database for a command that needs a run in it: never makes one. Raises `DatabaseUnavailable`."""
     if settings.database is None:
-        if not settings.embedded_database.exists():
-            raise UsageError(
-                f"there is no database at {settings.embedded_database}; submit a run first or give --database"
-            )
+        check_file(str(settings.embedded_database))
         database = open_database(settings.database_url, deadlines=settings.deadlines)
         if examine(database).state == SchemaState.OLDER:
             upgrade(database)

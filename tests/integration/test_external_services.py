@@ -39,7 +39,7 @@ def test_submit_work_and_query(producer: Producer, connection: list[str], prompt
     status = json.loads(producer("status", run_id, "--json", *connection[:2]).stdout)
     assert (status["num_jobs"], status["queued"], status["num_workers"]) == (NUM_PROMPTS, NUM_PROMPTS, 0)
     doctor = producer("doctor", "--model", TOY_MODEL, *connection, exit_code=1).stdout
-    assert f"{NUM_PROMPTS} jobs wait for {TOY_MODEL}: no worker serves it; start one with: worker start" in doctor
+    assert f"{NUM_PROMPTS} jobs wait: no worker serves {TOY_MODEL}; start one with: worker start" in doctor
 
     with WorkerProcess("--model", TOY_MODEL, "--name", "w1", *connection, cwd=tmp_path) as worker:
         watched = producer("status", "night", "--watch", *connection[:2])

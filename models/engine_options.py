@@ -1,7 +1,7 @@
 """The options of an engine that a person sets. Declared here once: settings and the engine's own values carry them.
 
-A description is the help of the option of that name, in `worker start` and in `producer run` alike. Loads neither
-torch nor pydantic_settings.
+Description and bounds are those of the option of that name, in `worker start` and in `producer run` alike. Loads
+neither torch nor pydantic_settings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class SizeOptions(BaseModel):
     kv_memory: float | None = Field(
         default=None, gt=0, description="GiB for the KV cache; default: a share of the free"
     )
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # share of a GPU for weights, step and KV cache
+    gpu_memory_utilization: float = Field(  # for weights, step and KV cache
+        default=0.9, gt=0, le=1, description="share of a GPU's memory to take; default: 0.9"
+    )
     prefill_tokens: int = Field(default=2048, ge=16)  # prompt tokens in one step, at most
 
 
@@ -52,4 +54,4 @@ class EngineOptions(SizeOptions):
         default="none", description="int8: faster on a CPU, and other answers; default: none"
     )
     deterministic: bool = Field(default=False, description="batch-invariant answers, on a GPU too; slower there")
-    num_threads: int | None = Field(default=None, ge=1)  # CPU threads of the engine; None: torch's choice
+    num_threads: int | None = Field(default=None, ge=1, description="CPU threads of each engine; default: torch's")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.chat import ChatInputs
 from models.params import GenerationParams
-from models.settings import DEFAULT_PRIORITY, NUM_PRIORITIES
+from models.states import DEFAULT_PRIORITY, NUM_PRIORITIES
 
 #: Raised when a message changes in a way that an older worker would misread.
 MESSAGE_VERSION = 2

@@ -17,9 +17,7 @@ from models.engine_options import EngineOptions
 from models.model_name import canonical_model
 
 DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
-DEFAULT_PRIORITY = 5
 DEFAULT_CONCURRENCY = 32
-NUM_PRIORITIES = 10  # 0 … 9, 9 goes first
 ENVIRONMENT_PREFIX = "NOCTURNE_"
 
 #: The options whose names are not their settings'.
@@ -46,12 +44,14 @@ class Settings(EngineOptions, BaseSettings):
     concurrency: int = Field(default=DEFAULT_CONCURRENCY, ge=1)  # chunks in flight at once
 
     max_attempts: int = Field(default=3, ge=1)  # processes that may die with a job before it runs alone
-    engine_timeout: float = Field(default=300.0, gt=0)  # an engine without a step for so long is killed
+    engine_timeout: float = Field(
+        default=300.0, gt=0, description="an engine without a step for so many seconds is killed"
+    )
     lease_seconds: float = Field(default=30.0, gt=0)  # a worker silent for this long loses its jobs
     visibility_timeout: float = Field(default=3600.0, gt=0)  # Redis redelivers an unacknowledged message after it
     heartbeat_seconds: float = Field(default=2.0, gt=0)  # between two heartbeats of a worker
     parent_pid: int | None = None  # the `producer run` that started this worker, which ends with it
-    grace_seconds: float = Field(default=30.0, ge=0)  # time for running sequences to finish after SIGTERM
+    grace_seconds: float = Field(default=30.0, ge=0, description="seconds for running jobs to end after SIGTERM")
 
     connect_timeout: float = Field(default=10.0, gt=0)  # seconds to reach the database or Redis
     redis_timeout: float = Field(default=10.0, gt=0)  # seconds without an answer of Redis
@@ -113,6 +113,13 @@ def option_of(setting: str) -> str:
 def help_of(setting: str) -> str:
     """The help of the option that sets it."""
     return Settings.model_fields[setting].description or ""
+
+
+def bounds_of(setting: str) -> dict[str, Any]:
+    """The least and the largest value of its option; a bound that is itself excluded is checked with the settings."""
+    found = {"min": "ge", "max": "le"}
+    metadata = Settings.model_fields[setting].metadata
+    return {name: getattr(each, key) for name, key in found.items() for each in metadata if hasattr(each, key)}
 
 
 class InvalidSettings(Exception):

@@ -1,4 +1,4 @@
-"""The closed sets: job states with their legal transitions, finish reasons, strategies and kinds of weights."""
+"""The closed sets: job states with their legal transitions, finish reasons, strategies, priorities and the like."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Literal
 
 #: How a worker rounds a model's weights.
 Quantization = Literal["none", "int8"]
+
+
+NUM_PRIORITIES = 10  # 0 … 9, 9 goes first
+DEFAULT_PRIORITY = 5
 
 
 class JobState(StrEnum):

@@ -16,7 +16,6 @@ from producer import maintenance
 from producer import options as given
 from producer.console import say
 from producer.errors import UsageError
-from producer.maintenance import RequiredRun, RunArgument
 from producer.option_groups import flat
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -89,7 +88,7 @@ def submit(
 @flat
 def status(
     connection: given.DatabaseOptions,
-    run: RunArgument = None,
+    run: given.RunArgument = None,
     watch: Annotated[bool, typer.Option("--watch", "--follow", help="until the run is finished")] = False,
     as_json: given.AsJson = False,
 ) -> None:
@@ -107,7 +106,7 @@ def status(
 def results(
     connection: given.DatabaseOptions,
     wanted: given.SelectionOptions,
-    run: RunArgument = None,
+    run: given.RunArgument = None,
     format: Annotated[
         str | None, typer.Option(help="jsonl, csv, parquet or openai (default: by the file's name, jsonl for stdout)")
     ] = None,
@@ -149,7 +148,7 @@ def sql(
 @flat
 def show(
     connection: given.DatabaseOptions,
-    run: RequiredRun,
+    run: given.RequiredRun,
     custom_id: Annotated[str, typer.Argument(help="the job")],
     alternatives: Annotated[bool, typer.Option("--alternatives", help="each token with what else was likely")] = False,
     as_json: given.AsJson = False,
@@ -167,7 +166,7 @@ def show(
 @flat
 def report(
     connection: given.DatabaseOptions,
-    run: RunArgument = None,
+    run: given.RunArgument = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the page")] = Path("report.html"),
 ) -> None:
     """Writes a self-contained page: the run's strategies side by side, with their answers.

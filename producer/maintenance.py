@@ -12,16 +12,13 @@ import typer
 from producer import options as given
 from producer.option_groups import flat
 
-RunArgument = Annotated[str | None, typer.Argument(help="id, its beginning, or name; default: the newest")]
-RequiredRun = Annotated[str, typer.Argument(help="id, its beginning, or name")]
-
 
 @flat
 def resume(
     connection: given.BrokerOptions,
     worker: given.WorkerOptions,
     output_options: given.OutputOptions,
-    run: RunArgument = None,
+    run: given.RunArgument = None,
 ) -> None:
     """Resumes an unfinished run: locally, or with --broker by sending its unsent jobs.
 
@@ -35,7 +32,7 @@ def resume(
 @flat
 def cancel(
     connection: given.BrokerOptions,
-    run: RequiredRun,
+    run: given.RequiredRun,
     custom_ids: Annotated[list[str] | None, typer.Argument(help="these jobs only", metavar="[CUSTOM_ID]...")] = None,
     as_json: given.AsJson = False,
 ) -> None:
@@ -56,7 +53,7 @@ def retry(
     worker: given.WorkerOptions,
     output_options: given.OutputOptions,
     wanted: given.RetryOptions,
-    run: RunArgument = None,
+    run: given.RunArgument = None,
 ) -> None:
     """Queues a run's failed, cancelled and expired jobs once more, or only the kinds that are named.
 

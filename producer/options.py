@@ -17,15 +17,14 @@ import typer
 
 from models.model_name import with_revision
 from models.settings import (
-    DEFAULT_PRIORITY,
-    NUM_PRIORITIES,
     InvalidSettings,
     Settings,
+    bounds_of,
     help_of,
     option_of,
     read_settings,
 )
-from models.states import JobState
+from models.states import DEFAULT_PRIORITY, NUM_PRIORITIES, JobState
 from producer.atomic_file import check_target
 from producer.duration import parse_duration
 from producer.errors import LineProblem, UsageError
@@ -62,10 +61,12 @@ def _of_run(help: str, *names: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=RUN, **limits)
 
 
-def _of_worker(help: str, *names: str, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=WORKER, **limits)
+def _of_worker(setting: str, *names: str, help: str | None = None) -> Any:
+    return typer.Option(*names, help=help or help_of(setting), rich_help_panel=WORKER, **bounds_of(setting))
 
 
+RunArgument = Annotated[str | None, typer.Argument(help="id, its beginning, or name; default: the newest")]
+RequiredRun = Annotated[str, typer.Argument(help="id, its beginning, or name")]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs: the outcome as JSON on stdout")]
 
 
@@ -102,14 +103,15 @@ class OutputOptions:
 class WorkerOptions:
     """The worker that a command starts to decode here."""
 
-    device: Annotated[str | None, _of_worker(help_of("device"))] = None
-    dtype: Annotated[str | None, _of_worker(help_of("dtype"))] = None
-    quantize: Annotated[str | None, _of_worker(help_of("quantize"))] = None
-    max_num_seqs: Annotated[int | None, _of_worker(help_of("max_num_seqs"), min=1)] = None
-    kv_memory: Annotated[float | None, _of_worker(help_of("kv_memory"))] = None
-    deterministic: Annotated[bool, _of_worker(help_of("deterministic"), "--deterministic")] = False
+    device: Annotated[str | None, _of_worker("device")] = None
+    dtype: Annotated[str | None, _of_worker("dtype")] = None
+    quantize: Annotated[str | None, _of_worker("quantize")] = None
+    max_num_seqs: Annotated[int | None, _of_worker("max_num_seqs")] = None
+    kv_memory: Annotated[float | None, _of_worker("kv_memory")] = None
+    deterministic: Annotated[bool, _of_worker("deterministic", "--deterministic")] = False
     grace_seconds: Annotated[
-        float | None, _of_worker("seconds for running answers to end after Ctrl-C (default: 5)", "--grace", min=0)
+        float | None,
+        _of_worker("grace_seconds", "--grace", help="seconds for running answers to end after Ctrl-C (default: 5)"),
     ] = None
 
     def given(self) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from redis.exceptions import RedisError
 
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name, queue_names
 from models.model_name import canonical_model
-from models.settings import NUM_PRIORITIES, Settings
+from models.settings import Settings
+from models.states import NUM_PRIORITIES
 from worker.messages.transport import install
 
 install()

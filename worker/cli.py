@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from models.checkpoint.small_files import CheckpointProblem
 from models.child_process import isolate_children
 from models.engine_options import checked_devices
 from models.model_name import with_revision
-from models.settings import InvalidSettings, Settings, help_of, read_settings
+from models.settings import InvalidSettings, Settings, bounds_of, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
 from worker.worker_group import GroupMember, WorkerGroup
 
@@ -31,27 +31,27 @@ app = typer.Typer(
 )
 
 
+def _option(setting: str, *names: str) -> Any:
+    return typer.Option(*names, help=help_of(setting), **bounds_of(setting))
+
+
 @app.command()
 def start(
-    devices: Annotated[str, typer.Option(help=help_of("device"))] = "auto",
+    devices: Annotated[str, _option("device")] = "auto",
     model: Annotated[str | None, typer.Option(help="hub id or folder of the model to serve")] = None,
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a hub model")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL; default: <home>/nocturne.db")] = None,
     broker: Annotated[str | None, typer.Option(help="Redis URL")] = None,
     home: Annotated[Path | None, typer.Option(help="where the embedded database lies")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(min=1, help=help_of("max_num_seqs"))] = None,
-    kv_memory: Annotated[float | None, typer.Option(help=help_of("kv_memory"))] = None,
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option(min=0.05, max=1.0, help="share of a GPU's memory to take; default: 0.9")
-    ] = None,
-    deterministic: Annotated[bool, typer.Option("--deterministic", help=help_of("deterministic"))] = False,
-    dtype: Annotated[str | None, typer.Option(help=help_of("dtype"))] = None,
-    quantize: Annotated[str | None, typer.Option(help=help_of("quantize"))] = None,
-    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each engine")] = None,
-    engine_timeout: Annotated[
-        float | None, typer.Option(help="an engine without a step for so many seconds is killed")
-    ] = None,
-    grace: Annotated[float | None, typer.Option(help="seconds for running jobs to end after SIGTERM")] = None,
+    max_num_seqs: Annotated[int | None, _option("max_num_seqs")] = None,
+    kv_memory: Annotated[float | None, _option("kv_memory")] = None,
+    gpu_memory_utilization: Annotated[float | None, _option("gpu_memory_utilization")] = None,
+    deterministic: Annotated[bool, _option("deterministic", "--deterministic")] = False,
+    dtype: Annotated[str | None, _option("dtype")] = None,
+    quantize: Annotated[str | None, _option("quantize")] = None,
+    num_threads: Annotated[int | None, _option("num_threads")] = None,
+    engine_timeout: Annotated[float | None, _option("engine_timeout")] = None,
+    grace: Annotated[float | None, _option("grace_seconds")] = None,
     name: Annotated[str | None, typer.Option(help="how the worker appears in the workers table")] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING, ERROR")] = "INFO",
 ) -> None:

@@ -31,8 +31,8 @@ from models.database.live_workers import chunks_in_flight
 from models.message import ChunkMessage, SentJob
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
-from models.settings import DEFAULT_CONCURRENCY, NUM_PRIORITIES
-from models.states import JobState, RunState
+from models.settings import DEFAULT_CONCURRENCY
+from models.states import NUM_PRIORITIES, JobState, RunState
 
 MAX_CHUNK_JOBS = 32
 

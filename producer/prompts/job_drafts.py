@@ -12,7 +12,7 @@ from typing import Any
 from models.chat import keyed_messages
 from models.model_defaults import ModelDefaults
 from models.params import MAX_SEED, GenerationParams
-from models.settings import DEFAULT_PRIORITY
+from models.states import DEFAULT_PRIORITY
 from producer.errors import LineProblem
 from producer.model_files.generation_defaults import defaults_of_job
 from producer.prompts.conversations import ChatOptions

@@ -22,9 +22,9 @@ from models.chat import ChatInputs
 from models.chat_rendering import Messages
 from models.engine_options import EngineOptions, SizeOptions
 from models.states import Quantization
-from worker.engine.backends import backend_for
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
+from worker.engine.device_selection import backend_for
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.out_of_memory import is_out_of_memory
 from worker.engine.output import check_output, failed_output, finished_output

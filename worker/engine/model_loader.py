@@ -23,8 +23,8 @@ from models.checkpoint.hub import model_folder
 from models.checkpoint.small_files import CheckpointProblem, is_library_error, one_line
 from models.states import Quantization
 from worker.engine.backend import DeviceModel, LoadOptions
-from worker.engine.backends import backend_for, choose_device, choose_dtype
 from worker.engine.config import ModelLimits
+from worker.engine.device_selection import backend_for, choose_device, choose_dtype
 from worker.engine.model.attention import ATTENTION_NAME, ShapeProbe
 from worker.engine.model.kv_cache import LayerShape
 from worker.engine.request import EngineError, ModelUnavailable

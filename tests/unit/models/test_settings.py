@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from models.engine_options import checked_devices
-from models.settings import InvalidSettings, read_settings
+from models.engine_options import EngineOptions, checked_devices
+from models.settings import InvalidSettings, bounds_of, help_of, option_of, read_settings
+from producer.cli import app as producer
+from worker.cli import app as worker
 
 
 @pytest.mark.parametrize("devices", ["auto", "cpu", "cuda", "cuda:0", "cuda:0, cuda:1", "cuda:0+cuda:1,cpu"])
@@ -42,3 +47,34 @@ def test_a_bad_value_is_named_with_its_source(
     (tmp_path / "nocturne.toml").write_text(f"{name} = '{value}'")
     with pytest.raises(InvalidSettings, match=problem):
         read_settings()
+
+
+#: The settings that an option of `worker start` or `producer run` sets, and the options that say more than they do.
+OPTIONS = [*sorted(set(EngineOptions.model_fields) - {"model", "prefill_tokens"}), "engine_timeout", "grace_seconds"]
+
+
+@pytest.mark.parametrize("setting", OPTIONS)
+def test_an_option_has_the_help_and_the_bounds_of_its_setting(setting: str) -> None:
+    names = {f"--{option_of(setting)}", "--devices" if setting == "device" else ""}
+    options = [
+        option
+        for command in (get_command(worker).commands["start"], get_command(producer).commands["run"])
+        for option in command.params
+        if names & set(option.opts)
+    ]
+    assert options
+    for option in options:
+        bounds = {name: value for name in ("min", "max") if (value := getattr(option, name, None)) is not None}
+        assert bounds == bounds_of(setting)
+        assert getattr(option, "help", "") == help_of(setting) or setting == "grace_seconds"  # another one in a home
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("gpu-memory-utilization", "0"), ("gpu-memory-utilization", "1.1"), ("kv-memory", "0"), ("num-threads", "0")],
+)
+def test_a_value_beyond_its_bounds_is_refused_by_the_option(option: str, value: str) -> None:
+    outcome = CliRunner().invoke(worker, ["start", f"--{option}", value])
+    assert outcome.exit_code == 2
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", outcome.output)
+    assert f"--{option}" in plain and value in plain

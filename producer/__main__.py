@@ -1,6 +1,12 @@
-"""`python -m producer` is the `producer` command."""
+"""The `producer` command, and `python -m producer`."""
 
-from producer.cli import main
+from models.entry_point import run_command
+
+
+def main() -> None:
+    """Runs the command."""
+    run_command("producer.cli")
+
 
 if __name__ == "__main__":
     main()

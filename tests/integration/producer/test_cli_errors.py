@@ -186,3 +186,22 @@ def test_text_of_a_model_cannot_move_the_cursor(producer: Producer, sqlite_url: 
     shown = producer("sql", "select char(27) || '[2J[bold]x' as t", "--database", sqlite_url).stdout
     assert "\x1b" not in shown
     assert "\\x1b[2J[bold]x" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [
+        (["producer", "--help"], "typer"),
+        (["producer", "status"], "sqlalchemy"),
+        (["worker", "start"], "typer"),
+        (["worker", "start"], "pydantic_settings"),
+    ],
+)
+def test_control_c_while_modules_are_imported(tmp_path: Path, command: list[str], imported: str) -> None:
+    (tmp_path / f"{imported}.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(100)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -15,6 +15,7 @@ from models.params import MAX_SEED, GenerationParams
 from models.states import DEFAULT_PRIORITY
 from producer.errors import LineProblem
 from producer.model_files.generation_defaults import defaults_of_job
+from producer.prompts.asked_models import AskedModels
 from producer.prompts.conversations import ChatOptions
 from producer.prompts.duplicate_ids import FirstUses
 from producer.prompts.escapes import line_remarks, option_remarks
@@ -96,7 +97,7 @@ class Line:
 
 def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warnings: dict[str, str]) -> Iterator[Line]:
     """Every line with its jobs; one bad job spoils its line. Adds to `warnings`, by metadata field."""
-    first_uses = FirstUses(duplicate_hashes)
+    first_uses, asked_models = FirstUses(duplicate_hashes), AskedModels(submission.model)
     stop = submission.grid.values.get("stop", [[]])[0]
     for option, problem in option_remarks(submission.reader.template, stop).items():
         warnings.setdefault(option, f"{option} {problem}")
@@ -104,9 +105,12 @@ def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warning
         line = Line(record.number, record.raw, last_number=record.last_number)
         try:
             line.drafts = _drafts(submission, record, first_uses, warnings)
+            asked_models.add(record.asked_model)
         except LineProblem as problem:
             line.problem = problem
         yield line
+    if (warning := asked_models.warning()) is not None:
+        warnings["body.model"] = f"{submission.shown_path}: {warning}"
 
 
 def _drafts(submission: Submission, record: Record, first_uses: FirstUses, warnings: dict[str, str]) -> list[JobDraft]:

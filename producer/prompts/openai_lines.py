@@ -42,6 +42,12 @@ def is_openai_line(record: dict[str, Any]) -> bool:
     return "body" in record and "url" in record and ("method" in record or isinstance(record["body"], dict))
 
 
+def asked_model(record: dict[str, Any]) -> Any:
+    """The model that a request asks for, as it stands there; None where it names none."""
+    body = record["body"]
+    return body.get("model") if isinstance(body, dict) else None
+
+
 def native_line(record: dict[str, Any]) -> dict[str, Any]:
     """The fields of a native line. Raises `LineProblem`."""
     url, body = record["url"], record["body"]
@@ -52,7 +58,7 @@ def native_line(record: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise LineProblem("body", f"must be an object, got {body!r:.60}")
     body = {name: value for name, value in body.items() if value is not None and (value or name not in CHAT_FIELDS)}
-    body.pop("model", None)  # the run's own model answers
+    body.pop("model", None)  # the run's own model answers; `asked_model` tells what it was
     line = _messages(body) if endpoint == CHAT_URL else _prompt(body)
     logprobs = _logprobs(body, endpoint)
     line |= _length(body) | _sampling(body)

@@ -16,7 +16,7 @@ from typing import Any
 from producer.errors import LineProblem, UsageError
 from producer.prompts.files import base_suffix
 from producer.prompts.foreign_fields import native_fields
-from producer.prompts.openai_lines import is_openai_line, native_line
+from producer.prompts.openai_lines import asked_model, is_openai_line, native_line
 from producer.prompts.prompt_template import PromptTemplate
 from producer.prompts.readers.csv_records import read_csv, read_tsv
 from producer.prompts.readers.file_kind import check_kind
@@ -150,6 +150,7 @@ def _with_named(record: Record, options: ReaderOptions, template: PromptTemplate
         check_nesting(record.fields)
         fields = _without_nul(record.fields) if options.replace_nul else record.fields
         if is_openai_line(fields):
+            record = replace(record, asked_model=asked_model(fields))
             fields = native_line(fields)
         elif not is_table and (template is None or not template.uses_row):
             fields = native_fields(fields, options.data_fields)

@@ -34,6 +34,7 @@ class Record:
     num_lines: int = 1  # physical lines
     #: The prompt or the messages that an option names; `fields` has then metadata under these names.
     named: dict[str, Any] = field(default_factory=dict)
+    asked_model: Any = None  # by a line of OpenAI's, as it stands there
 
     @property
     def last_number(self) -> int:

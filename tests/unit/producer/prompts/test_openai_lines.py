@@ -15,6 +15,7 @@ from models.chat import keyed_messages
 from models.params import GenerationParams
 from producer.errors import LineProblem
 from producer.prompts.grid import Grid, validate
+from producer.prompts.job_drafts import Submission, read_lines
 from producer.prompts.lines import PromptLine
 from producer.prompts.openai_lines import CHAT_URL, COMPLETION_URL, native_line
 from producer.results.openai_results import openai_lines
@@ -128,3 +129,30 @@ def test_what_has_no_answer_has_its_code(state: str, code: str, status: int | No
 
 def test_jobs_that_are_not_final_have_no_line() -> None:
     assert list(openai_lines([row(state="running", text=None)])) == []
+
+
+@pytest.mark.parametrize(
+    ("models", "warning"),
+    [
+        ([], None),
+        (["own", None, "own"], None),
+        (["own", "gpt-4o"], "1 line asks for another model ('gpt-4o') in body.model, and own@main answers"),
+        (["b", "a", "a"], "3 lines ask for another model ('a', 'b') in body.model, and own@main answers"),
+        (
+            ["a", "b", "c", "d", "own@main"],
+            "4 lines ask for another model ('a', 'b', 'c' and others) in body.model, and",
+        ),
+        ([7], "1 line asks for another model (7) in body.model"),
+    ],
+)
+def test_other_models_that_lines_ask_for_are_told_of_once(
+    tmp_path: Path, models: list[Any], warning: str | None
+) -> None:
+    path = tmp_path / "batch.jsonl"
+    lines = [{**chat(model=model), "custom_id": f"{number}"} for number, model in enumerate(models)]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in [*lines, {"prompt": "a line of our own"}]))
+    warnings: dict[str, str] = {}
+    read = list(read_lines(Submission(path, "own@main", Grid({})), frozenset(), warnings))
+    assert not any(line.problem for line in read)
+    found = warnings.get("body.model")
+    assert found is None if warning is None else found is not None and found.startswith(f"{path}: {warning}")

@@ -54,6 +54,10 @@ TokenId = Annotated[int, Field(ge=0)]
 BiasedId = Annotated[int, Field(ge=0, strict=False)]  # JSON writes an object's keys as strings
 
 
+#: Smaller negative biases only ban their token, as they did; larger positive ones are infinite to a sampler.
+LARGEST_FP32 = 3.4028234663852886e38
+
+
 class GenerationParams(BaseModel):
     """The decoding parameters of one prompt. Immutable; a field that its strategy does not take is an error."""
 
@@ -114,6 +118,11 @@ class GenerationParams(BaseModel):
         if self.trace == "none" and self.top_logprobs:
             raise ValueError(f"top_logprobs needs a trace; leave out trace=none or top_logprobs={self.top_logprobs}")
         return self
+
+    @property
+    def infinite_bias(self) -> tuple[int, float] | None:
+        """A token and its bias, if that is infinite to the logits, which are fp32: it leaves no distribution."""
+        return next((each for each in (self.logit_bias or {}).items() if each[1] > LARGEST_FP32), None)
 
     @property
     def num_sequences(self) -> int:

@@ -170,7 +170,7 @@ def validate(params: dict[str, Any]) -> GenerationParams:
 
 def _validate(params: dict[str, Any]) -> GenerationParams:
     try:
-        return GenerationParams.model_validate(params)
+        found = GenerationParams.model_validate(params)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
@@ -180,6 +180,10 @@ def _validate(params: dict[str, Any]) -> GenerationParams:
         if name == "strategy" and (near := get_close_matches(str(params.get(name)), STRATEGIES, n=1)):
             problem += f"; did you mean {near[0]}?"
         raise LineProblem(name, problem) from error
+    if found.infinite_bias is not None:
+        token_id, bias = found.infinite_bias
+        raise LineProblem("logit_bias", f"of token {token_id} is beyond fp32, got {bias:g}; 100 all but picks a token")
+    return found
 
 
 def label(varied: dict[str, Any]) -> str:

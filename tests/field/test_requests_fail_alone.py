@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from models.message import JobMessage
+from models.model_defaults import ModelDefaults
 from models.params import GenerationParams
 from tests.conftest import TOY_MODEL
 from tests.support.random_models import altered
@@ -191,6 +192,10 @@ REQUESTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"prompt": "half a pair: \ud800"}, {}, "the prompt cannot be tokenized: TypeError"),
     ({"prompt": ""}, {}, "the prompt has no tokens"),
     ({"messages": [{"role": "user"}]}, {}, "the chat template refuses it: "),
+    *[
+        ({"prompt": "x"}, {"logit_bias": {5: 1e300}, "strategy": strategy}, "the bias 1e+300 of token 5 is beyond fp32")
+        for strategy in ("greedy", "sample", "nucleus", "beam")
+    ],
     (
         {"prompt": "x"},
         {"eos_token_ids": [7] * 5000, "strategy": "beam", "num_beams": 2},
@@ -238,8 +243,9 @@ def test_whatever_the_detokenizer_raises(toy: LoadedModel, error: BaseException,
 
 
 def test_a_choice_that_cannot_be_sampled(sampled: LoadedModel) -> None:
-    """A bias beyond fp32 leaves no distribution to draw from: with each sampler the request fails, and it alone."""
-    params = params_of(1, strategy="sample", logit_bias={5: 1e300})
+    """A ban of every token leaves no distribution to draw from: with each sampler the request fails, and it alone."""
+    banned = ModelDefaults(suppress_tokens=tuple(range(sampled.limits.vocab_size)))
+    params = params_of(1, strategy="sample").with_model_defaults(banned)
     output = failure_beside_neighbours(sampled, JOB.model_copy(update={"params": params}), nothing)
     assert output.error is not None and output.error.code == "InvalidRequest"
     assert str(output.error).startswith("token 1 of the answer cannot be sampled")

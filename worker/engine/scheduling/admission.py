@@ -31,6 +31,10 @@ def check_request(request: Request, limits: ModelLimits, token_text: Callable[[i
         raise InvalidRequest(_unknown_prompt_tokens(request.prompt_ids, limits, token_text))
     if (bad := _unknown_token(request.params, limits.vocab_size)) is not None:
         raise InvalidRequest(f"token id {bad} is not in the vocabulary of {limits.vocab_size}")
+    if (infinite := request.params.infinite_bias) is not None:
+        raise InvalidRequest(
+            f"the bias {infinite[1]:g} of token {infinite[0]} is beyond fp32; 100 all but picks a token"
+        )
     if request.params.stop and not limits.has_tokenizer:
         raise InvalidRequest("stop strings need a tokenizer, and this model was loaded without one")
 

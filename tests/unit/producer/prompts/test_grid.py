@@ -64,3 +64,13 @@ def test_a_value_that_no_line_can_take_is_the_commands_error() -> None:
     strategies = "greedy, sample, nucleus, beam, model"
     with pytest.raises(UsageError, match=f"^--strategy must be one of {strategies}, got 'magic'$"):
         Grid({"strategy": ["magic"]}).check_values()
+
+
+@pytest.mark.parametrize(("bias", "is_taken"), [(1e300, False), (3.5e38, False), (3.4e38, True), (-1e300, True)])
+def test_a_bias_that_fp32_takes_for_infinite_is_refused(bias: float, is_taken: bool) -> None:
+    """A negative one bans its token and leaves the others."""
+    if is_taken:
+        assert validate({"logit_bias": {5: bias}}).logit_bias == {5: bias}
+    else:
+        with pytest.raises(LineProblem, match=r"^logit_bias of token 5 is beyond fp32, got [13]"):
+            validate({"logit_bias": {5: bias}})

@@ -14,7 +14,7 @@ import pytest
 
 from models.checkpoint.download_progress import cached_bytes, progress_line
 from tests.field.models.hub_server import COMMIT, OTHER_COMMIT, HubServer, MuteServer
-from tests.support.model_folders import edit_json, make_small_model
+from tests.support.model_folders import TOY_MODEL, edit_json, make_small_model
 from tests.support.processes import HANG_SECONDS, clean_environment, run_producer
 
 MODEL = "someone/Small-Model"
@@ -121,6 +121,36 @@ def test_a_revision_is_fetched_by_its_name(
     assert call(statement)[0] == 0
     (snapshot,) = (tmp_path / "hf" / "hub").glob("models--*/snapshots/*")
     assert snapshot.name == OTHER_COMMIT
+
+
+def cached_revisions(home: Path, **commit_of: str) -> None:
+    """The hub's cache with a snapshot for each revision of `MODEL`, which differ in their repetition penalty."""
+    cache = home / "hub" / f"models--{MODEL.replace('/', '--')}"
+    for number, (revision, commit) in enumerate(commit_of.items(), 1):
+        snapshot = cache / "snapshots" / commit
+        shutil.copytree(TOY_MODEL, snapshot)
+        edit_json(snapshot / "generation_config.json", repetition_penalty=1 + number / 4)
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / revision).write_text(commit)
+
+
+def test_a_run_takes_the_revision_it_names_from_the_cache(tmp_path: Path) -> None:
+    """Offline, with two snapshots: its defaults and its weights are those of the one, in name and in commit."""
+    cached_revisions(tmp_path / "hf", main=COMMIT, v2=OTHER_COMMIT)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = ["run", "--prompt", "Hi", "--max-new-tokens", 1, "--model", MODEL]
+    shown = {
+        revision: run_producer(tmp_path, *command, *option, "--dry-run", **offline).stdout
+        for revision, option in {"main": [], "v2": ["--revision", "v2"]}.items()
+    }
+    assert "repetition_penalty 1.25" in shown["main"]
+    assert "repetition_penalty 1.5" in shown["v2"]
+    refused = run_producer(tmp_path, *command, "--revision", "v3", "--dry-run", exit_code=2, **offline)
+    assert "v3" in refused.stderr and "Traceback" not in refused.stderr
+    run_producer(tmp_path, *command, "--revision", "v2", "--dtype", "float32", **offline)
+    query = "select model, weights_hash from runs, environments"
+    table = run_producer(tmp_path, "sql", query, "--format", "csv").stdout
+    assert table.split() == ["model,weights_hash", f"{MODEL}@v2,{OTHER_COMMIT}"]
 
 
 API = f"/api/models/{MODEL}"

@@ -89,3 +89,14 @@ def test_wrong_options(producer: Producer, tmp_path: Path, options: list[str], m
 
 def test_the_version(producer: Producer) -> None:
     assert producer("--version").stdout.startswith("nocturne 0.")
+
+
+def test_a_submission_without_the_models_files_warns(producer: Producer, tmp_path: Path) -> None:
+    """Its defaults are left out on demand; nobody but a worker can tell whether the prompts fit."""
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "x"}))
+    command = ["submit", "prompts.jsonl", "--dry-run", "--ignore-model-defaults", "--model"]
+    absent = producer(*command, "someone/absent")
+    assert absent.stderr.startswith(
+        "warning: the files of someone/absent are not at hand: its workers find out whether"
+    )
+    assert "not at hand" not in producer(*command, TOY_MODEL).stderr

@@ -98,6 +98,8 @@ def unpause(connection: given.BrokerOptions, run: RequiredRun, as_json: given.As
 def doctor(connection: given.ConnectionOptions, as_json: given.AsJson = False) -> None:
     """Examines model, disk, Redis, database and workers, and says how to fix them.
 
+    Ends with 2 where `run` or `submit` would refuse, with 1 where anything else is bad.
+
     Example: producer doctor --broker redis://localhost:6379/0
     """
     from producer.runs.doctor import show_findings

@@ -27,6 +27,9 @@ from producer.runs.valkey import embedded_version
 
 LOW_DISK_BYTES = 2 * 2**30
 
+#: The parts without which `run` and `submit` refuse, with the same exit code.
+NEEDED_PARTS = frozenset({"model", "defaults", "redis", "database"})
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -39,14 +42,15 @@ class Finding:
 
 
 def show_findings(settings: Settings, *, as_json: bool) -> int:
-    """Prints a finding for each part; returns the exit code: 1 where one is bad."""
+    """Prints a finding for each part; returns the exit code: 2 where a needed one is bad, 1 where another one is."""
     findings = list(examine(settings))
     if as_json:
         print(to_json([vars(finding) for finding in findings]))  # noqa: T201
     for finding in [] if as_json else findings:
         version = f" ({finding.version})" if finding.version else ""
         print(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {finding.message}{version}")  # noqa: T201
-    return 0 if all(finding.is_ok for finding in findings) else 1
+    bad = {finding.part for finding in findings if not finding.is_ok}
+    return 2 if bad & NEEDED_PARTS else int(bool(bad))
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

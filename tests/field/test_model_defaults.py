@@ -305,7 +305,7 @@ def test_a_default_that_cannot_be_done_ends_before_anything_is_written(producer:
     failed = producer("run", "a.jsonl", "--model", model, exit_code=2)
     assert "guidance_scale 2.0 is not supported" in failed.stderr and "--ignore-model-defaults" in failed.stderr
     assert not (tmp_path / ".nocturne").exists()
-    doctor = producer("doctor", "--model", model, exit_code=1)
+    doctor = producer("doctor", "--model", model, exit_code=2)
     assert "guidance_scale" in doctor.stdout
 
 

@@ -147,7 +147,7 @@ def run_command(
 def assert_refused(command: str, outcome: tuple[int, str, str], part: str) -> None:
     code, out, err = outcome
     if command == "doctor":  # its findings are its output
-        assert code == 1 and err == "" and part in out and "BAD  database" in out, outcome
+        assert code == 2 and err == "" and part in out and "BAD  database" in out, outcome
         return
     assert code == 2, outcome
     assert err.startswith("error: ") and err.count("\n") == 1 and part in err, err

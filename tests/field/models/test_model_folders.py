@@ -378,7 +378,7 @@ def test_commands_refuse_before_anything_is_written(
         printed = capsys.readouterr()
         assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
         assert all(part in printed.err for part in parts) and not printed.out
-    call(["doctor", "--model", str(folder)], monkeypatch)
+    assert call(["doctor", "--model", str(folder)], monkeypatch) == 2
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " model " in line]
     assert line.startswith("BAD") and all(part in line for part in parts)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

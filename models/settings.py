@@ -47,6 +47,11 @@ class Settings(EngineOptions, BaseSettings):
     engine_timeout: float = Field(
         default=300.0, gt=0, description="an engine without a step for so many seconds is killed"
     )
+    load_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        description="a load that stands still for so many seconds is ended; default: never",
+    )
     lease_seconds: float = Field(default=30.0, gt=0)  # a worker silent for this long loses its jobs
     visibility_timeout: float = Field(default=3600.0, gt=0)  # Redis redelivers an unacknowledged message after it
     heartbeat_seconds: float = Field(default=2.0, gt=0)  # between two heartbeats of a worker
@@ -168,5 +173,5 @@ def _file_values() -> dict[str, Any]:
         if name not in Settings.model_fields:
             near = get_close_matches(name, Settings.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(Settings.model_fields)}"
-            raise ConfigFileProblem(f"{config_path()}: {name} is no setting; {hint}")
+            raise ConfigFileProblem(f"{config_path()}: {name} is not a setting; {hint}")
     return given

@@ -51,6 +51,7 @@ def start(
     quantize: Annotated[str | None, _option("quantize")] = None,
     num_threads: Annotated[int | None, _option("num_threads")] = None,
     engine_timeout: Annotated[float | None, _option("engine_timeout")] = None,
+    load_timeout: Annotated[float | None, _option("load_timeout")] = None,
     grace: Annotated[float | None, _option("grace_seconds")] = None,
     name: Annotated[str | None, typer.Option(help="how the worker appears in the workers table")] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING, ERROR")] = "INFO",
@@ -63,7 +64,8 @@ def start(
         "model": model, "database": database, "broker": broker, "home": home, "max_num_seqs": max_num_seqs,
         "kv_memory": kv_memory, "gpu_memory_utilization": gpu_memory_utilization,
         "deterministic": deterministic or None, "dtype": dtype, "quantize": quantize,
-        "num_threads": num_threads, "worker_name": name, "engine_timeout": engine_timeout, "grace_seconds": grace,
+        "num_threads": num_threads, "worker_name": name, "engine_timeout": engine_timeout, "load_timeout": load_timeout,
+        "grace_seconds": grace,
     }  # fmt: skip
     try:
         settings, names = read_settings(**options), device_names(_checked(devices))

@@ -79,8 +79,9 @@ class Runtime:
         self._dead_letters = DeadLetterStore(self._database, self.name)
         self._registry = Registry(self._database, self.name, settings.lease_seconds)
         self._supervisor = EngineSupervisor(
-            settings.engine_options, self._on_output, self._on_death, self._on_lost, settings.engine_timeout
-        )
+            settings.engine_options, self._on_output, self._on_death, self._on_lost, settings.engine_timeout,
+            settings.load_timeout,
+        )  # fmt: skip
         self._committer = Committer(self._store, self._outages, self._on_final)
         self._heartbeat = Heartbeat(
             settings, self._store, self._registry, self._outages, self._jobs,

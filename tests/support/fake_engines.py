@@ -25,6 +25,8 @@ def fake_engine_main(connection: Connection, options: EngineOptions) -> None:
     """Dies of prompts that say `encoding`, `running` or `waiting` where that is the stage; answers all others."""
     with Path(options.model).open("a") as log:
         log.write(f"{os.getpid()}\n")
+    if options.model.endswith("hangs"):
+        time.sleep(3600)
     connection.send(Ready(ENVIRONMENT, options.device, 0))
     if options.model.endswith("dies-idle"):
         os._exit(4)

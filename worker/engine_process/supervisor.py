@@ -5,9 +5,11 @@ Knows neither SQL nor Celery. Callbacks run on the reader thread.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -18,6 +20,7 @@ from models.engine_options import EngineOptions
 from models.message import JobMessage
 from worker.critical_thread import CriticalThread
 from worker.engine.request import ModelUnavailable, RequestOutput, request_error
+from worker.engine_process.load_progress import LoadProgress, work_of
 from worker.engine_process.main import engine_main
 from worker.engine_process.protocol import (
     Cancel,
@@ -31,6 +34,13 @@ from worker.engine_process.protocol import (
     Stop,
     Submit,
 )
+
+logger = logging.getLogger(__name__)
+
+LOAD_POLL_SECONDS = 1.0
+
+#: Of a load that stands still, before the log says so.
+LOAD_NOTICE_SECONDS = 300.0
 
 #: Deaths in a row of an engine without any job, after which no other one is started.
 MAX_IDLE_DEATHS = 5
@@ -55,7 +65,7 @@ class EngineSupervisor:
     """Calls `on_output` with each finished request and `on_death` with the jobs lost with a dead process.
 
     Calls `on_lost` with the reason if no new process can be started. Kills a process that has work and makes no
-    step for `timeout` seconds.
+    step for `timeout` seconds, or whose load stands still for `load_timeout` seconds.
     """
 
     def __init__(
@@ -65,21 +75,23 @@ class EngineSupervisor:
         on_death: Callable[[EngineDeath], None],
         on_lost: Callable[[str], None],
         timeout: float,
+        load_timeout: float | None = None,
     ) -> None:
         self._options = options
         self._on_output = on_output
         self._on_death = on_death
         self._on_lost = on_lost
         self._timeout = timeout
+        self._load_timeout = load_timeout
         self._last_sign = monotonic()
         self._crash = ""  # the reason of the next death, if it is known beforehand
         self._context = multiprocessing.get_context("spawn")
         self._lock = Lock()  # guards the five below
-        self._inside: set[int] = set()
-        self._running: set[int] = set()  # the jobs inside that are in the batch
+        self._in_flight: set[int] = set()  # the jobs that the engine has
+        self._running: set[int] = set()  # those of them that are in the batch
         self._encoding: int | None = None  # the job that is being rendered and tokenized
-        self._num_idle_deaths = 0  # in a row, without any job inside
-        self._outbox: SimpleQueue[object] = SimpleQueue()  # for the current process, or the one that is being started
+        self._num_idle_deaths = 0  # in a row, without a job in flight
+        self._messages: SimpleQueue[object] = SimpleQueue()  # for the current process, or the one that is being started
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
         self._is_stopping = Event()
@@ -102,25 +114,25 @@ class EngineSupervisor:
     def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:
         """Sends jobs to the engine."""
         with self._lock:
-            if not self._inside:
+            if not self._in_flight:
                 self._last_sign = monotonic()
-            self._inside.update(job.id for job in jobs)
-            self._outbox.put(Submit(tuple(jobs), priority))
+            self._in_flight.update(job.id for job in jobs)
+            self._messages.put(Submit(tuple(jobs), priority))
 
     def cancel(self, job_ids: Sequence[int]) -> None:
         """Drops jobs; no output of theirs follows."""
         if not job_ids:
             return
         with self._lock:
-            self._inside.difference_update(job_ids)
+            self._in_flight.difference_update(job_ids)
             self._running.difference_update(job_ids)
-            self._outbox.put(Cancel(tuple(job_ids)))
+            self._messages.put(Cancel(tuple(job_ids)))
 
     def stop(self) -> None:
         """Ends the process after the jobs it has; returns when it is gone."""
         self._is_stopping.set()
         with self._lock:
-            self._outbox.put(Stop())
+            self._messages.put(Stop())
         if self._reader is not None:
             self._reader.join()
 
@@ -130,6 +142,7 @@ class EngineSupervisor:
         process.start()
         theirs.close()
         try:
+            self._await_load(ours, process)
             message = ours.recv()
         except (EOFError, OSError):
             process.join()
@@ -142,8 +155,26 @@ class EngineSupervisor:
         assert isinstance(message, Ready)
         with self._lock:
             self._connection, self._process, self.ready = ours, process, message
-            CriticalThread(target=self._deliver, args=(self._outbox, ours), name="engine-writer", daemon=True).start()
+            CriticalThread(target=self._deliver, args=(self._messages, ours), name="engine-writer", daemon=True).start()
         return message
+
+    def _await_load(self, connection: Connection, process: BaseProcess) -> None:
+        """Waits for the process's first word; says once that its load stands still. Raises `ModelUnavailable`."""
+        assert process.pid is not None
+        progress, is_told = LoadProgress(partial(work_of, process.pid), LOAD_POLL_SECONDS), False
+        while not connection.poll(LOAD_POLL_SECONDS):
+            still = progress.seconds_still()
+            if self._load_timeout is not None and still >= self._load_timeout:
+                process.kill()
+                process.join()
+                raise ModelUnavailable(f"the load of {self._options.model!r} stood still for {still:.0f} s")
+            if still >= LOAD_NOTICE_SECONDS and not is_told:
+                is_told = True
+                logger.warning(
+                    "the load of %r stands still: for %.0f s process %d has neither computed nor read; look at the "
+                    "disk or the network that it loads from (--load-timeout ends such a load)",
+                    self._options.model, still, process.pid,
+                )  # fmt: skip
 
     def _read(self) -> None:
         while True:
@@ -159,7 +190,7 @@ class EngineSupervisor:
                 self._pass_on(message.outputs)
             elif isinstance(message, Started):
                 with self._lock:
-                    self._running.update(self._inside.intersection(message.job_ids))
+                    self._running.update(self._in_flight.intersection(message.job_ids))
             elif isinstance(message, Encoding):
                 self._encoding = message.job_id
             elif isinstance(message, Stats):
@@ -175,7 +206,7 @@ class EngineSupervisor:
         interval, silence, last_sign = min(1.0, self._timeout / 4), 0.0, 0.0
         while not self._is_stopping.wait(interval):
             with self._lock:
-                is_busy = self._connection is not None and bool(self._inside)
+                is_busy = self._connection is not None and bool(self._in_flight)
                 if self._process is None or not is_busy or last_sign != self._last_sign:
                     silence, last_sign = 0.0, self._last_sign
                     continue
@@ -188,8 +219,8 @@ class EngineSupervisor:
     def _pass_on(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:
             with self._lock:
-                is_expected = output.request_id in self._inside
-                self._inside.discard(output.request_id)
+                is_expected = output.request_id in self._in_flight
+                self._in_flight.discard(output.request_id)
                 self._running.discard(output.request_id)
             if is_expected:
                 self._num_idle_deaths = 0
@@ -216,30 +247,30 @@ class EngineSupervisor:
         return True
 
     def _end_of_process(self) -> EngineDeath:
-        """Waits for the end of the process; the jobs it had are no longer inside."""
+        """Waits for the end of the process; the jobs it had are no longer in flight."""
         assert self._process is not None
         self._process.join()
         reason = self._crash or f"the engine process ended with exit code {self._process.exitcode}"
         if self._encoding is not None:
             reason += " while the prompt was rendered and tokenized"
         with self._lock:
-            others = self._inside - {self._encoding}
+            others = self._in_flight - {self._encoding}
             death = EngineDeath(reason, sorted(others & self._running), sorted(others - self._running), self._encoding)
-            self._inside.clear()
+            self._in_flight.clear()
             self._running.clear()
             self._connection = None
-            self._outbox.put(None)
-            self._outbox = SimpleQueue()  # later messages are for the next process
+            self._messages.put(None)
+            self._messages = SimpleQueue()  # later messages are for the next process
         self._crash, self._encoding = "", None
         return death
 
-    def _deliver(self, outbox: SimpleQueue[object], connection: Connection) -> None:
-        """Sends the messages of the outbox up to a None; holds no lock, because a busy process makes it wait."""
-        while (message := outbox.get()) is not None:
+    def _deliver(self, messages: SimpleQueue[object], connection: Connection) -> None:
+        """Sends the messages up to a None; holds no lock, because a busy process makes it wait."""
+        while (message := messages.get()) is not None:
             try:
                 self._send(message, connection)
             except OSError:
-                return  # the reader sees the same end of the pipe and reports the jobs inside
+                return  # the reader sees the same end of the pipe and reports the jobs in flight
 
     def _send(self, message: object, connection: Connection) -> None:
         """Sends a message; jobs that cannot travel, such as messages nested too deep, fail alone."""

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from models.message import TASK_NAME
-from models.settings import NUM_PRIORITIES
+from models.states import NUM_PRIORITIES
 
 #: A message of ours is far smaller: `models.database.outbox` bounds the chunks that it sends.
 MAX_MESSAGE_BYTES = 16 * 2**20

@@ -137,7 +137,7 @@ def cached_revisions(home: Path, **commit_of: str) -> None:
 def test_a_run_takes_the_revision_it_names_from_the_cache(tmp_path: Path) -> None:
     """Offline, with two snapshots: its defaults and its weights are those of the one, in name and in commit."""
     cached_revisions(tmp_path / "hf", main=COMMIT, v2=OTHER_COMMIT)
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    offline: dict[str, Any] = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     command = ["run", "--prompt", "Hi", "--max-new-tokens", 1, "--model", MODEL]
     shown = {
         revision: run_producer(tmp_path, *command, *option, "--dry-run", **offline).stdout

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+from multiprocessing import active_children
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import Queue
 from threading import Thread
 
@@ -14,8 +16,9 @@ import worker.engine_process.supervisor
 from models.engine_options import EngineOptions
 from models.message import JobMessage
 from models.params import GenerationParams
+from tests.support.fake_engines import fake_engine_main
 from tests.support.processes import HANG_SECONDS
-from worker.engine.request import EngineError, RequestOutput
+from worker.engine.request import EngineError, ModelUnavailable, RequestOutput
 from worker.engine_process.protocol import Finished, Ready, Started, Stop, Submit
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
 
@@ -103,3 +106,18 @@ def test_large_jobs_and_large_outputs_do_not_wait_for_each_other(monkeypatch: py
     supervisor.submit([large], priority=5)
     assert {outputs.get(timeout=HANG_SECONDS).request_id for _ in range(2)} == {7, 8}
     supervisor.stop()
+
+
+def test_a_load_that_stands_still_is_told_of_once_and_killed_where_a_setting_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", fake_engine_main)
+    monkeypatch.setattr(worker.engine_process.supervisor, "LOAD_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(worker.engine_process.supervisor, "LOAD_NOTICE_SECONDS", 0.2)
+    model = str(tmp_path / "hangs")
+    options = EngineOptions(model=model, device="cpu")
+    supervisor = EngineSupervisor(options, lambda _: None, lambda _: None, lambda _: None, 1.0, load_timeout=1.0)
+    with pytest.raises(ModelUnavailable, match=r"the load of '.*hangs' stood still for 1 s"):
+        supervisor.start()
+    assert len([record for record in caplog.records if "stands still" in record.getMessage()]) == 1
+    assert active_children() == []

@@ -91,7 +91,7 @@ class GenerationParams(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _normalise(cls, data: Any) -> Any:
+    def _normalize(cls, data: Any) -> Any:
         """Accepts a single stop string, and the level `top:k` for a trace of tokens with k alternatives."""
         if not isinstance(data, dict):
             return data
@@ -130,7 +130,7 @@ class GenerationParams(BaseModel):
         return self.num_beams if self.strategy is Strategy.BEAM else self.n
 
     @field_serializer("model_defaults")
-    def _serialise_defaults(self, defaults: ModelDefaults | None) -> dict[str, Any] | None:
+    def _serialize_defaults(self, defaults: ModelDefaults | None) -> dict[str, Any] | None:
         return None if defaults is None else defaults.stored
 
     @cached_property

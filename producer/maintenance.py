@@ -68,7 +68,7 @@ def retry(
 
 
 @flat
-def pause(connection: given.DatabaseOptions, run: RequiredRun, as_json: given.AsJson = False) -> None:
+def pause(connection: given.DatabaseOptions, run: given.RequiredRun, as_json: given.AsJson = False) -> None:
     """Keeps a run's waiting jobs from workers until `unpause`; those that run go on to their end.
 
     The database holds the pause, so it survives restarts of workers, Redis and commands. Deadlines go on.
@@ -81,7 +81,7 @@ def pause(connection: given.DatabaseOptions, run: RequiredRun, as_json: given.As
 
 
 @flat
-def unpause(connection: given.BrokerOptions, run: RequiredRun, as_json: given.AsJson = False) -> None:
+def unpause(connection: given.BrokerOptions, run: given.RequiredRun, as_json: given.AsJson = False) -> None:
     """Gives a paused run's jobs to the workers again.
 
     With --broker they are sent at once; otherwise workers of the database find them within a minute, and in a home

@@ -89,7 +89,9 @@ class OutputOptions:
                 f"-o {self.output}: end the name in {', '.join(EXPORT_FORMATS)}, or use `producer results`"
             )
         if not os.access(self.output.parent, os.W_OK) or self.output.is_dir():
-            raise UsageError(f"-o {self.output}: {self.output.parent} is no folder that can be written; give another")
+            raise UsageError(
+                f"-o {self.output}: {self.output.parent} is not a folder that can be written; give another"
+            )
         check_target(self.output)
 
     @property
@@ -261,7 +263,7 @@ class InputOptions:
 
     input_format: Annotated[str | None, _input(f"{', '.join(FORMATS)} (default: by the file's name)")] = None
     prompt_column: Annotated[str | None, _input("the column or field that holds the prompt")] = None
-    template: Annotated[str | None, _input('prompt made of columns, such as "Summarise: {text}" (Jinja2)')] = None
+    template: Annotated[str | None, _input('prompt made of columns, such as "Summarize: {text}" (Jinja2)')] = None
     messages_column: Annotated[str | None, _input("the column or field that holds a conversation")] = None
     chat: Annotated[bool, _input("plain prompts become chats of one message", "--chat")] = False
     system: Annotated[str | None, _input("system message before each chat; a chat's own wins")] = None

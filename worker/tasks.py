@@ -43,7 +43,7 @@ def generate(body: str, queue: str) -> None:
 
     `worker.messages` has checked its envelope and gives its body as it came.
     """
-    assert _runtime is not None, "the worker was not initialised"
+    assert _runtime is not None, "the worker was not initialized"
     if _runtime.is_stopping:
         raise Reject("the worker is stopping", requeue=True)
     try:

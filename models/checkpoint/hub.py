@@ -54,7 +54,7 @@ def model_folder(model: str, revision: str | None = None, *, with_weights: bool 
         raise
     except Exception as error:  # the hub's client and the HTTP client below it have a type for each fault
         raise CheckpointProblem(
-            f"unknown model {model!r}: it is no folder here, and the model hub did not give it: "
+            f"unknown model {model!r}: it is not a folder here, and the model hub did not give it: "
             f"{_reason(error, model, revision)}"
         ) from error
 
@@ -169,7 +169,8 @@ def _reason(error: Exception, model: str, revision: str | None) -> str:
 
     hub = constants.ENDPOINT
     if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids asking it, and its cache lacks the model; unset it, or give a model folder"
+        lacking = "the model" if revision is None else f"its revision {revision!r}"
+        return f"HF_HUB_OFFLINE forbids asking it, and its cache lacks {lacking}; unset it, or give a model folder"
     if isinstance(error, TimeoutError):
         return (
             f"{hub} does not answer within {answer_seconds():g} s; check the network, set {ANSWER_VARIABLE}=30 for a "

@@ -134,7 +134,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Whether the folder has an entry of this name that is no folder: a link to an absent file too."""
+    """Whether the folder has an entry of this name that is not a folder: a link to an absent file too."""
     return os.path.lexists(path) and not os.path.isdir(path)
 
 

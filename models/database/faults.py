@@ -27,7 +27,7 @@ SQLITE_ADVICE = {
     sqlite3.SQLITE_FULL: "free some space",
     sqlite3.SQLITE_CANTOPEN: "check the path, and the rights of the file and of its folder",
     sqlite3.SQLITE_PROTOCOL: "another program holds it; try again when that has ended",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite file; give another --database",
+    sqlite3.SQLITE_NOTADB: "it is not a SQLite file; give another --database",
 }
 
 #: The same for PostgreSQL's codes and classes of codes; the longest that fits.

@@ -62,7 +62,7 @@ class Job(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
     custom_id: Mapped[str]  # the submitter's own name for it
-    prompt: Mapped[str | None]  # the exact text that is tokenised; null where `messages` is given
+    prompt: Mapped[str | None]  # the exact text that is tokenized; null where `messages` is given
     messages: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     chat: Mapped[dict[str, Any] | None] = mapped_column(Json)  # ChatInputs.stored: tools, documents, template arguments
     strategy: Mapped[str]

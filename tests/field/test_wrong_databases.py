@@ -91,8 +91,8 @@ def execute(path: Path, script: str) -> None:
 #: Kind of wrong SQLite file -> a part of the line about it.
 SQLITE_KINDS = {
     "folder": "it is a folder",
-    "text": "it is no SQLite file",
-    "damaged": "it is no SQLite file",
+    "text": "it is not a SQLite file",
+    "damaged": "it is not a SQLite file",
     "truncated": "the file is damaged",
     "other program's": "is not Nocturne's",
     "other program's with Alembic": "is not Nocturne's",

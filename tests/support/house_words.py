@@ -14,6 +14,12 @@ from pathlib import Path
 
 from tests.support.processes import ROOT
 
+#: The beginnings of words in -ize, which others write in -ise.
+STEMS = (
+    "normal", "renormal", "unnormal", "initial", "token", "detoken", "vector", "summar", "serial", "organ", "recogn",
+    "optim", "priorit", "parallel", "synchron", "final", "minim", "maxim", "special",
+)  # fmt: skip
+
 #: Parts of identifiers (old_thing, ThingOld), everywhere.
 PARTS = {
     "products": "matmul, gemm",
@@ -35,6 +41,7 @@ PARTS = {
     "settled": "acknowledged, final",
     "forget": "release",
     "nudge": "notify",
+    **{f"{stem}ise{end}": f"{stem}ize{end}" for stem in STEMS for end in ("", "d", "s")},
 }
 
 #: Whole identifiers, everywhere.
@@ -99,6 +106,7 @@ NAMES_IN: Mapping[str, Mapping[str, str]] = {
     "worker/engine/cpu/kernels.py": {"after": "epilogue"},
     "worker/engine/cpu/csrc/attention": {"largest": "row_max", "total": "row_sum"},
     "worker/engine/scheduling/block_manager.py": {"admit": "allocate", "extend": "append"},
+    "tests/unit/worker/engine/scheduling/": {"room": "manager"},
     "worker/shared_exclusive.py": {"alone": "exclusive", "together": "shared"},
     "worker/worker_group.py": {"child": "member", "children": "members", "place": "assignment"},
     "benchmarks/": {"way": "feature", "ways": "features", "Way": "Feature", "WAYS": "FEATURES", "places": "databases"},
@@ -143,6 +151,8 @@ PHRASES = {
     r"\bfor ever\b": "forever",
     r"\bmends?\b": "fix",
     r"\breckon": "compute",
+    rf"\b({'|'.join(STEMS)})is(e[ds]?|ing|ation)\b": "-ize",
+    r"(?<!there )\b(is|are|was|were|be) no (?!longer\b|more\b)": "is not a",
 }
 
 #: Names that libraries give.

@@ -16,7 +16,7 @@ from transformers.activations import ACT2CLS
 
 from worker.engine.model.replace_modules import replace_children
 
-#: Elements of one vectorised step, for the widest vectors and the smallest numbers.
+#: Elements of one vectorized step, for the widest vectors and the smallest numbers.
 VECTOR_ELEMENTS = 64
 
 #: torch gives every thread at least this many elements.

@@ -16,5 +16,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_device_error(error: BaseException) -> bool:
-    """Whether the error is no request's: memory ran out, or the device is of no more use to this process."""
+    """Whether the error is not a request's: memory ran out, or the device is lost to this process."""
     return isinstance(error, torch.AcceleratorError) or "CUDA" in str(error) or is_out_of_memory(error)

@@ -72,7 +72,7 @@ def request_error(stage: str, error: BaseException) -> EngineError:
     """The error of the one request that was worked on; raises what is not its fault, such as a Ctrl-C, again."""
     if isinstance(error, EngineError):
         return error
-    # A panic in the tokenizer's Rust code arrives as a class that is no Exception.
+    # A panic in the tokenizer's Rust code arrives as a class that is not an Exception.
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return InvalidRequest(f"{stage}: {describe_error(error)}")
     raise error
@@ -81,7 +81,7 @@ def request_error(stage: str, error: BaseException) -> EngineError:
 def describe_error(error: BaseException) -> str:
     """The type of an error and the beginning of its message: one line that every database can hold."""
     reason = " ".join(str(error).replace("\0", "\ufffd").split())[:MAX_REASON]
-    reason = reason.encode(errors="replace").decode()  # half a surrogate pair is no text
+    reason = reason.encode(errors="replace").decode()  # half a surrogate pair is not text
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 

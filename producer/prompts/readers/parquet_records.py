@@ -40,7 +40,7 @@ def read_parquet(path: Path, facts: FileFacts) -> Iterator[Record]:
                     number += 1
                     yield _row(number, {name: values[index] for name, values in columns.items()})
         except (pyarrow.ArrowException, OverflowError, OSError) as error:
-            raise UsageError(f"cannot read {path}: it is no readable Parquet file ({_one_line(error)})") from error
+            raise UsageError(f"cannot read {path}: it is not a readable Parquet file ({_one_line(error)})") from error
 
 
 def _one_line(error: BaseException) -> str:

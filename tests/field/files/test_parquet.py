@@ -138,7 +138,7 @@ def test_metadata_columns_reads_no_other_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"not parquet at all", b"PAR1" + b"\0" * 40 + b"PAR1"])
 def test_damage_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(UsageError, match=r"cannot read .*a.parquet: it is no readable Parquet file") as raised:
+    with pytest.raises(UsageError, match=r"cannot read .*a.parquet: it is not a readable Parquet file") as raised:
         list(read_records(tmp_path / "a.parquet", ReaderOptions()))
     assert "\n" not in str(raised.value)
 

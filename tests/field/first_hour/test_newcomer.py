@@ -174,7 +174,7 @@ def test_prompts_of_the_command_line_are_answered_on_the_screen(producer: Produc
         (["-p", "x", "--detach", "--broker", "redis://127.0.0.1:1/0"], "--detach starts its own Redis"),
         (["-p", "x", "--grace", "-1"], "--grace"),
         (["-p", "x", "-o", "answers.xlsx"], "-o answers.xlsx: end the name in .jsonl"),
-        (["-p", "x", "-o", "nowhere/answers.csv"], "nowhere is no folder that can be written"),
+        (["-p", "x", "-o", "nowhere/answers.csv"], "nowhere is not a folder that can be written"),
     ],
 )
 def test_wrong_use_of_run_writes_nothing(

@@ -36,7 +36,7 @@ def num_jobs(database_url: str) -> int:
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_an_unknown_model(producer: Producer, prompts: Path, tmp_path: Path, command: str, broker: str) -> None:
     for model, message in [
-        ("no/such", "unknown model 'no/such': it is no folder here, and the model hub did not give it"),
+        ("no/such", "unknown model 'no/such': it is not a folder here, and the model hub did not give it"),
         ("./nowhere", "unknown model './nowhere': there is no such folder"),
         (str(tmp_path), "has no config.json"),
     ]:

@@ -62,7 +62,7 @@ def test_the_configuration_file_gives_way_to_environment_and_flags(producer: Pro
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("modell = 'x'", "nocturne.toml: modell is no setting; did you mean model?"),
+        ("modell = 'x'", "nocturne.toml: modell is not a setting; did you mean model?"),
         ("model = ", "nocturne.toml is not TOML"),
         ("max_num_seqs = 'many'", "nocturne.toml: input should be a valid integer"),
     ],

@@ -136,7 +136,7 @@ class CudaRecorder:
     def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries initialise themselves in their first call, which cannot be recorded
+        with torch.cuda.stream(side):  # libraries initialize themselves in their first call, which cannot be recorded
             for _ in range(2):
                 function()
         torch.cuda.current_stream().wait_stream(side)

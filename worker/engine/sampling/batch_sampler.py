@@ -105,7 +105,7 @@ def _draw(scores: Tensor, rules: Sequence[SamplingRules], uniforms: Sequence[flo
 
 
 def _weights(scores: Tensor, rules: Sequence[SamplingRules]) -> Tensor:
-    """Unnormalised probabilities [rows, vocab] to draw from, zero for tokens that the row's rules leave out."""
+    """Unnormalized probabilities [rows, vocab] to draw from, zero for tokens that the row's rules leave out."""
     temperatures = to_device([[each.temperature] for each in rules], None, scores.device)
     weights = ((scores - scores.amax(-1, keepdim=True)) / temperatures).exp_()
     if any(each.top_k for each in rules):

@@ -27,7 +27,7 @@ class Draw:
 
 
 def draw_categorical(weights: Weights, uniform: float, kept: int | None = None) -> Draw:
-    """Draws in proportion to unnormalised weights [vocab].
+    """Draws in proportion to unnormalized weights [vocab].
 
     The cumulative sum has two levels, so that only the block of the drawn token is summed token by token.
     """
@@ -55,7 +55,7 @@ def _block_sums(weights: Weights) -> NDArray[np.float64]:
 def draw_nucleus(
     weights: Weights, limit: float, uniform: float, *, keeps_crossing: bool = False, min_p: float = 0.0
 ) -> Draw:
-    """Draws from the nucleus of unnormalised weights [vocab], renormalised.
+    """Draws from the nucleus of unnormalized weights [vocab], renormalized.
 
     Of the nucleus it leaves out tokens that are less than `min_p` times as probable as the first.
     """

@@ -46,7 +46,7 @@ class Cutoff(NamedTuple):
 
 
 def nucleus(weights: Weights, limit: float, *, keeps_crossing: bool = False) -> Nucleus:
-    """The nucleus of unnormalised probabilities [vocab], for a limit < 1; among equal weights lower ids come first."""
+    """The nucleus of unnormalized probabilities [vocab], for a limit < 1; among equal weights lower ids come first."""
     total = float(weights.sum(dtype=np.float64))
     mass = (limit - SLACK if keeps_crossing else limit + SLACK) * total
     is_likely = weights > MIN_PROBABILITY * total

@@ -137,7 +137,7 @@ def _draw(weights: Weights, row: SamplingRow) -> Draw:
 
 
 def _weights(scores: Tensor, rows: Sequence[SamplingRow], drawing: list[int]) -> Tensor:
-    """Unnormalised probabilities [drawing, vocab] after `top_k`; the largest of each row is 1."""
+    """Unnormalized probabilities [drawing, vocab] after `top_k`; the largest of each row is 1."""
     picked_rows = [rows[index] for index in drawing]
     picked = scores if len(drawing) == len(scores) else scores[drawing]
     if any(row.has_edits for row in picked_rows):

@@ -53,7 +53,7 @@ typedef struct {
     uint8_t num_rows[16];
 } __attribute__((packed, aligned(64))) TileConfig;
 
-/* Loads the tile config for M rows. Slower than a tile's product, so once for a whole gemm. */
+/* Loads the tile config for M rows. Slower than one tile matmul, so once for a whole gemm. */
 INLINE void load_tile_config(int64_t M) {
     TileConfig config = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) {

@@ -50,7 +50,7 @@ INLINE __m512i widen_bf16(__m512i pairs, int is_second) {
     return is_second ? _mm512_and_si512(pairs, _mm512_set1_epi32((int32_t)0xffff0000)) : _mm512_slli_epi32(pairs, 16);
 }
 
-/* Adds to acc [num_rows, NR] the product of rows, `stride` bytes apart, with weights [K4, NR]; meanwhile prefetches
+/* Adds to acc [num_rows, NR] the matmul of rows, `stride` bytes apart, with weights [K4, NR]; meanwhile prefetches
  * `lines` cache lines for each VNNI group from `next` on. */
 INLINE void micro_kernel(int32_t *acc, const char *rows, int64_t stride, const char *weights, int64_t K4, int num_rows,
                          int is_first, const char *next, int lines, int type) {

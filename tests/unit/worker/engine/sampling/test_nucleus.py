@@ -27,7 +27,7 @@ logit = st.one_of(
 
 
 def weights_of(logits: list[float], temperature: float) -> Weights:
-    """Unnormalised probabilities as the sampler makes them, in fp32."""
+    """Unnormalized probabilities as the sampler makes them, in fp32."""
     scaled = torch.tensor(logits, dtype=torch.float32) / temperature
     return np.asarray((scaled - scaled.max()).exp().numpy())
 
@@ -139,9 +139,9 @@ def test_top_p_of_one_keeps_every_possible_token(temperature: float) -> None:
     assert draw_nucleus(weights, 1.0, 0.0).kept == int((weights > 0).sum())
 
 
-def test_the_draw_inverts_the_renormalised_sum() -> None:
+def test_the_draw_inverts_the_renormalized_sum() -> None:
     weights = np.asarray([0.1, 0.4, 0.2, 0.3], dtype=np.float32)
-    # Nucleus of 0.7: ids 1 and 3 with 0.4 and 0.3, renormalised to 4/7 and 3/7, in the order of their ids.
+    # Nucleus of 0.7: ids 1 and 3 with 0.4 and 0.3, renormalized to 4/7 and 3/7, in the order of their ids.
     assert draw_nucleus(weights, 0.7, 0.57).token_id == 1
     drawn = draw_nucleus(weights, 0.7, 0.58)
     assert (drawn.token_id, drawn.kept) == (3, 2)

@@ -63,7 +63,7 @@ def test_sampling_follows_the_softmax(sample: Sample) -> None:
     assert p_value(token_ids, softmax(logits, 0.7 * 1.03)) < LEVEL
 
 
-def test_nucleus_sampling_follows_the_renormalised_nucleus(sample: Sample) -> None:
+def test_nucleus_sampling_follows_the_renormalized_nucleus(sample: Sample) -> None:
     logits = some_logits(1)[0]
     token_ids = sampled_ids(sample, logits[None], GenerationParams(strategy=Strategy.NUCLEUS, top_p=0.8, trace="none"))
     probabilities = softmax(logits)

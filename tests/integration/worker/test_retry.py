@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine, update
 
@@ -40,8 +41,8 @@ def model_that_prints_the_time(folder: Path) -> Path:
 
 def test_a_job_whose_engine_was_killed_has_the_same_prompt_and_answer(sqlite_database: Engine, tmp_path: Path) -> None:
     model = model_that_prints_the_time(tmp_path)
-    job = {"messages": MESSAGES, "prompt": None, "strategy": "sample", "params": PARAMS.stored, "seed": 3}
-    insert_run(sqlite_database, 1, **job)
+    columns: dict[str, Any] = {"messages": MESSAGES, "prompt": None, "params": PARAMS.stored, "seed": 3}
+    insert_run(sqlite_database, 1, strategy="sample", **columns)
     with sqlite_database.begin() as connection:
         connection.execute(update(Run).values(model=str(model)))
     settings = Settings(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
+from typer.main import get_group
 from typer.testing import CliRunner
 
 from models.engine_options import EngineOptions, checked_devices
@@ -63,7 +63,7 @@ def test_an_option_has_the_help_and_the_bounds_of_its_setting(setting: str) -> N
     names = {f"--{option_of(setting)}", "--devices" if setting == "device" else ""}
     options = [
         option
-        for command in (get_command(worker).commands["start"], get_command(producer).commands["run"])
+        for command in (get_group(worker).commands["start"], get_group(producer).commands["run"])
         for option in command.params
         if names & set(option.opts)
     ]

@@ -152,7 +152,6 @@ PHRASES = {
     r"\bmends?\b": "fix",
     r"\breckon": "compute",
     rf"\b({'|'.join(STEMS)})is(e[ds]?|ing|ation)\b": "-ize",
-    r"(?<!there )\b(is|are|was|were|be) no (?!longer\b|more\b)": "is not a",
 }
 
 #: Names that libraries give.

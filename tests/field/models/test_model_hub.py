@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import subprocess
@@ -148,9 +149,9 @@ def test_a_run_takes_the_revision_it_names_from_the_cache(tmp_path: Path) -> Non
     refused = run_producer(tmp_path, *command, "--revision", "v3", "--dry-run", exit_code=2, **offline)
     assert "v3" in refused.stderr and "Traceback" not in refused.stderr
     run_producer(tmp_path, *command, "--revision", "v2", "--dtype", "float32", **offline)
-    query = "select model, weights_hash from runs, environments"
+    query = "select runs.model, weights_hash from runs, environments"
     table = run_producer(tmp_path, "sql", query, "--format", "csv").stdout
-    assert table.split() == ["model,weights_hash", f"{MODEL}@v2,{OTHER_COMMIT}"]
+    assert list(csv.reader(table.splitlines()))[1:] == [[f"{MODEL}@v2", OTHER_COMMIT]]
 
 
 API = f"/api/models/{MODEL}"

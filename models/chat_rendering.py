@@ -28,10 +28,8 @@ class ChatRefused(ValueError):
     """The model's chat template takes no conversation, or not this one; the message says why."""
 
 
-def refused_by(error: Exception) -> ChatRefused:
-    """The sentence about an error that a template raised, in one line."""
-    reason = " ".join(str(error).replace("\0", "\ufffd").split())[:500]  # PostgreSQL has no NUL
-    return ChatRefused(f"the chat template refuses it: {type(error).__name__}: {reason}")
+class ChatExceeded(ChatRefused):
+    """The chat template takes too much time or memory for this conversation; it is not tried in another form."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class ChatRenderer:
                 found = error
             self._forms[key] = found
         if isinstance(found, ChatRefused):
-            raise ChatRefused(str(found))
+            raise type(found)(str(found))
         return found
 
     def _probe(self, messages: Messages, inputs: ChatInputs, clock: datetime) -> Form:
@@ -110,6 +108,8 @@ class ChatRenderer:
         for form in _candidates(messages):
             try:
                 text = self._rendered(form.of(probe.messages), probe.inputs, clock)
+            except ChatExceeded:
+                raise
             except ChatRefused:
                 continue
             if (problem := probe.unprinted(text)) is None:
@@ -129,7 +129,13 @@ class ChatRenderer:
         except ChatRefused:
             raise
         except Exception as error:  # a template may raise anything
-            raise refused_by(error) from error
+            raise template_error(type(error).__name__, str(error)) from error
+
+
+def template_error(kind: str, message: str) -> ChatRefused:
+    """The refusal by an exception that the template raises."""
+    reason = " ".join(message.replace("\0", "\ufffd").split())[:500]  # PostgreSQL has no NUL
+    return ChatRefused(f"the chat template refuses it: {kind}: {reason}")
 
 
 class _Probe:

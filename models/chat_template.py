@@ -1,7 +1,7 @@
 """The template that Transformers would take for a conversation, and its rendering by Transformers' own renderer.
 
-Producer and worker find the templates in different places and render them alike. Imports no Transformers: a caller
-hands over the renderer's module, which loads no torch.
+Producer and worker find the templates in different places and render them alike, in a process that bounds each
+rendering. Imports no Transformers: that process does, by the module's name, and it loads no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from datetime import datetime
 from typing import Any
 
 from models.chat import ChatInputs
-from models.chat_rendering import ChatRefused, Messages
+from models.chat_rendering import ChatExceeded, ChatRefused, Messages, template_error
+from models.templates.process import TemplateExceeded, TemplateFailed, renderer_process
+
+RENDERER = "transformers.utils.chat_template_utils"
 
 
 def chosen_template(model: str, templates: Mapping[str, str], *, has_tools: bool) -> str:
@@ -26,6 +29,36 @@ def chosen_template(model: str, templates: Mapping[str, str], *, has_tools: bool
             "copy the one you want to chat_template.jinja in its folder"
         )
     return templates["default"]
+
+
+def bounded_chat(
+    template: str,
+    messages: Messages,
+    inputs: ChatInputs,
+    *,
+    clock: datetime,
+    special_tokens: Mapping[str, Any],
+    is_continued: bool = False,
+    is_closed: bool = False,
+) -> str:
+    """The conversation as `rendered` writes it, within bounds of time and memory. Raises `ChatRefused`."""
+    try:
+        text = renderer_process.ask(
+            "chat",
+            renderer=RENDERER,
+            template=template,
+            messages=list(map(dict, messages)),
+            inputs=inputs.model_dump(mode="json"),
+            clock=clock.isoformat(),
+            special_tokens=dict(special_tokens),
+            is_continued=is_continued,
+            is_closed=is_closed,
+        )
+    except TemplateFailed as error:
+        raise template_error(error.kind, str(error)) from error
+    except TemplateExceeded as error:
+        raise ChatExceeded(f"the chat template {error}; use another model, or shorten the chat") from error
+    return str(text)
 
 
 def rendered(

@@ -1,6 +1,6 @@
 """A conversation as the text that the model sees: its chat template, rendered by Transformers' own renderer.
 
-The only module of the producer that knows Transformers; the renderer is one that loads no torch.
+Transformers is loaded by the process that renders, not here.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import re
 from datetime import datetime
 
 from models.chat import ChatInputs
-from models.chat_rendering import ChatRefused, ChatRenderer, Messages, refused_by
-from models.chat_template import chosen_template, rendered
+from models.chat_rendering import ChatRefused, ChatRenderer, Messages
+from models.chat_template import bounded_chat, chosen_template
 from producer.model_files.folder import ModelFiles
 
 __all__ = ["ChatRefused", "chat_renderer", "chat_template", "render_chat", "unknown_arguments"]
@@ -49,20 +49,14 @@ def render_chat(
 
     With `is_continued` the last message is left open, with `is_closed` no answer is asked for. Raises `ChatRefused`.
     """
-    from transformers.utils import chat_template_utils
-
     template = chat_template(files, has_tools=bool(inputs.tools))
     present = [{name: value for name, value in message.items() if value is not None} for message in messages]
-    try:
-        return rendered(
-            chat_template_utils,
-            template,
-            present,
-            inputs,
-            clock=created_at,
-            special_tokens=files.special_tokens,
-            is_continued=is_continued,
-            is_closed=is_closed,
-        )
-    except Exception as error:  # a template may raise anything
-        raise refused_by(error) from error
+    return bounded_chat(
+        template,
+        present,
+        inputs,
+        clock=created_at,
+        special_tokens=files.special_tokens,
+        is_continued=is_continued,
+        is_closed=is_closed,
+    )

@@ -1,1 +1,1 @@
-"""Nights that hang or end wrongly: mute connections, failover, poolers, closed terminals."""
+"""Nights and strangers: faults that starve the product, and people who attack it."""

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from transformers.utils import chat_template_utils
-
 from models.chat import ChatInputs
 from models.chat_rendering import ChatRefused, ChatRenderer
-from models.chat_template import chosen_template, rendered
+from models.chat_template import bounded_chat, chosen_template
 from worker.engine.request import InvalidRequest
 
 
@@ -32,8 +30,7 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], inputs: ChatInputs, clock: datetime, is_continued: bool
     ) -> str:
-        return rendered(
-            chat_template_utils,
+        return bounded_chat(
             chosen_template(self._name, self._templates, has_tools=bool(inputs.tools)),
             messages,
             inputs,

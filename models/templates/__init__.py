@@ -1,0 +1,1 @@
+"""Templates of strangers, rendered in a process of their own, which the kernel bounds."""

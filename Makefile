@@ -6,7 +6,7 @@ PRODUCT := .venv/.installed
 TOOLS := .venv/.installed-tools
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench gpu faults soak docs clean
+.PHONY: help demo test lint format bench gpu faults attack soak docs clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test: $(TOOLS) lint  ## lint, types and all tests
 
 faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and databases away
 	$(BIN)/pytest -m long
+
+attack: $(TOOLS)  ## hostile files, statements, templates and URLs, all of them
+	$(BIN)/pytest tests/nights/strangers
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

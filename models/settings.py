@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.config_file import ConfigFileProblem, config_path, read_config_file, read_value
 from models.database.deadlines import Deadlines
 from models.engine_options import EngineOptions
 from models.model_name import canonical_model
+from models.redacted import check_url
 
 DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
 DEFAULT_CONCURRENCY = 32
 ENVIRONMENT_PREFIX = "NOCTURNE_"
+
+#: Parts the URLs of a broker and of those that stand in for it.
+SEVERAL_BROKERS = re.compile(r";(?=[a-z+]+://)")
+
+#: The settings that may hold passwords.
+URLS = frozenset({"database", "read_database", "broker"})
 
 #: The options whose names are not their settings'.
 OPTION_OF = {"grace_seconds": "grace", "worker_name": "name"}
@@ -31,12 +39,13 @@ class Settings(EngineOptions, BaseSettings):
     that over `nocturne.toml` in the working directory, that over the default.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="ignore", hide_input_in_errors=True)
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     model: str = DEFAULT_MODEL  # hub id or folder
     database: str | None = None  # SQLAlchemy URL; None: <home>/nocturne.db
+    read_database: str | None = None  # the URL that commands read by; None: that of the database
     broker: str | None = None  # Redis URL; None: the embedded server
     home: Path = Path(".nocturne")  # folder of the embedded database and broker
 
@@ -67,6 +76,13 @@ class Settings(EngineOptions, BaseSettings):
     command_timeout: float = Field(default=600.0, gt=0)  # … to a statement of a producer's command
     lock_timeout: float = Field(default=15.0, gt=0)  # seconds that a worker's statement waits for a lock
 
+    @field_validator("broker")
+    @classmethod
+    def _check_broker(cls, url: str | None) -> str | None:
+        for each in () if url is None else SEVERAL_BROKERS.split(url):
+            check_url(each, "redis://host:6379/0")
+        return url
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -95,6 +111,11 @@ class Settings(EngineOptions, BaseSettings):
     def deadlines(self) -> Deadlines:
         """The deadlines of calls to the database."""
         return Deadlines(**{each.name: getattr(self, f"{each.name}_timeout") for each in fields(Deadlines)})
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether neither a broker nor a database is named: all is in the home folder."""
+        return self.broker is None and self.database is None and self.read_database is None
 
     @property
     def embedded_database(self) -> Path:
@@ -142,10 +163,12 @@ def read_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        problem_text = first["msg"].lower().removeprefix("value error, ")
+        problem = first["msg"].removeprefix("Value error, ")
         origin = _origin(name, given)
         place = f"{name} in {origin}" if origin == str(config_path()) else origin
-        raise InvalidSettings(f"{place}: {problem_text}, got {first['input']!r}") from error
+        if name in URLS:  # their problems say what may be said
+            raise InvalidSettings(f"{place}: {problem}") from error
+        raise InvalidSettings(f"{place}: {problem.lower()}, got {first['input']!r}") from error
     return settings
 
 

@@ -23,7 +23,7 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     context_settings=HELP_NAMES, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
 )
-db_app = typer.Typer(no_args_is_help=True, help="The database's schema.")
+db_app = typer.Typer(no_args_is_help=True, help="The database's schema, and a role that reads it.")
 app.add_typer(db_app, name="db")
 
 FILE_HELP = "JSONL, CSV, Parquet or text, also .gz and .zst; - for stdin"
@@ -87,7 +87,7 @@ def submit(
 @app.command()
 @flat
 def status(
-    connection: given.DatabaseOptions,
+    connection: given.ReadingOptions,
     run: given.RunArgument = None,
     watch: Annotated[bool, typer.Option("--watch", "--follow", help="until the run is finished")] = False,
     as_json: given.AsJson = False,
@@ -104,7 +104,7 @@ def status(
 @app.command()
 @flat
 def results(
-    connection: given.DatabaseOptions,
+    connection: given.ReadingOptions,
     wanted: given.SelectionOptions,
     run: given.RunArgument = None,
     format: Annotated[
@@ -112,6 +112,7 @@ def results(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a file; default: stdout")] = None,
     traces: Annotated[bool, typer.Option("--traces", help="with a row's tokens in `trace`")] = False,
+    csv_safe: given.CsvSafe = False,
 ) -> None:
     """Writes a run's results in the order of its input.
 
@@ -121,33 +122,41 @@ def results(
     """
     from producer.results.export import export_results
 
-    export_results(connection.settings(), run, format, output, wanted.selection(), with_traces=traces)
+    export_results(
+        connection.settings(), run, format, output, wanted.selection(), with_traces=traces, is_csv_safe=csv_safe
+    )
 
 
 @app.command()
 @flat
 def sql(
-    connection: given.DatabaseOptions,
+    connection: given.ReadingOptions,
     statement: Annotated[str | None, typer.Argument(help="a SELECT; without one, a console or stdin")] = None,
     format: Annotated[str, typer.Option(help="table, json, csv or markdown")] = "table",
+    timeout: Annotated[float, typer.Option(help="seconds that a statement may take", min=0.001)] = 60.0,
+    csv_safe: given.CsvSafe = False,
+    as_superuser: given.AsSuperuser = False,
     examples: Annotated[bool, typer.Option("--examples", help="print a dozen queries to begin with")] = False,
 ) -> None:
     """Runs a SELECT on a read-only connection; docs/sql.md has the tables and views.
 
+    On PostgreSQL the login must not be a superuser; `producer db reader` makes a role that may only read.
+
     Example: producer sql "select strategy, count(*), avg(completion_tokens) from job_results group by 1"
     """
-    from producer.results.sql import print_examples, print_sql
+    from producer.results.sql.command import SqlOutput, print_examples, print_sql
 
     if examples:
         print_examples(connection.settings())
-    else:
-        print_sql(connection.settings(), statement, format)
+        return
+    output = SqlOutput(format, timeout, csv_safe)
+    raise typer.Exit(print_sql(connection.settings(), statement, output, as_superuser=as_superuser))
 
 
 @app.command()
 @flat
 def show(
-    connection: given.DatabaseOptions,
+    connection: given.ReadingOptions,
     run: given.RequiredRun,
     custom_id: Annotated[str, typer.Argument(help="the job")],
     alternatives: Annotated[bool, typer.Option("--alternatives", help="each token with what else was likely")] = False,
@@ -165,9 +174,10 @@ def show(
 @app.command()
 @flat
 def report(
-    connection: given.DatabaseOptions,
+    connection: given.ReadingOptions,
     run: given.RunArgument = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the page")] = Path("report.html"),
+    as_superuser: given.AsSuperuser = False,
 ) -> None:
     """Writes a self-contained page: the run's strategies side by side, with their answers.
 
@@ -175,7 +185,7 @@ def report(
     """
     from producer.results.report import write_report
 
-    write_report(connection.settings(), run, output)
+    write_report(connection.settings(), run, output, as_superuser=as_superuser)
 
 
 for command in (
@@ -184,6 +194,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 db_app.command("upgrade")(maintenance.db_upgrade)
+db_app.command("reader")(maintenance.db_reader)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -124,6 +125,25 @@ def prune(
     from producer.runs.prune import prune_runs
 
     prune_runs(connection.settings(), older_than, traces_only=traces_only, is_dry=dry_run, as_json=as_json)
+
+
+@flat
+def db_reader(
+    connection: given.DatabaseOptions,
+    name: Annotated[str, typer.Argument(help="the role's name")] = "nocturne_reader",
+    password_file: Annotated[
+        Path | None, typer.Option(help="file of its password (default: a new one, which is printed)")
+    ] = None,
+) -> None:
+    """Makes a role of PostgreSQL that may only read, and prints its URL for --read-database.
+
+    The login of --database must be allowed to make roles. Called again, it grants again and sets a new password.
+
+    Example: producer db reader --database postgresql+psycopg://owner@db/nocturne
+    """
+    from producer.runs.database import show_reader
+
+    show_reader(connection.settings(), name, password_file)
 
 
 @flat

@@ -49,8 +49,8 @@ def _grid(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=GRID)
 
 
-def _connection(help: str) -> Any:
-    return typer.Option(help=help, rich_help_panel=CONNECTIONS)
+def _connection(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=CONNECTIONS)
 
 
 def _input(help: str, *names: str, **limits: Any) -> Any:
@@ -67,6 +67,11 @@ def _of_worker(setting: str, *names: str, help: str | None = None) -> Any:
 
 RunArgument = Annotated[str | None, typer.Argument(help="id, its beginning, or name; default: the newest")]
 RequiredRun = Annotated[str, typer.Argument(help="id, its beginning, or name")]
+AsSuperuser = Annotated[bool, _connection("read as a superuser of PostgreSQL, this once", "--as-superuser")]
+CsvSafe = Annotated[
+    bool, typer.Option("--csv-safe", help="CSV for spreadsheets: an apostrophe before texts they would compute")
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="for programs: the outcome as JSON on stdout")]
 
 
@@ -135,6 +140,15 @@ class DatabaseOptions:
             return read_settings(**own, **worker.given())
         except InvalidSettings as error:
             raise UsageError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class ReadingOptions(DatabaseOptions):
+    """The database a command reads, and the role that it may read by."""
+
+    read_database: Annotated[
+        str | None, _connection("SQLAlchemy URL of a role that may only read (default: --database)")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,12 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from models.database.deadlines import DEFAULT_DEADLINES, Call, Deadlines
 from models.database.faults import DatabaseUnavailable, damaged, database_name, remember_name, unavailable
 from models.database.postgresql import open_postgresql
+from models.database.read_only import prepare_read_only_sqlite
+from models.redacted import check_url, redacted, without_secrets
 
 SQLITE_BUSY_SECONDS = 60
+
+JOURNAL_BYTES = 64 * 2**20  # to which SQLite cuts its write-ahead log
 
 
 def open_database(url: str, *, read_only: bool = False, deadlines: Deadlines = DEFAULT_DEADLINES) -> Engine:
@@ -47,7 +51,8 @@ def check_connection(engine: Engine) -> None:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
     except DBAPIError as error:
-        raise unavailable(error, database_name(engine.url)) from error
+        told = str(unavailable(error, database_name(engine.url)))
+        raise DatabaseUnavailable(without_secrets(told, engine.url.render_as_string(hide_password=False))) from error
 
 
 def server_version(engine: Engine) -> str:
@@ -62,11 +67,12 @@ def server_version(engine: Engine) -> str:
 def _parse_url(url: str) -> URL:
     """The URL's parts; PostgreSQL's default driver is psycopg."""
     try:
+        check_url(url, "sqlite:///file.db or postgresql+psycopg://user@host/name")
         parsed = make_url(url)
     except ArgumentError as error:
-        raise DatabaseUnavailable(
-            f"not a database URL: {url!r}; give sqlite:///file.db or postgresql+psycopg://user@host/name"
-        ) from error
+        raise DatabaseUnavailable(f"not a database URL: {redacted(url)!r}") from error
+    except ValueError as error:
+        raise DatabaseUnavailable(f"not a database URL: {error}") from error
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise DatabaseUnavailable(
             f"{parsed.get_backend_name()} is not supported; give a sqlite:/// or postgresql+psycopg:// URL"
@@ -81,7 +87,7 @@ def _open_sqlite(path: str, *, read_only: bool) -> Engine:
         check_file(path)
     # The URL is kept as it was given, for messages; the driver opens another one.
     engine = create_engine(URL.create("sqlite", database=path), creator=partial(_connect, path, read_only))
-    event.listen(engine, "connect", _prepare_read_only_sqlite if read_only else partial(_prepare_sqlite, path))
+    event.listen(engine, "connect", prepare_read_only_sqlite if read_only else partial(_prepare_sqlite, path))
     event.listen(engine, "handle_error", remember_name)
     if not read_only:
         # The driver would begin a read transaction, and fail at its first write while another process holds the lock.
@@ -155,7 +161,12 @@ def _connect(path: str, read_only: bool) -> sqlite3.Connection:
 def _prepare_sqlite(path: str, connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions are begun by the "begin" event alone
     try:
-        for pragma in ("synchronous=NORMAL", "foreign_keys=ON", "cache_size=-65536"):
+        for pragma in (
+            "synchronous=NORMAL",
+            "foreign_keys=ON",
+            "cache_size=-65536",
+            f"journal_size_limit={JOURNAL_BYTES}",
+        ):
             connection.execute(f"PRAGMA {pragma}")
     except UnicodeDecodeError as error:  # the driver failed to decode SQLite's complaint about its schema
         connection.close()
@@ -163,22 +174,3 @@ def _prepare_sqlite(path: str, connection: Any, record: Any) -> None:
     except sqlite3.Error:
         connection.close()  # the pool does not: it has never had it
         raise
-
-
-def _prepare_read_only_sqlite(connection: Any, record: Any) -> None:
-    connection.execute("PRAGMA query_only=ON")
-    connection.set_authorizer(_sqlite_authorizer)
-
-
-def _sqlite_authorizer(action: int, first: str | None, second: str | None, *rest: Any) -> int:
-    """Allows reads only: no ATTACH, no PRAGMA that could lift `query_only`, no loaded code."""
-    if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE, sqlite3.SQLITE_TRANSACTION):
-        is_allowed = True
-    elif action == sqlite3.SQLITE_FUNCTION:
-        is_allowed = second not in ("load_extension", "writefile", "readfile", "edit")
-    elif action == sqlite3.SQLITE_PRAGMA:
-        is_read = second is None and first in ("user_version", "journal_mode")
-        is_allowed = is_read or first in ("table_info", "table_list", "index_list")
-    else:
-        is_allowed = False
-    return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY

@@ -15,6 +15,8 @@ from sqlalchemy import URL
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
+from models.redacted import redacted
+
 #: SQLite's primary result codes that no statement of ours causes, and the advice for each.
 SQLITE_ADVICE = {
     sqlite3.SQLITE_PERM: "check the rights of the file and of its folder",
@@ -76,7 +78,7 @@ def database_name(url: URL) -> str:
     """The database in a message: a SQLite file's path, or the URL without its password."""
     if url.get_backend_name() == "sqlite":
         return url.database or ":memory:"
-    return url.render_as_string()
+    return redacted(url.render_as_string())
 
 
 def remember_name(context: ExceptionContext) -> None:

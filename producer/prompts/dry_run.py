@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.chat import ChatInputs
-from producer.console import stdout
+from producer.console import print_data, stdout
 from producer.model_files.folder import ModelFiles, model_files
 from producer.model_files.generation_defaults import defaults_text
 from producer.prompts.job_drafts import JobDraft, Submission
@@ -43,14 +43,14 @@ def show_dry_run(submission: Submission, report: ValidationReport, *, as_json: b
             "model_defaults": submission.model_defaults and submission.model_defaults.stored,
             "first": {"custom_id": report.first.custom_id, "prompt": seen.text, "doubt": seen.doubt},
         }
-        print(to_json(found))  # noqa: T201
+        print_data(to_json(found))
         return
     _print_jobs(submission, report)
     about = "" if is_counted else f", {CHARACTERS_PER_TOKEN} characters taken as one"
     stdout.print(f"about {num_tokens:,} prompt tokens{about}, at most {report.num_new_tokens:,} new ones")
     as_seen = "as the model will see it" if seen.doubt is None else f"as the line has it: {seen.doubt}"
-    stdout.print(f"the first prompt ({visible(report.first.custom_id)}), {as_seen}:", markup=False)
-    stdout.print(visible(seen.text), markup=False, soft_wrap=True)
+    stdout.print(f"the first prompt ({visible(report.first.custom_id)}), {as_seen}:")
+    stdout.print(visible(seen.text))
 
 
 def _print_jobs(submission: Submission, report: ValidationReport) -> None:
@@ -59,11 +59,11 @@ def _print_jobs(submission: Submission, report: ValidationReport) -> None:
     stdout.print(f"{report.num_jobs:,} jobs from {report.num_lines:,} lines for {submission.model}: {strategies}")
     for name, values in submission.grid.values.items():
         if len(values) > 1:
-            stdout.print(f"grid: {name} {', '.join(map(str, values))}", markup=False)
+            stdout.print(f"grid: {name} {', '.join(map(str, values))}")
     if submission.grid.repeat > 1:
         stdout.print(f"grid: each {submission.grid.repeat} times")
     if submission.model_defaults is not None:
-        stdout.print(f"the model's defaults: {defaults_text(submission.model_defaults)}", markup=False)
+        stdout.print(f"the model's defaults: {defaults_text(submission.model_defaults)}")
 
 
 def seen_prompt(model: str, draft: JobDraft) -> SeenPrompt:

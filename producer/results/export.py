@@ -13,9 +13,9 @@ from sqlalchemy import Engine
 from models.params import GenerationParams
 from models.settings import Settings
 from producer.atomic_file import atomic_file
-from producer.console import say
+from producer.console import data_out, say
 from producer.errors import UsageError
-from producer.render import to_json, write_csv, write_jsonl
+from producer.render import check_csv_safe, to_json, write_csv, write_jsonl
 from producer.results.database import readable_database
 from producer.results.openai_results import openai_lines
 from producer.results.parquet_file import JsonType, write_parquet
@@ -40,20 +40,30 @@ def export_results(
     selection: Selection = Selection(),
     *,
     with_traces: bool = False,
+    is_csv_safe: bool = False,
 ) -> None:
     """Writes the run's results in the order of its input. Raises `UsageError`."""
     format = _format_of(format, output)
+    check_csv_safe(format, is_csv_safe=is_csv_safe)
     if format == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal; give a file with -o")
     database = readable_database(settings)
     try:
-        _export(database, find_run(database, reference), format, output, selection, with_traces=with_traces)
+        run_id = find_run(database, reference)
+        _export(database, run_id, format, output, selection, with_traces=with_traces, is_csv_safe=is_csv_safe)
     finally:
         database.dispose()
 
 
 def _export(
-    database: Engine, run_id: str, format: str, output: Path | None, selection: Selection, *, with_traces: bool
+    database: Engine,
+    run_id: str,
+    format: str,
+    output: Path | None,
+    selection: Selection,
+    *,
+    with_traces: bool,
+    is_csv_safe: bool,
 ) -> None:
     rows = results(database, run_id, selection, with_traces=with_traces or format == "openai")
     if format == "openai":
@@ -66,7 +76,7 @@ def _export(
         if format == "jsonl":
             write_jsonl(({name: row[name] for name in columns} for row in counted), file)
         elif format == "csv":
-            write_csv(columns, ([row[name] for name in columns] for row in counted), file)
+            write_csv(columns, ([row[name] for name in columns] for row in counted), file, is_safe=is_csv_safe)
         else:
             write_parquet(columns, counted, _types_of(database, run_id, varied), file.buffer)
     say(f"{counted.number:,} rows written to {_place(output)}")
@@ -144,7 +154,7 @@ def _write_openai(rows: Iterable[dict[str, Any]], output: Path | None) -> None:
 @contextmanager
 def _destination(output: Path | None) -> Iterator[Any]:
     if output is None:
-        yield sys.stdout
+        yield data_out()
     else:
         with atomic_file(output) as file:
             yield file

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, column, func, select, table
-from sqlalchemy.exc import DBAPIError
 
 from models.database.clock import database_timestamp
 from models.database.live_workers import is_alive
@@ -42,6 +41,8 @@ TRACE_COLUMNS = tuple(name for name in TokenTrace.__table__.columns.keys() if na
 
 TIME_COLUMNS = ("created_at", "started_at", "finished_at", "expires_at")
 ROWS_PER_FETCH = 500
+JOBS_PER_PAGE = 200
+TRACES_PER_FETCH = 10_000
 
 JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "chat", "top_logprobs", "hypotheses")
 
@@ -281,24 +282,56 @@ def _tokens_of(connection: Connection, result_id: int) -> list[dict[str, Any]]:
 def results(
     database: Engine, run_id: str, selection: Selection = Selection(), *, with_traces: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """A run's rows of the view `job_results` in the order of its input, fetched a few at a time.
+    """A run's rows of the view `job_results` in the order of its input, a page at a time.
 
     Each has `EXPORTED_COLUMNS`, and `trace` under `with_traces`.
     """
     view = table("job_results", *(column(name) for name in (*EXPORTED_COLUMNS, "result_id")))
-    statement = select(view).where(view.c.run_id == run_id).order_by(view.c.job_id, view.c.sample_index)
-    if selection.states:
-        statement = statement.where(view.c.state.in_(selection.states))
-    if selection.strategies:
-        statement = statement.where(view.c.strategy.in_(selection.strategies))
-    with database.connect() as connection:
-        found = connection.execution_options(stream_results=True, yield_per=ROWS_PER_FETCH).execute(statement)
-        for rows in found.mappings().partitions():
-            decoded = (decode_row(dict(row)) for row in rows)
-            wanted = [row for row in decoded if selection.matches(row)]
-            if with_traces:
-                _add_traces(database, wanted)
+    statement = select(view).order_by(view.c.job_id, view.c.sample_index)
+    for ids in _pages(database, run_id, selection):
+        with database.connect() as connection:
+            found = connection.execute(statement.where(view.c.job_id.in_(ids))).mappings().all()
+        decoded = (decode_row(dict(row)) for row in found)
+        wanted = [row for row in decoded if selection.matches(row)]
+        if not with_traces:
             yield from wanted
+        for rows in _trace_batches(wanted) if with_traces else ():
+            _add_traces(database, rows)
+            yield from rows
+
+
+def _pages(database: Engine, run_id: str, selection: Selection) -> Iterator[Sequence[int]]:
+    """The ids of the selected jobs in order, a page at a time, each page in a transaction of its own.
+
+    So a reader who stops in between holds nothing that a worker's writes would have to wait for, or be kept for.
+    """
+    # As an expression a state is compared in the order of ids: an index on states would have each page sort them all.
+    state = func.coalesce(Job.state, "")
+    statement = select(Job.id).where(Job.run_id == run_id).order_by(Job.id).limit(JOBS_PER_PAGE)
+    if selection.states:
+        statement = statement.where(state.in_(selection.states))
+    if selection.strategies:
+        statement = statement.where(Job.strategy.in_(selection.strategies))
+    ids: Sequence[int] = [0]
+    while ids:
+        with database.connect() as connection:
+            ids = connection.execute(statement.where(Job.id > ids[-1])).scalars().all()
+        if ids:
+            yield ids
+
+
+def _trace_batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows in groups of about `TRACES_PER_FETCH` tokens."""
+    batch: list[dict[str, Any]] = []
+    num_tokens = 0
+    for row in rows:
+        batch.append(row)
+        num_tokens += row["completion_tokens"] or 1
+        if num_tokens >= TRACES_PER_FETCH:
+            yield batch
+            batch, num_tokens = [], 0
+    if batch:
+        yield batch
 
 
 def job_values(database: Engine, run_id: str, *columns: str, distinct: bool = False) -> Iterator[dict[str, Any]]:
@@ -341,15 +374,3 @@ def _decoded(name: str, value: Any) -> Any:
     if name in TIME_COLUMNS:
         return datetime.fromisoformat(value).replace(tzinfo=UTC)
     return value
-
-
-def run_sql(database: Engine, statement: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and rows of a person's SELECT; `database` must be read-only. Raises `UsageError`."""
-    try:
-        with database.connect() as connection:
-            result = connection.exec_driver_sql(statement)
-            if not result.returns_rows:
-                raise UsageError("the statement returns no rows; `producer sql` only reads")
-            return list(result.keys()), [tuple(row) for row in result]
-    except DBAPIError as error:
-        raise UsageError(f"the database refuses the statement: {str(error.orig).strip()}") from error

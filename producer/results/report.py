@@ -15,7 +15,7 @@ from typing import Any
 from models.settings import Settings
 from producer.atomic_file import atomic_file
 from producer.console import say
-from producer.results.database import readable_database
+from producer.results.database import check_reading_role, readable_database
 from producer.results.queries import find_run, results, run_progress
 
 Answers = list[dict[str, Any]]
@@ -24,11 +24,12 @@ MAX_PROMPTS = 200  # more than a person reads
 MAX_TOKENS_COLOURED = 2_000  # per answer
 
 
-def write_report(settings: Settings, reference: str | None, output: Path) -> None:
+def write_report(settings: Settings, reference: str | None, output: Path, *, as_superuser: bool) -> None:
     """Writes the page. Raises `UsageError`."""
     from jinja2 import Environment, PackageLoader
 
     database = readable_database(settings)
+    check_reading_role(database, as_superuser=as_superuser)
     run_id = find_run(database, reference)
     grid_points, prompts, num_left_out = _collect(results(database, run_id, with_traces=True))
     environment = Environment(

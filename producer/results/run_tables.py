@@ -9,6 +9,7 @@ from rich.table import Table
 from sqlalchemy import Engine
 
 from models.settings import Settings
+from producer.console import print_data
 from producer.home import Holder, holder_of, home_options
 from producer.render import table, to_json
 from producer.results.queries import PAUSED, RunProgress, stalled_models, unserved_models
@@ -46,7 +47,7 @@ def final_counts(progress: RunProgress) -> str:
 
 def print_run(progress: RunProgress) -> None:
     """Prints a run as JSON on stdout, for programs."""
-    print(to_json(asdict(progress)))  # noqa: T201
+    print_data(to_json(asdict(progress)))
 
 
 def resume_line(progress: RunProgress, options: str) -> str:
@@ -65,7 +66,7 @@ def decoded_line(holder: Holder) -> str:
 
 def open_run_lines(database: Engine, runs: Sequence[RunProgress], settings: Settings) -> list[str]:
     """The lines about the runs that are not finished: who decodes them, or the way to go on."""
-    if settings.broker is not None or settings.database is not None:
+    if not settings.is_embedded:
         paused = [paused_line(run, settings) for run in runs if run.state == PAUSED]
         return paused + unserved_lines(database) + stalled_lines(database)
     holder = holder_of(settings.home)

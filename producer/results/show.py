@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from models.settings import Settings
 from models.states import Strategy
-from producer.console import stdout
+from producer.console import print_data, stdout
 from producer.render import table, to_json, visible
 from producer.results.database import readable_database
 from producer.results.queries import find_job, find_run, job_results
@@ -26,7 +26,7 @@ def show_job(settings: Settings, reference: str, custom_id: str, *, with_alterna
     job = find_job(database, find_run(database, reference), custom_id)
     results = job_results(database, job["id"])
     if as_json:
-        print(to_json({**job, "results": [{**result, "tokens": tokens} for result, tokens in results]}))  # noqa: T201
+        print_data(to_json({**job, "results": [{**result, "tokens": tokens} for result, tokens in results]}))
         return
     _show_head(job)
     for result, tokens in results:
@@ -40,8 +40,8 @@ def colour_of(logprob: float) -> str:
 
 def _show_head(job: dict[str, Any]) -> None:
     params = {name: value for name, value in job["params"].items() if value not in (None, [], False)}
-    stdout.print(f"{visible(job['custom_id'])}: {job['state']}, attempt {job['attempts']}", style="bold", markup=False)
-    stdout.print(", ".join(f"{name}={value}" for name, value in params.items()), style="dim", markup=False)
+    stdout.print(f"{visible(job['custom_id'])}: {job['state']}, attempt {job['attempts']}", style="bold")
+    stdout.print(", ".join(f"{name}={value}" for name, value in params.items()), style="dim")
     asked = job["prompt"] or "\n".join(f"{m['role']}: {m['content']}" for m in job["messages"])
     stdout.print(Text(visible(asked), style="italic"))
     if job["error"]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from sqlalchemy import Engine
 
 from models.settings import Settings
-from producer.console import say, stdout
+from producer.console import print_data, say, stdout
 from producer.render import to_json, visible
 from producer.results.database import readable_database
 from producer.results.progress import Rate, watch
@@ -23,7 +23,7 @@ def show_status(settings: Settings, reference: str | None, *, is_watching: bool,
     if reference is None and not is_watching:
         runs = recent_runs(database)
         if as_json:
-            print(to_json([asdict(run) for run in runs]))  # noqa: T201
+            print_data(to_json([asdict(run) for run in runs]))
         else:
             stdout.print(runs_table(runs))
             for line in open_run_lines(database, runs, settings):

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from urllib.parse import urlsplit
 
 from sqlalchemy import Engine
 
 from models.database.outbox import send_outbox
+from models.redacted import check_url, redacted, without_secrets
 from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
-
-
-def hide_password(url: str) -> str:
-    """The URL without its password, for messages."""
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
 
 
 def check_broker(url: str) -> str | None:
@@ -27,6 +21,10 @@ def check_broker(url: str) -> str | None:
     from redis import Redis
     from redis.exceptions import RedisError, ResponseError
 
+    try:
+        check_url(url, "redis://host:6379/0")
+    except ValueError as error:
+        raise UsageError(f"--broker: {error}") from error
     address = url.replace("redis+socket://", "unix://", 1)
     try:
         with Redis.from_url(address, socket_connect_timeout=5, socket_timeout=5) as client:
@@ -35,9 +33,9 @@ def check_broker(url: str) -> str | None:
                 info = client.info("server")
             except ResponseError:  # a user may be allowed its queues alone
                 return None
-    except (RedisError, ValueError, OSError) as error:
+    except (RedisError, ValueError, TypeError, OSError) as error:
         raise UsageError(
-            f"cannot reach Redis at {hide_password(url)}: {error}; start it, or give --broker, "
+            f"cannot reach Redis at {redacted(url)}: {without_secrets(str(error), url)}; start it, or give --broker, "
             "or use `producer run`, which brings its own"
         ) from error
     if "valkey_version" in info:  # its redis_version is that of the Redis it can stand in for
@@ -52,7 +50,8 @@ def notify(settings: Settings) -> None:
     try:
         notify_workers(create_app(settings))
     except ConnectionError as error:
-        say(f"Redis does not answer, so workers notice it at their next heartbeat only: {error}")
+        told = without_secrets(str(error), settings.broker or "")
+        say(f"Redis does not answer, so workers notice it at their next heartbeat only: {told}")
 
 
 def send_run(settings: Settings, database: Engine, run_id: str | None) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from secrets import token_urlsafe
+
 from sqlalchemy import Engine
 
+from migrations.reader_role import ReaderRefused, make_reader_role
 from migrations.schema_state import SchemaState, check_schema, examine
 from migrations.upgrade import current_revision, upgrade
 from models.database.connection import (
@@ -16,7 +20,8 @@ from models.database.connection import (
 )
 from models.database.faults import database_name
 from models.settings import Settings
-from producer.console import say
+from producer.console import print_data, say
+from producer.errors import UsageError
 from producer.private_files import make_private_database
 
 
@@ -80,3 +85,30 @@ def show_upgrade(settings: Settings) -> None:
     """`producer db upgrade`: upgrades the database and prints its revision."""
     database = upgraded_database(settings)
     say(f"{database_name(database.url)} is at revision {current_revision(database)}")
+
+
+def show_reader(settings: Settings, name: str, password_file: Path | None) -> None:
+    """`producer db reader`: makes the role and prints its URL. Raises `UsageError`."""
+    password = token_urlsafe(24) if password_file is None else _password_in(password_file)
+    database = open_database(settings.database_url)
+    check_connection(database)
+    if database.dialect.name != "postgresql":
+        raise UsageError("`producer db reader` makes a role of PostgreSQL; SQLite has none, its files have rights")
+    check_schema(database)
+    try:
+        make_reader_role(database, name, password)
+    except ReaderRefused as refused:
+        raise UsageError(str(refused)) from refused
+    url = database.url.set(username=name, password=password)
+    say(f"{name} may read {database_name(database.url)} and do nothing else; give its URL as NOCTURNE_READ_DATABASE")
+    print_data(url.render_as_string(hide_password=password_file is not None))
+
+
+def _password_in(path: Path) -> str:
+    try:
+        password = path.read_text(encoding="utf-8").strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the password in {path}: {error}") from error
+    if not password or "\0" in password:
+        raise UsageError(f"{path} holds no password; write one line into it")
+    return password

@@ -6,6 +6,7 @@ from os.path import relpath
 
 from sqlalchemy import Engine
 
+from models.database.faults import database_name
 from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
@@ -139,5 +140,5 @@ def _suggest(database: Engine, progress: RunProgress, settings: Settings) -> Non
 def _place(database: Engine) -> str:
     """The database's name for a person: a file's path from here, or the URL."""
     if database.url.get_backend_name() != "sqlite" or database.url.database is None:
-        return database.url.render_as_string()
+        return database_name(database.url)
     return relpath(database.url.database)

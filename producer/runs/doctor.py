@@ -13,7 +13,9 @@ from sqlalchemy import Engine
 
 from models.database.connection import server_version
 from models.database.faults import DatabaseUnavailable, database_name
+from models.redacted import redacted
 from models.settings import Settings
+from producer.console import print_data
 from producer.errors import UsageError
 from producer.home import holder_of, home_options
 from producer.model_files.generation_defaults import defaults_text, model_defaults
@@ -21,7 +23,7 @@ from producer.render import to_json, visible
 from producer.results.database import readable_database
 from producer.results.queries import PAUSED, dead_letters, live_workers, recent_runs
 from producer.results.run_tables import decoded_line, paused_line, resume_line, stalled_lines, unserved_lines
-from producer.runs.broker import check_broker, hide_password
+from producer.runs.broker import check_broker
 from producer.runs.model_check import check_model, small_files
 from producer.runs.valkey import embedded_version
 
@@ -45,10 +47,10 @@ def show_findings(settings: Settings, *, as_json: bool) -> int:
     """Prints a finding for each part; returns the exit code: 2 where a needed one is bad, 1 where another one is."""
     findings = list(examine(settings))
     if as_json:
-        print(to_json([vars(finding) for finding in findings]))  # noqa: T201
+        print_data(to_json([vars(finding) for finding in findings]))
     for finding in [] if as_json else findings:
         version = f" ({finding.version})" if finding.version else ""
-        print(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {finding.message}{version}")  # noqa: T201
+        print_data(f"{'ok ' if finding.is_ok else 'BAD'}  {finding.part:9} {visible(finding.message)}{version}")
     bad = {finding.part for finding in findings if not finding.is_ok}
     return 2 if bad & NEEDED_PARTS else int(bool(bad))
 
@@ -104,11 +106,11 @@ def _redis(settings: Settings) -> Finding:
     if broker is None:
         message = "embedded: `producer run` starts its own; give --broker for a server"
         return _try("redis", lambda: (message, embedded_version()))
-    return _try("redis", lambda: (hide_password(broker), check_broker(broker)))
+    return _try("redis", lambda: (redacted(broker), check_broker(broker)))
 
 
 def _database(settings: Settings) -> Generator[Finding, None, bool]:
-    if settings.database is None and not settings.embedded_database.exists():
+    if settings.database is settings.read_database is None and not settings.embedded_database.exists():
         message = f"none yet; `producer run` makes {settings.embedded_database}"
         yield Finding("database", True, message, f"SQLite {sqlite3.sqlite_version}")
         return False
@@ -129,7 +131,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
         speed = f"{worker.tokens_per_second:,.0f} tokens/s"
         end = ", and ends when its jobs have ended" if worker.draining_since is not None else ""
         yield Finding("worker", True, f"{worker.name} on {worker.device} serves {worker.model}, {speed}{end}")
-    if settings.broker is not None or settings.database is not None:
+    if not settings.is_embedded:
         for line in unserved_lines(database) + stalled_lines(database):
             yield Finding("queue", False, line)
     else:

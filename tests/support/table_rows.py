@@ -12,6 +12,7 @@ from models.params import GenerationParams
 from models.schema.job import Job
 from models.schema.run import Run
 from models.states import FinishReason, RunState
+from producer.results.sql.statement import answer
 from worker.engine.request import Completion, RequestOutput, Trace
 from worker.storage.reaper import Reaper
 
@@ -60,6 +61,12 @@ def release_leases_that_are_over(database: Engine, max_attempts: int) -> int:
     reaper = Reaper(database, lease_seconds=30.0, heartbeat_seconds=2.0, max_attempts=max_attempts)
     reaper.release_silent(0)
     return reaper.release_silent(10)
+
+
+def run_sql(reader: Engine, statement: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The columns and all rows of a statement, as `producer sql` runs it."""
+    with answer(reader, statement) as found:
+        return found.columns, list(found.rows)
 
 
 def output_of(job_id: int, *, length: int = 3, samples: int = 1) -> RequestOutput:

@@ -11,7 +11,7 @@ from migrations.upgrade import upgrade
 from models.database.connection import check_connection, open_database
 from models.database.faults import DatabaseUnavailable
 from producer.errors import UsageError
-from producer.results.queries import run_sql
+from tests.support.table_rows import run_sql
 
 WRITES = [
     "INSERT INTO workers VALUES ('a')",

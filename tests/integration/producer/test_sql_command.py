@@ -10,10 +10,9 @@ from sqlalchemy import Engine, text
 
 from models.database.connection import open_database
 from producer.errors import UsageError
-from producer.results.queries import run_sql
-from producer.results.sql_examples import EXAMPLES, Example
+from producer.results.sql.examples import EXAMPLES, Example
 from tests.conftest import Producer
-from tests.support.table_rows import insert_run, output_of
+from tests.support.table_rows import insert_run, output_of, run_sql
 from worker.storage.job_store import FinishedJob, JobStore
 
 

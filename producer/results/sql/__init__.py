@@ -1,0 +1,1 @@
+"""`producer sql`: statements of strangers, which read and can do nothing else."""

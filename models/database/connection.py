@@ -146,6 +146,20 @@ def write_ahead(engine: Engine) -> None:
         connection.close()
 
 
+def empty_journal(engine: Engine) -> None:
+    """Moves SQLite's write-ahead log into the file, as far as readers of older rows let it."""
+    if engine.dialect.name != "sqlite":
+        return
+    connection = engine.raw_connection()
+    try:
+        driver: Any = connection.driver_connection
+        driver.execute("PRAGMA busy_timeout=1000")
+        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        driver.execute(f"PRAGMA busy_timeout={1000 * SQLITE_BUSY_SECONDS}")
+    finally:
+        connection.close()
+
+
 def _connect(path: str, read_only: bool) -> sqlite3.Connection:
     """Opens a SQLite file that exists; one in a folder that cannot be written is taken as unchanging."""
     if path in ("", ":memory:"):

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from producer.errors import LineProblem, UsageError
+from producer.prompts.readers.record import shown_names
 
 SHORT_FORM = re.compile(r"\{([A-Za-z_]\w*)\}")
 
@@ -57,7 +58,7 @@ class PromptTemplate:
         """Raises `UsageError` for a name that is not a column."""
         for name in sorted(self.names):
             if name not in columns:
-                raise UsageError(f"--template names {name!r}, and the columns are {', '.join(columns)}")
+                raise UsageError(f"--template names {name!r}, and the columns are {shown_names(list(columns))}")
 
     def render(self, row: dict[str, Any], *, is_table: bool = False) -> str:
         """The prompt of a row, in a table one with null in each cell that it lacks. Raises `LineProblem`."""

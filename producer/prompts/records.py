@@ -29,6 +29,7 @@ from producer.prompts.readers.record import (
     FileFacts,
     Record,
     check_nesting,
+    shown_names,
     whole_number,
 )
 from producer.prompts.readers.text_lines import checked_encoding, is_utf8, read_text
@@ -116,19 +117,21 @@ def _check_columns(path: Path, options: ReaderOptions, template: PromptTemplate 
         template.check_columns(columns)
     elif options.messages_column is not None:
         if options.messages_column not in columns:
-            raise UsageError(f"{path} has no column {options.messages_column!r}; its columns are {', '.join(columns)}")
+            raise UsageError(
+                f"{path} has no column {options.messages_column!r}; its columns are {shown_names(columns)}"
+            )
     elif (wanted := options.prompt_column or "prompt") not in columns:
         if options.prompt_column is None and "messages" in columns:
             return
         raise UsageError(
-            f"{path} has no column {wanted!r}; its columns are {', '.join(columns)}: "
+            f"{path} has no column {wanted!r}; its columns are {shown_names(columns)}: "
             "name one with --prompt-column or --messages-column, or give a --template"
         )
     if options.id_column is not None and options.id_column not in columns:
-        raise UsageError(f"--id-column names {options.id_column!r}, and the columns are {', '.join(columns)}")
+        raise UsageError(f"--id-column names {options.id_column!r}, and the columns are {shown_names(columns)}")
     for name in options.metadata_columns or ():
         if name not in columns:
-            raise UsageError(f"--metadata-columns names {name!r}, and the columns are {', '.join(columns)}")
+            raise UsageError(f"--metadata-columns names {name!r}, and the columns are {shown_names(columns)}")
 
 
 def _wanted(options: ReaderOptions, template: PromptTemplate | None) -> frozenset[str] | None:

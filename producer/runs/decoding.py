@@ -6,6 +6,7 @@ from os.path import relpath
 
 from sqlalchemy import Engine
 
+from models.database.connection import empty_journal
 from models.database.faults import database_name
 from models.settings import Settings
 from producer.console import say
@@ -58,6 +59,7 @@ def decode(
         progress = _decode_rest(local, database, run_id, printer, is_quiet=output_options.quiet or prints_answers)
     if printer is not None:
         printer.print_new()
+    empty_journal(database)
     show_end(database, progress, output_options, settings, is_short=prints_answers)
     return _exit_code(progress)
 

@@ -7,6 +7,7 @@ quote costs one line. TSV has no quotes: a line is a row.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from producer.prompts.readers.record import (
     PARAMETER_FIELDS,
     FileFacts,
     Record,
+    check_number_of_columns,
     parsed,
 )
 from producer.prompts.readers.text_lines import SNIFFED_BYTES, TOO_LONG, line_end, open_text, shown, undecoded
@@ -97,7 +99,7 @@ def read_tsv(path: Path, facts: FileFacts) -> Iterator[Record]:
 def _rows(path: Path, facts: FileFacts, dialect: Dialect, newline: str) -> Iterator[Record]:
     with open_text(path, facts.encoding, newline) as file:
         lines = Lines(file)
-        header = _header(path, lines, dialect)
+        header = _header(path, lines, dialect, facts)
         if header is None:
             return
         facts.check_columns(header)
@@ -124,7 +126,7 @@ def _row(
     return parsed(number, text, partial(named_cells, cells), len(taken))
 
 
-def _header(path: Path, lines: Lines, dialect: Dialect) -> list[str] | None:
+def _header(path: Path, lines: Lines, dialect: Dialect, facts: FileFacts) -> list[str] | None:
     """The columns' names; None for an empty file. Raises `UsageError`."""
     line = _header_line(lines, has_separator_line=dialect.is_quoted)
     if line is None:
@@ -133,8 +135,9 @@ def _header(path: Path, lines: Lines, dialect: Dialect) -> list[str] | None:
     cells, _ = _cells_or_problem(lines, line, dialect, None)
     if isinstance(cells, LineProblem):
         raise UsageError(f"{path}:{number}: {cells}")
+    check_number_of_columns(f"{path}:{number}", len(cells), facts)
     names = [name for name in cells if name]
-    if doubles := sorted({name for name in names if names.count(name) > 1}):
+    if len(set(names)) < len(names) and (doubles := sorted(n for n, times in Counter(names).items() if times > 1)):
         raise UsageError(f"{path}:{number}: two columns are called {doubles[0]!r}; rename one of them")
     if len(cells) - len(names) > 1:
         return [name or f"column {index}" for index, name in enumerate(cells, 1)]
@@ -149,7 +152,7 @@ def _cells_or_problem(
     try:
         cells = _cells(lines, taken, dialect, width)
         if width is not None and len(cells) != width:
-            raise LineProblem("", f"has {len(cells)} columns, and the header has {width}")
+            raise _wrong_width(len(cells), width)
         return cells, taken
     except LineProblem as problem:
         lines.give_back(taken[1:])
@@ -163,6 +166,8 @@ def _cells(lines: Lines, taken: list[str], dialect: Dialect, width: int | None) 
     line, position = _without_end(taken[0]), 0
     cells: list[str] = []
     if not dialect.is_quoted or '"' not in line and "\r" not in line:
+        if width is not None and (number := line.count(dialect.delimiter) + 1) != width:
+            raise _wrong_width(number, width)  # before so many cells are made
         return line.split(dialect.delimiter)
     while True:
         if line.startswith('"', position):
@@ -178,6 +183,10 @@ def _cells(lines: Lines, taken: list[str], dialect: Dialect, width: int | None) 
         if position >= len(line):
             return cells
         position += 1  # the delimiter
+
+
+def _wrong_width(number: int, width: int) -> LineProblem:
+    return LineProblem("", f"has {number} columns, and the header has {width}")
 
 
 def _quoted_cell(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -12,9 +13,22 @@ from uuid import UUID
 from producer.errors import LineProblem, UsageError
 from producer.prompts.files import open_file
 from producer.prompts.readers.cells import ABSENT, BOOLEAN_FIELDS, cell_value
-from producer.prompts.readers.record import PARAMETER_FIELDS, FileFacts, Record, whole_number
+from producer.prompts.readers.parquet_pages import DamagedPage, pages
+from producer.prompts.readers.record import (
+    MAX_LINE_BYTES,
+    PARAMETER_FIELDS,
+    FileFacts,
+    Record,
+    check_number_of_columns,
+    whole_number,
+)
+from producer.prompts.readers.text_lines import TOO_LONG
 
 ROWS_PER_BATCH = 1_000
+
+#: A page of rows as long as a line may be, some dozens of them.
+MAX_PAGE_BYTES = 2**29
+MAX_NESTED_VALUES = 2**26
 
 #: Numbers of a type's time units in a second.
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -27,20 +41,107 @@ def read_parquet(path: Path, facts: FileFacts) -> Iterator[Record]:
 
     with open_file(path) as opened:
         try:
-            file = parquet.ParquetFile(opened)
-            names = file.schema_arrow.names
+            metadata = parquet.read_metadata(opened)
+            names = metadata.schema.to_arrow_schema().names
+            check_number_of_columns(str(path), len(names), facts)
             facts.check_columns(names)
-            if doubles := sorted({name for name in names if names.count(name) > 1}):
+            if doubles := sorted(name for name, times in Counter(names).items() if times > 1):
                 raise UsageError(f"{path}: two columns are called {doubles[0]!r}; rename one of them")
             wanted = [name for name in names if facts.wanted is None or name in facts.wanted]
+            _check_pages(path, opened, metadata, frozenset(wanted))
+            # Repeated texts stay one text each until the size of the rows that repeat them is known.
+            texts = [column.path for column in map(metadata.schema.column, range(metadata.num_columns))
+                     if column.physical_type == "BYTE_ARRAY"]  # fmt: skip
+            file = parquet.ParquetFile(opened, metadata=metadata, read_dictionary=texts)
             number = 0
             for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=None if wanted == names else wanted):
-                columns = {name: column_values(name, batch.column(name)) for name in wanted}
-                for index in range(batch.num_rows):
-                    number += 1
-                    yield _row(number, {name: values[index] for name, values in columns.items()})
+                for part in _small_parts(batch):
+                    yield from _rows(part, number)
+                    number += part.num_rows
+        except DamagedPage as error:
+            raise UsageError(f"cannot read {path}: it is no readable Parquet file (a page is damaged)") from error
+        except MemoryError as error:
+            raise UsageError(f"cannot read {path}: there is not enough memory for a batch of its rows") from error
         except (pyarrow.ArrowException, OverflowError, OSError) as error:
             raise UsageError(f"cannot read {path}: it is not a readable Parquet file ({_one_line(error)})") from error
+
+
+def _check_pages(path: Path, file: Any, metadata: Any, columns: frozenset[str]) -> None:
+    """Raises `UsageError` for a column that would unfold to more than fits into memory."""
+    num_values: Counter[str] = Counter()
+    for page in pages(file, metadata, columns):
+        name = page.column.split(".")[0]
+        if page.num_bytes > MAX_PAGE_BYTES:
+            raise UsageError(
+                f"{path}: a page of column {name!r} unfolds to {page.num_bytes / 2**20:,.0f} MiB, and at most "
+                f"{MAX_PAGE_BYTES // 2**20:,} MiB are read; write the file with smaller pages, or leave the column out "
+                "with --metadata-columns"
+            )
+        if "." in page.column:
+            num_values[page.column] += page.num_values
+            if num_values[page.column] > MAX_NESTED_VALUES:
+                raise UsageError(
+                    f"{path}: column {name!r} has lists of more than {MAX_NESTED_VALUES:,} values in all, which may "
+                    "be those of one row; split the file, or leave the column out with --metadata-columns"
+                )
+
+
+def _small_parts(batch: Any) -> Iterator[Any]:
+    """The batch in parts that unfold to little, down to single rows."""
+    if batch.num_rows <= 1 or sum(map(_unfolded_bytes, batch.columns)) <= MAX_LINE_BYTES:
+        yield batch
+    else:
+        half = batch.num_rows // 2
+        yield from _small_parts(batch.slice(0, half))
+        yield from _small_parts(batch.slice(half))
+
+
+def _rows(batch: Any, num_before: int) -> Iterator[Record]:
+    if batch.num_rows == 1 and sum(map(_unfolded_bytes, batch.columns)) > MAX_LINE_BYTES:
+        yield Record(num_before + 1, "", {}, LineProblem("", TOO_LONG))
+        return
+    columns = {name: column_values(name, batch.column(name)) for name in batch.schema.names}
+    for index in range(batch.num_rows):
+        yield _row(num_before + index + 1, {name: values[index] for name, values in columns.items()})
+
+
+def _unfolded_bytes(array: Any) -> int:
+    """The bytes of an array's texts, each as often as it occurs, and eight for each other value."""
+    import pyarrow
+    from pyarrow import compute
+
+    types, kind = pyarrow.types, array.type
+    if isinstance(array, pyarrow.ExtensionArray):
+        return _unfolded_bytes(array.storage)
+    if types.is_dictionary(kind):
+        return _sum(compute.take(_lengths(array.dictionary), array.indices))
+    if types.is_struct(kind):
+        return sum(map(_unfolded_bytes, array.flatten()))
+    if types.is_map(kind):
+        begin, end = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return sum(_unfolded_bytes(child.slice(begin, end - begin)) for child in (array.keys, array.items))
+    if types.is_nested(kind):
+        return _unfolded_bytes(array.flatten()) if hasattr(array, "flatten") else int(array.nbytes)
+    return _sum(_lengths(array)) if _has_length(kind) else 8 * len(array)
+
+
+def _has_length(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any((types.is_string(kind), types.is_large_string(kind), types.is_binary(kind), types.is_large_binary(kind)))
+
+
+def _lengths(texts: Any) -> Any:
+    import pyarrow
+    from pyarrow import compute
+
+    return compute.binary_length(texts) if _has_length(texts.type) else pyarrow.array([8] * len(texts))
+
+
+def _sum(lengths: Any) -> int:
+    from pyarrow import compute
+
+    return compute.sum(compute.cast(lengths, "int64")).as_py() or 0
 
 
 def _one_line(error: BaseException) -> str:
@@ -66,6 +167,8 @@ def column_values(field: str, array: Any) -> list[Any]:
     import pyarrow
 
     types = pyarrow.types
+    if types.is_dictionary(array.type):
+        array = array.dictionary_decode()
     try:
         if types.is_integer(array.type) or types.is_boolean(array.type) or types.is_string(array.type):
             values: list[Any] = array.to_pylist()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from models.params import RESOLVED_PARAMETERS, GenerationParams
-from producer.errors import LineProblem
+from producer.errors import LineProblem, UsageError
 
 MAX_LINE_BYTES = 16 * 2**20
+MAX_COLUMNS = 10_000
+MAX_SHOWN_NAMES = 50
 MAX_RAW_BYTES = 1_000  # of a line that cannot be decoded, kept for the file of invalid lines
 
 PARAMETER_FIELDS = frozenset(GenerationParams.model_fields) - RESOLVED_PARAMETERS
@@ -50,6 +52,21 @@ class FileFacts:
     encoding: str = "utf-8"
     #: The columns to read; None: all.
     wanted: frozenset[str] | None = None
+
+
+def check_number_of_columns(place: str, number: int, facts: FileFacts) -> None:
+    """Raises `UsageError` for a table of very many columns, all of which would be kept with each job."""
+    if number > MAX_COLUMNS and facts.wanted is None:
+        raise UsageError(
+            f"{place} has {number:,} columns, and at most {MAX_COLUMNS:,} are kept as metadata; name those you need "
+            "with --metadata-columns"
+        )
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """The names of columns for a message, of very many the first."""
+    more = f" and {len(names) - MAX_SHOWN_NAMES:,} more" if len(names) > MAX_SHOWN_NAMES else ""
+    return ", ".join(name[:100] for name in names[:MAX_SHOWN_NAMES]) + more
 
 
 def parsed(number: int, raw: str, parse: Callable[[], dict[str, Any]], num_lines: int = 1) -> Record:

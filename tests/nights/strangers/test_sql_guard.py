@@ -295,6 +295,7 @@ def test_an_endless_statement_is_stopped(database: Engine) -> None:
 
 def test_ctrl_c_stops_the_statement(database: Engine) -> None:
     reader = open_database(database.url.render_as_string(hide_password=False), read_only=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     timer = Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):

@@ -149,6 +149,7 @@ def test_a_hostile_chat_template_fails_its_job_alone() -> None:
 def test_a_ctrl_c_leaves_no_answer_for_the_next_request(small: TemplateProcess) -> None:
     small.ask("prompt", source="{{ 1 }}", row={})
     small._limits["max_seconds"] = 60.0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     timer = Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):

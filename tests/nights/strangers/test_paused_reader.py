@@ -103,11 +103,11 @@ def test_a_paused_reader_lets_the_journal_be_cut(sqlite_database: Engine, sqlite
     next(rows)
     with sqlite_database.begin() as connection:
         ids = connection.execute(select(Job.id)).scalars().all()
-        connection.execute(
-            insert(Result),
-            [{"job_id": each, "sample_index": 0, "text": "x" * 4_000, "finish_reason": "eos", "prompt_tokens": 1,
-              "completion_tokens": 1, "cumulative_logprob": 0.0} for each in ids],
-        )  # fmt: skip
+        row = {
+            "sample_index": 0, "text": "x" * 4_000, "finish_reason": "eos", "prompt_tokens": 1, "completion_tokens": 1,
+            "cumulative_logprob": 0.0, "queued_seconds": 0.0, "prefill_seconds": 0.0, "decode_seconds": 0.0,
+        }  # fmt: skip
+        connection.execute(insert(Result), [{"job_id": each, **row} for each in ids])
     assert journal.stat().st_size > 2**20
     empty_journal(sqlite_database)
     assert journal.stat().st_size == 0
@@ -119,6 +119,7 @@ def test_a_spool_is_read_again_and_says_when_the_disk_is_full() -> None:
     with Spool() as spool:
         spool.extend((number, None, "x" * 100, b"y") for number in range(1_000))
         assert [row[0] for row in spool] == [row[0] for row in spool] == list(range(1_000))
+        spool._file.close()
         spool._file = open("/dev/full", "wb")  # noqa: SIM115
         with pytest.raises(
             UsageError, match="cannot keep the rows in .*: No space left on device; name another folder"

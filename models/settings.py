@@ -163,12 +163,12 @@ def read_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        problem = first["msg"].removeprefix("Value error, ")
+        said = first["msg"].removeprefix("Value error, ")
         origin = _origin(name, given)
         place = f"{name} in {origin}" if origin == str(config_path()) else origin
         if name in URLS:  # their problems say what may be said
-            raise InvalidSettings(f"{place}: {problem}") from error
-        raise InvalidSettings(f"{place}: {problem.lower()}, got {first['input']!r}") from error
+            raise InvalidSettings(f"{place}: {said}") from error
+        raise InvalidSettings(f"{place}: {said.lower()}, got {first['input']!r}") from error
     return settings
 
 

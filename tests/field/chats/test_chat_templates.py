@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
 from models.chat import ChatInputs, prompt_hash
 from models.params import GenerationParams
@@ -117,10 +118,13 @@ def check_of(family: str, base: Path) -> PromptCheck:
 
 
 def oracle(family: str, base: Path, messages: Messages, inputs: ChatInputs) -> str:
-    """The prompt as Transformers writes it, at the time of the last rendering here."""
+    """The prompt as Transformers writes it, at noon."""
     is_continued = messages[-1]["role"] == "assistant"
+    tokenizer = tokenizer_of(family, base)
+    compiled = chat_template_utils._compile_jinja_template(tokenizer.get_chat_template(tools=inputs.tools))
+    compiled.globals["strftime_now"] = NOON.strftime
     return str(
-        tokenizer_of(family, base).apply_chat_template(
+        tokenizer.apply_chat_template(
             messages,
             tools=inputs.tools,
             documents=inputs.documents,

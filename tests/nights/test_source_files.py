@@ -54,7 +54,7 @@ def csv_of(count: int) -> bytes:
     [
         ("pipe", lines_of(NUM_LINES)),
         ("pipe.csv", csv_of(NUM_LINES)),
-        ("pipe.jsonl.gz", gzip.compress(lines_of(NUM_LINES))),
+        ("pipe.jsonl.gz", gzip.compress(lines_of(NUM_LINES), mtime=0)),
         ("/dev/fd/@FD@", lines_of(NUM_LINES)),
         ("/proc/self/fd/@FD@", lines_of(NUM_LINES)),
     ],

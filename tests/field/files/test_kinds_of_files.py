@@ -43,7 +43,7 @@ def zstd(content: bytes) -> bytes:
 
 
 FOREIGN: dict[str, tuple[bytes, str]] = {
-    "gzip": (gzip.compress(LINE), "is compressed with gzip; let its name end in .gz"),
+    "gzip": (gzip.compress(LINE, mtime=0), "is compressed with gzip; let its name end in .gz"),
     "zstd": (zstd(LINE), "is compressed with zstd; let its name end in .zst"),
     "bzip2": (bz2.compress(LINE), "is compressed with bzip2; unpack it"),
     "xz": (lzma.compress(LINE), "is compressed with xz; unpack it"),
@@ -78,7 +78,7 @@ def test_parquet_and_web_pages_are_named(name: str) -> None:
 
 def test_a_file_compressed_twice_is_told_so() -> None:
     with pytest.raises(UsageError, match="a.jsonl.gz is compressed twice; unpack it once"):
-        records_of_bytes(gzip.compress(gzip.compress(LINE)), "a.jsonl.gz")
+        records_of_bytes(gzip.compress(gzip.compress(LINE, mtime=0)), "a.jsonl.gz")
 
 
 @pytest.mark.parametrize("text", [b"ORC,prompt\n1,x\n", b"PAR1,prompt\n1,x\n", b"BZh,prompt\n1,x\n"])
@@ -173,7 +173,7 @@ def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     ("content", "options", "message"),
     [
         (b"text\nx\n", ["--input-format", "csv"], "error: stdin has no column 'prompt'; its columns are text"),
-        (gzip.compress(LINE), [], "error: stdin is compressed with gzip"),
+        (gzip.compress(LINE, mtime=0), [], "error: stdin is compressed with gzip"),
         (b'[{"prompt": "x"},\n]', [], "error: stdin:2: is not JSON: a comma behind the last element"),
     ],
 )

@@ -50,6 +50,17 @@ def _alone_on_a_small_machine() -> None:
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def _own_import_path() -> Iterator[None]:
+    """A test that runs the `worker` command in this process leaves no trace of it for the processes of others."""
+    names = ("PYTHONPATH", "PYTHONSAFEPATH")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    yield
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def toy_model() -> str:
     return str(TOY_MODEL)

@@ -36,7 +36,11 @@ _IS_SUPERUSER = "SELECT bool_or(rolsuper) FROM pg_roles WHERE pg_has_role(sessio
 
 def prepare_read_only_sqlite(connection: Any, record: Any) -> None:  # noqa: ARG001
     connection.isolation_level = None
-    connection.execute("PRAGMA query_only=ON")
+    try:
+        connection.execute("PRAGMA query_only=ON")
+    except (sqlite3.Error, UnicodeDecodeError):
+        connection.close()  # the pool does not: it has never had it
+        raise
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SQLITE_VALUE)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
     connection.set_authorizer(_authorize)

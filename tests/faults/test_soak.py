@@ -13,7 +13,7 @@ from tests.faults.topology import Answer, Topology
 def soak(
     topology: Topology, jobs: list[dict[str, Any]], expected: dict[str, Answer], num_accidents: int, *kinds: str
 ) -> None:
-    topology.settings = {**topology.settings, "NOCTURNE_MAX_NUM_SEQS": "2"}  # slow, so that accidents meet running jobs
+    topology.settings = {**topology.settings, "NOCTURNE_MAX_NUM_SEQS": "4"}  # slow, and a group of beams fits
     with Soak(topology, seed=3) as accidents:
         counts = accidents.run(jobs, expected, lambda number, _: number >= num_accidents, kinds)
     assert {name: counts[name] for name in WRONG} == dict.fromkeys(WRONG, 0), counts

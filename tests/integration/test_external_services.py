@@ -30,7 +30,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def rows(producer: Producer, connection: list[str], query: str) -> list[dict[str, object]]:
-    done = producer("sql", query, "--format", "json", *connection[:2])
+    done = producer("sql", query, "--format", "json", "--as-superuser", *connection[:2])
     return list(json.loads(done.stdout))
 
 

@@ -145,7 +145,9 @@ def test_pause_and_unpause_say_where_the_run_stands(
     assert f"run {RUN_ID} is paused; go on with: producer unpause {RUN_ID}" in said.err
     show_status(settings, RUN_ID, is_watching=False, as_json=False)
     shown = capsys.readouterr()
-    assert "paused" in shown.out and f"producer unpause {RUN_ID}" in shown.err
+    assert f"producer unpause {RUN_ID}" in shown.err
+    show_status(settings, RUN_ID, is_watching=False, as_json=True)
+    assert json.loads(capsys.readouterr().out)["state"] == "paused"
     with pytest.raises(UsageError, match="is paused"):
         resume_run(settings, RUN_ID, OutputOptions())
     unpause_run(settings, RUN_ID, as_json=False)

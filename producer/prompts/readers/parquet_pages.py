@@ -38,6 +38,8 @@ def pages(file: IO[bytes], metadata: Any, columns: frozenset[str]) -> Iterator[P
 
 
 def _chunk_pages(file: IO[bytes], chunk: Any) -> Iterator[Page]:
+    if chunk.num_values == 0:  # its pages may be left out
+        return
     position = chunk.data_page_offset
     if chunk.has_dictionary_page and chunk.dictionary_page_offset:
         position = min(position, chunk.dictionary_page_offset)

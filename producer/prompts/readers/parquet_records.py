@@ -59,7 +59,7 @@ def read_parquet(path: Path, facts: FileFacts) -> Iterator[Record]:
                     yield from _rows(part, number)
                     number += part.num_rows
         except DamagedPage as error:
-            raise UsageError(f"cannot read {path}: it is no readable Parquet file (a page is damaged)") from error
+            raise UsageError(f"cannot read {path}: it is not a readable Parquet file (a page is damaged)") from error
         except MemoryError as error:
             raise UsageError(f"cannot read {path}: there is not enough memory for a batch of its rows") from error
         except (pyarrow.ArrowException, OverflowError, OSError, UnicodeDecodeError) as error:

@@ -164,7 +164,13 @@ def test_every_command_tells_programs_what_came_of_it(
     assert (done["num_jobs"], done["succeeded"], done["state"]) == (2, 2, "finished")
     assert told("resume", *home)["id"] == told("retry", *home)["id"] == done["id"]
     pruned = told("prune", "--older-than", "0.001s", *home)
-    assert pruned == {"runs": 1, "jobs": 2, "trace_rows": done["completion_tokens"], "dry_run": False}
+    assert pruned == {
+        "runs": 1,
+        "jobs": 2,
+        "trace_rows": done["completion_tokens"],
+        "dead_letters": 0,
+        "dry_run": False,
+    }
     submitted = told("submit", path, *model, *queue, "--name", "night")
     assert (submitted["new"], submitted["already_there"]) == (2, 0)
     assert told("submit", path, *model, *queue, "--name", "night") == {**submitted, "new": 0, "already_there": 2}

@@ -53,7 +53,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested": (lambda path: path.write_text("broker = " + "[" * 100_000), "is not TOML"),
     "not-utf-8": (lambda path: path.write_bytes(b"broker = '\xff'"), "is not TOML"),
     "huge-number": (lambda path: path.write_text("concurrency = " + "9" * 100_000), "is not TOML"),
-    "unknown": (lambda path: path.write_text("brokr = ''"), "brokr is no setting; did you mean broker?"),
+    "unknown": (lambda path: path.write_text("brokr = ''"), "brokr is not a setting; did you mean broker?"),
 }
 
 

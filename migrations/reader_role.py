@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
+from models.database.faults import first_line
+
 INSUFFICIENT_PRIVILEGE = "42501"
 
 #: Whether a role exists, and whether it may more than read: by its attributes, as a member of another, as an owner.
@@ -42,11 +44,11 @@ def make_reader_role(engine: Engine, name: str, password: str) -> None:
         if getattr(error.orig, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
             raise
         raise ReaderRefused(
-            f"{engine.url.username or 'this user'} may not make roles ({_first_line(error)}); let an administrator "
+            f"{engine.url.username or 'this user'} may not make roles ({first_line(error.orig)}); let an administrator "
             f"run: {'; '.join(statements)}"
         ) from error
     except DBAPIError as error:
-        raise ReaderRefused(f"cannot make the role {name}: {_first_line(error)}") from error
+        raise ReaderRefused(f"cannot make the role {name}: {first_line(error.orig)}") from error
 
 
 def _statements(connection: Connection, name: str, *, is_new: bool) -> list[str]:
@@ -69,7 +71,3 @@ def _scrambled(connection: Connection, name: str, password: str) -> str:
     """The password as PostgreSQL stores it, so that no log of statements has the password."""
     driver: Any = connection.connection.driver_connection
     return str(driver.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode())
-
-
-def _first_line(error: DBAPIError) -> str:
-    return str(error.orig).strip().splitlines()[0]

@@ -74,12 +74,13 @@ def _check_file(path: Path, status: os.stat_result) -> None:
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (os.geteuid(), ROOT_USER):
         raise ConfigFileProblem(
-            f"{path} belongs to {_user_name(status.st_uid)}, so its settings are not taken; work in a folder of your "
+            f"{path} belongs to {user_name(status.st_uid)}, so its settings are not taken; work in a folder of your "
             "own, or remove it"
         )
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """The name of a user, or the number of one without a name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

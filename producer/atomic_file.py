@@ -64,9 +64,13 @@ def _status(target: Path) -> os.stat_result | None:
         return None
     if (kind := _unfit(target, status.st_mode)) is not None:
         raise UsageError(f"cannot write {target}: it is {kind}")
-    if stat.S_ISREG(status.st_mode) and not os.access(target, os.W_OK):
+    if stat.S_ISREG(status.st_mode) and not _may_write(target):
         raise UsageError(f"cannot write {target}: its rights forbid it; chmod u+w {target}, or give another file")
     return status
+
+
+def _may_write(target: Path) -> bool:
+    return os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _unfit(target: Path, mode: int) -> str | None:

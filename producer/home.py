@@ -40,7 +40,7 @@ def holder_of(home: Path) -> Holder | None:
     """The process that decodes in the home now, if any."""
     try:
         holder = Holder(**read_private_json(home / "lock"))
-        is_alive = abs(psutil.Process(holder.pid).create_time() - holder.created) < 1
+        is_alive = _is_of_time(psutil.Process(holder.pid), holder.created)
     except (ValueError, TypeError, OverflowError, psutil.Error):
         return None  # a file of 0.1 is empty
     return holder if is_alive else None
@@ -61,9 +61,14 @@ def noted_processes(path: Path) -> list[psutil.Process]:
         with suppress(ValueError, TypeError, OverflowError, psutil.Error):
             pid, created = entry
             process = psutil.Process(pid)
-            if abs(process.create_time() - created) < 1:  # else another process has the number now
+            if _is_of_time(process, created):
                 found.append(process)
     return found
+
+
+def _is_of_time(process: psutil.Process, created: float) -> bool:
+    """Whether the process began then; else another one has the number now."""
+    return bool(abs(process.create_time() - created) < 1)
 
 
 def note_processes(path: Path, pids: list[int]) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import secrets
 import stat
 from pathlib import Path
 from typing import IO, Any
 
+from models.config_file import user_name
 from producer.errors import UsageError
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
@@ -101,14 +101,6 @@ def make_private_database(path: Path) -> None:
     make_home(path.parent)
     if not os.path.lexists(path):
         open_private(path, "ab").close()
-
-
-def user_name(uid: int) -> str:
-    """The name of a user, or the number of one without a name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def _take_rights(path: Path, descriptor: int) -> None:

@@ -17,6 +17,7 @@ from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from models.database.faults import first_line
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name, queue_names
 from models.model_name import canonical_model
 from models.settings import Settings
@@ -149,7 +150,7 @@ def _broker_errors() -> Iterator[None]:
     try:
         yield
     except (OperationalError, RedisError, OSError) as error:
-        raise ConnectionError(str(error).strip().splitlines()[0] if str(error) else type(error).__name__) from error
+        raise ConnectionError(first_line(error)) from error
 
 
 app = create_app(Settings())

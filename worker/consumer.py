@@ -15,6 +15,8 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
+from models.database.faults import first_line
+
 logger = logging.getLogger(__name__)
 
 #: Pauses between attempts of one outage; the last one repeats.
@@ -85,8 +87,7 @@ class RedisOutage(logging.Filter):
         """Tells of the first error of an outage; returns the seconds until the next attempt."""
         if self._since is None:
             self._since = time.monotonic()
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            logger.warning("Redis does not answer; what is claimed is decoded meanwhile: %s", reason[0])
+            logger.warning("Redis does not answer; what is claimed is decoded meanwhile: %s", first_line(error))
         self._connected = None
         self._num_errors += 1
         return RETRY_SECONDS[min(self._num_errors, len(RETRY_SECONDS)) - 1]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import platform
 
-from sqlalchemy import Engine, or_, select
+from sqlalchemy import Engine, select
 
 from models.database.clock import database_timestamp
 from models.database.connection import check_connection, open_database
+from models.database.live_workers import is_of_group
 from models.schema.worker import Worker
 from models.settings import Settings
 
@@ -41,7 +42,7 @@ def _living(database: Engine, name: str | None, seconds: float) -> list[str]:
     """The names of the workers that were seen by the database's clock and have not signed off."""
     which = Worker.host == platform.node()
     if name is not None:
-        which = or_(Worker.name == name, Worker.name.startswith(f"{name}-", autoescape=True))
+        which = is_of_group(Worker.name, name)
     is_seen = Worker.seen_at > database_timestamp(seconds)
     statement = select(Worker.name).where(which, Worker.stopped_at.is_(None), is_seen).order_by(Worker.name)
     with database.begin() as connection:

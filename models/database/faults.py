@@ -94,6 +94,11 @@ def noted_name(error: BaseException) -> str | None:
     return notes[0].removeprefix(NOTE) if notes else None
 
 
+def first_line(error: object) -> str:
+    """The first line of an error's text, or its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def damage(error: BaseException) -> DatabaseUnavailable | None:
     """The damage of the SQLite file that an unexpected error comes from; None where the file is whole.
 

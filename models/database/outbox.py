@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, is_older_than
-from models.database.live_workers import chunks_in_flight
+from models.database.live_workers import chunks_in_flight, num_running
 from models.message import ChunkMessage, SentJob
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
@@ -117,11 +117,10 @@ def _limited_runs(database: Engine, run_id: str | None) -> list[tuple[str, int]]
 
 def num_out(connection: Connection, run_id: str) -> int:
     """The jobs of a run that run, or whose message is on its way."""
-    count = select(func.count()).select_from(Job).where(Job.run_id == run_id)
-    running = connection.execute(count.where(Job.state == JobState.RUNNING)).scalar_one()
     # In plain text: SQLite compares the condition of a partial index with the statement's.
-    sent = connection.execute(count.where(text("state = 'queued' AND sent_at IS NOT NULL"))).scalar_one()
-    return running + sent
+    is_sent = text("state = 'queued' AND sent_at IS NOT NULL")
+    sent = select(func.count()).select_from(Job).where(Job.run_id == run_id, is_sent)
+    return num_running(connection, run_id) + connection.execute(sent).scalar_one()
 
 
 def _read_page(database: Engine, condition: ColumnElement[bool], num_jobs: int) -> list[Row[Any]]:
@@ -158,12 +157,15 @@ def _chunks(rows: list[Row[Any]], num_left: int, num_in_flight: int) -> Iterator
     while start < len(rows):
         first = rows[start]
         size = 1 if first.is_suspect else chunk_size(num_left - start, num_in_flight)
-        jobs, num_bytes = [_sent_job(first)], _num_bytes(first)
+        num_bytes = _num_bytes(first)
+        jobs = [_sent_job(first, num_bytes)]
         for row in rows[start + 1 : start + size]:
-            num_bytes += _num_bytes(row)
-            if num_bytes > MAX_CHUNK_BYTES or not _travels_with(first, row):
+            if not _travels_with(first, row):
                 break
-            jobs.append(_sent_job(row))
+            num_bytes += (own_bytes := _num_bytes(row))
+            if num_bytes > MAX_CHUNK_BYTES:
+                break
+            jobs.append(_sent_job(row, own_bytes))
         yield ChunkMessage(run_id=first.run_id, model=first.model, priority=first.priority, jobs=jobs)
         start += len(jobs)
 
@@ -181,9 +183,9 @@ def _num_bytes(row: Row[Any]) -> int:
     return len(json.dumps([row.prompt, row.messages, row.chat])) + params
 
 
-def _sent_job(row: Row[Any]) -> SentJob:
+def _sent_job(row: Row[Any], num_bytes: int) -> SentJob:
     """The job as its message shows it. Where that would be too large it only names the row, which is decoded anyway."""
-    if _num_bytes(row) > MAX_SHOWN_BYTES:
+    if num_bytes > MAX_SHOWN_BYTES:
         return SentJob(id=row.id)
     params = {**row.params, "seed": row.seed}
     given = {"prompt": row.prompt, "messages": row.messages, "chat": row.chat}

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, column, func, select, table
 
-from models.database.clock import database_timestamp
-from models.database.live_workers import is_alive
+from models.database.clock import read_timestamp
+from models.database.live_workers import is_alive, num_running
 from models.schema.dead_letter import DeadLetter
 from models.schema.job import Job
 from models.schema.job_event import JobEvent
@@ -116,9 +116,7 @@ def run_progress(database: Engine, run_id: str) -> RunProgress:
     """A run's progress. The run must exist."""
     with database.begin() as connection:
         run = connection.execute(select(Run).where(Run.id == run_id)).one()
-        running = connection.execute(
-            select(func.count()).select_from(Job).where(Job.run_id == run_id, Job.state == JobState.RUNNING)
-        ).scalar_one()
+        running = num_running(connection, run_id)
         workers = connection.execute(select(Worker).where(Worker.model == run.model, is_alive())).all()
         state = _shown_state(connection, run, running, len(workers))
     final = run.num_succeeded + run.num_failed + run.num_cancelled + run.num_expired
@@ -228,7 +226,7 @@ def _seconds_without_claim(connection: Connection, model: str) -> float:
     claimed = select(func.max(recent.c.at)).join(Job, Job.id == recent.c.job_id).join(Run, Run.id == Job.run_id)
     submitted = select(func.min(Job.created_at)).join(Run, Run.id == Job.run_id).where(Job.state == JobState.QUEUED)
     times = [connection.execute(statement.where(of_model)).scalar() for statement in (claimed, submitted)]
-    now = connection.execute(select(database_timestamp())).scalar_one()
+    now = read_timestamp(connection)
     return float(min((now - time).total_seconds() for time in times if time is not None))
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from sqlalchemy import Engine
 
+from models.entry_point import EXIT_INTERRUPTED
 from models.settings import Settings
 from producer.console import print_data, say, stdout
 from producer.render import to_json, visible
@@ -13,8 +14,6 @@ from producer.results.database import readable_database
 from producer.results.progress import Rate, watch
 from producer.results.queries import RunProgress, find_run, recent_errors, recent_runs, run_progress
 from producer.results.run_tables import open_run_lines, print_run, progress_line, runs_table
-
-EXIT_INTERRUPTED = 130
 
 
 def show_status(settings: Settings, reference: str | None, *, is_watching: bool, as_json: bool) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 
-from sqlalchemy import Engine, or_, update
+from sqlalchemy import Engine, update
 
 from models.database.clock import database_timestamp
+from models.database.live_workers import is_of_group
 from models.schema.job import Job, rows_to_change
 from models.schema.worker import Worker
 from models.states import JobState
@@ -14,17 +15,19 @@ from models.states import JobState
 
 def return_running(database: Engine, run_id: str, worker_name: str) -> None:
     """Queues the jobs again that a worker which was killed at its end left running, and signs it off."""
-    mine = or_(Job.worker == worker_name, Job.worker.startswith(f"{worker_name}-", autoescape=True))
-    its_row = or_(Worker.name == worker_name, Worker.name.startswith(f"{worker_name}-", autoescape=True))
     with database.begin() as connection:
         connection.execute(
             update(Job)
-            .where(rows_to_change(Job.run_id == run_id, Job.state == JobState.RUNNING, mine))
+            .where(
+                rows_to_change(
+                    Job.run_id == run_id, Job.state == JobState.RUNNING, is_of_group(Job.worker, worker_name)
+                )
+            )
             .values(state=JobState.QUEUED, state_reason="interrupted", sent_at=None, lease_expires_at=None)
         )
         connection.execute(
             update(Worker)
-            .where(its_row, Worker.host == platform.node(), Worker.stopped_at.is_(None))
+            .where(is_of_group(Worker.name, worker_name), Worker.host == platform.node(), Worker.stopped_at.is_(None))
             .values(stopped_at=database_timestamp())
         )
 

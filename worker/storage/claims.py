@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, exists, func, or_, select, text, update
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, lease_end
+from models.database.live_workers import num_running
 from models.message import JobMessage
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
@@ -128,12 +129,6 @@ def _claim_statement(worker: str, model: str | None, lease_seconds: float, of_ru
         )
         .returning(*CLAIMED_COLUMNS)
     )
-
-
-def num_running(connection: Connection, run_id: str) -> int:
-    """The jobs of a run that run now, over all workers."""
-    running = and_(Job.run_id == run_id, Job.state == JobState.RUNNING)
-    return connection.execute(select(func.count()).select_from(Job).where(running)).scalar_one()
 
 
 def held_claims(

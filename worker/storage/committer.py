@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 
 from sqlalchemy.exc import DBAPIError
 
-from models.database.faults import is_data_fault
+from models.database.faults import first_line, is_data_fault
 from worker.storage.claims import Claim
 from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.outages import DatabaseOutages, RetryAborted
@@ -77,7 +77,7 @@ class Committer:
         except DBAPIError as error:
             if not is_data_fault(error):
                 raise
-            reason = str(error.orig).strip().splitlines()[0]
+            reason = first_line(error.orig)
             if len(batch) > 1:
                 logger.warning("the database refuses a group of results, storing them one by one: %s", reason)
                 for job in batch:

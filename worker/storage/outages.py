@@ -12,7 +12,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from models.database.deadlines import stretched
-from models.database.faults import is_conflict, is_outage, is_timeout
+from models.database.faults import first_line, is_conflict, is_outage, is_timeout
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class DatabaseOutages:
                     continue
                 self.note(error, is_first=not num_failed)
                 if self._is_over.wait(RETRY_SECONDS[min(num_failed, len(RETRY_SECONDS) - 1)]):
-                    raise RetryAborted(_reason(error)) from error
+                    raise RetryAborted(first_line(error.orig)) from error
                 num_failed += 1
                 num_timeouts += is_timeout(error)
             else:
@@ -81,13 +81,11 @@ class DatabaseOutages:
             return
         if is_timeout(error):  # the others may go on
             if is_first:
-                logger.warning("a transaction ran out of time and is tried again: %s", _reason(error))
+                logger.warning("a transaction ran out of time and is tried again: %s", first_line(error.orig))
             return
         with self._lock:
             if self._since is None:
                 self._since = time.monotonic()
-                logger.warning("the database does not answer; results are held until it does: %s", _reason(error))
-
-
-def _reason(error: DBAPIError) -> str:
-    return (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+                logger.warning(
+                    "the database does not answer; results are held until it does: %s", first_line(error.orig)
+                )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from models.entry_point import EXIT_INTERRUPTED
 from models.settings import Settings
 from producer.console import data_out, say, stdout
 from producer.errors import UsageError
@@ -24,8 +25,6 @@ FORMATS = ("table", "json", "csv", "markdown")
 
 #: A table is laid out in memory, by its widest cells.
 MAX_TABLE_ROWS = 10_000
-
-EXIT_INTERRUPTED = 130
 
 HISTORY = Path("~/.nocturne_sql_history")
 

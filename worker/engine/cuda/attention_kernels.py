@@ -21,6 +21,15 @@ import triton.language as tl
 
 
 @triton.jit
+def _no_keys(BLOCK_M: tl.constexpr, VALUE_DIM_PADDED: tl.constexpr) -> tuple[Any, Any, Any]:
+    """Maximum, sum and accumulator before any key."""
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    accumulator = tl.zeros([BLOCK_M, VALUE_DIM_PADDED], tl.float32)
+    return row_max, row_sum, accumulator
+
+
+@triton.jit
 def _join(row_max, row_sum, accumulator, other_max, other_sum, other_accumulator) -> tuple[Any, Any, Any]:
     """Adds a section to the sections before it; one without a visible key changes nothing."""
     joint_max = tl.maximum(row_max, other_max)
@@ -43,9 +52,7 @@ def _attend_section(
     """Maximum, sum and accumulator of the keys `start` … `end` for a tile of rows; BLOCK_N keys at a time."""
     dims = tl.arange(0, DIM_PADDED)
     value_dims = tl.arange(0, VALUE_DIM_PADDED)
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([BLOCK_M], tl.float32)
-    accumulator = tl.zeros([BLOCK_M, VALUE_DIM_PADDED], tl.float32)
+    row_max, row_sum, accumulator = _no_keys(BLOCK_M, VALUE_DIM_PADDED)
     for first in range(start, end, BLOCK_N):
         places = first + tl.arange(0, BLOCK_N)
         is_key = places < seqlen_k
@@ -142,9 +149,7 @@ def attend(
         if WINDOW > 0:
             start = tl.maximum(seqlen_k - num_rows + tile * rows_per_tile - WINDOW + 1, 0) // SECTION * SECTION
         end = tl.minimum(seqlen_k, seqlen_k - num_rows + (tile + 1) * rows_per_tile)
-        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        row_sum = tl.zeros([BLOCK_M], tl.float32)
-        accumulator = tl.zeros([BLOCK_M, VALUE_DIM_PADDED], tl.float32)
+        row_max, row_sum, accumulator = _no_keys(BLOCK_M, VALUE_DIM_PADDED)
         for section in range(start, end, SECTION):
             section_max, section_sum, section_accumulator = _attend_section(
                 tile_query, keys, values, block_table + segment * max_blocks, section,
@@ -218,9 +223,7 @@ def join_sections(
         first_section = tl.maximum(seqlen_k - WINDOW, 0) // SECTION
     tile_rows = tl.arange(0, BLOCK_M)
     value_dims = tl.arange(0, VALUE_DIM_PADDED)
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([BLOCK_M], tl.float32)
-    accumulator = tl.zeros([BLOCK_M, VALUE_DIM_PADDED], tl.float32)
+    row_max, row_sum, accumulator = _no_keys(BLOCK_M, VALUE_DIM_PADDED)
     of_row = (row * tl.num_programs(1) + head).to(tl.int64) * max_sections
     for section in range(first_section, tl.cdiv(seqlen_k, SECTION)):
         places = (of_row + section) * BLOCK_M + tile_rows

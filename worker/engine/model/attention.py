@@ -56,7 +56,7 @@ class AttentionStep:
 
 
 def has_softcap(model: Any) -> bool:
-    """Whether the model squashes its attention's scores, which no paged kernel does."""
+    """Whether the model squashes its attention's scores, which no kernel for CPUs does."""
     return getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 

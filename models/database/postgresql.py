@@ -90,8 +90,7 @@ def open_postgresql(url: URL, deadlines: Deadlines, *, read_only: bool) -> Engin
     arguments: dict[str, Any] = {
         "connect_timeout": max(2, round(deadlines.connect)),
         "autocommit": True,  # transactions are begun by the "begin" event alone
-        # PostgreSQL prepares one statement at a time: a second one, which could begin to write, is refused.
-        "prepare_threshold": 0 if read_only else None,
+        "prepare_threshold": None,  # a pooler may give the next transaction another session, without the statement
     }
     defaults = {"keepalives": 1, **{f"keepalives_{name}": seconds for name, seconds in KEEPALIVES.items()}}
     arguments |= {name: value for name, value in defaults.items() if name not in url.query}

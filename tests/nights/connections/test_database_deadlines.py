@@ -14,6 +14,7 @@ from models.database.bulk_insert import insert_rows
 from models.database.connection import limited, open_database
 from models.database.deadlines import CLIENT_MARGIN_SECONDS, Call, Deadlines, stretched
 from models.database.faults import is_data_fault, is_outage, is_timeout
+from producer.results.sql.statement import answer
 from tests.nights.connections.tcp_relay import TcpRelay
 from worker.storage.outages import DatabaseOutages
 
@@ -142,13 +143,19 @@ def test_a_statement_that_the_driver_cannot_send_is_no_outage(relayed: Engine) -
     assert not is_outage(raised.value)
 
 
-def test_nothing_of_a_session_is_used(pooled_url: str) -> None:
+@pytest.mark.parametrize("read_only", [False, True])
+def test_nothing_of_a_session_is_used(pooled_url: str, read_only: bool) -> None:
     """Through what PgBouncer in transaction mode refuses: start-up options, settings, prepared statements."""
-    engine = open_database(pooled_url)
-    upgrade(engine)
+    writer = open_database(pooled_url)
+    upgrade(writer)
+    writer.dispose()
+    engine = open_database(pooled_url, read_only=read_only)
     with engine.begin() as connection:
         for _ in range(8):  # psycopg prepares a statement the fifth time
             connection.execute(text("SELECT count(*) FROM jobs"))
         limits = [connection.exec_driver_sql(f"SHOW {name}_timeout").scalar_one() for name in ("statement", "lock")]
     assert limits == ["10min", "10min"]
+    if read_only:
+        with answer(engine, "SELECT count(*) AS jobs FROM jobs") as found:
+            assert found.columns == ["jobs"] and list(found.rows) == [(0,)]
     engine.dispose()

@@ -36,7 +36,7 @@ demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed pro
 		"select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens from job_results group by 1, 2"
 
 test: $(TOOLS) lint  ## lint, types and all tests
-	$(BIN)/pytest -n 3 --dist loadfile -m "not long"
+	$(BIN)/pytest -n 4 --dist loadfile -m "not long"
 
 faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and databases away
 	$(BIN)/pytest -m long

@@ -19,6 +19,7 @@ def soak(
     assert {name: counts[name] for name in WRONG} == dict.fromkeys(WRONG, 0), counts
 
 
+@pytest.mark.parametrize("topology", [pytest.param("sqlite", marks=pytest.mark.long), "postgresql"], indirect=True)
 def test_a_short_night_of_accidents(
     topology: Topology, jobs: list[dict[str, Any]], expected: dict[str, Answer]
 ) -> None:

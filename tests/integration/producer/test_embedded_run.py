@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
@@ -91,6 +92,7 @@ def test_the_study_from_file_to_sql(producer: Producer, tmp_path: Path) -> None:
     assert "ok   database" in producer("doctor", "--home", home, "--model", TOY_MODEL).stdout
 
 
+@pytest.mark.long
 def test_prompts_of_long_tailed_lengths(producer: Producer, tmp_path: Path) -> None:
     rng = random.Random(12)
     lines: list[dict[str, Any]] = [

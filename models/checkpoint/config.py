@@ -13,7 +13,13 @@ from models.checkpoint.small_files import CheckpointProblem, is_file
 
 #: Rope variants whose angles depend on the longest sequence of the batch.
 BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
-SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+SUPPORTED_LAYERS = frozenset(
+    {
+        *("full_attention", "sliding_attention", "attention"),
+        *("linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding"),  # they keep a recurrent state
+        *("mlp", "moe"),
+    }
+)
 
 #: Configurations of quantized weights outside of `config.json`, and the tools that write them.
 QUANTIZATION_FILES = {

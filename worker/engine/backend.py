@@ -17,11 +17,12 @@ from torch import Tensor
 from models.states import Quantization
 from worker.engine.batch_builder import Paging, build_step_batch
 from worker.engine.config import EngineConfig, ModelLimits
-from worker.engine.kv_memory import GIB, choose_num_blocks
+from worker.engine.kv_memory import GIB, choose_num_blocks, choose_num_states
 from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.fused_decoder import FusedDecoder, can_fuse
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.linear import PlainLinear
+from worker.engine.model.recurrent.state_pool import StateLayout, StatePool
 from worker.engine.model.step_batch import MIN_ROWS, StepBatch
 from worker.engine.model.transformers_decoder import TransformersDecoder
 from worker.engine.sampling.batch_sampler import LaunchSampleBatch, SampleBatch
@@ -67,18 +68,21 @@ class DeviceModel:
     block_size: int = 64  # tokens in a KV block, where nothing else is asked for
     needs_fixed_sizes: bool = False  # answers are to be batch-invariant, and matmuls depend on their size
     is_spread: bool = False
+    states: StateLayout = StateLayout()  # of one sequence; empty where the model keeps none
 
     @property
     def description(self) -> str:
         """The kernels that results come from."""
-        return f"{'sdpa tiles' if self.paged_attention is None else 'paged kernel'}, {self.gemm}"
+        kernel = "sdpa tiles" if self.paged_attention is None else "paged kernel"
+        attention = [kernel] if self.layers else []
+        return ", ".join([*attention, *(["recurrent states"] if self.states else []), self.gemm])
 
 
 class Backend:
     """Runs the steps of one engine.
 
-    Owns the tensors that sequences keep from step to step: the KV cache. Recurrent state, which has a place per
-    sequence and not per token, belongs beside it.
+    Owns the tensors that sequences keep from step to step: the KV cache, and the recurrent states of hybrids beside it,
+    one a sequence.
     """
 
     def __init__(self, model: DeviceModel, limits: ModelLimits, config: EngineConfig) -> None:
@@ -87,10 +91,13 @@ class Backend:
         self._config = config
         self.block_size = config.block_size or model.block_size
         memory = self._free_memory(limits) if config.kv_memory is None else int(config.kv_memory * GIB)
+        self.num_states = choose_num_states(memory, model.states, config.max_num_seqs, has_keys=bool(model.layers))
+        memory -= self.num_states * model.states.num_bytes
         self.num_blocks = choose_num_blocks(
             memory, model.layers, model.dtype, self.block_size, config.max_num_seqs, limits.context_window
         )
         self._cache = KVCache(model.layers, self.num_blocks, self.block_size, model.dtype, model.device)
+        self._states = StatePool(model.states, self.num_states) if model.states else None
         self._paging = Paging.of(model.paged_attention)
 
     @classmethod
@@ -122,6 +129,9 @@ class Backend:
             self._cache.clear_blocks(plan.block_clears)
         if plan.block_copies:
             self._cache.copy_blocks(plan.block_copies)
+        if plan.state_copies:
+            assert self._states is not None, "a plan copies states of a model that keeps none"
+            self._states.copy(plan.state_copies)
         ids_in_flight = None if previous is None else previous.token_ids
         logits, rows = self._forward(plan, ids_in_flight)
         return InFlight(logits, rows, self._model.launch_sample_batch, self._limits.eos_token_ids, ids_in_flight)
@@ -138,7 +148,10 @@ class Backend:
         batch, rows = self._build(plan, self._model.device)
         if batch.in_flight is not None:
             batch.in_flight.insert(batch.input_ids, ids_in_flight)
-        return self._model.decoder(AttentionStep(batch, self._cache, self._model.paged_attention)), rows
+        return self._model.decoder(self._attention_step(batch)), rows
+
+    def _attention_step(self, batch: StepBatch) -> AttentionStep:
+        return AttentionStep(batch, self._cache, self._model.paged_attention, self._states)
 
     def _build(self, plan: StepPlan, device: torch.device) -> tuple[StepBatch, list[SampledRow]]:
         num_rows, num_logits = self._min_sizes(plan)

@@ -21,6 +21,8 @@ from worker.engine.model.step_batch import (
     AttentionTiles,
     InFlightIds,
     PagedRows,
+    StateChunk,
+    StateRows,
     StepBatch,
 )
 from worker.engine.scheduling.sequence import Sequence
@@ -82,6 +84,14 @@ class _Segment:
     block_ids: list[int]
 
 
+@dataclass(frozen=True)
+class _ChunkRows:
+    """Rows of one prompt chunk, in the order of its tokens."""
+
+    rows: list[int]
+    begins: bool
+
+
 class _Rows:
     """The rows of a step while they are added."""
 
@@ -95,6 +105,8 @@ class _Rows:
         self._tiles: list[_Tile] = []
         self._segments: list[_Segment] = []
         self._num_decoding = 0  # of the segments; they come first
+        self._decoding_states: list[int] = []
+        self._chunk_states: dict[int, _ChunkRows] = {}  # by state
         self._logit_rows: list[int] = []
         self.sampled: list[SampledRow] = []
 
@@ -109,6 +121,8 @@ class _Rows:
     def add_decode(self, sequence: Sequence) -> None:
         position = sequence.num_tokens - 1
         row = self._add(sequence, position, position + 1)
+        if sequence.table.state_index is not None:
+            self._decoding_states.append(sequence.table.state_index)
         if self._paging is Paging.NONE:
             self._tiles.append(_Tile([row], [position], sequence.table.block_ids))
         else:
@@ -118,12 +132,19 @@ class _Rows:
 
     def add_chunk(self, chunk: PrefillChunk, *, is_paged: bool) -> None:
         first = self._add(chunk.sequence, chunk.start, chunk.end)
+        self._add_chunk_rows(chunk, first)
         if is_paged:
             self._segments += _prefill_segments(chunk, self._paging)
         else:
             self._tiles += _prefill_tiles(chunk, first, self._block_size)
         if chunk.is_last:
             self._sample(len(self._ids) - 1, chunk.group.sequences)
+
+    def _add_chunk_rows(self, chunk: PrefillChunk, first: int) -> None:
+        """Notes the rows of a recurrent layer's chunk, of which a paged kernel may attend the first."""
+        if (state := chunk.sequence.table.state_index) is not None:
+            rows = self._chunk_states.setdefault(state, _ChunkRows([], begins=chunk.start == 0))
+            rows.rows.extend(range(first, first + chunk.num_tokens))
 
     def pad(self, num_rows: int, num_logits: int) -> None:
         missing = max(0, num_rows - len(self._ids))
@@ -144,6 +165,19 @@ class _Rows:
             paged=_paged_rows(self._segments, self._num_decoding, device) if self._segments else None,
             num_paged_rows=sum(segment.seqlen_q for segment in self._segments),
             in_flight=_in_flight_ids(self._in_flight, device) if self._in_flight else None,
+            states=self._state_rows(device),
+        )
+
+    def _state_rows(self, device: torch.device) -> StateRows | None:
+        if not self._decoding_states and not self._chunk_states:
+            return None
+        return StateRows(
+            num_decoding=len(self._decoding_states),
+            decoding=to_device(self._decoding_states, torch.long, device),
+            chunks=[
+                StateChunk(to_device(chunk.rows, None, device), to_device([state], None, device), chunk.begins)
+                for state, chunk in self._chunk_states.items()
+            ],
         )
 
     def _add(self, sequence: Sequence, start: int, end: int) -> int:

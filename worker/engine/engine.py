@@ -25,6 +25,8 @@ from models.states import Quantization
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.device_selection import backend_for
+from worker.engine.model.recurrent.state_pool import StateLayout
+from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.out_of_memory import is_out_of_memory
 from worker.engine.output import check_output, failed_output, finished_output
@@ -35,8 +37,10 @@ from worker.engine.sampling.sampler import Sampler, collect
 from worker.engine.scheduling.acceptor import Acceptor
 from worker.engine.scheduling.admission import check_request
 from worker.engine.scheduling.block_manager import BlockManager
+from worker.engine.scheduling.prompt_chunks import ChunkRule
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
+from worker.engine.scheduling.state_manager import StateManager
 from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine.scheduling.stopping import eos_ids_of
 from worker.engine.stats import EngineStats
@@ -58,15 +62,23 @@ class Engine:
         self._chat_template = None if loaded.tokenizer is None else ChatTemplate(loaded.limits.name, loaded.tokenizer)
         self._backend = backend_for(loaded.model.device)(loaded.model, loaded.limits, config)
         self.scheduler = Scheduler(
-            BlockManager(self._backend.num_blocks, self._backend.block_size, share_prefixes=config.share_prefixes),
-            config.max_num_seqs,
+            self._make_blocks(),
+            self._backend.num_states or config.max_num_seqs,
             config.prefill_tokens,
             keep_phases_apart=loaded.model.needs_fixed_sizes,
+            chunk_rule=_chunk_rule(loaded.model.states),
         )
         self._sampler = Sampler(loaded.limits, self.scheduler.is_live, loaded.model.sample_batch)
         self._acceptor = Acceptor(self.scheduler, loaded.limits, self.detokenizer, BeamSearch, self.stats)
         self._in_flight: InFlight | None = None  # the last step, whose tokens may still be on the device
         self._ready: list[RequestOutput] = []  # the outputs of the next step
+
+    def _make_blocks(self) -> BlockManager:
+        backend = self._backend
+        states = StateManager(backend.num_states) if backend.num_states else None
+        return BlockManager(
+            backend.num_blocks, backend.block_size, share_prefixes=self.config.share_prefixes, states=states
+        )
 
     @classmethod
     def load(
@@ -227,3 +239,7 @@ class Engine:
         if (alone := self.scheduler.halve()) is not None:
             message = f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n"
             self._ready.append(failed_output(alone.request, OutOfMemory(message)))
+
+
+def _chunk_rule(states: StateLayout) -> ChunkRule:
+    return ChunkRule(states.prompt_unit, states.splits_prompts, MIN_ROWS) if states else ChunkRule()

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from worker.engine.model.kv_cache import LayerShape, num_blocks_for
+from worker.engine.model.recurrent.state_pool import StateLayout
 from worker.engine.request import CapacityExceeded
 
+logger = logging.getLogger(__name__)
+
 GIB = 2**30
+
+#: Of the memory, at most so much holds recurrent states where a model keeps keys and values too.
+MAX_STATE_SHARE = 0.5
+
+
+def choose_num_states(memory: int, layout: StateLayout, max_num_seqs: int, *, has_keys: bool) -> int:
+    """Recurrent states that the bytes hold beside KV blocks: one a sequence. Raises `CapacityExceeded`."""
+    if not layout:
+        return 0
+    fitting = int(memory * (MAX_STATE_SHARE if has_keys else 1)) // layout.num_bytes
+    if fitting < 1:
+        raise CapacityExceeded(
+            f"{memory / GIB:.3f} GiB of KV memory holds no recurrent state ({layout.num_bytes / GIB:.3f} GiB a "
+            "sequence); raise --kv-memory"
+        )
+    if fitting < max_num_seqs:
+        logger.warning(
+            "%.3f GiB of KV memory holds the recurrent states of %d sequences, and so many run side by side, not %d; "
+            "raise --kv-memory",
+            memory / GIB, fitting, max_num_seqs,
+        )  # fmt: skip
+    return min(fitting, max_num_seqs)
 
 
 def choose_num_blocks(
@@ -19,8 +46,10 @@ def choose_num_blocks(
     context_window: int,
 ) -> int:
     """Blocks that the bytes hold; never more than all sequences could fill. Raises `CapacityExceeded`."""
-    num_blocks = num_blocks_for(memory, layers, block_size, dtype)
     most = max_num_seqs * -(-context_window // block_size) + 1
+    if not layers:  # of a model without attention: the blocks hold nothing
+        return most
+    num_blocks = num_blocks_for(memory, layers, block_size, dtype)
     if num_blocks < 2:
         raise CapacityExceeded(f"{memory / GIB:.3f} GiB of KV memory holds no block; raise --kv-memory")
     return min(num_blocks, most)

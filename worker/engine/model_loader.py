@@ -27,6 +27,9 @@ from worker.engine.config import ModelLimits
 from worker.engine.device_selection import backend_for, choose_device, choose_dtype
 from worker.engine.model.attention import ATTENTION_NAME, ShapeProbe
 from worker.engine.model.kv_cache import LayerShape
+from worker.engine.model.recurrent.probe import StateProbe
+from worker.engine.model.recurrent.state_pool import StateLayout
+from worker.engine.model.replace_modules import watch_linears
 from worker.engine.request import EngineError, ModelUnavailable
 from worker.engine.text.tokenizer import load_tokenizer
 
@@ -36,6 +39,21 @@ OTHER_SHAPES = (
     "its weights have other shapes than its configuration asks for; they are of different models, download both again"
 )
 CHAT_END_TOKEN = "<|im_end|>"
+
+
+#: Of a model without positions, whose state has one size however long a sequence is.
+UNBOUNDED_WINDOW = 2**20
+
+#: Layer types without any memory of the tokens before.
+FEED_FORWARD_LAYERS = ("mlp", "moe")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The memory that a model keeps of a sequence, layer by layer."""
+
+    layers: dict[int, LayerShape]
+    states: StateLayout
 
 
 @dataclass(frozen=True)
@@ -87,17 +105,18 @@ def prepare_model(
         )
     model.set_attn_implementation(ATTENTION_NAME)
     model = (model if options.is_spread else model.to(device)).eval().requires_grad_(False)
-    layers = probe_layers(name, model, device)
+    shape = probe_layers(name, model, device)
     config = model.config.get_text_config()
     limits = ModelLimits(
         name=name,
-        context_window=config.max_position_embeddings,
+        context_window=getattr(config, "max_position_embeddings", UNBOUNDED_WINDOW),
         vocab_size=config.vocab_size,
         eos_token_ids=default_eos_ids(model, tokenizer),
         has_tokenizer=tokenizer is not None,
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    return LoadedModel(limits, model.config, tokenizer, backend.load(model, layers, device, options))
+    loaded = replace(backend.load(model, shape.layers, device, options), states=shape.states)
+    return LoadedModel(limits, model.config, tokenizer, loaded)
 
 
 def _read_model(name: str, folder: Path, dtype: torch.dtype, *, is_spread: bool) -> Any:
@@ -130,15 +149,31 @@ def check_config(name: str, config: Any) -> None:
         raise ModelUnavailable(f"{name!r}: {problem}")
 
 
-def probe_layers(name: str, model: Any, device: torch.device) -> dict[int, LayerShape]:
-    """Runs two tokens through the model to see the shape of each layer's keys and values."""
-    probe = ShapeProbe()
+def probe_layers(name: str, model: Any, device: torch.device) -> ModelShape:
+    """Runs two tokens through the model to see what each layer keeps; wraps the layers that keep a recurrent state."""
+    probe, states = ShapeProbe(), StateProbe()
     ids = torch.zeros((1, 2), dtype=torch.long, device=device)
-    with torch.inference_mode():
-        model(input_ids=ids, position_ids=torch.arange(2, device=device)[None], use_cache=False, nocturne_step=probe)
-    if len(probe.layers) != model.config.get_text_config().num_hidden_layers:
+    positions = torch.arange(2, device=device)[None]
+    with torch.inference_mode(), watch_linears(model), states.watching(model):
+        model(input_ids=ids, position_ids=positions, nocturne_step=probe, **states.arguments(model))
+    layout = _state_layout(states, probe)
+    if len(probe.layers.keys() | states.state_layers) != _num_layers_with_memory(model.config.get_text_config()):
         raise ModelUnavailable(f"the attention of {name!r} ({type(model).__name__}) cannot be replaced; not supported")
-    return probe.layers
+    states.wrap(model)
+    return ModelShape(probe.layers, layout)
+
+
+@torch.inference_mode()
+def _state_layout(states: StateProbe, probe: ShapeProbe) -> StateLayout:
+    if any(module in probe.modules for mixer in states.mixers for module in mixer.modules()):
+        raise ModelUnavailable("a module keeps both a recurrent state and keys; not supported")
+    return states.layout()
+
+
+def _num_layers_with_memory(config: Any) -> int:
+    """Layers that keep keys or a state; the others are feed-forward alone."""
+    types = getattr(config, "layer_types", None) or []
+    return int(config.num_hidden_layers) - sum(each in FEED_FORWARD_LAYERS for each in types)
 
 
 def default_eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

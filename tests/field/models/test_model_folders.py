@@ -203,7 +203,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "classifier": (config(architectures=["Qwen2ForSequenceClassification"]), ["not a causal language model"]),
     "architectures": (config(architectures="Qwen2ForCausalLM"), ["architectures must be a list"]),
     "dynamic-rope": (config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), ["not batch-invariant"]),
-    "linear-layers": (config(layer_types=["linear_attention"] * 2), ["layers of type linear_attention"]),
+    "linear-layers": (config(layer_types=["compressed_sparse_attention"] * 2), ["layers of type compressed_sparse"]),
     "count-negative": (config(num_hidden_layers=-3), ["num_hidden_layers must be a whole number above 0, got '-3'"]),
     "ids": (config(eos_token_id=[2, "</s>"]), ["eos_token_id must be a token id or a list of them"]),
     "generation-ids": (

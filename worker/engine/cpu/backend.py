@@ -64,7 +64,7 @@ def _kernels(dtype: torch.dtype, options: LoadOptions) -> CpuKernels | None:
 
 
 def _paged_attention(model: Any, layers: dict[int, LayerShape]) -> PagedAttention | None:
-    if has_softcap(model):
+    if not layers or has_softcap(model):
         return None
     return cpu_attention(model.dtype, layers.values(), model.config.get_text_config().num_attention_heads)
 

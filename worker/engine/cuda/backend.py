@@ -29,7 +29,7 @@ class CudaBackend(Backend):
     ) -> None:
         super().__init__(model, limits, config)
         self._graphs = None
-        if config.use_graphs and model.paged_attention is not None and not model.is_spread:
+        if config.use_graphs and model.paged_attention is not None and not model.is_spread and not model.states:
             most = config.max_num_seqs
             self._graphs = DecodeGraphs(
                 model.decoder,
@@ -75,7 +75,7 @@ class CudaBackend(Backend):
 def _paged_attention(
     model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions
 ) -> PagedAttention | None:
-    if not options.use_kernels:
+    if not options.use_kernels or not layers:
         return None
     num_heads = model.config.get_text_config().num_attention_heads
     return paged_attention(device, model.dtype, layers.values(), num_heads)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.recurrent.state_pool import StatePool
 from worker.engine.model.step_batch import MIN_ROWS, AttentionTiles, PagedRows, StepBatch
 from worker.engine.request import ModelUnavailable
 
@@ -25,6 +26,13 @@ class ShapeProbe:
     """Stands in for a step when a model is loaded: notes the shape of each layer's keys and values."""
 
     layers: dict[int, LayerShape] = field(default_factory=dict)
+    modules: set[nn.Module] = field(default_factory=set)  # that attended
+
+    def note(self, layer: int, module: nn.Module, shape: LayerShape) -> None:
+        if layer in self.layers or module in self.modules:
+            raise ModelUnavailable("its layers share an attention module; not supported")
+        self.layers[layer] = shape
+        self.modules.add(module)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class AttentionStep:
     batch: StepBatch
     cache: KVCache
     paged_attention: PagedAttention | None = None
+    states: StatePool | None = None  # only of models that keep recurrent states
 
 
 def has_softcap(model: Any) -> bool:
@@ -77,7 +86,7 @@ def attention_forward(
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise ModelUnavailable("this model's attention has sinks or a position bias, which is not supported")
     if isinstance(nocturne_step, ShapeProbe):
-        nocturne_step.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3], key.device)
+        nocturne_step.note(layer, module, LayerShape(key.shape[1], key.shape[3], value.shape[3], key.device))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
     assert nocturne_step is not None, "the model did not pass its keyword arguments on to its attention"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -40,11 +40,11 @@ class KVCache:
         self.num_blocks = num_blocks
         num_slots = num_blocks * block_size
         self._keys = {
-            index: _zeros((num_slots, shape.num_kv_heads, shape.key_dim), dtype, shape.device or device)
+            index: lazy_zeros((num_slots, shape.num_kv_heads, shape.key_dim), dtype, shape.device or device)
             for index, shape in layers.items()
         }
         self._values = {
-            index: _zeros((num_slots, shape.num_kv_heads, shape.value_dim), dtype, shape.device or device)
+            index: lazy_zeros((num_slots, shape.num_kv_heads, shape.value_dim), dtype, shape.device or device)
             for index, shape in layers.items()
         }
 
@@ -86,7 +86,7 @@ class KVCache:
         return blocks.view(-1, keys_per_tile, *pool.shape[1:]).transpose(1, 2)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, because a masked key still meets a weight of zero and NaN * 0 is NaN.
 
     On a CPU they are not written: the system gives zeroed pages when they are first touched, so that a worker does

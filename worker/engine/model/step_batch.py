@@ -79,6 +79,24 @@ class PagedRows:
 
 
 @dataclass(frozen=True)
+class StateChunk:
+    """A prompt chunk whose rows go through a recurrent layer in order."""
+
+    rows: Tensor  # [tokens]
+    state: Tensor  # [1] the sequence's state index
+    begins: bool  # at the prompt's first token, where the state is empty
+
+
+@dataclass(frozen=True)
+class StateRows:
+    """The rows of a step by the recurrent state that they read and write. Padding rows have none."""
+
+    num_decoding: int  # of the rows; they come first
+    decoding: Tensor  # [num_decoding] their state indices
+    chunks: list[StateChunk]
+
+
+@dataclass(frozen=True)
 class StepBatch:
     """Everything a forward pass needs beside the weights and the cache."""
 
@@ -90,6 +108,7 @@ class StepBatch:
     paged: PagedRows | None
     num_paged_rows: int  # they come first
     in_flight: InFlightIds | None = None
+    states: StateRows | None = None  # only of models that keep recurrent states
     _copies: dict[torch.device, StepBatch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from worker.engine.model.attention import AttentionStep
+from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
 
 
 class TransformersDecoder:
@@ -14,9 +15,12 @@ class TransformersDecoder:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._mixers = [module for module in model.modules() if isinstance(module, GroupedMixer)]
 
     def __call__(self, step: AttentionStep) -> Tensor:
         """Logits [num_logits, vocab] of the rows that the step asks for."""
+        for mixer in self._mixers:
+            mixer.step = step
         output = self._model(
             input_ids=step.batch.input_ids,
             position_ids=step.batch.positions,

@@ -15,6 +15,8 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
+from worker.engine.scheduling.state_manager import StateManager
+
 
 @dataclass
 class Reservation:
@@ -37,15 +39,23 @@ class BlockTable:
 
     block_ids: list[int] = field(default_factory=list)
     reservation: Reservation = field(default_factory=Reservation)
+    state_index: int | None = None  # of the recurrent state, in models that keep one
 
 
 class BlockManager:
-    """Hands out block ids, except block 0: padding rows write there."""
+    """Hands out block ids, except block 0: padding rows write there.
 
-    def __init__(self, num_blocks: int, block_size: int, *, share_prefixes: bool = True) -> None:
+    With `states` each table has a recurrent state beside its blocks, shared and copied as they are. Prefixes are not
+    shared then: their blocks lack the state that belongs to them.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, share_prefixes: bool = True, states: StateManager | None = None
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._share_prefixes = share_prefixes
+        self.states = states
+        self._share_prefixes = share_prefixes and states is None
         self._free = list(range(1, num_blocks))  # a heap: low ids first keeps the used part compact
         heapify(self._free)
         self._num_references = [0] * num_blocks
@@ -100,7 +110,8 @@ class BlockManager:
             self._reference(block)
         reservation = Reservation(num_blocks_needed - len(shared))
         self._num_reserved += reservation.num_blocks
-        return BlockTable(list(shared), reservation), len(shared) * self.block_size
+        state_index = None if self.states is None else self.states.allocate()
+        return BlockTable(list(shared), reservation, state_index), len(shared) * self.block_size
 
     def append(self, table: BlockTable, num_tokens: int) -> None:
         """Appends blocks until the table holds `num_tokens`."""
@@ -111,7 +122,10 @@ class BlockManager:
         """A second table with the same blocks and the same reservation."""
         for block in table.block_ids:
             self._reference(block)
-        return BlockTable(list(table.block_ids), table.reservation)
+        if table.state_index is not None:
+            assert self.states is not None
+            self.states.reference(table.state_index)
+        return BlockTable(list(table.block_ids), table.reservation, table.state_index)
 
     def copy_on_write(self, table: BlockTable, index: int) -> tuple[int, int] | None:
         """Replaces a shared block by one of the table's own; returns (from, to) where its content must be copied."""
@@ -122,6 +136,14 @@ class BlockManager:
         table.block_ids[index] = new
         self._release(old)
         return old, new
+
+    def copy_state_on_write(self, table: BlockTable) -> tuple[int, int] | None:
+        """Replaces a shared state by one of the table's own; returns (from, to) where its content must be copied."""
+        if self.states is None or table.state_index is None or not self.states.is_shared(table.state_index):
+            return None
+        old, table.state_index = table.state_index, self.states.allocate()
+        self.states.release(old)
+        return old, table.state_index
 
     def remember_prefix(self, prefix: Prefix, table: BlockTable, num_computed: int) -> None:
         """Makes the prompt's full, computed blocks available to later prompts."""
@@ -139,6 +161,10 @@ class BlockManager:
                 table.reservation.num_blocks += 1
                 self._num_reserved += 1
         table.block_ids = []
+        if table.state_index is not None:
+            assert self.states is not None
+            self.states.release(table.state_index)
+            table.state_index = None
 
     def discard(self, block_ids: Iterable[int]) -> list[int]:
         """Drops the content of the blocks that nobody uses from the prefixes; returns these blocks."""

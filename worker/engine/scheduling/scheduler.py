@@ -14,6 +14,7 @@ from time import monotonic
 from worker.engine.request import EngineError
 from worker.engine.scheduling.admission import capacity_error
 from worker.engine.scheduling.block_manager import BlockManager
+from worker.engine.scheduling.prompt_chunks import ChunkRule
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
 
@@ -24,16 +25,22 @@ STEPS_BEFORE_GROWING = 256
 class Scheduler:
     """The waiting and the running groups, and the KV blocks of the running ones.
 
-    With `keep_phases_apart` no step prefills and decodes. Prompt chunks end at borders of blocks, which are the
-    borders of attention tiles.
+    With `keep_phases_apart` no step prefills and decodes.
     """
 
     def __init__(
-        self, blocks: BlockManager, max_num_seqs: int, max_prefill_tokens: int, *, keep_phases_apart: bool = False
+        self,
+        blocks: BlockManager,
+        max_num_seqs: int,
+        max_prefill_tokens: int,
+        *,
+        keep_phases_apart: bool = False,
+        chunk_rule: ChunkRule = ChunkRule(),
     ) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
-        self._max_prefill_tokens = max(max_prefill_tokens // blocks.block_size, 1) * blocks.block_size
+        self._chunk_rule = chunk_rule.of_blocks(blocks.block_size)
+        self._max_prefill_tokens = max(max_prefill_tokens // self._chunk_rule.unit, 1) * self._chunk_rule.unit
         self._keep_phases_apart = keep_phases_apart
         # The limits in force: lower than the above for a while after memory ran out.
         self._sequence_limit, self._prefill_limit = max_num_seqs, self._max_prefill_tokens
@@ -97,13 +104,15 @@ class Scheduler:
             elif budget > 0:
                 chunk = self._chunk(group, budget)
                 plan.prefills.append(chunk)
-                budget -= self.blocks.blocks_for(chunk.num_tokens) * self.blocks.block_size
+                budget -= self._chunk_rule.whole_units(chunk.num_tokens)
         if plan.prefills and self._keep_phases_apart:
             plan.decodes = []
         for sequence in plan.decodes:
             plan.block_copies += self._append_writable(sequence)
+            plan.state_copies += self._state_copy(sequence)
         for chunk in plan.prefills:
             self.blocks.append(chunk.sequence.table, chunk.end)
+            plan.state_copies += self._state_copy(chunk.sequence)
             if chunk.is_last:
                 self._fork_first(chunk.group)
         if not plan.is_empty:
@@ -174,7 +183,8 @@ class Scheduler:
             self.retire(alone)
             return alone
         self._sequence_limit = max(1, self._num_sequences // 2)
-        self._prefill_limit = max(self.blocks.block_size, self._prefill_limit // 2)
+        unit = self._chunk_rule.unit
+        self._prefill_limit = max(unit, self._prefill_limit // (2 * unit) * unit)
         self._steps_since_halved = 0
         self._steps_before_growing *= 2  # doubled, so that requests that start over finish some time
         for group in reversed(list(self.running)):
@@ -234,16 +244,18 @@ class Scheduler:
     def _chunk(self, group: SequenceGroup, budget: int) -> PrefillChunk:
         sequence = group.sequences[0]
         start = sequence.num_computed
-        end = min(sequence.num_prompt_tokens, start + budget)
-        if end < sequence.num_prompt_tokens:
-            end -= end % self.blocks.block_size
-        return PrefillChunk(group, start, end)
+        return PrefillChunk(group, start, self._chunk_rule.end(start, sequence.num_prompt_tokens, budget))
 
     def _append_writable(self, sequence: Sequence) -> list[tuple[int, int]]:
         """Gives a decoding sequence a block of its own to write to; returns the copy that this needs, if any."""
         self.blocks.append(sequence.table, sequence.num_tokens)
         index = (sequence.num_tokens - 1) // self.blocks.block_size
         copy = self.blocks.copy_on_write(sequence.table, index)
+        return [] if copy is None else [copy]
+
+    def _state_copy(self, sequence: Sequence) -> list[tuple[int, int]]:
+        """Gives a sequence a recurrent state of its own to write to; returns the copy that this needs, if any."""
+        copy = self.blocks.copy_state_on_write(sequence.table)
         return [] if copy is None else [copy]
 
     def _fork_first(self, group: SequenceGroup) -> None:

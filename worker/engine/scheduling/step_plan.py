@@ -60,6 +60,7 @@ class StepPlan:
     prefills: list[PrefillChunk] = field(default_factory=list)
     block_clears: list[int] = field(default_factory=list)  # first of all: what is in them may be NaN
     block_copies: list[tuple[int, int]] = field(default_factory=list)  # (from, to), before anything is computed
+    state_copies: list[tuple[int, int]] = field(default_factory=list)  # of recurrent states, likewise
     admitted: list[SequenceGroup] = field(default_factory=list)  # running from this step on
 
     @property

@@ -1,0 +1,80 @@
+"""A recurrent layer of Transformers inside a step: called once for all decoding rows, and once for each prompt chunk.
+
+Works for every layer that keeps its states in Transformers' cache, on any device, with copies of the states in and out.
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worker.engine.model.attention import AttentionStep
+from worker.engine.model.recurrent.state_cache import CallCache
+from worker.engine.model.recurrent.state_pool import StateKey, StatePool
+from worker.engine.model.step_batch import MIN_ROWS, StateChunk, StateRows
+
+
+class GroupedMixer(nn.Module):
+    """Takes the place of the layer; the decoder sets `step` before it calls the model."""
+
+    def __init__(self, mixer: nn.Module, cache_name: str, keys: tuple[StateKey, ...]) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.step: AttentionStep | None = None
+        self._cache_name = cache_name
+        self._keys = keys
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The rows of a step [1, rows, hidden] to as many."""
+        assert self.step is not None, "the model was called outside of a step"
+        call = MixerCall(self.mixer, self._cache_name, *args, **kwargs)
+        rows = call.hidden[0]
+        output = torch.zeros_like(rows)
+        states, pool = self.step.batch.on(rows.device).states, self.step.states
+        if states is None or pool is None:  # a step that only measures its memory
+            return output[None]
+        if states.num_decoding:
+            output[: states.num_decoding] = self._decode(call, rows, states, pool)
+        for chunk in states.chunks:
+            output.index_copy_(0, chunk.rows, self._prefill(call, rows, chunk, pool))
+        return output[None]
+
+    def _decode(self, call: MixerCall, rows: Tensor, states: StateRows, pool: StatePool) -> Tensor:
+        """One token of each decoding sequence: they are the first rows."""
+        count, indices = states.num_decoding, states.decoding
+        rows = rows[:count]
+        if count < MIN_ROWS:
+            rows, indices = rows.expand(MIN_ROWS, -1), indices.expand(MIN_ROWS)
+        cache = CallCache(pool.gather(self._keys, indices))
+        output = call(rows[:, None], cache)[:count, 0]
+        pool.write({key: state[:count] for key, state in cache.states.items()}, states.decoding)
+        return output
+
+    def _prefill(self, call: MixerCall, rows: Tensor, chunk: StateChunk, pool: StatePool) -> Tensor:
+        cache = CallCache(None if chunk.begins else pool.gather(self._keys, chunk.state))
+        output = call(rows.index_select(0, chunk.rows)[None], cache)[0]
+        pool.write(cache.states, chunk.state)
+        return output
+
+
+class MixerCall:
+    """The arguments of a layer's call, with other rows and another cache."""
+
+    def __init__(self, mixer: nn.Module, cache_name: str, /, *args: Any, **kwargs: Any) -> None:
+        self._mixer = mixer
+        self._cache_name = cache_name
+        kwargs = {name: value for name, value in kwargs.items() if name != "nocturne_step"}
+        self._bound = signature(mixer.forward).bind(*args, **kwargs)
+        self._hidden_name = next(iter(self._bound.arguments))
+        self.hidden: Tensor = self._bound.arguments[self._hidden_name]
+        if "attention_mask" in self._bound.arguments:
+            self._bound.arguments["attention_mask"] = None  # nothing is padded
+
+    def __call__(self, hidden: Tensor, cache: CallCache) -> Tensor:
+        self._bound.arguments[self._hidden_name] = hidden
+        self._bound.arguments[self._cache_name] = cache
+        output: Tensor = self._mixer(*self._bound.args, **self._bound.kwargs)
+        return output

@@ -146,9 +146,9 @@ def _warn(submission: Submission, number: int, line: PromptLine, warnings: dict[
     escapes = line_remarks(line.prompt, line.params.get("stop"), is_table=is_plain)
     for name, problem in {**line.remarks, **escapes}.items():
         warnings.setdefault(name, f"{place}: {name} {problem}")
-    if submission.prompt_check is not None and line.messages is not None and "chat_template_kwargs" not in warnings:
-        if (unknown := submission.prompt_check.remark(line.chat)) is not None:
-            warnings["chat_template_kwargs"] = f"{place}: {unknown}"
+    if submission.prompt_check is not None and line.messages is not None:
+        for name, problem in submission.prompt_check.remarks(number, line.chat).items():
+            warnings.setdefault(name, f"{place}: {problem}")
 
 
 def _draft(line: PromptLine, params: GenerationParams, varied: dict[str, Any], submission: Submission) -> JobDraft:

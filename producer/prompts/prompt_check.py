@@ -5,10 +5,11 @@ A prompt of fewer UTF-8 bytes than the window has tokens cannot be too long; onl
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
-from models.chat import ChatInputs
+from models.chat import ChatInputs, content_text
 from models.chat_rendering import ChatRefused
 from producer.errors import LineProblem, UsageError
 from producer.model_files.chat_template import chat_renderer, chat_template, unknown_arguments
@@ -17,6 +18,8 @@ from producer.model_files.tokenizer_calls import TokenizerFailed, tokenizer_call
 
 #: Special tokens that a tokenizer adds to a prompt, at most.
 MAX_ADDED_TOKENS = 8
+
+END_OF_THOUGHT = "</think>"  # templates leave earlier thoughts out on purpose
 
 
 class PromptCheck:
@@ -30,6 +33,7 @@ class PromptCheck:
         self._renderer = chat_renderer(files)
         self._created_at = created_at or datetime.now(UTC)
         self._problems: dict[int, LineProblem] = {}
+        self._left_out: dict[int, str] = {}  # at most one: by the line's number, the message whose text is left out
         self._is_complete = False
 
     def complete(self) -> None:
@@ -40,17 +44,22 @@ class PromptCheck:
         """Raises `LineProblem` for a prompt that the model cannot take, `UsageError` for a model without chats."""
         if not self._is_complete:
             try:
-                self._check(prompt, messages, inputs)
+                text = self._check(prompt, messages, inputs)
+                if not self._left_out and (place := _left_out(messages or [], text)) is not None:
+                    self._left_out[number] = place
             except LineProblem as problem:
                 self._problems[number] = problem
         if number in self._problems:
             raise self._problems[number]
 
-    def remark(self, inputs: ChatInputs) -> str | None:
-        """The warning about template arguments that the template does not know."""
-        if not (unknown := unknown_arguments(self.files, inputs)):
-            return None
-        return f"{', '.join(unknown)}: the chat template of {self.files.name} has no such variable and ignores it"
+    def remarks(self, number: int, inputs: ChatInputs) -> dict[str, str]:
+        """Warnings about a line that was checked: what of it the template ignores, by the field's name."""
+        found, template = {}, f"the chat template of {self.files.name}"
+        if unknown := unknown_arguments(self.files, inputs):
+            found["chat_template_kwargs"] = f"{', '.join(unknown)}: {template} has no such variable and ignores it"
+        if (place := self._left_out.get(number)) is not None:
+            found["tool_calls"] = f"{place}: {template} prints the tool calls and leaves the content out"
+        return found
 
     def text(self, messages: list[dict[str, Any]], inputs: ChatInputs) -> str:
         """The conversation as the model will see it. Raises `LineProblem`."""
@@ -59,7 +68,8 @@ class PromptCheck:
         except ChatRefused as refused:
             raise LineProblem("", str(refused)) from refused
 
-    def _check(self, prompt: str | None, messages: list[dict[str, Any]] | None, inputs: ChatInputs) -> None:
+    def _check(self, prompt: str | None, messages: list[dict[str, Any]] | None, inputs: ChatInputs) -> str:
+        """The text that the model will see."""
         text = prompt
         if messages is not None:
             self._check_template(inputs)
@@ -67,6 +77,7 @@ class PromptCheck:
         assert text is not None
         if self._window is not None and len(text.encode()) + MAX_ADDED_TOKENS >= self._window:
             self._check_length("prompt" if messages is None else "messages", text, is_chat=messages is not None)
+        return text
 
     def _check_template(self, inputs: ChatInputs) -> None:
         try:
@@ -89,3 +100,13 @@ class PromptCheck:
                 f"has {num_tokens:,} tokens, and the context window of {self.files.name} is {window:,}; "
                 "at least one token must be left for the answer",
             )
+
+
+def _left_out(messages: list[dict[str, Any]], text: str) -> str | None:
+    """The first message with tool calls whose content is not in the text: Llama 3's templates print one of the two."""
+    for index, message in enumerate(messages):
+        content = content_text(message.get("content")).rpartition(END_OF_THOUGHT)[2].strip()
+        is_printed = content in text or json.dumps(content)[1:-1] in text
+        if message.get("tool_calls") and not is_printed:
+            return f"messages[{index}] (role {message['role']})"
+    return None

@@ -264,6 +264,21 @@ def test_an_argument_that_the_template_does_not_know_is_warned_about(base: Path)
     assert not checked(folder_of("qwen", base), CHAT | {"chat_template_kwargs": {"enable_thinking": 1}})[0].warnings
 
 
+@pytest.mark.parametrize(("family", "is_left_out"), [("llama-3", True), ("qwen", False)])
+def test_content_that_a_template_leaves_out_beside_tool_calls_is_warned_about(
+    family: str, is_left_out: bool, base: Path
+) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    said = {"role": "assistant", "content": 'I look "there" first.', "tool_calls": [call]}
+    lines = [{"messages": [USER, {**said, "content": text}, {"role": "tool", "content": "12", "name": "weather"}, USER]}
+             for text in (None, said["content"], said["content"])]  # fmt: skip
+    warnings = list(checked(folder_of(family, base), *lines)[0].warnings.values())
+    assert len(warnings) == is_left_out
+    for warning in warnings:
+        assert ":2: messages[1] (role assistant): the chat template of" in warning
+        assert warning.endswith("prints the tool calls and leaves the content out")
+
+
 def test_a_prompt_longer_than_the_window_is_named_and_short_ones_are_not_tokenized(base: Path) -> None:
     folder = folder_of("chatml", base)
     report, prompts = checked(folder, {"prompt": "short " * 10}, CHAT, context_window=200)

@@ -39,6 +39,8 @@ test: $(TOOLS) lint  ## lint, types and all tests
 	$(BIN)/pytest -n 4 --dist loadfile -m "not long"
 
 faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and databases away
+	@PATH=$$PATH:/usr/sbin command -v pgbouncer > /dev/null || { echo "installing the system's pgbouncer" >&2; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends pgbouncer; }
 	$(BIN)/pytest -m long
 
 attack: $(TOOLS)  ## hostile files, statements, templates and URLs, all of them

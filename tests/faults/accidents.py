@@ -43,7 +43,7 @@ class Accidents:
         self._lease_seconds = lease_seconds
         self._lasting: list[Thread] = []
         self.by_name: dict[str, Callable[[], None]] = {
-            "worker killed": lambda: os.kill(self._worker().pid, signal.SIGKILL),
+            "worker killed": self._kill_worker,
             "engine killed": self._kill_engine,
             "all workers killed": self._kill_all,
             "worker told to stop": lambda: self._worker().signal(signal.SIGTERM),
@@ -88,6 +88,10 @@ class Accidents:
 
     def _worker(self) -> WorkerProcess:
         return self._topology.workers[self._rng.choice(list(self._topology.workers))]
+
+    def _kill_worker(self) -> None:
+        with suppress(ProcessLookupError):  # between two processes of one worker: its parent starts the next
+            os.kill(self._worker().pid, signal.SIGKILL)
 
     def _kill_engine(self) -> None:
         with suppress(psutil.NoSuchProcess):

@@ -190,7 +190,7 @@ def report(
 
 for command in (
     maintenance.resume, maintenance.cancel, maintenance.retry, maintenance.pause, maintenance.unpause,
-    maintenance.doctor, maintenance.prune,
+    maintenance.doctor, maintenance.models, maintenance.prune,
 ):  # fmt: skip
     app.command()(command)
 db_app.command("upgrade")(maintenance.db_upgrade)

@@ -109,6 +109,20 @@ def doctor(connection: given.ConnectionOptions, as_json: given.AsJson = False) -
 
 
 @flat
+def models(
+    model_types: Annotated[list[str] | None, typer.Argument(help="these alone", metavar="[TYPE]...")] = None,
+    as_json: given.AsJson = False,
+) -> None:
+    """Shows on which path each type of model decodes, and how it was tested.
+
+    Example: producer models qwen3 gpt_oss
+    """
+    from producer.model_files.model_table import show_models
+
+    show_models(model_types or [], as_json=as_json)
+
+
+@flat
 def prune(
     connection: given.DatabaseOptions,
     older_than: Annotated[str, typer.Option(help="runs finished longer ago: 30d, 12h")],

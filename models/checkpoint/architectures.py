@@ -9,14 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 CAUSAL_TABLE = ("modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+CONDITIONAL_TABLE = ("modeling_auto.py", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
 CONFIG_TABLES = (("auto_mappings.py", "CONFIG_MAPPING_NAMES"), ("configuration_auto.py", "CONFIG_MAPPING_NAMES"))
 
 
 @dataclass(frozen=True)
 class Architectures:
-    """Names by model type; both are empty where they cannot be read, and then nothing is known."""
+    """Names by model type; all are empty where they cannot be read, and then nothing is known."""
 
     causal: dict[str, str]  # the class of the causal language model
+    conditional: dict[str, str]  # the class of the model that sees images too
     configs: dict[str, str]  # of every model
 
 
@@ -26,7 +28,7 @@ def known_architectures() -> Architectures:
     configs: dict[str, str] = {}
     for file, name in CONFIG_TABLES:
         configs |= _table(file, name)
-    return Architectures(_table(*CAUSAL_TABLE), configs)
+    return Architectures(_table(*CAUSAL_TABLE), _table(*CONDITIONAL_TABLE), configs)
 
 
 def _table(file: str, name: str) -> dict[str, str]:

@@ -9,17 +9,11 @@ from typing import Any
 
 from models.checkpoint.architectures import known_architectures
 from models.checkpoint.config_values import check_token_ids, check_values
+from models.checkpoint.quantization import SUPPORTED_METHODS, quantization_method, quantization_name
 from models.checkpoint.small_files import CheckpointProblem, is_file
 
 #: Rope variants whose angles depend on the longest sequence of the batch.
 BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
-SUPPORTED_LAYERS = frozenset(
-    {
-        *("full_attention", "sliding_attention", "attention"),
-        *("linear_attention", "conv", "mamba", "hybrid", "hybrid_sliding"),  # they keep a recurrent state
-        *("mlp", "moe"),
-    }
-)
 
 #: Configurations of quantized weights outside of `config.json`, and the tools that write them.
 QUANTIZATION_FILES = {
@@ -41,8 +35,6 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     _check_architecture(path, config)
     check_values(path, text_config)
     check_token_ids(path, config)
-    if problem := attention_problem(text_config):
-        raise CheckpointProblem(f"{path}: {problem}")
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -51,45 +43,33 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
-def attention_problem(text_config: Mapping[str, Any]) -> str | None:
-    """The sentence about positions or layers that our attention would compute wrongly."""
+def packing_problem(text_config: Mapping[str, Any]) -> str | None:
+    """The sentence about positions that depend on what else is in a batch, so that rows must not be packed."""
     rope = text_config.get("rope_parameters") or text_config.get("rope_scaling") or {}
     if isinstance(rope, dict):
         parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
         kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type") if part.get(key)}
         if found := kinds & BATCH_DEPENDENT_ROPE:
-            return f"its rotary positions ({', '.join(sorted(found))}) are not batch-invariant; not supported"
-    layers = text_config.get("layer_types")
-    if isinstance(layers, list) and (unsupported := {str(layer) for layer in layers} - SUPPORTED_LAYERS):
-        return f"it has layers of type {', '.join(sorted(unsupported))}; not supported"
+            return f"its rotary positions ({', '.join(sorted(found))}) depend on the longest sequence of a batch"
     return None
 
 
 def _check_quantization(path: Path, config: Mapping[str, Any]) -> None:
     """MLX writes `quantization`, everybody else `quantization_config`, some a file of their own."""
-    for part in (config, text_part(config)):
-        for name in ("quantization_config", "quantization", "compression_config"):
-            if given := part.get(name):
-                raise CheckpointProblem(
-                    f"{path}: the weights are quantized ({_quantization(name, given)}), which the engine does not "
-                    f"compute; {FULL_PRECISION}"
-                )
+    method, _ = quantization_method(config)
+    if method in SUPPORTED_METHODS:
+        return
+    if method:
+        raise CheckpointProblem(
+            f"{path}: the weights are quantized ({quantization_name(config)}), which the engine does not "
+            f"compute; {FULL_PRECISION}"
+        )
     for file, tool in QUANTIZATION_FILES.items():
         if is_file(path.parent / file):
             raise CheckpointProblem(
                 f"{path.parent / file}: the weights are quantized ({tool}), which the engine does not compute; "
                 f"{FULL_PRECISION}"
             )
-
-
-def _quantization(name: str, given: Any) -> str:
-    if not isinstance(given, dict):
-        return f"{name}: {str(given)[:100]}"
-    method = given.get("quant_method") or given.get("quant_algo") or ("mlx" if name == "quantization" else "")
-    if not method and any(str(key).startswith(("load_in_", "_load_in_")) for key in given):
-        method = "bitsandbytes"
-    bits = given.get("bits") or (4 if given.get("load_in_4bit") else 8 if given.get("load_in_8bit") else None)
-    return f"{method or name}, {bits} bits" if bits else str(method or name)
 
 
 def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
@@ -102,7 +82,11 @@ def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointProblem(
             f"{path}: {model_type!r} is an encoder-decoder; only causal (decoder-only) language models are decoded"
         )
-    _check_model_type(path, model_type, has_code="auto_map" in config)
+    _check_model_type(
+        path, model_type, has_code="auto_map" in config, has_text=isinstance(config.get("text_config"), dict)
+    )
+    if model_type in known_architectures().conditional and isinstance(config.get("text_config"), dict):
+        return
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointProblem(f"{path}: architectures must be a list of names, got {str(names)[:100]!r}")
@@ -114,10 +98,12 @@ def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_model_type(path: Path, model_type: str, *, has_code: bool) -> None:
+def _check_model_type(path: Path, model_type: str, *, has_code: bool, has_text: bool) -> None:
     """Says nothing where the tables of Transformers cannot be read: the engine then finds out."""
     known = known_architectures()
     if not known.causal or model_type in known.causal:
+        return
+    if model_type in known.conditional and has_text:
         return
     if model_type in known.configs:
         raise CheckpointProblem(

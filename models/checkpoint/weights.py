@@ -9,6 +9,7 @@ from typing import Any
 
 from models.checkpoint.config import FULL_PRECISION, text_part
 from models.checkpoint.entries import check_link
+from models.checkpoint.quantization import SUPPORTED_METHODS, quantization_method
 from models.checkpoint.safetensors_header import TensorInfo, read_header
 from models.checkpoint.small_files import CheckpointProblem, is_file, read_json_object
 
@@ -28,7 +29,8 @@ LAYER = re.compile(r"^(?P<group>|.*?\.)(?:layers|layer|h|blocks)\.(?P<index>\d+)
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises `CheckpointProblem` for weights that are absent, damaged, quantized or of another configuration."""
     tensors = _tensors_of(folder, weights_file(folder, config))
-    _check_precision(folder, tensors)
+    if quantization_method(config)[0] not in SUPPORTED_METHODS:
+        _check_precision(folder, tensors)
     _check_shapes(folder, tensors, text_part(config))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from models.checkpoint.known_paths import path_of
 from models.database.connection import server_version
 from models.database.faults import DatabaseUnavailable, database_name
 from models.redacted import redacted
@@ -61,6 +62,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     model = _try("model", lambda: (check_model(settings.model), None))
     yield model
     if model.is_ok:
+        yield _try("path", lambda: (path_of(small_files(settings.model).config), None))
         yield _try("defaults", lambda: (_defaults(settings.model), None))
     yield _disk(settings.home)
     yield _redis(settings)

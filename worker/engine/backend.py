@@ -17,6 +17,7 @@ from torch import Tensor
 from models.states import Quantization
 from worker.engine.batch_builder import Paging, build_step_batch
 from worker.engine.config import EngineConfig, ModelLimits
+from worker.engine.fallback.own_cache import OwnCacheDecoder, OwnCacheModel, measured
 from worker.engine.kv_memory import GIB, choose_num_blocks, choose_num_states
 from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.fused_decoder import FusedDecoder, can_fuse
@@ -43,6 +44,7 @@ class LoadOptions:
     deterministic: bool = False
     quantize: Quantization = "none"
     is_spread: bool = False  # over several devices
+    is_packed: bool = True  # all rows of a step together; else each sequence through `generate`'s own loop
     fuse: bool = True
     use_kernels: bool = True
 
@@ -66,6 +68,7 @@ class DeviceModel:
         None  # where a step may begin before the last one's tokens are known
     )
     block_size: int = 64  # tokens in a KV block, where nothing else is asked for
+    own_cache: OwnCacheModel | None = None  # where the model runs through `generate`'s loop, and `decoder` never does
     needs_fixed_sizes: bool = False  # answers are to be batch-invariant, and matmuls depend on their size
     is_spread: bool = False
     states: StateLayout = StateLayout()  # of one sequence; empty where the model keeps none
@@ -73,6 +76,8 @@ class DeviceModel:
     @property
     def description(self) -> str:
         """The kernels that results come from."""
+        if self.own_cache is not None:
+            return f"own cache, one sequence at a time, {self.gemm}"
         kernel = "sdpa tiles" if self.paged_attention is None else "paged kernel"
         attention = [kernel] if self.layers else []
         return ", ".join([*attention, *(["recurrent states"] if self.states else []), self.gemm])
@@ -123,6 +128,19 @@ class Backend:
             is_spread=options.is_spread,
         )
 
+    @classmethod
+    def load_unpacked(cls, model: Any, device: torch.device, options: LoadOptions) -> DeviceModel:
+        """The model, which keeps its layers, decoded through its own cache."""
+        return DeviceModel(
+            device=device,
+            dtype=model.dtype,
+            layers={},
+            decoder=_no_step,
+            gemm="torch gemm",
+            own_cache=measured(OwnCacheDecoder(model)),
+            is_spread=options.is_spread,
+        )
+
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
         """Begins to compute a plan that is not empty; `previous` is the step before, where it is still in flight."""
         if plan.block_clears:
@@ -163,3 +181,7 @@ class Backend:
             return MIN_ROWS, MIN_ROWS
         most = self._config.max_num_seqs
         return (self._config.prefill_tokens if plan.prefills else most), most
+
+
+def _no_step(step: AttentionStep) -> Tensor:
+    raise AssertionError(f"{step} was planned for a model that runs through its own cache")

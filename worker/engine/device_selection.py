@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from worker.engine.backend import Backend
+from worker.engine.backend import Backend, DeviceModel
 from worker.engine.cpu.backend import CpuBackend
 from worker.engine.cuda.backend import CudaBackend
+from worker.engine.fallback.backend import FallbackBackend
 from worker.engine.request import ModelUnavailable
 
 
@@ -14,6 +15,11 @@ def backend_for(device: torch.device) -> type[Backend]:
     """The backend of a device; one without its own computes with torch's operations alone."""
     backends: dict[str, type[Backend]] = {"cpu": CpuBackend, "cuda": CudaBackend}
     return backends.get(device.type, Backend)
+
+
+def backend_of(model: DeviceModel) -> type[Backend]:
+    """The backend that runs the steps of a loaded model."""
+    return backend_for(model.device) if model.own_cache is None else FallbackBackend
 
 
 def choose_device(device: str) -> torch.device:

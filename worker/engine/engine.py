@@ -24,7 +24,7 @@ from models.engine_options import EngineOptions, SizeOptions
 from models.states import Quantization
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
-from worker.engine.device_selection import backend_for
+from worker.engine.device_selection import backend_of
 from worker.engine.model.recurrent.state_pool import StateLayout
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.model_loader import LoadedModel, load_model
@@ -60,7 +60,7 @@ class Engine:
         self.stats = EngineStats()
         self.detokenizer = None if loaded.tokenizer is None else Detokenizer(loaded.tokenizer)
         self._chat_template = None if loaded.tokenizer is None else ChatTemplate(loaded.limits.name, loaded.tokenizer)
-        self._backend = backend_for(loaded.model.device)(loaded.model, loaded.limits, config)
+        self._backend = backend_of(loaded.model)(loaded.model, loaded.limits, config)
         self.scheduler = Scheduler(
             self._make_blocks(),
             self._backend.num_states or config.max_num_seqs,
@@ -75,9 +75,13 @@ class Engine:
 
     def _make_blocks(self) -> BlockManager:
         backend = self._backend
-        states = StateManager(backend.num_states) if backend.num_states else None
+        has_own_caches = self.loaded.model.own_cache is not None
         return BlockManager(
-            backend.num_blocks, backend.block_size, share_prefixes=self.config.share_prefixes, states=states
+            backend.num_blocks,
+            backend.block_size,
+            share_prefixes=self.config.share_prefixes and not has_own_caches,
+            share_forks=not has_own_caches,
+            states=StateManager(backend.num_states) if backend.num_states else None,
         )
 
     @classmethod

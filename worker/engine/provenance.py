@@ -25,6 +25,7 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "tokenizer": type(loaded.tokenizer).__name__,  # its class; TokenizersBackend is tokenizer.json as it stands
+            **({} if loaded.verdict is None else {"path": loaded.verdict.sentence}),
             **({"files": small_files} if small_files else {}),
         },
     }

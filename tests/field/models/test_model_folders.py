@@ -152,13 +152,9 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "width-other": (config(intermediate_size=48), ["cannot load the model", "its weights have other shapes"]),
     "untied": (config(tie_word_embeddings=False), ["lack 1 tensors", "lm_head.weight"]),
     # quantized weights
-    "gptq": (quantized("gptq", bits=4), ["quantized (gptq, 4 bits)", "take the unquantized model"]),
-    "awq": (quantized("awq", bits=4), ["quantized (awq, 4 bits)", "take the unquantized model"]),
-    "fp8": (quantized("fp8"), ["quantized (fp8)", "take the unquantized model"]),
-    "mxfp4": (quantized("mxfp4"), ["quantized (mxfp4)"]),
+    "hqq": (quantized("hqq", bits=4), ["quantized (hqq, 4 bits)", "take the unquantized model"]),
+    "aqlm": (quantized("aqlm"), ["quantized (aqlm)", "take the unquantized model"]),
     "gguf-config": (quantized("gguf"), ["quantized (gguf)"]),
-    "compressed": (quantized("compressed-tensors", format="pack-quantized"), ["quantized (compressed-tensors)"]),
-    "bitsandbytes": (config(quantization_config={"load_in_4bit": True}), ["quantized (bitsandbytes, 4 bits)"]),
     "mlx": (config(quantization={"group_size": 64, "bits": 4}), ["quantized (mlx, 4 bits)"]),
     "gptq-file": (write("quantize_config.json", '{"bits": 4}'), ["quantize_config.json", "quantized (GPTQ)"]),
     "fp8-silent": (
@@ -202,8 +198,6 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "embedding": (config(architectures=["Qwen2Model"]), ["Qwen2Model", "give one of Qwen2ForCausalLM"]),
     "classifier": (config(architectures=["Qwen2ForSequenceClassification"]), ["not a causal language model"]),
     "architectures": (config(architectures="Qwen2ForCausalLM"), ["architectures must be a list"]),
-    "dynamic-rope": (config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), ["not batch-invariant"]),
-    "linear-layers": (config(layer_types=["compressed_sparse_attention"] * 2), ["layers of type compressed_sparse"]),
     "count-negative": (config(num_hidden_layers=-3), ["num_hidden_layers must be a whole number above 0, got '-3'"]),
     "ids": (config(eos_token_id=[2, "</s>"]), ["eos_token_id must be a token id or a list of them"]),
     "generation-ids": (
@@ -360,7 +354,7 @@ def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | N
     return ended.value.code
 
 
-@pytest.mark.parametrize("damage", ["weights-lfs", "weights-cut", "gptq", "no-tokenizer", "config-no-json", "adapter"])
+@pytest.mark.parametrize("damage", ["weights-lfs", "weights-cut", "hqq", "no-tokenizer", "config-no-json", "adapter"])
 def test_commands_refuse_before_anything_is_written(
     damage: str,
     folder: Path,
@@ -398,7 +392,7 @@ def test_a_worker_says_why_in_one_line(damage: str, folder: Path, broker: str, s
     assert all(part in line for part in parts)
 
 
-@pytest.mark.parametrize("damage", ["weights-cut", "fp8", "sentencepiece"])
+@pytest.mark.parametrize("damage", ["weights-cut", "aqlm", "sentencepiece"])
 def test_a_worker_refuses_a_damaged_folder_at_once(
     damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,10 +45,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     (only_bin / "pytorch_model.bin").write_bytes(b"PK")
     quantized = tmp_path_factory.mktemp("hub") / "awq"
     shutil.copytree(folder, quantized)
-    edit_json(quantized / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
+    edit_json(quantized / "config.json", quantization_config={"quant_method": "hqq", "bits": 4})
     gguf = tmp_path_factory.mktemp("hub")
     (gguf / "small.Q4_K_M.gguf").write_bytes(b"GGUF")
-    models = {MODEL: folder, "someone/bin": only_bin, "someone/awq": quantized, "someone/gguf": gguf}
+    models = {MODEL: folder, "someone/bin": only_bin, "someone/hqq": quantized, "someone/gguf": gguf}
     with HubServer(models) as server:
         yield server
 
@@ -168,7 +168,7 @@ FAULTS: dict[str, tuple[str, str | None, dict[str, tuple[int, str]], list[str]]]
     "no-such-name": ("a--b", None, {}, ["neither a folder nor a hub id"]),
     "only-bin": ("someone/bin", None, {}, ["no safetensors (found: ", "pytorch_model.bin", "give one that has"]),
     "gguf": ("someone/gguf", None, {}, ["has no config.json (it has small.Q4_K_M.gguf)"]),
-    "awq": ("someone/awq", None, {}, ["quantized (awq, 4 bits)", "take the unquantized model"]),
+    "hqq": ("someone/hqq", None, {}, ["quantized (hqq, 4 bits)", "take the unquantized model"]),
 }
 
 

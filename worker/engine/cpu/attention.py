@@ -20,8 +20,9 @@ class _AttentionShape(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("num_heads", "num_kv_heads", "dim", "value_dim", "block_size")),
-        *((name, ctypes.c_int64) for name in ("max_blocks", "window", "query_stride")),
+        *((name, ctypes.c_int64) for name in ("max_blocks", "window", "chunk", "query_stride")),
         ("scale", ctypes.c_float),
+        ("sinks", ctypes.c_void_p),
     ]
 
 
@@ -40,9 +41,10 @@ class CpuAttention:
         if query.stride(1) != dim or query.stride(2) != 1:
             query = query.contiguous()
         output = query.new_empty(num_rows, num_heads, values.shape[2])
+        sinks = None if layer.sinks is None else layer.sinks.float().contiguous()
         shape = _AttentionShape(
-            num_heads, keys.shape[1], dim, values.shape[2], cache.block_size,
-            rows.block_table.shape[1], layer.window or 0, query.stride(0), layer.scale,
+            num_heads, keys.shape[1], dim, values.shape[2], cache.block_size, rows.block_table.shape[1],
+            layer.window or 0, layer.chunk or 0, query.stride(0), layer.scale, pointer(sinks),
         )  # fmt: skip
         tensors = (output, query, keys, values, rows.block_table, rows.seqused_k, rows.cu_seqlens_q)
         if self._attention(*map(pointer, tensors), ctypes.c_int64(len(rows.seqused_k)), ctypes.byref(shape)):

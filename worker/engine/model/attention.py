@@ -5,6 +5,9 @@ The fused decoder calls `attend`; Transformers' models call `attention_forward`,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,6 +46,8 @@ class AttentionLayer:
     scale: float
     window: int | None = None  # tokens that a row sees, itself included; None for all
     softcap: float | None = None
+    sinks: Tensor | None = None  # [heads], a score that every row of a head meets and that has no value
+    chunk: int | None = None  # tokens; a row sees those of its own chunk; None for all
 
 
 class PagedAttention(Protocol):
@@ -56,12 +61,25 @@ class PagedAttention(Protocol):
 
 @dataclass(frozen=True)
 class AttentionStep:
-    """The inputs of a step's attention; Transformers' models pass them on among their keyword arguments."""
+    """The inputs of a step's attention."""
 
     batch: StepBatch
     cache: KVCache
     paged_attention: PagedAttention | None = None
     states: StatePool | None = None  # only of models that keep recurrent states
+
+
+_STEP: ContextVar[AttentionStep | ShapeProbe | None] = ContextVar("step", default=None)
+
+
+@contextmanager
+def step_at_hand(step: AttentionStep | ShapeProbe) -> Iterator[None]:
+    """Hands a step to the attention of a Transformers model beside its arguments, which not every model passes on."""
+    token = _STEP.set(step)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
 
 
 def has_softcap(model: Any) -> bool:
@@ -78,24 +96,24 @@ def attention_forward(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    nocturne_step: AttentionStep | ShapeProbe | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of every row over its own sequence; returns [1, rows, heads, value_dim]."""
+    step = _STEP.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
-    if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise ModelUnavailable("this model's attention has sinks or a position bias, which is not supported")
-    if isinstance(nocturne_step, ShapeProbe):
-        nocturne_step.note(layer, module, LayerShape(key.shape[1], key.shape[3], value.shape[3], key.device))
+    if kwargs.get("position_bias") is not None:
+        raise ModelUnavailable("this model's attention has a position bias, which is not supported")
+    if isinstance(step, ShapeProbe):
+        step.note(layer, module, LayerShape(key.shape[1], key.shape[3], value.shape[3], key.device))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
-    assert nocturne_step is not None, "the model did not pass its keyword arguments on to its attention"
+    assert step is not None, "attention outside of a step"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = attend(
-        AttentionLayer(layer, scale, sliding_window, softcap),
+        AttentionLayer(layer, scale, sliding_window, softcap, kwargs.get("s_aux"), _chunk_of(module)),
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        nocturne_step,
+        step,
     )
     return output[None], None
 
@@ -143,7 +161,9 @@ def _attend_tiles(
     group = num_heads // num_kv_heads
     folded = queries.view(num_tiles, num_queries, num_kv_heads, group, dim).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_tiles, num_kv_heads, group * num_queries, dim)
-    mask = tiles.mask(layer.window, group, queries.dtype)
+    mask = tiles.mask(layer.window, layer.chunk, group, queries.dtype)
+    if layer.sinks is not None:
+        keys, values, mask = _with_sinks(layer.sinks, keys, values, mask, num_queries)
     if folded.shape[2] < MIN_ROWS:
         folded, mask = folded.expand(-1, -1, MIN_ROWS, -1), mask.expand(-1, -1, MIN_ROWS, -1)
     if layer.softcap is None:
@@ -153,6 +173,26 @@ def _attend_tiles(
     attended = attended[:, :, : group * num_queries]
     attended = attended.reshape(num_tiles, num_kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
     return attended.reshape(num_tiles, num_queries, num_heads, -1)
+
+
+def _with_sinks(
+    sinks: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_queries: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One key more, whose score is the mask alone: the head's sink. Its value adds nothing."""
+    num_tiles, num_kv_heads = keys.shape[:2]
+    column = sinks.to(mask.dtype).view(num_kv_heads, -1, 1).repeat(1, 1, num_queries).view(1, num_kv_heads, -1, 1)
+    mask = torch.cat([mask.expand(-1, num_kv_heads, -1, -1), column.expand(num_tiles, -1, -1, -1)], dim=-1)
+    return F.pad(keys, (0, 0, 0, 1)), F.pad(values, (0, 0, 0, 1)), mask
+
+
+def _chunk_of(module: nn.Module) -> int | None:
+    """Llama 4 hands its chunks over in masks alone, which ours are not made of."""
+    config: Any = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or kinds[module.layer_idx] != "chunked_attention":
+        return None
+    chunk: int = config.attention_chunk_size
+    return chunk
 
 
 def _softcapped_attention(

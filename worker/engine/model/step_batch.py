@@ -34,18 +34,22 @@ class AttentionTiles:
     last_keys: Tensor  # [num_tiles, queries] position of the last key each query sees
     is_contiguous: bool  # rows are first_row, first_row + 1, …: no gathering needed
     first_row: int
-    _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _masks: dict[tuple[int | None, int | None, int], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def mask(self, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
-        """Additive mask [num_tiles, 1, group * queries, keys_per_tile]; made once for each window and group."""
-        if (window, group) not in self._masks:
+    def mask(self, window: int | None, chunk: int | None, group: int, dtype: torch.dtype) -> Tensor:
+        """Additive mask [num_tiles, 1, group * queries, keys_per_tile]; made once for each window, chunk and group."""
+        if (window, chunk, group) not in self._masks:
             keys = torch.arange(self.keys_per_tile, device=self.last_keys.device)
             hidden = keys > self.last_keys[..., None]
             if window is not None:
                 hidden |= keys <= self.last_keys[..., None] - window
+            if chunk is not None:
+                hidden |= keys // chunk < self.last_keys[..., None] // chunk
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
-            self._masks[window, group] = mask[:, None].repeat(1, 1, group, 1)
-        return self._masks[window, group]
+            self._masks[window, chunk, group] = mask[:, None].repeat(1, 1, group, 1)
+        return self._masks[window, chunk, group]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
 
-from worker.engine.model.attention import AttentionStep
+from worker.engine.model.attention import AttentionStep, step_at_hand
 from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
 
 
@@ -16,17 +17,16 @@ class TransformersDecoder:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._mixers = [module for module in model.modules() if isinstance(module, GroupedMixer)]
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def __call__(self, step: AttentionStep) -> Tensor:
         """Logits [num_logits, vocab] of the rows that the step asks for."""
         for mixer in self._mixers:
             mixer.step = step
-        output = self._model(
-            input_ids=step.batch.input_ids,
-            position_ids=step.batch.positions,
-            use_cache=False,
-            logits_to_keep=step.batch.logit_rows,
-            nocturne_step=step,
-        )
+        arguments: dict[str, Any] = {"logits_to_keep": step.batch.logit_rows} if self._keeps_logits else {}
+        with step_at_hand(step):
+            output = self._model(
+                input_ids=step.batch.input_ids, position_ids=step.batch.positions, use_cache=False, **arguments
+            )
         logits: Tensor = output.logits[0]
-        return logits
+        return logits if self._keeps_logits else logits.index_select(0, step.batch.logit_rows)

@@ -46,12 +46,20 @@ class BlockManager:
     """Hands out block ids, except block 0: padding rows write there.
 
     With `states` each table has a recurrent state beside its blocks, shared and copied as they are. Prefixes are not
-    shared then: their blocks lack the state that belongs to them.
+    shared then: their blocks lack the state that belongs to them. Without `share_forks` each sequence of a request
+    reserves its whole length, as if it had its own copy.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, share_prefixes: bool = True, states: StateManager | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        share_prefixes: bool = True,
+        share_forks: bool = True,
+        states: StateManager | None = None,
     ) -> None:
+        self.share_forks = share_forks
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.states = states

@@ -62,7 +62,7 @@ class Scheduler:
         longest = self.blocks.blocks_for(sequence.num_prompt_tokens + sequence.max_new_tokens)
         if group.max_sequences == 1:
             return longest
-        shared = sequence.num_prompt_tokens // self.blocks.block_size
+        shared = self._blocks_shared(sequence)
         return shared + group.max_sequences * (longest - shared)
 
     def capacity_error(self, group: SequenceGroup) -> EngineError | None:
@@ -73,9 +73,13 @@ class Scheduler:
 
     def _samples_per_round(self, group: SequenceGroup) -> int:
         sequence = group.sequences[0]
-        shared = sequence.num_prompt_tokens // self.blocks.block_size
+        shared = self._blocks_shared(sequence)
         tail = self.blocks.blocks_for(sequence.num_prompt_tokens + sequence.max_new_tokens) - shared
         return max(1, min(self.max_num_seqs, (self.blocks.num_usable - shared) // tail))
+
+    def _blocks_shared(self, sequence: Sequence) -> int:
+        """Blocks of the prompt that all sequences of a request have in common."""
+        return sequence.num_prompt_tokens // self.blocks.block_size if self.blocks.share_forks else 0
 
     def enqueue(self, group: SequenceGroup) -> None:
         """Lets a group wait behind those of its priority."""

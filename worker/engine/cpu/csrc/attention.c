@@ -111,8 +111,11 @@ INLINE void add_values(Vector *acc, const float *probs, int64_t stride, const Ve
     for (; i < width; i++) add_value_vectors(acc + i, probs, stride, values + i, width, count, num_heads, 1);
 }
 
-static void softmax(float *scores, int64_t count) {
+/* `sink` is one more score, which no value belongs to; -INFINITY for none. */
+static void softmax(float *scores, int64_t count, float sink) {
     float row_max = max_of(scores, count), row_sum = 0;
+    if (sink > row_max) row_max = sink;
+    if (sink > -INFINITY) row_sum = exp_of_negative(sink - row_max);
     for (int64_t i = 0; i < count; i++) scores[i] = exp_of_negative(scores[i] - row_max);
     for (int64_t i = 0; i < count; i++) row_sum += scores[i];
     for (int64_t i = 0; i < count; i++) scores[i] /= row_sum;
@@ -134,7 +137,7 @@ INLINE void attend_row(void *output, const void *query, const void *keys, const 
                        const int32_t *block_table, int64_t seqused_k, int64_t kv_first, int64_t kv_end,
                        AttentionShape s, int64_t dim, int64_t value_dim, float *scores, int is_bf16) {
     int64_t group = s.num_heads / s.num_kv_heads, num_heads = group * (kv_end - kv_first);
-    int64_t first = s.window > 0 && seqused_k > s.window ? seqused_k - s.window : 0;
+    int64_t first = first_key_of(seqused_k, s);
     int64_t width = ceil_div(value_dim, KEY_TILE);
     float q[num_heads * dim], key_tile[KEY_TILE * dim];
     Vector keys_t[dim], value_tile[KEY_TILE * width], acc[num_heads * width];
@@ -155,7 +158,9 @@ INLINE void attend_row(void *output, const void *query, const void *keys, const 
                       dim, count)
         }
     }
-    for (int64_t head = 0; head < num_heads; head++) softmax(scores + head * seqused_k + first, seqused_k - first);
+    for (int64_t head = 0; head < num_heads; head++)
+        softmax(scores + head * seqused_k + first, seqused_k - first,
+                s.sinks == NULL ? -INFINITY : s.sinks[kv_first * group + head]);
     for (int64_t start = first; start < seqused_k; start += KEY_TILE) {
         int64_t count = seqused_k - start < KEY_TILE ? seqused_k - start : KEY_TILE;
         for (int64_t kv = kv_first; kv < kv_end; kv++) {

@@ -121,6 +121,16 @@ static void write_output(const Pack *pack, const SoftmaxState *state, int64_t kv
     }
 }
 
+/* The softmax before its first key: nothing, or each lane's sink, whose exponential is 1 beside itself. */
+static void init_softmax(SoftmaxState *state, int64_t kv_head, const AttentionArgs *args) {
+    float row_max[TILE_DIM];
+    state->row_max = _mm512_set1_ps(-INFINITY), state->row_sum = _mm512_setzero_ps();
+    if (args->s.sinks == NULL) return;
+    for (int64_t lane = 0; lane < TILE_DIM; lane++)
+        row_max[lane] = args->s.sinks[kv_head * args->group + lane % args->group] * LOG2_E;
+    state->row_max = _mm512_loadu_ps(row_max), state->row_sum = _mm512_set1_ps(1);
+}
+
 /* Attention of `num_packs` packs from row `first_row` on; each chunk of all of them before the next chunk. */
 static void attend_packs(Workspace *workspace, int64_t first_row, int64_t num_packs, int64_t kv_first, int64_t num_kv,
                          const AttentionArgs *args) {
@@ -132,7 +142,7 @@ static void attend_packs(Workspace *workspace, int64_t first_row, int64_t num_pa
         if (pack->end_key > end_key) end_key = pack->end_key;
         for (int64_t kv = 0; kv < num_kv; kv++) {
             SoftmaxState *state = &workspace->states[i * num_kv + kv];
-            state->row_max = _mm512_set1_ps(-INFINITY), state->row_sum = _mm512_setzero_ps();
+            init_softmax(state, kv_first + kv, args);
             memset(state->acc, 0, sizeof(float) * TILE_DIM * args->s.value_dim);
             pack_queries(state->queries, pack, kv_first + kv, args);
         }
@@ -216,8 +226,8 @@ int varlen_attention_amx(void *output, const void *query, const void *keys, cons
     for (int64_t i = 0; i < num_sequences; i++)
         for (int64_t row = cu_seqlens_q[i]; row < cu_seqlens_q[i + 1]; row++) {
             int64_t end_key = seqused_k[i] - (cu_seqlens_q[i + 1] - 1 - row);
-            int64_t first_key = shape->window > 0 && end_key > shape->window ? end_key - shape->window : 0;
-            rows[row] = (QueryRow){block_table + i * shape->max_blocks, seqused_k[i], first_key, end_key};
+            rows[row] = (QueryRow){block_table + i * shape->max_blocks, seqused_k[i], first_key_of(end_key, *shape),
+                                   end_key};
         }
     const AttentionArgs args = {output, query, keys, values, rows, num_rows, group, TILE_DIM / group, *shape};
     int failed = attend_all(&args);

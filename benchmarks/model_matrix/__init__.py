@@ -1,0 +1,1 @@
+"""Every causal language model of the installed Transformers as a tiny random twin, against its own `generate`."""

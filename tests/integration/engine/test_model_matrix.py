@@ -1,0 +1,83 @@
+"""The short form of `python -m benchmarks.model_matrix`: some types of each kind, packed, unpacked and refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.model_matrix.comparison import compared
+from benchmarks.model_matrix.tiny import tiny_config, tiny_model
+from models.checkpoint.verdict import Verdict, store_verdict, stored_verdict, verdict_key
+from tests.support.random_models import random_pair
+from worker.engine.backend import LoadOptions
+from worker.engine.device_selection import backend_for
+from worker.engine.loading import self_check
+from worker.engine.loading.checked_path import checked_path
+
+CPU = torch.device("cpu")
+
+#: Attention sinks, unequal heads, steps beside the arguments, weights that are read, mixtures, soft caps, plain ones.
+PACKED = (
+    "gpt_oss", "gemma4_text", "nemotron", "stablelm", "hunyuan_v1_moe", "qwen3_moe", "gemma2", "opt", "phi3", "olmo2",
+    "granite", "cohere2", "gpt2",
+)  # fmt: skip
+#: Attention of their own, positions in biases, bidirectional ones, windows that are told to nobody, chunks.
+FALLBACK = ("gptj", "bloom", "falcon", "mpt", "codegen", "diffllama", "moshi", "bert", "llama4_text", "roberta")
+
+
+@pytest.mark.parametrize(("path", "model_type"), [("packed", t) for t in PACKED] + [("fallback", t) for t in FALLBACK])
+def test_a_mixed_batch_is_what_generate_says(path: str, model_type: str) -> None:
+    row = compared(model_type)
+    assert row.path == path, row
+    assert row.is_right and row.greedy[1] == 8 and row.samples[1] == 2, row
+
+
+def test_a_model_that_keeps_its_state_in_itself_is_refused() -> None:
+    row = compared("recurrent_gemma")
+    assert row.path == "refused" and "keeps its state in itself" in row.reason
+
+
+def test_a_path_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window of a packed Mistral is forgotten: each token then sees more than it should."""
+    config = random_pair("mistral-window").reference.config
+    assert self_check.check(config, backend_for(CPU), CPU, LoadOptions()).path == "packed"
+    monkeypatch.setattr("worker.engine.model.fused_decoder._window", lambda attention: None)  # noqa: ARG005
+    verdict = self_check.check(config, backend_for(CPU), CPU, LoadOptions())
+    assert verdict.path == "fallback" and verdict.difference is not None and verdict.difference > 0.1
+
+
+def test_a_check_that_takes_too_long_takes_the_fallback_and_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = tiny_config("qwen2")
+    monkeypatch.setattr(self_check, "SECONDS", -1.0)
+    verdict = checked_path(config.to_dict(), config, backend_for(CPU), CPU, LoadOptions())
+    assert verdict.path == "fallback" and "more than" in verdict.reason
+    assert stored_verdict(verdict_key(config.to_dict(), "cpu")) is None
+
+
+def test_a_verdict_is_kept_for_a_configuration_and_not_for_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    given = {"model_type": "qwen2", "hidden_size": 64, "transformers_version": "5.0"}
+    verdict = Verdict("fallback", "because", 0.5)
+    store_verdict(verdict_key(given, "cpu"), verdict)
+    assert stored_verdict(verdict_key({**given, "transformers_version": "5.1"}, "cpu")) == verdict
+    assert stored_verdict(verdict_key({**given, "hidden_size": 65}, "cpu")) is None
+    assert stored_verdict(verdict_key(given, "cuda")) is None
+
+
+def test_the_forks_of_a_fallback_reserve_whole_copies() -> None:
+    """A sequence of `generate`'s has its own copy of the prompt, so a block is shared by nobody."""
+    from worker.engine.config import EngineConfig
+    from worker.engine.engine import Engine
+    from worker.engine.model_loader import prepare_model
+
+    loaded = prepare_model("gptj", tiny_model("gptj"), None, CPU, LoadOptions(is_packed=False))
+    own = loaded.model.own_cache
+    assert own is not None and own.bytes_per_token >= 4 * 2 * 4 * 64  # keys and values of four layers in fp32
+    engine = Engine(loaded, EngineConfig(max_num_seqs=4, kv_memory=0.01))
+    assert not engine.scheduler.blocks.share_forks
+    assert engine.kv_tokens <= 0.01 * 2**30 / own.bytes_per_token

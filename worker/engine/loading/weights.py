@@ -1,0 +1,49 @@
+"""Reads a model's safetensors into Transformers' class of it; quantized ones are multiplied out before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.checkpoint.quantization import quantization_method
+from models.checkpoint.small_files import read_json_object
+from worker.engine.backend import LoadOptions
+from worker.engine.loading.auto_class import auto_class
+from worker.engine.loading.dequantize import dequantized_weights
+from worker.engine.model.attention import ATTENTION_NAME
+from worker.engine.request import ModelUnavailable
+
+
+def read_model(name: str, folder: Path, config: Any, dtype: torch.dtype, options: LoadOptions) -> Any:
+    """The model on the CPU, or spread over several devices. Raises `ModelUnavailable` where weights are absent."""
+    loaded: Any = auto_class(config).from_pretrained(
+        **_source(folder, config, dtype),
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **({"attn_implementation": ATTENTION_NAME} if options.is_packed else {}),
+        **({"device_map": "balanced"} if options.is_spread else {}),
+    )
+    model, loading = loaded
+    if absent := sorted(loading["missing_keys"]):  # Transformers would go on with random ones
+        raise ModelUnavailable(
+            f"the weights of {name!r} lack {len(absent):,} tensors of its configuration, such as {absent[0]}; "
+            "config and weights are of different models, download both again"
+        )
+    if folder.parent.name == "snapshots":  # of the hub's cache, where a folder has the name of its commit
+        model.config._commit_hash = folder.name
+    return model
+
+
+def _source(folder: Path, config: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The folder; of quantized weights the tensors themselves, for a configuration that knows nothing of them."""
+    given = read_json_object(folder / "config.json")
+    if not quantization_method(given)[0]:
+        return {"pretrained_model_name_or_path": folder, "config": config}
+    weights = dequantized_weights(folder, given, dtype)
+    for part in (config, config.get_text_config()):
+        part.__dict__.pop("quantization_config", None)
+    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}

@@ -61,4 +61,5 @@ def _visible(environment: Mapping[str, str]) -> list[str]:
 
 def _count_gpus() -> int:
     """The machine's GPUs, counted without torch."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    in_proc = list(Path("/proc/driver/nvidia/gpus").glob("*"))
+    return len(in_proc or list(Path("/dev").glob("nvidia[0-9]*")))  # some containers have no such /proc

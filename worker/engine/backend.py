@@ -180,7 +180,9 @@ class Backend:
         if not self._model.needs_fixed_sizes:
             return MIN_ROWS, MIN_ROWS
         most = self._config.max_num_seqs
-        return (self._config.prefill_tokens if plan.prefills else most), most
+        # The scheduler fills whole blocks, at least one.
+        num_prefill = max(self._config.prefill_tokens // self.block_size, 1) * self.block_size
+        return (num_prefill if plan.prefills else most), most
 
 
 def _no_step(step: AttentionStep) -> Tensor:

@@ -23,21 +23,26 @@ def backend_of(model: DeviceModel) -> type[Backend]:
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` takes a CUDA device where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    """`auto` takes a CUDA device where there is one. A CUDA device always has its index."""
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if chosen.type != "cuda":
+        return chosen
+    if not torch.cuda.is_available():
         raise ModelUnavailable(f"device {device} was asked for, but this machine has no CUDA device; use --device cpu")
-    return chosen
+    index = torch.cuda.current_device() if chosen.index is None else chosen.index
+    if index >= torch.cuda.device_count():
+        raise ModelUnavailable(f"device {device} was asked for, but this machine has {torch.cuda.device_count()}")
+    return torch.device("cuda", index)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` takes bfloat16 where the device computes in it, else float32."""
+    """`auto` takes bfloat16 where the device computes in it, else float16 on a GPU and float32 on a CPU."""
     if dtype != "auto":
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # Emulated bf16, of cards older than sm_80, has neither speed nor kernels; fp16 has both.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
     has_bf16 = torch.backends.mkldnn.is_available() and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )

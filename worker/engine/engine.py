@@ -28,7 +28,7 @@ from worker.engine.device_selection import backend_of
 from worker.engine.model.recurrent.state_pool import StateLayout
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.model_loader import LoadedModel, load_model
-from worker.engine.out_of_memory import is_out_of_memory
+from worker.engine.out_of_memory import first_line, is_out_of_memory, memory_errors
 from worker.engine.output import check_output, failed_output, finished_output
 from worker.engine.request import EngineError, InvalidRequest, OutOfMemory, Request, RequestOutput, failing_alone
 from worker.engine.sampling.beam_search import BeamSearch
@@ -60,7 +60,8 @@ class Engine:
         self.stats = EngineStats()
         self.detokenizer = None if loaded.tokenizer is None else Detokenizer(loaded.tokenizer)
         self._chat_template = None if loaded.tokenizer is None else ChatTemplate(loaded.limits.name, loaded.tokenizer)
-        self._backend = backend_of(loaded.model)(loaded.model, loaded.limits, config)
+        with memory_errors(f"the KV cache of {loaded.limits.name}; lower --max-num-seqs or --gpu-memory-utilization"):
+            self._backend = backend_of(loaded.model)(loaded.model, loaded.limits, config)
         self.scheduler = Scheduler(
             self._make_blocks(),
             self._backend.num_states or config.max_num_seqs,
@@ -195,7 +196,7 @@ class Engine:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
         if reason is not None:  # outside of the handler: the error's frames held the tensors that took the memory
             self._shrink(reason)
         ready, self._ready = self._ready, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from worker.engine.backend import Backend, DeviceModel, LoadOptions
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
-from worker.engine.cuda.memory import left_for_cache, step_memory
-from worker.engine.cuda.paged_attention import PAGE_SIZE, paged_attention
+from worker.engine.cuda.memory import least_memory, left_for_cache, step_memory
+from worker.engine.cuda.paged_attention import PAGE_SIZE, OnItsDevice, paged_attention
 from worker.engine.model.attention import PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
+from worker.engine.sampling.in_flight import InFlight
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
 
 CPU = torch.device("cpu")
@@ -27,7 +29,8 @@ class CudaBackend(Backend):
     def __init__(
         self, model: DeviceModel, limits: ModelLimits, config: EngineConfig, record: Record | None = None
     ) -> None:
-        super().__init__(model, limits, config)
+        with torch.cuda.device(model.device):
+            super().__init__(model, limits, config)
         self._graphs = None
         if config.use_graphs and model.paged_attention is not None and not model.is_spread and not model.states:
             most = config.max_num_seqs
@@ -42,27 +45,44 @@ class CudaBackend(Backend):
             )
 
     @classmethod
+    def prepare_process(cls, dtype: torch.dtype, options: LoadOptions) -> None:  # noqa: ARG003
+        torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew, for tens of milliseconds, for each number of tiles
+
+    @classmethod
     def load(cls, model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions) -> DeviceModel:
+        with torch.cuda.device(device):
+            attention = _paged_attention(model, layers, device, options)
+        if attention is not None and options.is_spread:
+            attention = OnItsDevice(attention, attention.covers_prefill)
         return replace(
             super().load(model, layers, device, options),
-            paged_attention=_paged_attention(model, layers, device, options),
+            paged_attention=attention,
             sample_batch=sample_batch,
             launch_sample_batch=launch_sample_batch,
             block_size=PAGE_SIZE,
         )
 
+    def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
+        with torch.cuda.device(self._model.device):  # Triton launches on the current device
+            return super().launch(plan, previous)
+
     def release_memory(self) -> None:
         torch.cuda.empty_cache()
 
     def _free_memory(self, limits: ModelLimits) -> int:
-        """A share of the GPU, less what is in use and what the largest step takes."""
-        model = self._model
+        """A share of each GPU, less what is in use and what the largest step takes."""
+        model, share = self._model, self._config.gpu_memory_utilization
+        gc.collect()  # the model's own layers, whose weights were merged, are in cycles
+        devices = list(dict.fromkeys([model.device, *(each.device or model.device for each in model.layers.values())]))
         empty_cache = KVCache(model.layers, 1, self.block_size, model.dtype, model.device)
-        step = step_memory(model.decoder, empty_cache, model.device, self._config, limits)
+        step = step_memory(model.decoder, empty_cache, devices, self._config, limits)
         del empty_cache
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(model.device)
-        return left_for_cache(total, free, self._config.gpu_memory_utilization, step)
+        left = {}
+        for device in devices:
+            free, total = torch.cuda.mem_get_info(device)
+            left[device] = left_for_cache(total, free, share, step[device])
+        return least_memory(model.layers, left, model.device)
 
     def _forward(self, plan: StepPlan, ids_in_flight: Tensor | None) -> tuple[Tensor, list[SampledRow]]:
         graphs = self._graphs

@@ -61,7 +61,7 @@ class DecodeGraphs:
         self._paged_attention = paged_attention
         self._max_seqlen_k = max_seqlen_k
         self._device = device
-        self._record = record or CudaRecorder()
+        self._record = record or CudaRecorder(device)
         self._recorded: dict[int, _Recorded] = {}
 
     def run(self, batch: StepBatch, ids_in_flight: Tensor | None = None) -> Tensor:
@@ -128,12 +128,17 @@ def fill(static: StepBatch, batch: StepBatch) -> None:
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory: only one of them runs at a time."""
+    """Records CUDA graphs of one device that share one pool of memory: only one of them runs at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        with torch.cuda.device(self._device):  # on another device's stream the capture would be empty
+            return self._recorded(function)
+
+    def _recorded(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries initialize themselves in their first call, which cannot be recorded
@@ -141,7 +146,8 @@ class CudaRecorder:
                 function()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Calls of other threads, such as a profiler's, are none of the capture's business.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = function()
 
         def replay() -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import torch
 
 from worker.engine.backend import Decoder
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.model.attention import AttentionStep
-from worker.engine.model.kv_cache import KVCache
+from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.step_batch import SCRATCH_BLOCK, StepBatch
 
 #: fp32 copies of the logits that the sampler makes of a step's rows.
@@ -19,16 +22,31 @@ def left_for_cache(total: int, free: int, utilization: float, step: int) -> int:
     return max(0, int(total * utilization) - (total - free) - step)
 
 
+def least_memory(layers: dict[int, LayerShape], left: dict[torch.device, int], device: torch.device) -> int:
+    """Bytes of the whole cache, of which each device holds its own layers' part; the fullest device decides."""
+    on_device: Counter[torch.device] = Counter()
+    for shape in layers.values():
+        on_device[shape.device or device] += shape.num_elements
+    if not on_device:  # of a model without attention
+        return min(left.values())
+    return min(left[each] * on_device.total() // part for each, part in on_device.items())
+
+
 @torch.inference_mode()
 def step_memory(
-    decoder: Decoder, empty_cache: KVCache, device: torch.device, config: EngineConfig, limits: ModelLimits
-) -> int:
-    """The bytes of the largest step beside weights and cache, measured by a step with an empty cache."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    decoder(AttentionStep(_empty_step(config.prefill_tokens, config.max_num_seqs, device), empty_cache))
-    measured = torch.cuda.max_memory_allocated(device) - before
-    return measured + SAMPLER_COPIES * 4 * config.max_num_seqs * limits.vocab_size
+    decoder: Decoder, empty_cache: KVCache, devices: Iterable[torch.device], config: EngineConfig, limits: ModelLimits
+) -> dict[torch.device, int]:
+    """The bytes of the largest step on each device beside weights and cache, measured by a step with an empty cache.
+
+    The first device is that of the step's rows.
+    """
+    first, *others = devices
+    before = {device: torch.cuda.memory_allocated(device) for device in (first, *others)}
+    for device in before:
+        torch.cuda.reset_peak_memory_stats(device)
+    decoder(AttentionStep(_empty_step(config.prefill_tokens, config.max_num_seqs, first), empty_cache))
+    sampler = SAMPLER_COPIES * 4 * config.max_num_seqs * limits.vocab_size
+    return {device: torch.cuda.max_memory_allocated(device) - used + sampler for device, used in before.items()}
 
 
 def _empty_step(num_rows: int, num_logits: int, device: torch.device) -> StepBatch:

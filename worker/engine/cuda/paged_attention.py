@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,18 @@ CASES: tuple[tuple[tuple[int, int], ...], ...] = (
     ((1, 1), (1, PAGE_SIZE - 3), (1, 9 * PAGE_SIZE + 5)),
     ((1, 40), (5, 70), (PAGE_SIZE + 1, PAGE_SIZE + 1)),
 )
+
+
+@dataclass
+class OnItsDevice:
+    """A kernel for a model on several devices: Triton launches on the current one, wherever the tensors are."""
+
+    attention: PagedAttention
+    covers_prefill: bool
+
+    def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
+        with torch.cuda.device(query.device):
+            return self.attention(layer, query, cache, rows)
 
 
 def paged_attention(

@@ -27,8 +27,8 @@ def fetch(tensor: Tensor) -> Callable[[], Tensor]:
         return lambda: tensor
     on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     on_host.copy_(tensor, non_blocking=True)
-    is_copied = torch.cuda.Event()
-    is_copied.record()
+    is_copied = torch.cuda.Event(blocking=True)  # the waiting thread sleeps
+    is_copied.record(torch.cuda.current_stream(tensor.device))  # another device's would not wait for the copy
 
     def wait() -> Tensor:
         is_copied.synchronize()

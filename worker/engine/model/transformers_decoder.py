@@ -18,15 +18,19 @@ class TransformersDecoder:
         self._model = model
         self._mixers = [module for module in model.modules() if isinstance(module, GroupedMixer)]
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # Of a model on several devices the hidden rows, which are picked by index, are where its last norm is.
+        self._device = list(model.base_model.parameters())[-1].device
 
     def __call__(self, step: AttentionStep) -> Tensor:
         """Logits [num_logits, vocab] of the rows that the step asks for."""
         for mixer in self._mixers:
             mixer.step = step
-        arguments: dict[str, Any] = {"logits_to_keep": step.batch.logit_rows} if self._keeps_logits else {}
+        arguments: dict[str, Any] = {}
+        if self._keeps_logits:
+            arguments["logits_to_keep"] = step.batch.on(self._device).logit_rows
         with step_at_hand(step):
             output = self._model(
                 input_ids=step.batch.input_ids, position_ids=step.batch.positions, use_cache=False, **arguments
             )
         logits: Tensor = output.logits[0]
-        return logits if self._keeps_logits else logits.index_select(0, step.batch.logit_rows)
+        return logits if self._keeps_logits else logits.index_select(0, step.batch.on(logits.device).logit_rows)

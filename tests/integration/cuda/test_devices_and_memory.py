@@ -1,0 +1,115 @@
+"""Several devices, their memory, and its end: at the start it is the engine's own error, in a step a smaller batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.pretend_cuda.engines import answers, device_with_kernels, engine_of, mixed_requests, model_on
+from tests.support.pretend_cuda.machine import Machine
+from tests.support.random_models import random_pair
+from worker import devices
+from worker.engine.device_selection import choose_device, choose_dtype
+from worker.engine.engine import Engine
+from worker.engine.model.kv_cache import LayerShape
+from worker.engine.out_of_memory import first_line, is_out_of_memory
+from worker.engine.request import ModelUnavailable, OutOfMemory
+
+MIB = 2**20
+#: A model's weights and a small cache fit, and little else.
+SIZES = {"kv_memory": None, "max_num_seqs": 4, "prefill_tokens": 64}
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2-softcap"])
+def test_a_model_on_two_devices_gives_the_same_tokens(architecture: str) -> None:
+    requests = mixed_requests(10)
+    expected = answers(engine_of(random_pair(architecture).loaded), requests)
+    with device_with_kernels(num_devices=2):
+        loaded = model_on("cuda:0", architecture, is_spread=True)
+        assert {shape.device for shape in loaded.model.layers.values()} == {
+            torch.device("cuda:0"), torch.device("cuda:1")
+        }  # fmt: skip
+        assert answers(engine_of(loaded), requests) == expected
+
+
+def kv_tokens(machine: Machine, taken: list[int]) -> int:
+    """The tokens of a cache for a model on two devices, of whose memory something else has taken a part."""
+    loaded = model_on("cuda:0", "qwen2", is_spread=True)
+    others = [torch.zeros(size, dtype=torch.uint8, device=f"cuda:{index}") for index, size in enumerate(taken)]
+    engine = engine_of(loaded, **{**SIZES, "max_num_seqs": 32})
+    assert all(used <= machine.memory for used in machine.allocated)
+    del others
+    return engine.kv_tokens
+
+
+def test_the_fullest_device_decides_how_large_the_cache_of_a_spread_model_is() -> None:
+    with device_with_kernels(num_devices=2, memory=2 * MIB) as machine:
+        free = kv_tokens(machine, [0, 0])
+        assert kv_tokens(machine, [0, MIB // 2]) < free
+        assert kv_tokens(machine, [MIB // 2, 0]) < free
+
+
+def test_memory_that_lacks_at_the_start_is_the_engines_own_error() -> None:
+    with device_with_kernels(memory=2 * MIB):
+        loaded = model_on("cuda:0", "qwen2")
+        with pytest.raises(OutOfMemory, match="memory ran out for the KV cache of qwen2; lower --max-num-seqs"):
+            engine_of(loaded, kv_memory=0.01)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with device_with_kernels(num_devices=2):
+        assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:0")
+        assert choose_device("cuda:1") == torch.device("cuda:1")
+        with pytest.raises(ModelUnavailable, match="cuda:2 was asked for, but this machine has 2"):
+            choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((9, 0), torch.bfloat16), ((7, 5), torch.float16)])
+def test_bf16_is_not_chosen_where_it_is_emulated(capability: tuple[int, int], dtype: torch.dtype) -> None:
+    with device_with_kernels(capability=capability):
+        assert choose_dtype("auto", torch.device("cuda:0")) is dtype
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_all_its_names(error: Exception) -> None:
+    assert is_out_of_memory(error) and "\n" not in first_line(error) and first_line(error)
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_gpus_are_found_where_proc_does_not_show_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+
+    def at(path: str) -> Path:
+        return tmp_path if path == "/dev" else tmp_path / "absent"
+
+    monkeypatch.setattr(devices, "Path", at)
+    assert devices.device_names("auto", {}) == ["cuda:0", "cuda:1"]
+
+
+def test_a_models_layers_on_one_device_share_its_memory() -> None:
+    from worker.engine.cuda.memory import least_memory
+
+    here, there = torch.device("cuda:0"), torch.device("cuda:1")
+    layers = {0: LayerShape(1, 8, 8, here), 1: LayerShape(1, 8, 8, here), 2: LayerShape(1, 8, 8, there)}
+    assert least_memory(layers, {here: 600, there: 600}, here) == 900
+    assert least_memory(layers, {here: 600, there: 100}, here) == 300
+    assert least_memory({0: LayerShape(1, 8, 8)}, {here: 600}, here) == 600
+
+
+def test_an_engine_of_a_worker_takes_its_share_of_the_device() -> None:
+    with device_with_kernels(memory=8 * MIB) as machine:
+        loaded = model_on("cuda:0", "qwen2")
+        Engine(loaded, engine_of(loaded).config.model_copy(update=SIZES))
+        assert machine.allocated[0] <= 0.9 * machine.memory

@@ -1,0 +1,192 @@
+"""The whole engine on a pretend CUDA device gives the CPU's tokens, whatever is asked of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.pretend_cuda.engines import (
+    answers,
+    device_with_kernels,
+    engine_of,
+    mixed_requests,
+    model_on,
+    tokens_of,
+)
+from tests.support.pretend_cuda.graphs import CUDAGraph
+from tests.support.pretend_cuda.machine import CaptureForbidden, DeviceMismatch, OverwrittenInFlight
+from tests.support.random_models import ARCHITECTURES, altered, random_pair
+from worker.engine.model.device_copies import fetch, send
+from worker.engine.request import Request
+
+PLAIN: list[dict[str, Any]] = [
+    {},
+    {"strategy": "sample"},
+    {"trace": "none"},
+    {"strategy": "sample", "temperature": 2.0},
+]
+
+
+def expected_of(architecture: str, requests: list[Request]) -> dict[int, Any]:
+    return answers(engine_of(random_pair(architecture).loaded), requests)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_same_tokens_as_on_the_cpu(architecture: str) -> None:
+    check_tokens(architecture, 10)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_same_tokens_as_on_the_cpu_at_full_size(architecture: str) -> None:
+    check_tokens(architecture, 80)
+
+
+def check_tokens(architecture: str, count: int) -> None:
+    requests = mixed_requests(count)
+    expected = expected_of(architecture, requests)
+    with device_with_kernels():
+        engine = engine_of(model_on("cuda:0", architecture))
+        assert "paged kernel" in engine.loaded.model.description
+        num_graphs = CUDAGraph.num_made
+        assert answers(engine, requests) == expected
+        assert CUDAGraph.num_made > num_graphs or engine.loaded.model.paged_attention is None
+
+
+def test_with_the_second_device_of_two() -> None:
+    """The first is the current one, as in a process that named none."""
+    requests = mixed_requests(10)
+    with device_with_kernels(num_devices=2) as machine:
+        assert answers(engine_of(model_on("cuda:1", "qwen2")), requests) == expected_of("qwen2", requests)
+        assert machine.peak[0] == 0
+
+
+def test_without_a_kernel() -> None:
+    requests = mixed_requests(10)
+    with device_with_kernels():
+        engine = engine_of(model_on("cuda:0", "qwen2", use_kernels=False))
+        assert answers(engine, requests) == expected_of("qwen2", requests)
+
+
+@pytest.mark.parametrize("config", [{"prefill_tokens": 64}, {"prefill_tokens": 16, "block_size": 32}], ids=str)
+@pytest.mark.parametrize("use_graphs", [False, True])
+def test_steps_of_fixed_sizes(use_graphs: bool, config: dict[str, int]) -> None:
+    """The scheduler fills whole blocks, at least one, whatever number of prompt tokens is asked for."""
+    requests = mixed_requests(10)
+    shapes = set()
+    with device_with_kernels():
+        loaded = model_on("cuda:0", "qwen2", deterministic=True)
+
+        def noting(step: Any) -> Tensor:
+            shapes.add((step.batch.input_ids.shape[1], len(step.batch.logit_rows)))
+            return loaded.model.decoder(step)
+
+        engine = engine_of(altered(loaded, decoder=noting), use_graphs=use_graphs, **config)
+        assert answers(engine, requests) == expected_of("qwen2", requests)
+    assert shapes == {(12, 12), (64 if config["prefill_tokens"] == 64 else 32, 12)}
+
+
+def test_cancelled_requests_and_memory_that_runs_out() -> None:
+    requests = mixed_requests(20)
+    expected = expected_of("qwen2", requests)
+    with device_with_kernels():
+        loaded = model_on("cuda:0", "qwen2")
+        due = [5, 12]
+
+        def decode(step: Any) -> Tensor:
+            if due and engine.stats.num_steps >= due[0] and len(engine.scheduler.running) > 1:
+                due.pop(0)
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return loaded.model.decoder(step)
+
+        engine = engine_of(altered(loaded, decoder=decode), use_graphs=False)
+        for request in requests:
+            engine.submit(request)
+        found: dict[int, Any] = {}
+        for number in range(10_000):
+            found |= tokens_of(engine.step())
+            if number == 3:
+                assert all(engine.cancel(request_id) for request_id in (2, 3, 19) if request_id not in found)
+            if not engine.has_work:
+                break
+        assert engine.stats.num_out_of_memory == 2
+        assert set(expected) - set(found) <= {2, 3, 19} and found.items() <= expected.items()
+
+
+class TestThePretendDevice:
+    """The device itself: it fails and waits where a real one does."""
+
+    def test_refuses_tensors_of_two_devices(self) -> None:
+        with device_with_kernels(num_devices=2):
+            here, there = torch.ones(2, device="cuda:0"), torch.ones(2, device="cuda:1")
+            for stranger in (there, torch.ones(2)):
+                with pytest.raises(DeviceMismatch):
+                    here + stranger
+            assert (here + there.to("cuda:0")).tolist() == [2, 2]
+
+    def test_notes_every_wait(self) -> None:
+        with device_with_kernels() as machine:
+            values = torch.ones(3, device="cuda:0")
+            machine.activity.clear()
+            assert bool(values.all()) and float(values[0]) == 1 and len(values.nonzero()) == 3
+            values.cpu()
+            values[[0, 1]]
+            torch.ones(2).to("cuda:0")
+            waits = [wait.split(" at ")[0] for wait in machine.activity.waits]
+            assert waits[:3] == ["item", "item", "nonzero"] and set(waits[3:]) == {
+                "blocking copy to the host", "blocking copy to the device"
+            }  # fmt: skip
+            machine.activity.clear()
+            send(torch.ones(2), values.device)
+            assert fetch(values)().tolist() == [1, 1, 1]
+            assert machine.activity.waits == []
+
+    def test_a_copy_to_the_host_is_garbage_until_its_event(self) -> None:
+        with device_with_kernels(num_devices=2):
+            values = torch.ones(3, device="cuda:1")
+            on_host = torch.empty(3, pin_memory=True)
+            on_host.copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()  # on the stream of cuda:0
+            event.synchronize()
+            assert on_host.isnan().all()
+            event.record(torch.cuda.current_stream(values.device))
+            event.synchronize()
+            assert on_host.tolist() == [1, 1, 1]
+
+    def test_pinned_memory_must_stay_until_it_is_read(self) -> None:
+        with device_with_kernels():
+            pinned = torch.ones(2).pin_memory()
+            pinned.to("cuda:0", non_blocking=True)
+            pinned += 1
+            with pytest.raises(OverwrittenInFlight):
+                torch.cuda.synchronize()
+
+    def test_a_capture_runs_nothing_and_refuses_what_waits(self) -> None:
+        with device_with_kernels():
+            values, graph = torch.ones(2, device="cuda:0"), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                doubled = values * 2
+                values.add_(1)
+            assert values.tolist() == [1, 1] and doubled.isnan().all()
+            graph.replay()
+            graph.replay()
+            assert values.tolist() == [3, 3] and doubled.tolist() == [4, 4]
+            forbidden = (lambda: bool(values.all()), values.cpu, values.nonzero, lambda: values[torch.tensor([0])])
+            for each in forbidden:
+                with pytest.raises(CaptureForbidden), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    each()
+
+    def test_memory_is_counted_and_runs_out(self) -> None:
+        with device_with_kernels(memory=1000):
+            kept = torch.zeros(100, device="cuda:0")
+            view = kept[:50]
+            with pytest.raises(torch.OutOfMemoryError):
+                torch.zeros(200, device="cuda:0")
+            del kept
+            assert torch.cuda.memory_allocated() == 400
+            del view
+            assert torch.cuda.memory_allocated() == 0

@@ -1,0 +1,31 @@
+"""torch's device guard for CUDA, which a CPU build lacks: without one, indexing a CUDA tensor says "not linked".
+
+No compiler is needed. Guards without effect exist for other devices, and the table that torch looks them up in is
+exported: CUDA gets the CPU's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+#: `c10::impl::device_guard_impl_registry`, an array of pointers by `c10::DeviceType`.
+SYMBOL = "_ZN3c104impl26device_guard_impl_registryE"
+CPU, CUDA = 0, 1
+
+
+@contextmanager
+def cuda_guard() -> Iterator[None]:
+    """A guard for CUDA as long as the context lasts."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    registry = (ctypes.c_void_p * 2).in_dll(library, SYMBOL)
+    before = registry[CUDA]
+    registry[CUDA] = before or registry[CPU]
+    try:
+        yield
+    finally:
+        registry[CUDA] = before

@@ -1,0 +1,116 @@
+"""Torch references behind the calls of Triton's kernels, for the pretend device; each call is one launch there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from tests.support.pretend_cuda.machine import DeviceMismatch
+from tests.support.pretend_cuda.tensors import DeviceTensor, State, inner_of, record_or_run
+from worker.engine.model.attention import AttentionLayer
+from worker.engine.model.kv_cache import KVCache
+from worker.engine.model.step_batch import PagedRows
+
+
+def unwrapped(value: Any) -> Any:
+    """A value with the inner tensors of all device tensors in it."""
+    if isinstance(value, Tensor):
+        return inner_of(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(unwrapped, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        named = [each.name for each in fields(value) if each.init]
+        return replace(value, **{name: unwrapped(getattr(value, name)) for name in named})
+    return value
+
+
+def devices_in(value: Any) -> set[torch.device]:
+    if isinstance(value, Tensor):
+        return {value.device}
+    if isinstance(value, list | tuple):
+        return {device for each in value for device in devices_in(each)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {device for each in fields(value) for device in devices_in(getattr(value, each.name))}
+    return set()
+
+
+def launch(name: str, kernel: Callable[..., None], output: Tensor | list[Tensor], *arguments: Any) -> None:
+    """Launches a kernel that writes `output`; on a CPU it is called.
+
+    Triton launches on the current device, whatever its arguments are on.
+    """
+    devices = devices_in([output, *arguments] if isinstance(output, Tensor) else [*output, *arguments])
+    if all(device.type == "cpu" for device in devices):
+        kernel(output, *arguments)
+        return
+    machine = State.machine
+    if devices != {torch.device("cuda", machine.current)}:
+        raise DeviceMismatch(f"{name} is launched on cuda:{machine.current} with tensors of {devices}")
+    if machine.tape is None:
+        machine.activity.kernels[name] += 1
+    inner_output, inner = unwrapped(output), unwrapped(list(arguments))
+
+    def operation() -> None:
+        with _disable_current_modes():
+            kernel(inner_output, *inner)
+
+    record_or_run(machine, operation, [inner_output] if isinstance(inner_output, Tensor) else inner_output)
+
+
+class ReferenceAttention:
+    """A `PagedAttention` by SDPA, a segment at a time; asserts what a kernel takes for granted of its rows."""
+
+    covers_prefill = True
+
+    def __init__(self, num_processors: int = 132) -> None:
+        pass
+
+    def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
+        keys, values = cache.pools(layer.index)
+        output = query.new_empty(*query.shape[:2], values.shape[2])
+        launch("attention", _attend, output, layer, query, keys, values, cache.block_size, rows)
+        return output
+
+
+def _attend(
+    output: Tensor, layer: AttentionLayer, query: Tensor, key_pool: Tensor, value_pool: Tensor, block_size: int,
+    rows: PagedRows,
+) -> None:  # fmt: skip
+    num_rows = rows.cu_seqlens_q.diff().tolist()
+    assert {rows.cu_seqlens_q.dtype, rows.seqused_k.dtype, rows.block_table.dtype} == {torch.int32}
+    assert max(num_rows) == rows.max_seqlen_q and int(rows.seqused_k.max()) <= rows.max_seqlen_k
+    assert sum(num_rows) == len(query) and set(num_rows[: rows.num_decoding]) <= {1}
+    for segment, (own, out) in enumerate(zip(query.split(num_rows), output.split(num_rows), strict=True)):
+        seqlen_k = int(rows.seqused_k[segment])
+        block_ids = rows.block_table[segment, : -(-seqlen_k // block_size)].long()
+        keys, values = (
+            pool.unflatten(0, (-1, block_size))[block_ids].flatten(0, 1)[:seqlen_k].transpose(0, 1)
+            for pool in (key_pool, value_pool)
+        )
+        group = query.shape[1] // keys.shape[0]
+        out.copy_(_attend_segment(layer, own.transpose(0, 1), keys, values, group).transpose(0, 1))
+
+
+def _attend_segment(layer: AttentionLayer, query: Tensor, keys: Tensor, values: Tensor, group: int) -> Tensor:
+    """[heads, rows, dim]"""
+    seqlen_k = keys.shape[1]
+    positions = torch.arange(seqlen_k - query.shape[1], seqlen_k)[:, None]
+    is_visible = torch.arange(seqlen_k) <= positions
+    if layer.window is not None:
+        is_visible &= torch.arange(seqlen_k) > positions - layer.window
+    if layer.softcap is None:
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=is_visible, scale=layer.scale, enable_gqa=True
+        )
+    scores = query @ keys.repeat_interleave(group, 0).transpose(1, 2) * layer.scale
+    scores = (torch.tanh(scores / layer.softcap) * layer.softcap).masked_fill(~is_visible, float("-inf"))
+    return torch.softmax(scores, -1) @ values.repeat_interleave(group, 0)
+
+
+__all__ = ["DeviceTensor", "ReferenceAttention", "launch"]

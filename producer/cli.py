@@ -175,17 +175,22 @@ def show(
 @flat
 def report(
     connection: given.ReadingOptions,
+    wanted: given.SelectionOptions,
     run: given.RunArgument = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the page")] = Path("report.html"),
+    limit: Annotated[int, typer.Option(help="the first N prompts; figures are of all", min=1, metavar="N")] = 200,
+    all_prompts: Annotated[bool, typer.Option("--all", help="every prompt")] = False,
+    tokens: Annotated[str, typer.Option(help="auto, all or none: the answers whose tokens can be looked at")] = "auto",
     as_superuser: given.AsSuperuser = False,
 ) -> None:
-    """Writes a self-contained page: the run's strategies side by side, with their answers.
+    """Writes a self-contained page: figures, plots, and a run's answers side by side, token by token.
 
-    Example: producer report study -o study.html
+    Example: producer report study -o study.html --where topic=cats
     """
-    from producer.results.report import write_report
+    from producer.results.report.command import PageOptions, write_report
 
-    write_report(connection.settings(), run, output, as_superuser=as_superuser)
+    options = PageOptions(wanted.selection(), None if all_prompts else limit, tokens)
+    write_report(connection.settings(), run, output, options, as_superuser=as_superuser)
 
 
 for command in (

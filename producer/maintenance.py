@@ -65,7 +65,7 @@ def retry(
     from producer.runs.control import retry_jobs
 
     settings = connection.settings_of_resuming(worker)
-    raise typer.Exit(retry_jobs(settings, run, wanted.states(), output_options))
+    raise typer.Exit(retry_jobs(settings, run, wanted, output_options))
 
 
 @flat

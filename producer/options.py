@@ -265,10 +265,14 @@ class RetryOptions:
     failed: Annotated[bool, typer.Option("--failed", help="the failed jobs")] = False
     cancelled: Annotated[bool, typer.Option("--cancelled", help="the cancelled jobs")] = False
     expired: Annotated[bool, typer.Option("--expired", help="the expired jobs")] = False
+    error_code: Annotated[
+        list[str] | None, typer.Option(help="only jobs that ended by this, such as EngineDied; repeatable")
+    ] = None
 
     def states(self) -> list[JobState]:
         """The states of the kinds that are named."""
-        return [JobState(name) for name, is_named in vars(self).items() if is_named]
+        kinds = {"failed": self.failed, "cancelled": self.cancelled, "expired": self.expired}
+        return [JobState(name) for name, is_named in kinds.items() if is_named]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from models.states import JobState, RunState
 from producer.console import say
 from producer.errors import UsageError
 from producer.home import home_options
-from producer.options import OutputOptions
+from producer.options import OutputOptions, RetryOptions
 from producer.render import to_json
 from producer.results.queries import PAUSED, find_job, find_run, run_progress
 from producer.results.run_tables import paused_line, resume_line
@@ -44,13 +44,11 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *
     say(f"{num_queued + num_running:,} jobs of run {run_id} cancelled, {num_running:,} of them were running")
 
 
-def retry_jobs(
-    settings: Settings, reference: str | None, states: Sequence[JobState], output_options: OutputOptions
-) -> int:
+def retry_jobs(settings: Settings, reference: str | None, wanted: RetryOptions, output_options: OutputOptions) -> int:
     """Queues jobs again and resumes the run; returns the exit code. Raises `UsageError`."""
     database = existing_database(settings)
     run_id = find_run(database, reference)
-    count = requeue(database, run_id, states or UNSUCCESSFUL)
+    count = requeue(database, run_id, wanted.states() or UNSUCCESSFUL, wanted.error_code or ())
     say(f"{count:,} jobs of run {run_id} queued again")
     return resume_run(settings, run_id, output_options)
 
@@ -121,8 +119,11 @@ def cancel(database: Engine, run_id: str, custom_ids: Sequence[str] = ()) -> tup
     return was_running[False], was_running[True]
 
 
-def requeue(database: Engine, run_id: str, states: Sequence[JobState]) -> int:
-    """Puts a run's jobs of these final states in the outbox, with a clean record; returns their number."""
+def requeue(database: Engine, run_id: str, states: Sequence[JobState], error_codes: Sequence[str] = ()) -> int:
+    """Puts a run's jobs of these final states in the outbox, with a clean record; returns their number.
+
+    With error codes only those that ended by one of them.
+    """
     statement = (
         update(Job)
         .where(Job.run_id == run_id)
@@ -140,6 +141,8 @@ def requeue(database: Engine, run_id: str, states: Sequence[JobState]) -> int:
             sent_at=None,
         )
     )
+    if error_codes:
+        statement = statement.where(Job.error_code.in_(error_codes))
     total = 0
     with database.begin() as connection:
         for state in states:

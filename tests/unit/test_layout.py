@@ -61,7 +61,7 @@ def test_no_folder_imports_what_it_must_not_know(folder: str) -> None:
             assert not any(f"{imported}.".startswith(f"{name}.") for name in FORBIDDEN[folder]), (path, imported)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "producer" / "results").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "producer" / "results").rglob("*.py")), ids=lambda path: path.stem)
 def test_results_never_write(path: Path) -> None:
     for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

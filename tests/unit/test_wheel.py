@@ -1,4 +1,4 @@
-"""The wheel holds every file of the product, with the C sources and the templates of report and migrations."""
+"""The wheel holds every file of the product, with the C sources and the parts of reports and migrations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_a_wheel_holds_every_file_of_the_product(wheel_files: set[str]) -> None:
     assert product_files(ROOT) - wheel_files == set()
 
 
-@pytest.mark.parametrize("pattern", ["worker/engine/cpu/csrc/*.c", "worker/engine/cpu/csrc/*.h", "producer/**/*.html"])
+@pytest.mark.parametrize(
+    "pattern", ["worker/engine/cpu/csrc/*.c", "worker/engine/cpu/csrc/*.h", "producer/**/*.html", "producer/**/*.js"]
+)
 def test_a_wheel_holds_the_sources_that_are_not_python(wheel_files: set[str], pattern: str) -> None:
     """Named, so that a folder that moves away takes its test along."""
     expected = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}

@@ -33,9 +33,7 @@ def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer:
             for index, each in enumerate(group.beam_search.best())
         ]
         completions = beams[: group.request.params.num_return]
-        hypotheses = tuple(
-            Hypothesis(beam.text, beam.score or 0.0, beam.finish_reason, len(beam.token_ids)) for beam in beams
-        )
+        hypotheses = tuple(map(_hypothesis, beams))
     else:
         completions = [
             _completion(sequence, sequence.index, None, eos_ids, detokenizer)
@@ -63,6 +61,12 @@ def check_output(output: RequestOutput) -> None:
     for completion in output.completions:
         completion.text.encode()
         "".join(completion.trace.tokens if completion.trace is not None else ()).encode()
+
+
+def _hypothesis(beam: Completion) -> Hypothesis:
+    """The summary of a finished beam; by its tokens a reader finds where it parted from the others."""
+    tokens = None if beam.trace is None else beam.trace.tokens
+    return Hypothesis(beam.text, beam.score or 0.0, beam.finish_reason, len(beam.token_ids), beam.token_ids, tokens)
 
 
 def _completion(

@@ -132,6 +132,8 @@ class Hypothesis:
     score: float
     finish_reason: FinishReason
     num_tokens: int
+    token_ids: tuple[int, ...] = ()  # the end token included
+    tokens: list[str] | None = None  # the texts of those ids; None without a trace
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def test_a_retry_starts_with_a_clean_record(database: Engine) -> None:
     store.commit([FinishedJob(claims[0], output_of(job_ids[0]))])
     store.fail(claims[1], "EngineDied", "the engine died")
     cancel(database, RUN_ID)
-    assert requeue(database, RUN_ID, [JobState.FAILED]) == 1
+    assert requeue(database, RUN_ID, UNSUCCESSFUL, ["NaNLogits"]) == 0
+    assert requeue(database, RUN_ID, UNSUCCESSFUL, ["EngineDied"]) == 1
     assert column_of(database, Job.state) == [JobState.SUCCEEDED, JobState.QUEUED, JobState.CANCELLED]
     assert column_of(database, Job.error)[1] is column_of(database, Job.error_code)[1] is None
     assert column_of(database, Job.num_crashes) == [0, 0, 0]

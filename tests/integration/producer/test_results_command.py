@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
@@ -117,9 +121,34 @@ def test_one_job_in_colour(producer: Producer, at: list[str]) -> None:
 def test_a_page_that_stands_by_itself(producer: Producer, at: list[str], tmp_path: Path) -> None:
     producer("report", "-o", tmp_path / "r.html", *at)
     page = (tmp_path / "r.html").read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page
-    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
-    assert "2 of 3 jobs succeeded" in page
+    assert HOSTILE not in page and "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert "<dt>jobs</dt><dd>3</dd>" in page and "<dt>succeeded</dt><dd>2</dd>" in page
+    overview, chunk = chunk_of(page, "overview"), chunk_of(page, "prompts-0")
+    assert [(cause["code"], cause["count"], cause["examples"]) for cause in overview["failures"]] == [
+        ("EngineDied", 1, ["job-2"])
+    ]
+    assert chunk["prompts"][1]["texts"] == [HOSTILE] and chunk["texts"].count(HOSTILE) == 1
+    assert [answer["g"] for answer in chunk["prompts"][0]["answers"]] == [0, 0]  # two samples, one answer
+    assert overview["shown"] == {"prompts": 3, "of": 3, "answers": 3}
+
+
+def test_a_page_shows_a_part_and_counts_all(producer: Producer, at: list[str], tmp_path: Path) -> None:
+    producer("report", "--limit", "1", "--tokens", "none", "-o", tmp_path / "r.html", *at)
+    page = (tmp_path / "r.html").read_text()
+    overview, chunk = chunk_of(page, "overview"), chunk_of(page, "prompts-0")
+    assert overview["shown"] == {"prompts": 1, "of": 3, "answers": 2}
+    assert (overview["all"]["count"], len(chunk["prompts"]), chunk["texts"]) == (3, 1, [])
+    told = producer("report", "--where", "t=x", "--all", "--tokens", "all", "-o", tmp_path / "r.html", *at).stderr
+    assert "the page shows 6 tokens: about 0.0 MB" in told and "2 of 2 answers to 1 prompts" in told
+    assert chunk_of((tmp_path / "r.html").read_text(), "overview")["all"]["jobs"] == {"succeeded": 1}
+    refused = producer("report", "--tokens", "some", "-o", tmp_path / "none.html", *at, exit_code=2).stderr
+    assert "--tokens must be one of auto, all, none, got 'some'" in refused and not (tmp_path / "none.html").exists()
+
+
+def chunk_of(page: str, name: str) -> Any:
+    """A chunk of a page's data."""
+    (packed,) = re.findall(f'data-chunk="{name}">([^<]*)</script>', page)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 def test_old_runs_are_pruned(producer: Producer, filled: Engine, at: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from producer.results.report import is_json, repetition
+from producer.results.report.measures import is_json, repetition
 
 
 def test_repetition_is_the_share_of_repeated_word_pairs() -> None:

@@ -1,0 +1,1 @@
+"""`producer report`: a run, or two runs compared, as one offline page. Never writes to the database."""

@@ -1,0 +1,42 @@
+// Two texts word by word: the words they share in order, those that only one has, and where they part.
+
+const MOST_WORDS = 1200;
+const words = (text) => text.match(/\s+|[^\s]+/g) ?? [];
+
+// [kind, text] parts of `other` against `base`: "same", "added", "removed".
+export function difference(base, other) {
+  const left = words(base), right = words(other);
+  let begin = 0;
+  while (begin < left.length && begin < right.length && left[begin] === right[begin]) begin += 1;
+  let end = 0;
+  while (end < left.length - begin && end < right.length - begin && left.at(-1 - end) === right.at(-1 - end)) end += 1;
+  const middle = between(left.slice(begin, left.length - end), right.slice(begin, right.length - end));
+  const parts = [["same", right.slice(0, begin).join("")], ...middle, ["same", right.slice(right.length - end).join("")]];
+  return parts.filter(([, text]) => text);
+}
+
+function between(left, right) {
+  if (left.length > MOST_WORDS || right.length > MOST_WORDS) return [["removed", left.join("")], ["added", right.join("")]];
+  const lengths = commonLengths(left, right), parts = [];
+  let i = 0, j = 0;
+  while (i < left.length || j < right.length) {
+    if (i < left.length && j < right.length && left[i] === right[j]) { put(parts, "same", right[j]); i += 1; j += 1; }
+    else if (i < left.length && (j >= right.length || lengths[i + 1][j] >= lengths[i][j + 1])) { put(parts, "removed", left[i]); i += 1; }
+    else { put(parts, "added", right[j]); j += 1; }
+  }
+  return parts;
+}
+
+// The length of the longest common part of left[i:] and right[j:].
+function commonLengths(left, right) {
+  const lengths = Array.from({ length: left.length + 1 }, () => new Uint16Array(right.length + 1));
+  for (let i = left.length - 1; i >= 0; i -= 1)
+    for (let j = right.length - 1; j >= 0; j -= 1)
+      lengths[i][j] = left[i] === right[j] ? lengths[i + 1][j + 1] + 1 : Math.max(lengths[i + 1][j], lengths[i][j + 1]);
+  return lengths;
+}
+
+function put(parts, kind, text) {
+  if (parts.length && parts.at(-1)[0] === kind) parts.at(-1)[1] += text;
+  else parts.push([kind, text]);
+}

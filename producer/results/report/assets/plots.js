@@ -1,0 +1,185 @@
+// The plots, by Observable Plot. Each says in words what it shows; one without data is left out.
+
+import { h, section, whenNear } from "./dom.js";
+import { chunkText } from "./data.js";
+import { count, fixed, percent, settingLabel } from "./format.js";
+
+// Distinguishable by all (Okabe and Ito), on light and dark.
+const HUES = { greedy: "#0b84c9", sample: "#d98c00", nucleus: "#0a9c72", beam: "#c264a0", other: "#8a8f98" };
+const hueOf = (strategy) => HUES[strategy] ?? HUES.other;
+
+let libraries = null;
+function loadLibraries() {
+  libraries ??= chunkText("libraries").then((text) => document.head.append(h("script", {}, text)));
+  return libraries;
+}
+
+export function plotsSection(data) {
+  const grid = h("div", { class: "plots" });
+  const wanted = [heatMaps, diversity, lengths, finishReasons, firstRanks, entropy, night].flatMap((make) => make(data) ?? []);
+  const figures = wanted.map(({ title, words, isWide, draw }) => {
+    const canvas = h("div", { class: "canvas" });
+    const figure = h("figure", { class: isWide ? "plot plot-wide" : "plot" }, h("figcaption", {}, h("strong", {}, title), ": ", h("span", {}, words)), canvas);
+    whenNear(figure, () => drawn(canvas, title, words, draw));
+    return figure;
+  });
+  grid.append(...figures);
+  return section("plots", "Plots", figures.length ? grid : h("p", { class: "note" }, "There are no answers to plot yet."));
+}
+
+async function drawn(canvas, title, words, draw) {
+  await loadLibraries();
+  let width = 0;
+  const redraw = () => {
+    const now = Math.floor(canvas.clientWidth);
+    if (!now || now === width) return;
+    width = now;
+    const node = draw(width), image = node.tagName === "svg" ? node : node.querySelector("svg:last-of-type");
+    image.setAttribute("role", "img");
+    image.setAttribute("aria-label", `${title}. ${words}`);
+    canvas.replaceChildren(node);
+  };
+  new ResizeObserver(redraw).observe(canvas);
+  redraw();
+}
+
+const plot = (width, options) => Plot.plot({
+  width, height: 250, marginLeft: 48, marginBottom: 44, style: { background: "transparent", fontSize: "12px", fontFamily: "inherit" }, ...options,
+});
+
+const answered = (data) => data.settings.filter((setting) => setting.count);
+
+function heatMaps(data) {
+  const points = answered(data).filter(({ values }) => values.temperature !== undefined && Object.keys(values).every((name) => ["temperature", "top_p"].includes(name)))
+    .map((setting) => ({ ...setting, temperature: setting.values.temperature, top_p: setting.values.top_p ?? 1 }));
+  if (new Set(points.map((point) => point.temperature)).size < 2 || new Set(points.map((point) => point.top_p)).size < 2) return null;
+  const metrics = [
+    ["Distinct answers", "distinct", count], ["Mean logprob", "logprob", (value) => fixed(value, 2)], ["Valid JSON", "json", percent],
+  ].filter(([, field]) => points.some((point) => point[field] !== null));
+  return metrics.map(([title, field, format]) => ({
+    title, words: "by temperature and top-p.", draw: (width) => heatMap(width, points, field, format),
+  }));
+}
+
+function heatMap(width, points, field, format) {
+  const shown = points.filter((point) => point[field] !== null), [least, most] = d3.extent(shown, (point) => point[field]);
+  const shade = (point) => (most > least ? (point[field] - least) / (most - least) : 0.5);
+  return plot(width, {
+    height: 84 + 44 * new Set(shown.map((point) => point.top_p)).size, padding: 0.04,
+    x: { type: "band", label: "temperature" }, y: { type: "band", label: "top-p", reverse: true },
+    color: { type: "linear", domain: [0, 1], range: ["#e8f1fa", "#0b4a8f"] },
+    marks: [
+      Plot.cell(shown, { x: "temperature", y: "top_p", fill: shade, rx: 4, inset: 1 }),
+      Plot.text(shown, { x: "temperature", y: "top_p", text: (point) => format(point[field]), fill: (point) => (shade(point) > 0.55 ? "#ffffff" : "#10243c"), fontWeight: 600 }),
+    ],
+  });
+}
+
+function diversity(data) {
+  const points = answered(data).filter((setting) => setting.diversity !== null && setting.logprob !== null);
+  if (points.length < 2) return null;
+  return {
+    title: "Diversity against likelihood", words: "each dot is a setting: new answers among repeated ones, by mean logprob of a token.",
+    draw: (width) => plot(width, {
+      grid: true, x: { label: "mean logprob", nice: true, inset: 8 }, y: { label: "diversity", percent: true, domain: [0, 100], inset: 8 },
+      marks: [Plot.dot(points, {
+        x: "logprob", y: "diversity", r: 5, fill: (point) => hueOf(point.strategy), fillOpacity: 0.8, stroke: "currentColor", strokeOpacity: 0.3,
+        channels: { setting: { value: settingLabel, label: "setting" } },
+        tip: { fill: "var(--card)", format: { fill: false, stroke: false } },
+      })],
+    }),
+  };
+}
+
+// Settings of one strategy taken together, as far as their numbers add up.
+function strategies(data) {
+  return [...new Set(answered(data).map((setting) => setting.strategy))];
+}
+
+function entropy(data) {
+  const settings = answered(data).filter((setting) => setting.entropy.length > 1);
+  if (!settings.length) return null;
+  const largest = strategies(data).map((strategy) => settings.filter((setting) => setting.strategy === strategy).sort((a, b) => b.tokens - a.tokens)[0]).filter(Boolean);
+  const points = largest.flatMap((setting) => setting.entropy.map(([position, low, middle, high]) => ({ strategy: setting.strategy, position, low, middle, high })));
+  return {
+    title: "Entropy by position", words: `median with its quartile band, in nats, of ${largest.map(settingLabel).join("; ")}.`, isWide: true,
+    draw: (width) => plot(width, {
+      grid: true, x: { label: "position of the token" }, y: { label: "entropy (nats)", zero: true },
+      color: { legend: true, domain: largest.map((setting) => setting.strategy), range: largest.map((setting) => hueOf(setting.strategy)) },
+      marks: [
+        Plot.areaY(points, { x: "position", y1: "low", y2: "high", fill: "strategy", fillOpacity: 0.16, curve: "monotone-x" }),
+        Plot.lineY(points, { x: "position", y: "middle", stroke: "strategy", strokeWidth: 1.8, curve: "monotone-x" }),
+        Plot.ruleY([0], { strokeOpacity: 0.3 }),
+      ],
+    }),
+  };
+}
+
+function lengths(data) {
+  const found = answered(data).flatMap((setting) => setting.lengths.map(([length, number]) => ({ strategy: setting.strategy, length, number })));
+  if (!found.length) return null;
+  const named = strategies(data);
+  return {
+    title: "Answer lengths", words: "answers by their number of tokens.",
+    draw: (width) => plot(width, {
+      x: { label: "tokens" }, y: { label: "answers", grid: true, tickFormat: "~s" },
+      color: { legend: true, domain: named, range: named.map(hueOf) },
+      marks: [Plot.rectY(found, Plot.binX({ y: "sum" }, { x: "length", y: "number", fill: "strategy", inset: 0.5, thresholds: 30 })), Plot.ruleY([0], { strokeOpacity: 0.3 })],
+    }),
+  };
+}
+
+function finishReasons(data) {
+  const bars = strategies(data).flatMap((strategy) => {
+    const sums = {};
+    for (const setting of answered(data).filter((each) => each.strategy === strategy))
+      for (const [reason, number] of Object.entries(setting.finish)) sums[reason] = (sums[reason] ?? 0) + number;
+    return Object.entries(sums).map(([reason, number]) => ({ strategy, reason, number }));
+  });
+  if (!bars.length) return null;
+  return {
+    title: "How answers ended", words: "by an end token (eos), a stop string or the token limit (length).",
+    draw: (width) => plot(width, {
+      height: 84 + 34 * strategies(data).length, marginLeft: 64, x: { label: "share of answers", percent: true }, y: { label: null },
+      color: { legend: true, domain: ["eos", "stop", "length"], range: ["#0a9c72", "#0b84c9", "#d98c00"] },
+      marks: [Plot.barX(bars, Plot.stackX({ offset: "normalize" }, { x: "number", y: "strategy", fill: "reason", rx: 2, insetTop: 3, insetBottom: 3, insetRight: 1 }))],
+    }),
+  };
+}
+
+function firstRanks(data) {
+  const settings = answered(data).filter((setting) => setting.rank1 !== null).sort((a, b) => b.rank1 - a.rank1).slice(0, 24);
+  if (!settings.length) return null;
+  return {
+    title: "Tokens of rank 1", words: "the share of tokens that were the model's likeliest.",
+    draw: (width) => plot(width, {
+      height: 74 + 20 * settings.length, marginLeft: Math.min(210, width / 2.2), marginRight: 48,
+      x: { label: "share", percent: true, domain: [0, 100] }, y: { label: null, domain: settings.map(settingLabel), tickSize: 0 },
+      marks: [
+        Plot.barX(settings, { x: "rank1", y: settingLabel, fill: (setting) => hueOf(setting.strategy), rx: 2, insetTop: 2, insetBottom: 2 }),
+        Plot.text(settings, { x: "rank1", y: settingLabel, text: (setting) => percent(setting.rank1, 1), textAnchor: "start", dx: 4 }),
+      ],
+    }),
+  };
+}
+
+function night(data) {
+  if (!data.timeline) return null;
+  const { begin, span, running, waiting, failed, requeued, speed } = data.timeline;
+  const at = (index) => new Date(new Date(begin).getTime() + 1000 * span * (index + 0.5));
+  const curve = (name, values) => values.map((value, index) => ({ name, value, at: at(index) }));
+  const curves = [...curve("jobs running", running), ...curve("jobs waiting", waiting), ...curve("tokens/s", speed)];
+  const marks = [...failed.map((value, index) => ({ kind: "failed", value, at: at(index) })), ...requeued.map((value, index) => ({ kind: "requeued", value, at: at(index) }))].filter((mark) => mark.value);
+  const names = ["tokens/s", "jobs running", "jobs waiting"];
+  return {
+    title: "The night", words: "tokens a second, and the jobs that ran and waited" + (marks.length ? "; crosses are jobs that failed (red) or went back to the queue." : "."), isWide: true,
+    draw: (width) => h("div", {}, names.map((name, index) => plot(width, {
+      height: index === 2 ? 140 : 104, marginTop: 22, marginBottom: index === 2 ? 40 : 8, x: { type: "utc", label: index === 2 ? "UTC" : null, axis: index === 2 ? "bottom" : null }, y: { label: name, grid: true, ticks: 3, zero: true, tickFormat: "~s" },
+      marks: [
+        Plot.areaY(curves.filter((point) => point.name === name), { x: "at", y: "value", fill: "#0b84c9", fillOpacity: 0.16, curve: "step" }),
+        Plot.lineY(curves.filter((point) => point.name === name), { x: "at", y: "value", stroke: "#0b84c9", strokeWidth: 1.5, curve: "step" }),
+        index === 1 ? Plot.dot(marks, { x: "at", y: 0, symbol: "times", stroke: (mark) => (mark.kind === "failed" ? "#d33" : "#d98c00"), strokeWidth: 2, title: (mark) => `${mark.value} ${mark.kind}` }) : null,
+      ],
+    }))),
+  };
+}

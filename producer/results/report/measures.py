@@ -1,0 +1,60 @@
+"""Numbers computed of one answer's text, and the identity of a prompt or text. Knows no database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+ASKS_FOR_JSON = re.compile(r"\bjson\b", re.IGNORECASE)
+
+#: Characters of one text that a page holds; a longer one is cut, and says so.
+MAX_TEXT = 20_000
+
+
+def repetition(text: str) -> float:
+    """The share of word pairs that occurred before; 0 for a text without repetition."""
+    words = text.split()
+    pairs = list(zip(words, words[1:], strict=False))
+    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON value."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def asked(row: dict[str, Any]) -> str | list[dict[str, Any]]:
+    """The prompt of a row: its text, or the messages of its chat."""
+    prompt: str | list[dict[str, Any]] = row["messages"] if row["prompt"] is None else row["prompt"]
+    return prompt
+
+
+def asks_for_json(prompt: str | list[dict[str, Any]]) -> bool:
+    """Whether a prompt speaks of JSON, so that its answers are expected to be some."""
+    return bool(ASKS_FOR_JSON.search(prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)))
+
+
+def prompt_key(row: dict[str, Any]) -> int:
+    """The same number for rows that ask the same."""
+    if row["prompt"] is not None:
+        return text_key(row["prompt"])
+    return text_key(json.dumps([row["messages"], row["chat"]], sort_keys=True))
+
+
+def text_key(*texts: str) -> int:
+    """A number of 64 bits for some texts; unequal texts have unequal ones but for one chance in 2 ** 64."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return int.from_bytes(digest.digest(), "big")
+
+
+def cut(text: str) -> str:
+    """A text as a page holds it."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text) - MAX_TEXT:,} more characters)"

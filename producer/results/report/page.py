@@ -1,0 +1,73 @@
+"""The file of a page: its head, the style, chunks of compressed data, and the program that shows them.
+
+Data never stands in the page as markup: it is JSON, compressed, in base64, and the program makes text of it. A content
+security policy lets nothing be fetched and no other program run.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from html import escape
+from importlib.resources import files
+from typing import Any, TextIO
+
+ASSETS = files("producer.results.report") / "assets"
+
+#: The modules of the program, each before those that use it. They become one script: a page has no other files.
+MODULES = (
+    "dom", "data", "format", "diff", "tokens", "tree", "settings", "plots", "matrix", "cards", "prompts", "overview",
+    "comparison", "main",
+)  # fmt: skip
+
+#: The plotting library and what it stands on.
+LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+
+IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
+EXPORT = re.compile(r"^export (?=(async )?function|const|class|let)", re.MULTILINE)
+
+
+def program() -> str:
+    """The modules as one script."""
+    parts = (EXPORT.sub("", IMPORT.sub("", _asset(f"{name}.js"))) for name in MODULES)
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
+
+
+def write_page(file: TextIO, title: str, numbers: Iterable[tuple[str, str]], chunks: Iterable[tuple[str, Any]]) -> None:
+    """Writes a page; each chunk is a name and a JSON value, and is written before the next is made."""
+    libraries = "".join(f"{_asset(f'vendor/{name}')}\n" for name in LIBRARIES)
+    script = program()
+    head = _asset("page.html")
+    values = {
+        "title": escape(title),
+        "policy": _policy(script, libraries),
+        "style": _asset("style.css"),
+        "numbers": "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in numbers),
+    }
+    file.write(re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], head))
+    for name, value in chunks:
+        _write_chunk(file, name, json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    _write_chunk(file, "libraries", libraries)
+    file.write(f"<script>{script}</script>\n</body>\n</html>\n")
+
+
+def _write_chunk(file: TextIO, name: str, text: str) -> None:
+    packed = gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)
+    file.write(f'<script type="application/gzip" data-chunk="{name}">{base64.b64encode(packed).decode()}</script>\n')
+
+
+def _policy(*scripts: str) -> str:
+    """Only these scripts run, and nothing is fetched."""
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")

@@ -1,0 +1,109 @@
+"""The night by the clock: jobs that run and wait, tokens a second, failures and jobs that went back to the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine, func, select
+
+from models.schema.job import Job
+from models.schema.job_event import JobEvent
+from models.schema.result import Result
+from models.states import JobState
+from producer.results.queries import ROWS_PER_FETCH
+
+#: Points in time that a page plots.
+NUM_BUCKETS = 160
+
+
+class Timeline:
+    """Counts in equal spans of time between the first event and the last."""
+
+    def __init__(self, begin: datetime, end: datetime) -> None:
+        self._begin = begin
+        self.span = max((end - begin).total_seconds(), 0.001) / NUM_BUCKETS
+        self.changes = {name: [0] * NUM_BUCKETS for name in ("running", "waiting", "failed", "requeued")}
+        self.tokens = [0.0] * NUM_BUCKETS
+
+    def add_event(self, at: datetime, before: str, after: str) -> None:
+        """Counts a job's change of state."""
+        bucket = self._bucket((at - self._begin).total_seconds())
+        for name, state in (("running", JobState.RUNNING), ("waiting", JobState.QUEUED)):
+            self.changes[name][bucket] += (after == state) - (before == state)
+        self.changes["failed"][bucket] += after == JobState.FAILED
+        self.changes["requeued"][bucket] += before == JobState.RUNNING and after == JobState.QUEUED
+
+    def add_tokens(self, finished_at: datetime, seconds: float, count: int) -> None:
+        """Spreads the tokens of an answer over the time that it was decoded in."""
+        end = (finished_at - self._begin).total_seconds()
+        first, last = self._bucket(end - seconds), self._bucket(end)
+        for bucket in range(first, last + 1):
+            self.tokens[bucket] += count / (last - first + 1)
+
+    def described(self, num_jobs: int) -> dict[str, Any]:
+        """The curves; all jobs wait at first."""
+        return {
+            "begin": self._begin.isoformat(),
+            "span": self.span,
+            "running": _running_sum(0, self.changes["running"]),
+            "waiting": _running_sum(num_jobs, self.changes["waiting"]),
+            "failed": self.changes["failed"],
+            "requeued": self.changes["requeued"],
+            "speed": [round(count / self.span, 2) for count in self.tokens],
+        }
+
+    def _bucket(self, seconds: float) -> int:
+        return min(NUM_BUCKETS - 1, max(0, int(seconds / self.span)))
+
+
+def timeline(database: Engine, run_id: str, num_jobs: int) -> dict[str, Any] | None:
+    """The timeline of a run; None before its first event."""
+    of_run = select(func.min(JobEvent.at), func.max(JobEvent.at)).join(Job, Job.id == JobEvent.job_id)
+    with database.connect() as connection:
+        begin, end = connection.execute(of_run.where(Job.run_id == run_id)).one()
+    if begin is None or end <= begin:
+        return None
+    made = Timeline(begin, end)
+    for at, before, after in _events(database, run_id):
+        made.add_event(at, before, after)
+    for finished_at, seconds, count in _answers(database, run_id):
+        made.add_tokens(finished_at, seconds, count)
+    return made.described(num_jobs)
+
+
+def _events(database: Engine, run_id: str) -> Iterator[Any]:
+    """(time, state before, state after) of each change, a page at a time."""
+    columns = (JobEvent.id, JobEvent.at, JobEvent.from_state, JobEvent.to_state)
+    statement = select(*columns).join(Job, Job.id == JobEvent.job_id).where(Job.run_id == run_id)
+    for _, *event in _pages(database, statement, JobEvent.id):
+        yield event
+
+
+def _answers(database: Engine, run_id: str) -> Iterator[Any]:
+    """(end, seconds of decoding, tokens) of each answer, a page at a time."""
+    columns = (Result.id, Job.finished_at, Result.decode_seconds, Result.completion_tokens)
+    statement = select(*columns).join(Job, Job.id == Result.job_id).where(Job.run_id == run_id)
+    for _, *answer in _pages(database, statement.where(Job.finished_at.is_not(None)), Result.id):
+        yield answer
+
+
+def _pages(database: Engine, statement: Any, key: Any) -> Iterator[Any]:
+    """The rows in the order of a key, which is their first column; each page is a transaction of its own."""
+    rows: list[Any] = []
+    last = -1
+    while last < 0 or rows:
+        with database.connect() as connection:
+            page = statement.where(key > last).order_by(key).limit(20 * ROWS_PER_FETCH)
+            rows = list(connection.execute(page))
+        yield from rows
+        last = rows[-1][0] if rows else last if last >= 0 else 0
+
+
+def _running_sum(first: int, changes: list[int]) -> list[int]:
+    sums = []
+    for change in changes:
+        first += change
+        sums.append(first)
+    return sums

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from worker.engine.cuda.attention_kernels import attend, attend_split, join_sections
+from worker.engine.cuda.sampling import choose, cuts, sampler, trace
 from worker.engine.cuda.triton_attention import MIN_TILE_ROWS, PROMPT_TILE_ROWS, SECTION, TileShape
 
 #: Shared memory of a block of threads by compute capability, in KiB (CUDA C++ Programming Guide, table 24).
@@ -35,6 +37,22 @@ KERNELS = {
 
 #: Element type, head dimension, query heads of a key head.
 LAYERS = [("bf16", 64, 7), ("bf16", 128, 4), ("bf16", 256, 2), ("bf16", 512, 2), ("fp32", 64, 7), ("fp32", 128, 4)]
+
+SAMPLING_KERNELS = (
+    choose.reduce_blocks, choose.choose_tokens, cuts.draw_from_kept, trace.count_ranks, trace.find_alternatives,
+)  # fmt: skip
+
+#: Sizes of the sampler for vocabularies of up to 262,144 tokens.
+SAMPLING_SIZES = {
+    "BLOCK": sampler.BLOCK, "CAPACITY": sampler.CAPACITY, "SUBBLOCKS_PADDED": 8192, "NUM_BLOCKS_PADDED": 64,
+}  # fmt: skip
+
+SAMPLING_TYPES = {
+    "packed": "*i32", "partial": "*fp32", "submax": "*fp32", "statistics": "*fp64", "candidate_scores": "*fp32",
+    "candidate_ids": "*i32", "batch_indices": "*i32", "numbers": "*fp64", "integers": "*i64", "num_generated": "*i32",
+    "last_token_ids": "*i64", "edit_ids": "*i32", "edit_values": "*fp32", "edit_ranges": "*i32", "history": "*i32",
+    "allowed": "*i32",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,18 +72,39 @@ def compile_kernel(kernel: Any, arch: int, element: str, dim: int, group: int, w
         "GROUP": group, "DIM": dim, "DIM_PADDED": tile.dim, "VALUE_DIM": dim, "VALUE_DIM_PADDED": tile.value_dim,
         "BLOCK_SIZE": 64, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "SECTION": SECTION, "WINDOW": 0, "SOFTCAP": 0.0,
     }  # fmt: skip
+    types = {name: _type_of(name, element) for name in kernel.arg_names}
+    aligned = [name for name in types if name.endswith("_stride")]
+    options = {"num_warps": tile.num_warps, "num_stages": 2, "enable_fp_fusion": False}
+    return _compile(kernel, arch, types, constants, aligned, options)
+
+
+def compile_sampling_kernel(kernel: Any, arch: int, element: str) -> Compiled:
+    types = {name: SAMPLING_TYPES.get(name, "i32") for name in kernel.arg_names} | {"logits": f"*{element}"}
+    constants = SAMPLING_SIZES | {"SHIFT": {"bf16": 16, "fp16": 13, "fp32": 0}[element]}
+    return _compile(kernel, arch, types, constants, ["row_stride", "vocab"], sampler.OPTIONS)
+
+
+def _compile(
+    kernel: Any,
+    arch: int,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    aligned: list[str],
+    options: dict[str, Any],
+) -> Compiled:
+    """Compiles a kernel whose pointers, and the integers `aligned`, are multiples of 16."""
     names = list(kernel.arg_names)
-    signature = {name: "constexpr" if name in constants else _type_of(name, element) for name in names}
-    aligned = [n for n, name in enumerate(names) if signature[name].startswith("*") or name.endswith("_stride")]
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    places = [place for place, name in enumerate(names) if signature[name].startswith("*") or name in aligned]
     compiled = triton.compile(
         ASTSource(
             kernel,
             signature,
             {name: constants[name] for name in names if name in constants},
-            {(n,): [["tt.divisibility", 16]] for n in aligned},
+            {(place,): [["tt.divisibility", 16]] for place in places},
         ),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": tile.num_warps, "num_stages": 2, "enable_fp_fusion": False},
+        options=options,
     )
     registers, stack = _resources(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
@@ -95,22 +134,31 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", type=int, nargs="+", choices=SHARED_KIB, default=list(SHARED_KIB))
-    num_bad = 0
     print(f"Triton {triton.__version__}")
-    for arch in parser.parse_args().archs:
-        for name, (kernel, rows) in KERNELS.items():
-            for element, dim, group in LAYERS:
-                made = compile_kernel(kernel, arch, element, dim, group, rows)
-                is_bad = bool(made.spilled) or made.shared_kib > SHARED_KIB[arch] or made.has_tf32
-                num_bad += is_bad
-                print(
-                    f"sm_{arch} {name:20} {element} dim {dim:3}: {made.registers:3} registers, "
-                    f"{made.spilled:4} B spilled, "
-                    f"{made.shared_kib:5.1f} KiB shared, {made.num_tensor_core:3} of tensor cores"
-                    + (", tf32" if made.has_tf32 else "") + ("  <-- too much" if is_bad else ""),
-                    flush=True,
-                )  # fmt: skip
+    num_bad = sum(_print(arch, name, made) for arch in parser.parse_args().archs for name, made in _compiled(arch))
     return int(num_bad > 0)
+
+
+def _compiled(arch: int) -> Iterator[tuple[str, Compiled]]:
+    """Each kernel of each shape, by a name."""
+    for kernel in SAMPLING_KERNELS:
+        for element in ("bf16", "fp32"):
+            yield f"{kernel.__name__:20} {element}", compile_sampling_kernel(kernel, arch, element)
+    for name, (kernel, rows) in KERNELS.items():
+        for element, dim, group in LAYERS:
+            yield f"{name:20} {element} dim {dim:3}", compile_kernel(kernel, arch, element, dim, group, rows)
+
+
+def _print(arch: int, name: str, made: Compiled) -> bool:
+    """Prints a kernel's resources; returns whether they are too many."""
+    is_bad = bool(made.spilled) or made.shared_kib > SHARED_KIB[arch] or made.has_tf32
+    print(
+        f"sm_{arch} {name:33}: {made.registers:3} registers, {made.spilled:4} B spilled, "
+        f"{made.shared_kib:5.1f} KiB shared, {made.num_tensor_core:3} of tensor cores"
+        + (", tf32" if made.has_tf32 else "") + ("  <-- too much" if is_bad else ""),
+        flush=True,
+    )  # fmt: skip
+    return is_bad
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ def sample_in_torch(logits: Tensor, batch_index: Tensor, table: SamplingTable, o
     logprobs = torch.log_softmax(raw, dim=-1)
     scores = _edited(raw, rows, integers, table)
     token_ids, sampling_logprobs, kept = _draw(scores, numbers, integers, table.num_generated[rows])
-    token_logprobs = logprobs.gather(1, token_ids[:, None])[:, 0]
     saw_nan = ~(raw - raw.amax(-1, keepdim=True)).exp().sum(-1).isfinite()
     is_hopeless = saw_nan | (scores.amax(-1) == -torch.inf)
     token_ids, kept = token_ids.masked_fill(is_hopeless, 0), kept.masked_fill(is_hopeless, 0)
+    token_logprobs = logprobs.gather(1, token_ids[:, None])[:, 0]
     wants_trace = integers[:, Integer.WANTS_TRACE].bool()
     entropies = -(logprobs.exp() * logprobs.clamp_min(-1e30)).sum(-1)
     ranks = (logprobs > token_logprobs[:, None]).sum(-1) + 1

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from worker.engine.cuda.attention_kernels import attend, attend_split, join_sections
-from worker.engine.cuda.sampling import choose, cuts, sampler, trace
+from worker.engine.cuda.sampling import cuts, reduction, sampler, trace
 from worker.engine.cuda.triton_attention import MIN_TILE_ROWS, PROMPT_TILE_ROWS, SECTION, TileShape
 
 #: Shared memory of a block of threads by compute capability, in KiB (CUDA C++ Programming Guide, table 24).
@@ -39,7 +39,8 @@ KERNELS = {
 LAYERS = [("bf16", 64, 7), ("bf16", 128, 4), ("bf16", 256, 2), ("bf16", 512, 2), ("fp32", 64, 7), ("fp32", 128, 4)]
 
 SAMPLING_KERNELS = (
-    choose.reduce_blocks, choose.choose_tokens, cuts.draw_from_kept, trace.count_ranks, trace.find_alternatives,
+    reduction.reduce_blocks, reduction.sample_plain_rows, cuts.draw_from_kept, trace.count_ranks,
+    trace.find_alternatives,
 )  # fmt: skip
 
 #: Sizes of the sampler for vocabularies of up to 262,144 tokens.
@@ -95,13 +96,13 @@ def _compile(
     """Compiles a kernel whose pointers, and the integers `aligned`, are multiples of 16."""
     names = list(kernel.arg_names)
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    places = [place for place, name in enumerate(names) if signature[name].startswith("*") or name in aligned]
+    indices = [index for index, name in enumerate(names) if signature[name].startswith("*") or name in aligned]
     compiled = triton.compile(
         ASTSource(
             kernel,
             signature,
             {name: constants[name] for name in names if name in constants},
-            {(place,): [["tt.divisibility", 16]] for place in places},
+            {(index,): [["tt.divisibility", 16]] for index in indices},
         ),
         target=GPUTarget("cuda", arch, 32),
         options=options,

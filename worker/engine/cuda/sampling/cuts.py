@@ -14,7 +14,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from worker.engine.cuda.sampling.choose import (
+from worker.engine.cuda.sampling.reduction import (
     MAX,
     NUM_PARTIAL,
     NUM_STATISTICS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engine.cuda.sampling import choose, cuts, trace
+from worker.engine.cuda.sampling import cuts, reduction, trace
 from worker.engine.cuda.sampling.output import Column, SamplerOutput
 from worker.engine.cuda.sampling.table import Integer, Number, SamplingTable
 
@@ -43,11 +43,11 @@ class TritonSampler:
 
         self._block, self._capacity = block, capacity
         self._num_blocks = -(-vocab // block)
-        num_subblocks = self._num_blocks * block // choose.SUBBLOCK.value
+        num_subblocks = self._num_blocks * block // reduction.SUBBLOCK.value
         self._subblocks_padded = _power_of_two(num_subblocks)
-        self._partial = empty(choose.NUM_PARTIAL.value, self._num_blocks)
+        self._partial = empty(reduction.NUM_PARTIAL.value, self._num_blocks)
         self._submax = empty(2, num_subblocks)
-        self._statistics = empty(choose.NUM_STATISTICS.value, dtype=torch.float64)
+        self._statistics = empty(reduction.NUM_STATISTICS.value, dtype=torch.float64)
         self._candidate_scores = empty(capacity)
         self._candidate_ids = empty(capacity, dtype=torch.int32)
 
@@ -69,8 +69,10 @@ class TritonSampler:
         packed, width = output.packed, output.packed.shape[1]
         rows = (logits, logits.stride(0), vocab, batch_index, table.numbers, table.integers, table.num_generated)
         edits = (table.edit_ids, table.edit_values, table.edit_ranges, table.history, table.allowed)
-        choose.reduce_blocks[(num_rows, num_blocks)](self._partial, self._submax, *rows, *edits, BLOCK=block, **OPTIONS)
-        choose.choose_tokens[(num_rows,)](
+        reduction.reduce_blocks[(num_rows, num_blocks)](
+            self._partial, self._submax, *rows, *edits, BLOCK=block, **OPTIONS
+        )
+        reduction.sample_plain_rows[(num_rows,)](
             packed, width, self._statistics, self._partial, num_blocks, *rows, table.last_token_ids, *edits,
             BLOCK=block, NUM_BLOCKS_PADDED=_power_of_two(num_blocks), **OPTIONS,
         )  # fmt: skip
@@ -95,7 +97,7 @@ class TritonSampler:
     def most_bytes(self, num_rows: int, vocab: int, itemsize: int, *, draws: bool, kinds: SampledKinds) -> int:
         """The most that these rows read and write, without edits and alternatives, where their candidates fit."""
         parameters = 8 * (len(Number) + len(Integer))
-        partial = choose.NUM_PARTIAL.value * 4 * self._num_blocks
+        partial = reduction.NUM_PARTIAL.value * 4 * self._num_blocks
         reduced = vocab * itemsize + partial + parameters * self._num_blocks
         chosen = 2 * (partial + parameters) + 4 * len(Column) + draws * self._block * itemsize
         ranked = kinds.has_traces * draws * (vocab * itemsize + (parameters + 4) * self._num_blocks)

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from worker.engine.cuda.sampling import output
-from worker.engine.cuda.sampling.choose import (
+from worker.engine.cuda.sampling.cuts import bound_of_top_k
+from worker.engine.cuda.sampling.reduction import (
     NUM_PARTIAL,
     NUM_STATISTICS,
     RANK,
@@ -18,7 +19,6 @@ from worker.engine.cuda.sampling.choose import (
     SUBBLOCK,
     TOKEN_ID,
 )
-from worker.engine.cuda.sampling.cuts import bound_of_top_k
 from worker.engine.cuda.sampling.scores import NUM_ALTERNATIVES, NUM_INTEGERS, WANTS_TRACE, load_logits
 
 NUM_COLUMNS = tl.constexpr(len(output.Column))

@@ -1,4 +1,4 @@
-"""The sampler's first two kernels: `reduce_blocks` reads the logits once, `choose_tokens` makes a token of each row.
+"""The sampler's first two kernels: `reduce_blocks` reads logits once, `sample_plain_rows` finds most rows' tokens.
 
 A row is reduced in blocks of fixed length, and its blocks are added by one program in one order: a row's numbers are
 the same in any batch. Sums of blocks are fp32, what is added up of them fp64.
@@ -155,7 +155,7 @@ def _row_statistics(of_row, statistics, packed, row, width, num_blocks, blocks, 
 
 
 @triton.jit
-def choose_tokens(
+def sample_plain_rows(
     packed, width, statistics, partial, num_blocks, logits, row_stride, vocab, batch_indices, numbers, integers,
     num_generated, last_token_ids, edit_ids, edit_values, edit_ranges, history, allowed,
     BLOCK: tl.constexpr, NUM_BLOCKS_PADDED: tl.constexpr,

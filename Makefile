@@ -6,7 +6,7 @@ PRODUCT := .venv/.installed
 TOOLS := .venv/.installed-tools
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench gpu faults attack soak docs clean
+.PHONY: help demo test lint format bench gpu faults matrix attack soak docs clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and d
 	@PATH=$$PATH:/usr/sbin command -v pgbouncer > /dev/null || { echo "installing the system's pgbouncer" >&2; \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends pgbouncer; }
 	$(BIN)/pytest -m long
+
+matrix: $(TOOLS)  ## every type of model that Transformers knows, tiny, against generate
+	$(BIN)/python -m benchmarks.model_matrix
 
 attack: $(TOOLS)  ## hostile files, statements, templates and URLs, all of them
 	$(BIN)/pytest tests/nights/strangers

@@ -24,8 +24,8 @@ from worker.engine.request import Request
 
 CPU = torch.device("cpu")
 EOS = 3
-MAX_NEW_TOKENS = 24
-GREEDY_LENGTHS = (1, 2, 15, 33, 64, 65, 90, 150)
+MAX_NEW_TOKENS = 16
+GREEDY_LENGTHS = (1, 2, 15, 33, 64, 65, 90, 130)
 NUM_BEAM_SEARCHES, NUM_SAMPLED, NUM_CANCELLED = 2, 2, 2
 BEAMS, SAMPLES = 4, 3
 #: Fewer than there are sequences, so that places are taken again; chunks cut the longest prompts.

@@ -83,7 +83,9 @@ def _cut_sizes(fields: dict[str, Any], kept: set[str]) -> None:
             fields[name] = [SIZES[name] for _ in value] if isinstance(value, list) else SIZES[name]
         elif name in POSITIONS and isinstance(value, int):
             fields[name] = WINDOW
-    if "head_dim" in fields and isinstance(fields.get("qk_rope_head_dim"), int):  # rotary angles alone
-        fields["head_dim"] = fields["qk_rope_head_dim"]
+    if isinstance(fields.get("qk_rope_head_dim"), int):  # latent attention computes these two
+        for name in ("head_dim", "qk_head_dim"):
+            fields.pop(name, None)
+        fields["num_key_value_heads"] = fields.get("num_attention_heads")
     if fields.get("num_key_value_heads", 0) is None and "num_attention_heads" in fields:
         fields["num_key_value_heads"] = fields["num_attention_heads"]

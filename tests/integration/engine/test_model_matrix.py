@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.model_matrix.comparison import compared
+from benchmarks.model_matrix.documentation import PAGE, page_with_table
 from benchmarks.model_matrix.tiny import tiny_config, tiny_model
 from models.checkpoint.verdict import Verdict, store_verdict, stored_verdict, verdict_key
 from tests.support.random_models import random_pair
@@ -19,10 +20,10 @@ CPU = torch.device("cpu")
 #: Attention sinks, unequal heads, steps beside the arguments, weights that are read, mixtures, soft caps, plain ones.
 PACKED = (
     "gpt_oss", "gemma4_text", "nemotron", "stablelm", "hunyuan_v1_moe", "qwen3_moe", "gemma2", "opt", "phi3", "olmo2",
-    "granite", "cohere2", "gpt2",
+    "granite", "cohere2", "gpt2", "qwen3_5_text", "mamba",
 )  # fmt: skip
 #: Attention of their own, positions in biases, bidirectional ones, windows that are told to nobody, chunks.
-FALLBACK = ("gptj", "bloom", "falcon", "mpt", "codegen", "diffllama", "moshi", "bert", "llama4_text", "roberta")
+FALLBACK = ("gptj", "bloom", "mpt", "diffllama", "moshi", "bert")
 
 
 @pytest.mark.parametrize(("path", "model_type"), [("packed", t) for t in PACKED] + [("fallback", t) for t in FALLBACK])
@@ -35,6 +36,19 @@ def test_a_mixed_batch_is_what_generate_says(path: str, model_type: str) -> None
 def test_a_model_that_keeps_its_state_in_itself_is_refused() -> None:
     row = compared("recurrent_gemma")
     assert row.path == "refused" and "keeps its state in itself" in row.reason
+
+
+def test_chunks_of_attention_are_packed() -> None:
+    """Llama 4 without the temperature of its positions, which its packed rows would not know."""
+    config = tiny_config("llama4_text")
+    config.attn_temperature_tuning = False
+    assert "chunked_attention" in config.layer_types
+    assert self_check.check(config, backend_for(CPU), CPU, LoadOptions()).path == "packed"
+
+
+def test_the_page_has_the_table_of_the_data() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == page_with_table(page), "make matrix, or python -m benchmarks.model_matrix --docs"
 
 
 def test_a_path_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

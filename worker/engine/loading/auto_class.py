@@ -15,6 +15,12 @@ def auto_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
+def concrete_class(config: Any) -> Any:
+    """The class itself, which takes weights from memory as the loaders do not."""
+    classes = auto_class(config)._model_mapping[type(config)]
+    return classes[0] if isinstance(classes, tuple) else classes
+
+
 def is_causal(config: Any) -> bool:
     """Whether Transformers has a causal language model of the configuration."""
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING

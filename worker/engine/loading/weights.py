@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from models.checkpoint.quantization import quantization_method
-from models.checkpoint.small_files import read_json_object
+from models.checkpoint.small_files import is_file, read_json_object
 from worker.engine.backend import LoadOptions
-from worker.engine.loading.auto_class import auto_class
+from worker.engine.loading.auto_class import auto_class, concrete_class
 from worker.engine.loading.dequantize import dequantized_weights
 from worker.engine.model.attention import ATTENTION_NAME
 from worker.engine.request import ModelUnavailable
@@ -18,8 +19,11 @@ from worker.engine.request import ModelUnavailable
 
 def read_model(name: str, folder: Path, config: Any, dtype: torch.dtype, options: LoadOptions) -> Any:
     """The model on the CPU, or spread over several devices. Raises `ModelUnavailable` where weights are absent."""
-    loaded: Any = auto_class(config).from_pretrained(
-        **_source(folder, config, dtype),
+    given = read_json_object(folder / "config.json")
+    read = _read_quantized if quantization_method(given)[0] else _read_plain
+    loaded: Any = read(
+        folder,
+        config,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
@@ -38,12 +42,16 @@ def read_model(name: str, folder: Path, config: Any, dtype: torch.dtype, options
     return model
 
 
-def _source(folder: Path, config: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """The folder; of quantized weights the tensors themselves, for a configuration that knows nothing of them."""
-    given = read_json_object(folder / "config.json")
-    if not quantization_method(given)[0]:
-        return {"pretrained_model_name_or_path": folder, "config": config}
-    weights = dequantized_weights(folder, given, dtype)
+def _read_plain(folder: Path, config: Any, **options: Any) -> Any:
+    return auto_class(config).from_pretrained(folder, config=config, **options)
+
+
+def _read_quantized(folder: Path, config: Any, **options: Any) -> Any:
+    """The model of a configuration that knows nothing of the quantization, with weights that are multiplied out."""
+    weights = dequantized_weights(folder, read_json_object(folder / "config.json"), options["dtype"])
     for part in (config, config.get_text_config()):
         part.__dict__.pop("quantization_config", None)
-    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
+    model, loading = concrete_class(config).from_pretrained(None, config=config, state_dict=weights, **options)
+    if is_file(folder / "generation_config.json"):
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, loading

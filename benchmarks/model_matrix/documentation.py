@@ -1,0 +1,39 @@
+"""The table of `docs/models.md`, between two marks; a test compares it with the data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from models.checkpoint.known_paths import known_paths, tested_with
+from producer.model_files.model_table import COLUMNS, cells
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+BEGIN, END = "<!-- made by python -m benchmarks.model_matrix -->", "<!-- end of the table -->"
+
+
+def table_text() -> str:
+    """The paragraph and the table in Markdown."""
+    known = known_paths()
+    counts = Counter(row.path for row in known.values())
+    tried = ", ".join(f"{count} {path}" for path, count in sorted(counts.items()))
+    head = (
+        f"{len(known)} types of causal language models, Transformers {tested_with()}: {tried}. Each is a tiny random "
+        "model in fp32; a mixed batch with refills, chunked prompts and cancellations beside `generate`, and samples "
+        "beside themselves alone. A number is answers that are equal, of those compared; beams are empty where "
+        "`generate` has none."
+    )
+    lines = [" | ".join(cells(name, row)).replace("_", "\\_") for name, row in known.items()]
+    return "\n".join(
+        [head, "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS), *(f"| {line} |" for line in lines)]
+    )
+
+
+def page_with_table(page: str) -> str:
+    """The page with the table that the data make."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{table_text()}\n{END}{rest.split(END)[1]}"
+
+
+def write_documentation() -> None:
+    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Folders as people have them: quantized weights, models that see images, adapters."""

@@ -1,0 +1,58 @@
+"""A folder of a model that also sees images decodes its text part: the tokens of the whole model's `generate`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from models.params import GenerationParams
+from tests.support.model_folders import SMALL_FILES, TOY_MODEL
+from worker.engine.engine import Engine
+from worker.engine.request import Request
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 2,
+    "pad_token_id": 1,
+}  # fmt: skip
+VISION: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 2,
+    "num_heads": 2, "out_hidden_size": 64, "image_size": 28, "patch_size": 14, "fullatt_block_indexes": [0],
+}  # fmt: skip
+TYPES: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 2, 4], "rope_theta": 10000.0}},
+    "gemma3": {"sliding_window": 16},
+}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_text_part_decodes(model_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    extra = {"mm_tokens_per_image": 4} if model_type == "gemma3" else {}
+    config = AutoConfig.for_model(
+        model_type, text_config={**TEXT, **TYPES[model_type]}, vision_config=VISION, eos_token_id=2, **extra
+    )
+    model: Any = AutoModelForImageTextToText.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+    model.save_pretrained(tmp_path)
+    for name in SMALL_FILES:
+        shutil.copy(TOY_MODEL / name, tmp_path)
+    engine = Engine.load(str(tmp_path), dtype="float32", device="cpu", kv_memory=0.05)
+    prompts = [tuple(range(7, 7 + length)) for length in (3, 20, 90)]
+    params = GenerationParams(max_new_tokens=10, eos_token_ids=(2,))
+    outputs = engine.generate([Request(index, prompt, params) for index, prompt in enumerate(prompts)])
+    found = {output.request_id: list(output.completions[0].token_ids) for output in outputs}
+    for index, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, eos_token_id=2, pad_token_id=1
+        )
+        assert found[index] == expected[0, len(prompt) :].tolist()

@@ -7,7 +7,7 @@ neither torch nor pydantic_settings.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -26,17 +26,36 @@ def checked_devices(devices: str) -> str:
     return compact
 
 
+class DefaultSizes(TypedDict):
+    """The sizes that depend on the device, where none are given."""
+
+    max_num_seqs: int
+    prefill_tokens: int
+
+
+def default_sizes(device: str) -> DefaultSizes:
+    """The sizes for a device by its name, such as `cpu`, `cuda:0` or `cuda:0+cuda:1`."""
+    if device.startswith("cuda"):
+        return {"max_num_seqs": 256, "prefill_tokens": 8192}
+    return {"max_num_seqs": 64, "prefill_tokens": 2048}
+
+
 class SizeOptions(BaseModel):
     """The work that an engine does at once, and the memory it takes for it."""
 
-    max_num_seqs: int = Field(default=64, ge=1, description="sequences that decode side by side")
+    max_num_seqs: int | None = Field(
+        default=None, ge=1, description="sequences that decode side by side; default: 64, on a GPU 256"
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=2, description="tokens of prompt and answer together, at most; default: the model's window"
+    )
     kv_memory: float | None = Field(
         default=None, gt=0, description="GiB for the KV cache; default: a share of the free"
     )
     gpu_memory_utilization: float = Field(  # for weights, step and KV cache
         default=0.9, gt=0, le=1, description="share of a GPU's memory to take; default: 0.9"
     )
-    prefill_tokens: int = Field(default=2048, ge=16)  # prompt tokens in one step, at most
+    prefill_tokens: int | None = Field(default=None, ge=16)  # prompt tokens in one step, at most
 
 
 class EngineOptions(SizeOptions):
@@ -54,4 +73,7 @@ class EngineOptions(SizeOptions):
         default="none", description="int8: faster on a CPU, and other answers; default: none"
     )
     deterministic: bool = Field(default=False, description="batch-invariant answers, on a GPU too; slower there")
+    allow_slow: bool = Field(
+        default=False, description="use a GPU without a kernel for attention, many times slower; default: refuse it"
+    )
     num_threads: int | None = Field(default=None, ge=1, description="CPU threads of each engine; default: torch's")

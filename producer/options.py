@@ -114,8 +114,10 @@ class WorkerOptions:
     dtype: Annotated[str | None, _of_worker("dtype")] = None
     quantize: Annotated[str | None, _of_worker("quantize")] = None
     max_num_seqs: Annotated[int | None, _of_worker("max_num_seqs")] = None
+    max_model_len: Annotated[int | None, _of_worker("max_model_len")] = None
     kv_memory: Annotated[float | None, _of_worker("kv_memory")] = None
     deterministic: Annotated[bool, _of_worker("deterministic", "--deterministic")] = False
+    allow_slow: Annotated[bool, _of_worker("allow_slow", "--allow-slow")] = False
     grace_seconds: Annotated[
         float | None,
         _of_worker("grace_seconds", "--grace", help="seconds for running answers to end after Ctrl-C (default: 5)"),

@@ -44,11 +44,13 @@ def start(
     broker: Annotated[str | None, typer.Option(help="Redis URL")] = None,
     home: Annotated[Path | None, typer.Option(help="where the embedded database lies")] = None,
     max_num_seqs: Annotated[int | None, _option("max_num_seqs")] = None,
+    max_model_len: Annotated[int | None, _option("max_model_len")] = None,
     kv_memory: Annotated[float | None, _option("kv_memory")] = None,
     gpu_memory_utilization: Annotated[float | None, _option("gpu_memory_utilization")] = None,
     deterministic: Annotated[bool, _option("deterministic", "--deterministic")] = False,
     dtype: Annotated[str | None, _option("dtype")] = None,
     quantize: Annotated[str | None, _option("quantize")] = None,
+    allow_slow: Annotated[bool, _option("allow_slow", "--allow-slow")] = False,
     num_threads: Annotated[int | None, _option("num_threads")] = None,
     engine_timeout: Annotated[float | None, _option("engine_timeout")] = None,
     load_timeout: Annotated[float | None, _option("load_timeout")] = None,
@@ -62,6 +64,7 @@ def start(
     """
     options = {
         "model": model, "database": database, "broker": broker, "home": home, "max_num_seqs": max_num_seqs,
+        "max_model_len": max_model_len, "allow_slow": allow_slow or None,
         "kv_memory": kv_memory, "gpu_memory_utilization": gpu_memory_utilization,
         "deterministic": deterministic or None, "dtype": dtype, "quantize": quantize,
         "num_threads": num_threads, "worker_name": name, "engine_timeout": engine_timeout, "load_timeout": load_timeout,

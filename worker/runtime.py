@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from models.database.connection import limited
 from models.database.deadlines import Call
 from models.database.outbox import Send
+from models.engine_options import default_sizes
 from models.message import ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
@@ -112,7 +113,7 @@ class Runtime:
             host=platform.node(),
             device=ready.device,
             model=self._model,
-            max_num_seqs=self.settings.max_num_seqs,
+            max_num_seqs=self.settings.max_num_seqs or default_sizes(self.settings.device)["max_num_seqs"],
         )
         BOX.open()
         loops: dict[str, Callable[[], None]] = {

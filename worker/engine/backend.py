@@ -44,6 +44,7 @@ class LoadOptions:
     deterministic: bool = False
     quantize: Quantization = "none"
     is_spread: bool = False  # over several devices
+    allow_slow: bool = False  # attention by torch's own operations, where a GPU has no kernel
     is_packed: bool = True  # all rows of a step together; else each sequence through `generate`'s own loop
     fuse: bool = True
     use_kernels: bool = True

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from models.engine_options import SizeOptions
+from models.engine_options import SizeOptions, default_sizes
 
 
 class EngineConfig(SizeOptions):
@@ -14,6 +14,8 @@ class EngineConfig(SizeOptions):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    max_num_seqs: int = Field(default=default_sizes("cpu")["max_num_seqs"], ge=1)
+    prefill_tokens: int = Field(default=default_sizes("cpu")["prefill_tokens"], ge=16)
     block_size: int | None = None  # tokens in a KV block, and queries in a prefill tile; None: the device's own
     share_prefixes: bool = True
     use_graphs: bool = True  # CUDA: record decode steps and replay them

@@ -12,6 +12,7 @@ Not thread-safe.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Self
@@ -20,7 +21,7 @@ import torch
 
 from models.chat import ChatInputs
 from models.chat_rendering import Messages
-from models.engine_options import EngineOptions, SizeOptions
+from models.engine_options import EngineOptions, SizeOptions, default_sizes
 from models.states import Quantization
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
@@ -55,7 +56,7 @@ class Engine:
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig = EngineConfig()) -> None:
-        self.loaded = loaded
+        self.loaded = loaded = _shortened(loaded, config.max_model_len)
         self.config = config
         self.stats = EngineStats()
         self.detokenizer = None if loaded.tokenizer is None else Detokenizer(loaded.tokenizer)
@@ -94,21 +95,23 @@ class Engine:
         dtype: str = "auto",
         deterministic: bool = False,
         quantize: Quantization = "none",
+        allow_slow: bool = False,
         **config: Any,
     ) -> Self:
-        """An engine on a model folder or hub id; `config` are the fields of `EngineConfig`.
+        """An engine on a model folder or hub id; `config` are the fields of `EngineConfig`, by default the device's.
 
         With `deterministic` answers are batch-invariant on a GPU too; on a CPU they always are.
         Raises `ModelUnavailable`.
         """
-        loaded = load_model(model, device, dtype, deterministic=deterministic, quantize=quantize)
-        return cls(loaded, EngineConfig(**config))
+        loaded = load_model(model, device, dtype, deterministic=deterministic, quantize=quantize, allow_slow=allow_slow)
+        given = {name: value for name, value in config.items() if value is not None}
+        return cls(loaded, EngineConfig(**{**default_sizes(loaded.model.device.type), **given}))
 
     @classmethod
     def start(cls, options: EngineOptions) -> Self:
         """An engine with the options of a worker. Raises `ModelUnavailable`."""
         sizes = options.model_dump(include=set(SizeOptions.model_fields))
-        chosen = options.model_dump(include={"device", "dtype", "deterministic", "quantize"})
+        chosen = options.model_dump(include={"device", "dtype", "deterministic", "quantize", "allow_slow"})
         return cls.load(options.model, **chosen, **sizes)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
@@ -248,3 +251,9 @@ class Engine:
 
 def _chunk_rule(states: StateLayout) -> ChunkRule:
     return ChunkRule(states.prompt_unit, states.splits_prompts, MIN_ROWS) if states else ChunkRule()
+
+
+def _shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
+    """The model with a context window of at most so many tokens."""
+    window = min(loaded.limits.context_window, max_model_len or loaded.limits.context_window)
+    return replace(loaded, limits=replace(loaded.limits, context_window=window))

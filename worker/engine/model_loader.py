@@ -63,15 +63,18 @@ def load_model(
     *,
     deterministic: bool = False,
     quantize: Quantization = "none",
+    allow_slow: bool = False,
 ) -> LoadedModel:
     """The model in inference mode on its device; `name` is a folder or a hub id.
 
     `device` may be several, `cuda:0+cuda:1`: Transformers' device map then spreads the layers over all visible ones.
     """
-    options = LoadOptions(deterministic=deterministic, quantize=quantize, is_spread="+" in device)
+    options = LoadOptions(deterministic, quantize, is_spread="+" in device, allow_slow=allow_slow)
     target = choose_device(device.split("+")[0])
     if options.is_spread and importlib.util.find_spec("accelerate") is None:
-        raise ModelUnavailable("a model over several devices needs the accelerate package; pip install accelerate")
+        raise ModelUnavailable(
+            "a model over several devices needs the accelerate package; pip install 'nocturne[spread]'"
+        )
     with _as_model_unavailable(f"cannot load the model {name!r}"):
         folder = model_folder(name, with_weights=True)
         check_folder(folder)

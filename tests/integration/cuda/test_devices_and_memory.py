@@ -6,16 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from models.engine_options import default_sizes
+from models.params import GenerationParams
 from tests.support.pretend_cuda.engines import answers, device_with_kernels, engine_of, mixed_requests, model_on
+from tests.support.pretend_cuda.kernels import ReferenceAttention
 from tests.support.pretend_cuda.machine import Machine
 from tests.support.random_models import random_pair
 from worker import devices
+from worker.engine.cuda import triton_attention
 from worker.engine.device_selection import choose_device, choose_dtype
 from worker.engine.engine import Engine
-from worker.engine.model.kv_cache import LayerShape
+from worker.engine.model.attention import AttentionLayer
+from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.step_batch import PagedRows
 from worker.engine.out_of_memory import first_line, is_out_of_memory
-from worker.engine.request import ModelUnavailable, OutOfMemory
+from worker.engine.request import ModelUnavailable, OutOfMemory, Request
 
 MIB = 2**20
 #: A model's weights and a small cache fit, and little else.
@@ -85,6 +92,58 @@ def test_bf16_is_not_chosen_where_it_is_emulated(capability: tuple[int, int], dt
 def test_a_lack_of_memory_is_known_by_all_its_names(error: Exception) -> None:
     assert is_out_of_memory(error) and "\n" not in first_line(error) and first_line(error)
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_a_gpu_without_a_kernel_is_refused_unless_slowness_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = mixed_requests(4)
+    expected = answers(engine_of(random_pair("qwen2").loaded), requests)
+    with device_with_kernels(capability=(7, 5)):
+        with pytest.raises(ModelUnavailable, match=r"no kernel on cuda:0: pretend is older .* --allow-slow does"):
+            model_on("cuda:0", "qwen2")
+        loaded = model_on("cuda:0", "qwen2", allow_slow=True)
+        assert loaded.model.paged_attention is None
+        assert answers(engine_of(loaded), requests) == expected
+
+    class Uncompiled:
+        def __init__(self, _: int) -> None:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+    with device_with_kernels():
+        monkeypatch.setattr(triton_attention, "TritonAttention", Uncompiled)
+        with pytest.raises(ModelUnavailable, match=r"Failed to find C compiler.*python3-dev"):
+            model_on("cuda:0", "qwen2")
+
+
+def test_a_kernel_that_gives_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unwritten(ReferenceAttention):
+        def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:
+            output = super().__call__(layer, query, cache, rows)
+            output[-1] = float("nan")
+            return output
+
+    with device_with_kernels():
+        monkeypatch.setattr(triton_attention, "TritonAttention", Unwritten)
+        with pytest.raises(ModelUnavailable, match="its results differ from torch's by nan"):
+            model_on("cuda:0", "qwen2")
+
+
+def test_the_sizes_of_an_engine_depend_on_its_device(toy_model: str) -> None:
+    on_cpu = Engine.load(toy_model, device="cpu", kv_memory=0.01)
+    assert (on_cpu.config.max_num_seqs, on_cpu.config.prefill_tokens) == (64, 2048)
+    assert default_sizes("cuda:0") == default_sizes("cuda:0+cuda:1") == {"max_num_seqs": 256, "prefill_tokens": 8192}
+    assert default_sizes("cpu") == {"max_num_seqs": 64, "prefill_tokens": 2048}
+
+
+def test_a_shorter_window_is_the_models(toy_model: str) -> None:
+    engine = Engine.load(toy_model, device="cpu", kv_memory=0.01, max_model_len=20)
+    outputs = {
+        output.request_id: output
+        for output in engine.generate([
+            Request(0, tuple(range(5, 25))), Request(1, tuple(range(5, 20)), GenerationParams(ignore_eos=True))
+        ])
+    }  # fmt: skip
+    assert "the context window of" in str(outputs[0].error) and "is 20" in str(outputs[0].error)
+    assert len(outputs[1].completions[0].token_ids) == 5
 
 
 def test_gpus_are_found_where_proc_does_not_show_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,15 @@ from worker.engine.backend import Backend, DeviceModel, LoadOptions
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
 from worker.engine.cuda.memory import least_memory, left_for_cache, step_memory
-from worker.engine.cuda.paged_attention import PAGE_SIZE, OnItsDevice, paged_attention
+from worker.engine.cuda.paged_attention import PAGE_SIZE, NoKernel, OnItsDevice, paged_attention
 from worker.engine.model.attention import PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.request import ModelUnavailable
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
 from worker.engine.sampling.in_flight import InFlight
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
+
+logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
@@ -98,4 +102,12 @@ def _paged_attention(
     if not options.use_kernels or not layers:
         return None
     num_heads = model.config.get_text_config().num_attention_heads
-    return paged_attention(device, model.dtype, layers.values(), num_heads)
+    try:
+        return paged_attention(device, model.dtype, layers.values(), num_heads)
+    except NoKernel as error:
+        if not options.allow_slow:
+            raise ModelUnavailable(
+                f"attention has no kernel on {device}: {error}; --allow-slow does without, many times slower"
+            ) from error
+        logger.warning("attention goes through torch's SDPA, which is slow, because it has no kernel: %s", error)
+        return None

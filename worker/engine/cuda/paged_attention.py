@@ -1,12 +1,11 @@
 """The choice of a GPU's paged attention: Triton's, where it is there and gives what SDPA gives.
 
-`paged_attention` computes small cases of each shape of layer both ways and returns None where the kernel fails or
-differs. Attention then goes through the tiles of `StepBatch`, which is much slower.
+`paged_attention` computes small cases of each shape of layer both ways and raises `NoKernel` where the kernel fails or
+differs. Attention may then go through the tiles of `StepBatch`, which is many times slower.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,14 +16,16 @@ from torch import Tensor
 from worker.engine.model.attention import AttentionLayer, PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.step_batch import PagedRows
-
-logger = logging.getLogger(__name__)
+from worker.engine.out_of_memory import is_out_of_memory
 
 #: Tokens of a KV block. The kernel takes any number from 16 on; few waste less memory and share more prefixes.
 PAGE_SIZE = 64
 
 #: Largest difference to the reference that the rounding of a dtype explains.
 TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.01, torch.float32: 1e-4}
+
+#: Older GPUs lack bfloat16 and asynchronous copies, which the kernel's tiles are made for.
+LEAST_CAPABILITY = (8, 0)
 
 #: Cases of the check: (rows, keys) of each segment, those of one row first. Keys cross blocks and sections.
 CASES: tuple[tuple[tuple[int, int], ...], ...] = (
@@ -45,12 +46,18 @@ class OnItsDevice:
             return self.attention(layer, query, cache, rows)
 
 
+class NoKernel(Exception):
+    """The kernel does not compute attention correctly on this device; the message says why, and the remedy."""
+
+
 def paged_attention(
     device: torch.device, dtype: torch.dtype, layers: Iterable[LayerShape], num_heads: int
-) -> PagedAttention | None:
-    """The kernel, or None where it does not compute attention correctly on this device."""
+) -> PagedAttention:
+    """The kernel, if it computes attention correctly on this device. Raises `NoKernel`."""
     if dtype not in TOLERANCES:
-        return None
+        raise NoKernel(f"it computes in bfloat16, float16 and float32, and not in {dtype}")
+    if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        raise NoKernel(f"{torch.cuda.get_device_name(device)} is older than the Ampere generation (sm_80)")
     try:
         from worker.engine.cuda.triton_attention import TritonAttention
 
@@ -59,13 +66,14 @@ def paged_attention(
         differences = [
             difference_to_reference(attention, device, dtype, LayerShape(*shape), num_heads) for shape in sorted(shapes)
         ]
-    # A compiler fails in ways of its own, and no list of them is complete: attention has another way.
+    # A compiler fails in ways of its own, and no list of them is complete.
     except Exception as error:
-        logger.warning("attention goes through SDPA, which is slow, because Triton's kernel fails: %s", _cause(error))
-        return None
+        if is_out_of_memory(error):
+            raise
+        remedy = "Triton needs a C compiler (gcc) and Python's headers (python3-dev)"
+        raise NoKernel(f"it cannot be compiled, {_cause(error)}; {remedy}") from error
     if not all(difference <= TOLERANCES[dtype] for difference in differences):  # NaN is no small difference
-        logger.warning("attention goes through SDPA, which is slow: Triton's differs from it by %s", differences)
-        return None
+        raise NoKernel(f"its results differ from torch's by {max(differences):.3g}")
     return attention
 
 

@@ -7,6 +7,7 @@ decides which elements those are. Here tensors are padded so that no thread's sh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,14 +34,17 @@ class AlignedActivation(nn.Module):
         self.activation = activation
 
     def forward(self, inputs: Tensor) -> Tensor:
-        size = inputs.numel()
-        padding = -size % _alignment(size)
-        if not padding:
-            outputs: Tensor = self.activation(inputs)
-            return outputs
-        padded = F.pad(inputs.reshape(-1), (0, padding))
-        aligned: Tensor = self.activation(padded)
-        return aligned[:size].view(inputs.shape)
+        return aligned(self.activation, inputs)
+
+
+def aligned(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """An elementwise function of a tensor, computed on whole vectors alone."""
+    size = inputs.numel()
+    padding = -size % _alignment(size)
+    if not padding:  # in one piece: each row of a part of a wider tensor would have a rest of its own
+        return function(inputs.contiguous())
+    padded = F.pad(inputs.reshape(-1), (0, padding))
+    return function(padded)[:size].view(inputs.shape)
 
 
 def align_activations(model: nn.Module) -> int:

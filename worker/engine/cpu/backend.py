@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from worker.engine.backend import Backend, Decoder, DeviceModel, LoadOptions
 from worker.engine.batch_invariance import align_activations, initialize_vector_math
@@ -15,9 +16,12 @@ from worker.engine.cpu.kernels import CpuKernels, cpu_kernels
 from worker.engine.cpu.linear import GemmLinear, GemmModule, Int8GemmLinear
 from worker.engine.cpu.onednn_linear import OneDnnInt8Linear, OneDnnLinear, can_pack, keep_onednn_from_amx
 from worker.engine.model.attention import PagedAttention, has_softcap
+from worker.engine.model.batch_invariant_mode import BatchInvariantMode
+from worker.engine.model.experts import pack_experts
 from worker.engine.model.fused_decoder import FusedDecoder, PlainRowOperations
 from worker.engine.model.kv_cache import LayerShape
-from worker.engine.model.linear import MakeLinear, PlainLinear
+from worker.engine.model.linear import Linear, MakeLinear, PlainLinear
+from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
 from worker.engine.model.replace_modules import replace_linears
 from worker.engine.model.transformers_decoder import TransformersDecoder
 
@@ -78,21 +82,35 @@ def _int8_decoder(model: Any, kernels: CpuKernels) -> tuple[Decoder, str]:
 
 def _fused_decoder(model: Any, kernels: CpuKernels | None) -> tuple[Decoder, str]:
     """The decoder, and the name of its gemm."""
-    make_linear: MakeLinear = OneDnnLinear if can_pack(model.dtype) else PlainLinear
-    if kernels is not None and kernels.has_matmul:
-        make_linear = partial(GemmLinear, kernels=kernels)
-    decoder = FusedDecoder(model, make_linear, kernels or PlainRowOperations())
+    decoder = FusedDecoder(model, _make_linear(model.dtype, kernels), kernels or PlainRowOperations())
     return decoder, f"fused decoder, {_gemm_name(model.dtype, kernels)}"
 
 
 def _transformers_decoder(model: Any, kernels: CpuKernels | None) -> tuple[Decoder, str]:
     """The decoder, and the name of its gemm."""
     align_activations(model)
+    num_experts = pack_experts(model, _make_linear(model.dtype, kernels))
+    has_states = any(isinstance(module, GroupedMixer) for module in model.modules())
     if kernels is not None and kernels.has_matmul:
         replace_linears(model, partial(GemmModule, kernels=kernels))
     elif can_pack(model.dtype):
         replace_linears(model, lambda linear: OneDnnLinear([linear]))
-    return TransformersDecoder(model), _gemm_name(model.dtype, kernels)
+    mode = BatchInvariantMode(partial(_packed_linear, kernels=kernels)) if num_experts or has_states else None
+    return TransformersDecoder(model, mode), _gemm_name(model.dtype, kernels)
+
+
+def _make_linear(dtype: torch.dtype, kernels: CpuKernels | None) -> MakeLinear:
+    if kernels is not None and kernels.has_matmul:
+        return partial(GemmLinear, kernels=kernels)
+    return OneDnnLinear if can_pack(dtype) else PlainLinear
+
+
+def _packed_linear(linear: nn.Linear, kernels: CpuKernels | None) -> Linear:
+    """A layer in its own dtype, which for routers is often fp32 in a model of bf16."""
+    dtype = linear.weight.dtype
+    if kernels is not None and kernels.dtype is not dtype:
+        kernels = cpu_kernels(dtype)
+    return _make_linear(dtype, kernels)([linear])
 
 
 def _gemm_name(dtype: torch.dtype, kernels: CpuKernels | None) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from worker.engine.model.attention import AttentionStep, step_at_hand
+from worker.engine.model.batch_invariant_mode import BatchInvariantMode
 from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
 
 
 class TransformersDecoder:
     """Rows of a step to logits, through the model's own forward pass."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, mode: BatchInvariantMode | None = None) -> None:
+        """`mode` is active while the model computes."""
         self._model = model
+        self._mode = mode
         self._mixers = [module for module in model.modules() if isinstance(module, GroupedMixer)]
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         # Of a model on several devices the hidden rows, which are picked by index, are where its last norm is.
@@ -28,7 +32,7 @@ class TransformersDecoder:
         arguments: dict[str, Any] = {}
         if self._keeps_logits:
             arguments["logits_to_keep"] = step.batch.on(self._device).logit_rows
-        with step_at_hand(step):
+        with step_at_hand(step), self._mode or nullcontext():
             output = self._model(
                 input_ids=step.batch.input_ids, position_ids=step.batch.positions, use_cache=False, **arguments
             )

@@ -42,6 +42,16 @@ def test_activations(name: str, width: int, dtype: torch.dtype) -> None:
         assert torch.equal(activation(rows[-size:]), together[-size:]), size
 
 
+@pytest.mark.parametrize("width", [24, 40, 96])
+def test_activations_of_half_a_row(width: int) -> None:
+    """A gate is often the left half of a matmul's output, whose rows are then not adjacent."""
+    activation = AlignedActivation(nn.SiLU())
+    gates = rows_of(2 * width, torch.float32)[:640].chunk(2, dim=-1)[0]
+    together = activation(gates)
+    for size in (*SIZES, 64, 128, 640):
+        assert torch.equal(activation(gates[:size]), together[:size]), size
+
+
 def test_without_alignment_the_batch_would_show() -> None:
     """Why `AlignedActivation` exists; when this fails, torch has changed and it may go."""
     rows = rows_of(199, torch.float32)

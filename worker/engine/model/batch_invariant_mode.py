@@ -1,0 +1,81 @@
+"""Makes the functions that a model's own code calls batch-invariant on a CPU.
+
+Transformers' routers, gates and recurrent layers call torch's functions on bare tensors, which no replaced module
+catches: elementwise functions are padded to whole vectors, and matmuls with a parameter go through a packed layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from worker.engine.batch_invariance import aligned
+from worker.engine.model.experts import as_linear
+from worker.engine.model.linear import Linear
+from worker.engine.model.step_batch import MIN_ROWS
+
+#: Makes a packed layer of a linear one.
+MakeOne = Callable[[nn.Linear], Linear]
+
+ELEMENTWISE = frozenset(
+    {
+        *(torch.sigmoid, torch.exp, torch.tanh, torch.nn.functional.softplus, F.silu, F.gelu, F.sigmoid, F.tanh),
+        *(Tensor.sigmoid, Tensor.exp, Tensor.tanh),
+    }
+)
+CONVERSIONS = frozenset({Tensor.float, Tensor.to, Tensor.type})
+
+
+class BatchInvariantMode(TorchFunctionMode):
+    """Active while the model computes a step."""
+
+    def __init__(self, make_linear: MakeOne) -> None:
+        super().__init__()
+        self._make_linear = make_linear
+        self._linears: dict[int, Linear] = {}  # by the id of their weight
+        self._converted: dict[tuple[int, torch.dtype], Tensor] = {}  # weights in another dtype
+        self._kept: dict[int, Tensor] = {}  # the weights, so that their ids stay theirs
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in ELEMENTWISE and "out" not in options and args and args[0].device.type == "cpu":
+            return aligned(lambda inputs: func(inputs, *args[1:], **options), args[0])
+        if func is F.linear and self._is_weight(weight := _argument(args, options, 1, "weight")):
+            return self._linear(_argument(args, options, 0, "input"), weight, _argument(args, options, 2, "bias"))
+        if func in CONVERSIONS and isinstance(args[0], nn.Parameter) and args[0].dim() == 2:
+            return self._convert(args[0], func(*args, **options))
+        return func(*args, **options)
+
+    def _is_weight(self, weight: Tensor) -> bool:
+        is_known = self._kept.get(id(weight)) is weight or isinstance(weight, nn.Parameter)
+        return is_known and weight.dim() == 2 and weight.device.type == "cpu"
+
+    def _linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if id(weight) not in self._linears:
+            self._kept[id(weight)] = weight
+            self._linears[id(weight)] = self._make_linear(as_linear(weight.detach(), bias))
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        count = len(rows)
+        if count < MIN_ROWS:
+            rows = rows.expand(MIN_ROWS, -1)
+        return self._linears[id(weight)](rows)[:count].view(*inputs.shape[:-1], -1)
+
+    def _convert(self, weight: Tensor, converted: Tensor) -> Tensor:
+        """One and the same tensor for a weight in another dtype, so that its packed layer is found again."""
+        if converted is weight or converted.dtype is weight.dtype:
+            return converted
+        kept = self._converted.setdefault((id(weight), converted.dtype), converted)
+        self._kept[id(weight)] = weight
+        self._kept[id(kept)] = kept
+        return kept
+
+
+def _argument(args: tuple[Any, ...], options: Mapping[str, Any], index: int, name: str) -> Any:
+    return args[index] if len(args) > index else options.get(name)

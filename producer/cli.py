@@ -177,20 +177,26 @@ def report(
     connection: given.ReadingOptions,
     wanted: given.SelectionOptions,
     run: given.RunArgument = None,
+    other: Annotated[str | None, typer.Argument(help="a second run, to compare by custom_id")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the page")] = Path("report.html"),
-    limit: Annotated[int, typer.Option(help="the first N prompts; figures are of all", min=1, metavar="N")] = 200,
+    limit: Annotated[
+        int, typer.Option(help="the first N prompts or pairs; figures are of all", min=1, metavar="N")
+    ] = 200,
     all_prompts: Annotated[bool, typer.Option("--all", help="every prompt")] = False,
     tokens: Annotated[str, typer.Option(help="auto, all or none: the answers whose tokens can be looked at")] = "auto",
     as_superuser: given.AsSuperuser = False,
 ) -> None:
-    """Writes a self-contained page: figures, plots, and a run's answers side by side, token by token.
+    """Writes a self-contained page: figures, plots, and a run's answers side by side, or two runs compared.
 
     Example: producer report study -o study.html --where topic=cats
     """
-    from producer.results.report.command import PageOptions, write_report
+    from producer.results.report.command import PageOptions, write_comparison, write_report
 
     options = PageOptions(wanted.selection(), None if all_prompts else limit, tokens)
-    write_report(connection.settings(), run, output, options, as_superuser=as_superuser)
+    if run is not None and other is not None:
+        write_comparison(connection.settings(), (run, other), output, options, as_superuser=as_superuser)
+    else:
+        write_report(connection.settings(), run, output, options, as_superuser=as_superuser)
 
 
 for command in (

@@ -20,6 +20,7 @@ from producer.home import home_options
 from producer.render import visible
 from producer.results.database import check_reading_role, readable_database
 from producer.results.queries import RunProgress, find_run, results, run_progress
+from producer.results.report.comparison import Comparison, pair_chunks, pairs
 from producer.results.report.overview import Overview
 from producer.results.report.page import write_page
 from producer.results.report.prompt_chunks import prompt_chunks, token_budget
@@ -31,6 +32,10 @@ TOKEN_POLICIES = ("auto", "all", "none")
 
 #: Bytes of a page for each token that it shows, about.
 BYTES_PER_TOKEN = 8
+
+
+#: Kind of change -> its name on top of a comparison.
+KINDS_OF_CHANGE = {"same": "the same", "changed": "changed", "gained": "only B answers", "lost": "only A answers"}
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,40 @@ def write_report(
             num_tokens = sum(prompt.num_tokens for prompt in overview.prompts)
             say(f"the page shows {num_tokens:,} tokens: about {num_tokens * BYTES_PER_TOKEN / 1e6:,.1f} MB")
         head = _described(database, progress, overview, statistics, home_options(settings))
-        chunks = _chunks(head, prompt_chunks(database, overview.prompts, overview.settings, budget))
+        chunks = _chunks(head, prompt_chunks(database, overview.prompts, overview.settings, budget), "prompts")
         with atomic_file(output) as file:
             write_page(file, visible(progress.name or progress.id), numbers(overview, head), chunks)
         say(f"{output}: {head['shown']['answers']:,} of {overview.summary.count:,} answers to {_prompts(overview)}")
+    finally:
+        database.dispose()
+
+
+def write_comparison(
+    settings: Settings, references: tuple[str, str], output: Path, options: PageOptions, *, as_superuser: bool
+) -> None:
+    """Writes the page of two runs. Raises `UsageError`."""
+    options.check()
+    database = readable_database(settings)
+    try:
+        check_reading_role(database, as_superuser=as_superuser)
+        first, second = (find_run(database, reference) for reference in references)
+        if first == second:
+            raise UsageError(f"both names are of run {first}; give two runs to compare")
+        runs = (run_progress(database, first), run_progress(database, second))
+        found = Comparison(options.max_prompts)
+        for pair in pairs(database, (first, second), options.selection):
+            found.add(pair)
+        both = found.changes.total()
+        if not both:
+            raise UsageError(f"runs {first} and {second} have no custom_id in common; nothing can be compared")
+        title = " and ".join(visible(run.name or run.id) for run in runs)
+        top = [("jobs in both", f"{both:,}")] + [
+            (name, f"{found.changes[kind]:,}") for kind, name in KINDS_OF_CHANGE.items()
+        ]
+        chunks = _chunks(found.described(runs), pair_chunks(database, found, second), "pairs")
+        with atomic_file(output) as file:
+            write_page(file, title, top, chunks)
+        say(f"{output}: {len(found.shown):,} of {both:,} jobs that both runs have")
     finally:
         database.dispose()
 
@@ -91,12 +126,12 @@ def numbers(overview: Overview, head: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _chunks(head: dict[str, Any], prompts: Iterator[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """The figures, each chunk of prompts, and at last the numbers of the chunks' first prompts."""
+def _chunks(head: dict[str, Any], parts: Iterator[dict[str, Any]], name: str) -> Iterator[tuple[str, Any]]:
+    """The figures, each chunk of prompts or pairs, and at last the numbers of the chunks' first ones."""
     yield "overview", head
     firsts: list[int] = []
-    for chunk in prompts:
-        yield f"prompts-{len(firsts)}", chunk
+    for chunk in parts:
+        yield f"{name}-{len(firsts)}", chunk
         firsts.append(chunk["first"])
     yield "index", firsts
 

@@ -145,6 +145,24 @@ def test_a_page_shows_a_part_and_counts_all(producer: Producer, at: list[str], t
     assert "--tokens must be one of auto, all, none, got 'some'" in refused and not (tmp_path / "none.html").exists()
 
 
+def test_two_runs_are_compared_by_custom_id(producer: Producer, filled: Engine, at: list[str], tmp_path: Path) -> None:
+    job_ids = insert_run(filled, 4, run_id="later")
+    store = JobStore(filled, "worker", 30.0)
+    claims = store.claim(job_ids[1:])
+    store.commit([FinishedJob(claim, output_of(claim.job_id)) for claim in claims])
+    done = producer("report", RUN_ID, "later", "-o", tmp_path / "r.html", *at)
+    page = (tmp_path / "r.html").read_text()
+    overview = chunk_of(page, "overview")
+    assert "3 of 3 jobs that both runs have" in done.stderr
+    assert overview["changes"] == {"lost": 1, "changed": 1, "gained": 1} and overview["only"] == [0, 1]
+    assert [run["succeeded"] for run in overview["runs"]] == [2, 2]
+    sides = [[side.get("text") for side in pair["sides"]] for pair in chunk_of(page, "pairs-0")["pairs"]]
+    assert sides[1:] == [[HOSTILE, f"answer {job_ids[1]}"], [None, f"answer {job_ids[2]}"]]
+    assert HOSTILE not in page
+    same = producer("report", RUN_ID, RUN_ID, "-o", tmp_path / "none.html", *at, exit_code=2).stderr
+    assert f"both names are of run {RUN_ID}" in same and not (tmp_path / "none.html").exists()
+
+
 def chunk_of(page: str, name: str) -> Any:
     """A chunk of a page's data."""
     (packed,) = re.findall(f'data-chunk="{name}">([^<]*)</script>', page)

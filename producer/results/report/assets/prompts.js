@@ -35,7 +35,7 @@ function showMore(state, until = state.shown + PROMPTS_AT_ONCE) {
 
 function promptNode(data, number) {
   const { id, answers, groups } = data.prompts[number], body = h("div", { class: "prompt-body" });
-  const facts = answers > 1 ? `${many(answers, "answer")}, ${many(groups, "different one")}` : answers ? "1 answer" : "no answer";
+  const facts = answers > 1 ? `${many(answers, "answer")}, ${groups === 1 ? "all equal" : many(groups, "different one")}` : answers ? "1 answer" : "no answer";
   const node = h("article", { class: "prompt", id: `prompt-${number + 1}`, tabindex: "-1", "aria-labelledby": `prompt-${number + 1}-title` },
     h("h3", { id: `prompt-${number + 1}-title` }, h("a", { href: `#prompt-${number + 1}`, class: "anchor" }, visible(id)), h("span", { class: "facts" }, facts)), body);
   whenNear(node, async () => {

@@ -59,7 +59,8 @@ function settingsTable(data, settings) {
     ...shown.map(([label, field, format]) => ({ label, read: (setting) => setting[field], format, isFigure: field !== "count" })),
     ...states.map((state) => ({ label: state, read: (setting) => setting.jobs[state] ?? 0, format: count })),
   ];
-  return sortable(columns, settings, "Settings with their figures");
+  const order = (a, b) => names.reduce((found, name) => found || (a.values[name] ?? -1) - (b.values[name] ?? -1), a.strategy.localeCompare(b.strategy));
+  return sortable(columns, [...settings].sort(order), "Settings with their figures");
 }
 
 // A table whose headings sort it; figures are shaded between their least and their largest value.

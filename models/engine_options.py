@@ -64,7 +64,7 @@ class EngineOptions(SizeOptions):
     model: str  # hub id or folder
     device: Annotated[str, AfterValidator(checked_devices)] = Field(
         default="auto",
-        description="auto, cpu, or a list: cuda:0,cuda:1 is one worker each, cuda:0+cuda:1 one on both",
+        description="auto, cpu, or a list: cuda:0,cuda:1 is one worker each, cuda:0+cuda:1 one on both, by turns",
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto", description="bfloat16, float16, float32; default: what the device has"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.pretend_cuda.engines import (
 from tests.support.pretend_cuda.graphs import CUDAGraph
 from tests.support.pretend_cuda.machine import CaptureForbidden, DeviceMismatch, OverwrittenInFlight
 from tests.support.random_models import ARCHITECTURES, altered, random_pair
+from worker.engine.cuda.decode_graphs import graph_buckets
 from worker.engine.model.device_copies import fetch, send
 from worker.engine.request import Request
 
@@ -28,6 +30,10 @@ PLAIN: list[dict[str, Any]] = [
     {"trace": "none"},
     {"strategy": "sample", "temperature": 2.0},
 ]
+
+#: Copies to the device and launches outside of the graph in a plain step of the steady state.
+MOST_COPIES = 10
+MOST_KERNELS = 62
 
 
 def expected_of(architecture: str, requests: list[Request]) -> dict[int, Any]:
@@ -48,12 +54,11 @@ def test_the_same_tokens_as_on_the_cpu_at_full_size(architecture: str) -> None:
 def check_tokens(architecture: str, count: int) -> None:
     requests = mixed_requests(count)
     expected = expected_of(architecture, requests)
-    with device_with_kernels():
+    with device_with_kernels() as machine:
         engine = engine_of(model_on("cuda:0", architecture))
         assert "paged kernel" in engine.loaded.model.description
-        num_graphs = CUDAGraph.num_made
         assert answers(engine, requests) == expected
-        assert CUDAGraph.num_made > num_graphs or engine.loaded.model.paged_attention is None
+        assert machine.activity.graph_launches > 0
 
 
 def test_with_the_second_device_of_two() -> None:
@@ -62,6 +67,41 @@ def test_with_the_second_device_of_two() -> None:
     with device_with_kernels(num_devices=2) as machine:
         assert answers(engine_of(model_on("cuda:1", "qwen2")), requests) == expected_of("qwen2", requests)
         assert machine.peak[0] == 0
+
+
+def test_every_graph_is_recorded_at_the_start() -> None:
+    """Two for the largest bucket where the cache's size is to be found: one of them only to measure it."""
+    requests = mixed_requests(10)
+    expected = expected_of("qwen2", requests)
+    for kv_memory, num_dropped in ((0.01, 0), (None, 1)):
+        with device_with_kernels(memory=2**24) as machine:
+            before = CUDAGraph.num_made
+            engine = engine_of(model_on("cuda:0", "qwen2"), kv_memory=kv_memory, prefill_tokens=64)
+            assert CUDAGraph.num_made - before == len(graph_buckets(12)) + num_dropped
+            assert machine.allocated[0] <= 0.9 * machine.memory
+            assert answers(engine, requests) == expected
+            assert CUDAGraph.num_made - before == len(graph_buckets(12)) + num_dropped
+
+
+def test_a_plain_step_waits_for_nothing() -> None:
+    """In the steady state a step is one replayed graph, and what it samples comes in one copy."""
+    kinds = [{**each, "ignore_eos": True, "max_new_tokens": 40} for each in PLAIN]
+    requests = [replace(each, prompt_ids=each.prompt_ids[:5]) for each in mixed_requests(8, kinds)]
+    with device_with_kernels() as machine:
+        engine = engine_of(model_on("cuda:0", "qwen2"), share_prefixes=False)
+        for request in requests:
+            engine.submit(request)
+        for _ in range(4):
+            engine.step()
+        num_steps = 6
+        machine.activity.clear()
+        for _ in range(num_steps):
+            engine.step()
+        activity = machine.activity
+        assert activity.waits == []
+        assert activity.graph_launches == activity.copies_to_host == num_steps
+        assert activity.copies_to_device <= MOST_COPIES * num_steps
+        assert activity.num_kernels <= MOST_KERNELS * num_steps
 
 
 def test_without_a_kernel() -> None:

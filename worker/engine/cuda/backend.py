@@ -35,18 +35,9 @@ class CudaBackend(Backend):
     ) -> None:
         with torch.cuda.device(model.device):
             super().__init__(model, limits, config)
-        self._graphs = None
-        if config.use_graphs and model.paged_attention is not None and not model.is_spread and not model.states:
-            most = config.max_num_seqs
-            self._graphs = DecodeGraphs(
-                model.decoder,
-                self._cache,
-                model.paged_attention,
-                [most] if model.needs_fixed_sizes else graph_buckets(most),
-                limits.context_window,
-                model.device,
-                record,
-            )
+            self._graphs = self._make_graphs(self._cache, self._buckets(), record)
+            if self._graphs is not None:
+                self._graphs.record_all()
 
     @classmethod
     def prepare_process(cls, dtype: torch.dtype, options: LoadOptions) -> None:  # noqa: ARG003
@@ -80,13 +71,42 @@ class CudaBackend(Backend):
         devices = list(dict.fromkeys([model.device, *(each.device or model.device for each in model.layers.values())]))
         empty_cache = KVCache(model.layers, 1, self.block_size, model.dtype, model.device)
         step = step_memory(model.decoder, empty_cache, devices, self._config, limits)
+        step[model.device] += self._graph_memory(empty_cache)
         del empty_cache
+        gc.collect()
         torch.cuda.empty_cache()
         left = {}
         for device in devices:
             free, total = torch.cuda.mem_get_info(device)
             left[device] = left_for_cache(total, free, share, step[device])
         return least_memory(model.layers, left, model.device)
+
+    def _buckets(self) -> list[int]:
+        most = self._config.max_num_seqs
+        return [most] if self._model.needs_fixed_sizes else graph_buckets(most)
+
+    def _make_graphs(self, cache: KVCache, buckets: list[int], record: Record | None = None) -> DecodeGraphs | None:
+        """Graphs of decode steps on a cache, none recorded yet; None for a model whose steps are not recorded."""
+        model = self._model
+        if not self._config.use_graphs or model.paged_attention is None or model.is_spread or model.states:
+            return None
+        window = self._limits.context_window
+        return DecodeGraphs(model.decoder, cache, model.paged_attention, buckets, window, model.device, record)
+
+    def _graph_memory(self, cache: KVCache) -> int:
+        """The bytes that the graphs will keep: the largest is recorded on a small cache to see, and dropped."""
+        *others, largest = self._buckets()
+        graphs = self._make_graphs(cache, [largest])
+        if graphs is None:
+            return 0
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self._model.device)
+        graphs.record_all()
+        left, _ = torch.cuda.mem_get_info(self._model.device)
+        table_width = -(-self._limits.context_window // cache.block_size)
+        # The others share its pool; their logits and block tables are their own.
+        row = self._limits.vocab_size * self._model.dtype.itemsize + 4 * table_width
+        return max(0, free - left) + sum(others) * row
 
     def _forward(self, plan: StepPlan, ids_in_flight: Tensor | None) -> tuple[Tensor, list[SampledRow]]:
         graphs = self._graphs

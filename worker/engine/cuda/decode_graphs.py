@@ -43,7 +43,7 @@ class _Recorded:
 
 
 class DecodeGraphs:
-    """One recording for each bucket, made when it is first needed."""
+    """One recording for each bucket, all made at the start: none interrupts a step, and their memory is known."""
 
     def __init__(
         self,
@@ -64,6 +64,12 @@ class DecodeGraphs:
         self._record = record or CudaRecorder(device)
         self._recorded: dict[int, _Recorded] = {}
 
+    @torch.inference_mode()
+    def record_all(self) -> None:
+        """Records every bucket, the largest first: the others find their memory in its pool."""
+        for bucket in reversed(self.buckets):
+            self._recorded[bucket] = self._make(bucket)
+
     def run(self, batch: StepBatch, ids_in_flight: Tensor | None = None) -> Tensor:
         """Logits [bucket, vocab] of a batch of decoding rows alone, as `build_step_batch` made it on the CPU.
 
@@ -73,9 +79,7 @@ class DecodeGraphs:
         num_rows = batch.num_rows
         bucket = bucket_for(num_rows, self.buckets)
         assert bucket is not None and batch.paged is not None, "the step has more rows than the largest bucket"
-        recorded = self._recorded.get(bucket)
-        if recorded is None:
-            recorded = self._recorded[bucket] = self._make(bucket)
+        recorded = self._recorded[bucket]
         fill(recorded.batch, batch)
         if batch.in_flight is not None:
             batch.in_flight.insert(recorded.batch.input_ids, ids_in_flight)

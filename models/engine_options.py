@@ -6,6 +6,7 @@ neither torch nor pydantic_settings.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Literal, TypedDict
 
@@ -71,6 +72,9 @@ class EngineOptions(SizeOptions):
     )
     quantize: Quantization = Field(
         default="none", description="int8: faster on a CPU, and other answers; default: none"
+    )
+    adapter: Annotated[str, AfterValidator(os.path.abspath)] | None = Field(
+        default=None, description="folder of a LoRA adapter (PEFT), merged into the model"
     )
     deterministic: bool = Field(default=False, description="batch-invariant answers, on a GPU too; slower there")
     allow_slow: bool = Field(

@@ -113,6 +113,7 @@ class WorkerOptions:
     device: Annotated[str | None, _of_worker("device")] = None
     dtype: Annotated[str | None, _of_worker("dtype")] = None
     quantize: Annotated[str | None, _of_worker("quantize")] = None
+    adapter: Annotated[str | None, _of_worker("adapter")] = None
     max_num_seqs: Annotated[int | None, _of_worker("max_num_seqs")] = None
     max_model_len: Annotated[int | None, _of_worker("max_model_len")] = None
     kv_memory: Annotated[float | None, _of_worker("kv_memory")] = None

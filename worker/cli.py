@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from models.checkpoint.adapter import check_adapter
 from models.checkpoint.folder import check_folder
 from models.checkpoint.small_files import CheckpointProblem
 from models.child_process import isolate_children
@@ -51,6 +52,7 @@ def start(
     dtype: Annotated[str | None, _option("dtype")] = None,
     quantize: Annotated[str | None, _option("quantize")] = None,
     allow_slow: Annotated[bool, _option("allow_slow", "--allow-slow")] = False,
+    adapter: Annotated[str | None, _option("adapter")] = None,
     num_threads: Annotated[int | None, _option("num_threads")] = None,
     engine_timeout: Annotated[float | None, _option("engine_timeout")] = None,
     load_timeout: Annotated[float | None, _option("load_timeout")] = None,
@@ -66,7 +68,7 @@ def start(
         "model": model, "database": database, "broker": broker, "home": home, "max_num_seqs": max_num_seqs,
         "max_model_len": max_model_len, "allow_slow": allow_slow or None,
         "kv_memory": kv_memory, "gpu_memory_utilization": gpu_memory_utilization,
-        "deterministic": deterministic or None, "dtype": dtype, "quantize": quantize,
+        "deterministic": deterministic or None, "dtype": dtype, "quantize": quantize, "adapter": adapter,
         "num_threads": num_threads, "worker_name": name, "engine_timeout": engine_timeout, "load_timeout": load_timeout,
         "grace_seconds": grace,
     }  # fmt: skip
@@ -76,6 +78,8 @@ def start(
             options["model"] = with_revision(settings.model, revision)
         if os.path.isdir(settings.model):
             check_folder(Path(settings.model))  # the engine does too, but after its libraries are loaded
+        if settings.adapter is not None:
+            check_adapter(Path(settings.adapter))
     except (CheckpointProblem, InvalidSettings, ValueError) as error:
         _say(str(error))
         raise SystemExit(EX_USAGE) from error

@@ -20,7 +20,7 @@ import transformers
 from benchmarks.model_matrix.comparison import Row, compared
 from benchmarks.model_matrix.documentation import write_documentation
 from benchmarks.model_matrix.tiny import model_types
-from models.checkpoint.known_paths import TABLE
+from models.checkpoint.paths.known_paths import TABLE
 
 
 def main() -> int:

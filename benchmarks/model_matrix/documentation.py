@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from models.checkpoint.known_paths import known_paths, tested_with
+from models.checkpoint.paths.known_paths import known_paths, tested_with
 from producer.model_files.model_table import COLUMNS, cells
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

@@ -26,12 +26,12 @@ def small_file_hashes(folder: Path) -> dict[str, str]:
     """The hash of each small file that decides answers, by its name in the folder."""
     templates = (folder / "additional_chat_templates").glob("*.jinja")
     paths = [folder / name for name in SMALL_NAMES] + sorted(templates)
-    return {path.relative_to(folder).as_posix(): _hash([path]) for path in paths if is_file(path)}
+    return {path.relative_to(folder).as_posix(): file_hash([path]) for path in paths if is_file(path)}
 
 
 def weights_hash(folder: Path) -> str:
     """The hash of the weights that are loaded, with their names; whatever else is in the folder is not in it."""
-    return _hash(loaded_files(folder, read_json_object(folder / "config.json")), with_names=True)
+    return file_hash(loaded_files(folder, read_json_object(folder / "config.json")), with_names=True)
 
 
 def combined_hash(hashes: dict[str, str]) -> str:
@@ -39,7 +39,8 @@ def combined_hash(hashes: dict[str, str]) -> str:
     return hashlib.blake2b(repr(sorted(hashes.items())).encode(), digest_size=HASH_BYTES).hexdigest()
 
 
-def _hash(paths: Iterable[Path], *, with_names: bool = False) -> str:
+def file_hash(paths: Iterable[Path], *, with_names: bool = False) -> str:
+    """One hash of the content of some files. Raises `CheckpointProblem`."""
     digest = hashlib.blake2b(digest_size=HASH_BYTES)
     for path in paths:
         if with_names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from models.checkpoint.known_paths import KnownPath, known_paths, tested_with
+from models.checkpoint.paths.known_paths import KnownPath, known_paths, tested_with
 from producer.console import print_data, say, stdout
 from producer.errors import UsageError
 from producer.render import table, to_json

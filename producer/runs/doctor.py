@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from models.checkpoint.known_paths import path_of
+from models.checkpoint.paths.known_paths import path_of
 from models.database.connection import server_version
 from models.database.faults import DatabaseUnavailable, database_name
 from models.redacted import redacted

@@ -96,6 +96,7 @@ class Engine:
         deterministic: bool = False,
         quantize: Quantization = "none",
         allow_slow: bool = False,
+        adapter: str | None = None,
         **config: Any,
     ) -> Self:
         """An engine on a model folder or hub id; `config` are the fields of `EngineConfig`, by default the device's.
@@ -103,7 +104,15 @@ class Engine:
         With `deterministic` answers are batch-invariant on a GPU too; on a CPU they always are.
         Raises `ModelUnavailable`.
         """
-        loaded = load_model(model, device, dtype, deterministic=deterministic, quantize=quantize, allow_slow=allow_slow)
+        loaded = load_model(
+            model,
+            device,
+            dtype,
+            deterministic=deterministic,
+            quantize=quantize,
+            allow_slow=allow_slow,
+            adapter=adapter,
+        )
         given = {name: value for name, value in config.items() if value is not None}
         return cls(loaded, EngineConfig(**{**default_sizes(loaded.model.device.type), **given}))
 
@@ -111,7 +120,7 @@ class Engine:
     def start(cls, options: EngineOptions) -> Self:
         """An engine with the options of a worker. Raises `ModelUnavailable`."""
         sizes = options.model_dump(include=set(SizeOptions.model_fields))
-        chosen = options.model_dump(include={"device", "dtype", "deterministic", "quantize", "allow_slow"})
+        chosen = options.model_dump(include={"device", "dtype", "deterministic", "quantize", "allow_slow", "adapter"})
         return cls.load(options.model, **chosen, **sizes)
 
     def encode(self, prompt: str) -> tuple[int, ...]:

@@ -17,15 +17,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from models.checkpoint.adapter import check_adapter
 from models.checkpoint.config import packing_problem, text_part
 from models.checkpoint.folder import check_folder
 from models.checkpoint.hub import model_folder
+from models.checkpoint.paths.verdict import Verdict
 from models.checkpoint.small_files import CheckpointProblem, is_library_error, one_line, read_json_object
-from models.checkpoint.verdict import Verdict
 from models.states import Quantization
 from worker.engine.backend import DeviceModel, LoadOptions
 from worker.engine.config import ModelLimits
 from worker.engine.device_selection import backend_for, choose_device, choose_dtype
+from worker.engine.loading.adapter import merge_adapter
 from worker.engine.loading.checked_path import checked_path
 from worker.engine.loading.prepare import load_packed
 from worker.engine.loading.weights import read_model
@@ -53,6 +55,7 @@ class LoadedModel:
     tokenizer: Any  # PreTrainedTokenizerBase, or None where the folder has none
     model: DeviceModel
     folder: Path | None = None  # of its files; None for a model made in memory
+    adapter: Path | None = None  # that was merged into it
     verdict: Verdict | None = None  # on its path; None for a model made in memory
 
 
@@ -64,6 +67,7 @@ def load_model(
     deterministic: bool = False,
     quantize: Quantization = "none",
     allow_slow: bool = False,
+    adapter: str | None = None,
 ) -> LoadedModel:
     """The model in inference mode on its device; `name` is a folder or a hub id.
 
@@ -78,6 +82,8 @@ def load_model(
     with _as_model_unavailable(f"cannot load the model {name!r}"):
         folder = model_folder(name, with_weights=True)
         check_folder(folder)
+        if adapter is not None:
+            check_adapter(Path(adapter))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         number_type = choose_dtype(dtype, target)
         backend_for(target).prepare_process(number_type, options)
@@ -86,9 +92,12 @@ def load_model(
             raise ModelUnavailable(f"{name!r} cannot be decoded correctly: {verdict.reason}")
         options = replace(options, is_packed=verdict.path == "packed")
         model = read_model(name, folder, config, number_type, options)
+        if adapter is not None:
+            merge_adapter(model, Path(adapter))
         with _as_model_unavailable(f"cannot load the tokenizer of {name!r}"):
             tokenizer = load_tokenizer(str(folder))
-        return replace(prepare_model(name, model, tokenizer, target, options), folder=folder, verdict=verdict)
+        loaded = prepare_model(name, model, tokenizer, target, options)
+        return replace(loaded, folder=folder, verdict=verdict, adapter=None if adapter is None else Path(adapter))
 
 
 def prepare_model(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 
+from models.checkpoint.adapter import adapter_hash
 from models.checkpoint.deciding_files import combined_hash, small_file_hashes, weights_hash
 from worker.engine.model_loader import LoadedModel
 
@@ -25,6 +26,7 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "tokenizer": type(loaded.tokenizer).__name__,  # its class; TokenizersBackend is tokenizer.json as it stands
+            **({} if loaded.adapter is None else {"adapter": adapter_hash(loaded.adapter)}),
             **({} if loaded.verdict is None else {"path": loaded.verdict.sentence}),
             **({"files": small_files} if small_files else {}),
         },

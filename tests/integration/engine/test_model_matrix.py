@@ -8,7 +8,7 @@ import torch
 from benchmarks.model_matrix.comparison import compared
 from benchmarks.model_matrix.documentation import PAGE, page_with_table
 from benchmarks.model_matrix.tiny import tiny_config, tiny_model
-from models.checkpoint.verdict import Verdict, store_verdict, stored_verdict, verdict_key
+from models.checkpoint.paths.verdict import Verdict, store_verdict, stored_verdict, verdict_key
 from tests.support.random_models import random_pair
 from worker.engine.backend import LoadOptions
 from worker.engine.device_selection import backend_for

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoint.verdict import Verdict, store_verdict, stored_verdict, verdict_key
+from models.checkpoint.paths.verdict import Verdict, store_verdict, stored_verdict, verdict_key
 from worker.engine.backend import Backend, LoadOptions
 from worker.engine.loading.self_check import SECONDS, TookTooLong, check
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.checkpoint.paths.verdict import Verdict
 from models.checkpoint.small_files import one_line
-from models.checkpoint.verdict import Verdict
 from models.params import GenerationParams
 from worker.engine.backend import Backend, LoadOptions
 from worker.engine.config import EngineConfig, ModelLimits

@@ -24,7 +24,7 @@ IDLE_FIELDS = frozenset(
     {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config",
      "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "initializer_range"}
 )  # fmt: skip
-ENGINE_FOLDER = Path(__file__).parents[2] / "worker" / "engine"
+ENGINE_FOLDER = Path(__file__).parents[3] / "worker" / "engine"
 MAX_BYTES = 65536
 
 

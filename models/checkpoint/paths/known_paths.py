@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint.config import packing_problem, text_part
-from models.checkpoint.verdict import UNTESTED, stored_verdict, verdict_key
+from models.checkpoint.paths.verdict import UNTESTED, stored_verdict, verdict_key
 
 TABLE = Path(__file__).with_name("model_paths.json")
 

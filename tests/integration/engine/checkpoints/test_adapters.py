@@ -1,0 +1,125 @@
+"""A LoRA adapter is merged as W + scale B A, is in the provenance, and is refused by name where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.checkpoint.small_files import CheckpointProblem
+from models.params import GenerationParams
+from tests.support.model_folders import edit_json, make_small_model
+from worker.engine.engine import Engine
+from worker.engine.provenance import describe_environment
+from worker.engine.request import ModelUnavailable, Request
+
+RANK = 4
+MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.v_proj")
+
+
+def make_adapter(folder: Path, weights: dict[str, Tensor], **config: Any) -> dict[str, Tensor]:
+    """An adapter of random matrices; returns the changes that it means, without their scale."""
+    torch.manual_seed(2)
+    folder.mkdir()
+    tensors: dict[str, Tensor] = {}
+    changes: dict[str, Tensor] = {}
+    for module in MODULES:
+        rows, columns = weights[f"{module}.weight"].shape
+        a, b = torch.randn(RANK, columns), torch.randn(rows, RANK)
+        tensors |= {f"base_model.model.{module}.lora_{name}.weight": each for name, each in (("A", a), ("B", b))}
+        changes[f"{module}.weight"] = b @ a
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 2, "bias": "none"}')
+    edit_json(folder / "adapter_config.json", **config)
+    return changes
+
+
+def answer(model: Path, adapter: Path | None = None) -> tuple[tuple[int, ...], dict[str, Any]]:
+    engine = Engine.load(
+        str(model), dtype="float32", device="cpu", kv_memory=0.05, adapter=None if adapter is None else str(adapter)
+    )
+    (output,) = engine.generate([Request(0, (5, 6, 7), GenerationParams(max_new_tokens=12, eos_token_ids=(2,)))])
+    return output.completions[0].token_ids, describe_environment(engine.loaded)["versions"]
+
+
+@pytest.mark.parametrize(
+    ("config", "scales"),
+    [
+        ({}, (0.5, 0.5, 0.5)),
+        ({"use_rslora": True}, (1.0, 1.0, 1.0)),
+        ({"alpha_pattern": {"mlp.down_proj": 8}}, (0.5, 2.0, 0.5)),
+    ],
+    ids=str,
+)
+def test_an_adapter_is_merged(config: dict[str, Any], scales: tuple[float, ...], tmp_path: Path) -> None:
+    model, merged = make_small_model(tmp_path / "model"), make_small_model(tmp_path / "merged")
+    weights = load_file(model / "model.safetensors")
+    changes = make_adapter(tmp_path / "adapter", weights, **config)
+    for module, scale in zip(MODULES, scales, strict=True):
+        weights[f"{module}.weight"] = weights[f"{module}.weight"] + scale * changes[f"{module}.weight"]
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    found, versions = answer(model, tmp_path / "adapter")
+    expected, plain_versions = answer(merged)
+    assert found == expected != answer(model)[0]
+    assert "adapter" not in plain_versions and len(versions["adapter"]) == 32
+
+
+DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "dora": ({"use_dora": True}, "use_dora is not merged here"),
+    "kind": ({"peft_type": "IA3"}, "peft_type is IA3; only LORA"),
+    "bias": ({"bias": "all"}, "its biases are trained too"),
+    "pattern": ({"alpha_pattern": {"(a+)+": 1}}, "alpha_pattern has more than names"),
+    "alpha": ({"lora_alpha": "16"}, "lora_alpha must be a number"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_adapter_of_another_kind_is_refused(damage: str, tmp_path: Path) -> None:
+    from models.checkpoint.adapter import check_adapter
+
+    config, message = DAMAGES[damage]
+    make_adapter(tmp_path / "adapter", load_file(make_small_model(tmp_path / "model") / "model.safetensors"), **config)
+    with pytest.raises(CheckpointProblem, match=message):
+        check_adapter(tmp_path / "adapter")
+
+
+def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("q_proj", "x_proj"): tensor for name, tensor in tensors.items()}
+
+
+def cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor[:, :3].contiguous() if name.endswith("q_proj.lora_A.weight") else tensor
+            for name, tensor in tensors.items()}  # fmt: skip
+
+
+def alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("q_proj.lora_B.weight")}
+
+
+def tied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("model.layers.0.self_attn.q_proj", "lm_head"): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (renamed, "x_proj, which the model does not have in that shape"),
+        (cut, "q_proj, which the model does not have in that shape"),
+        (alone, "lacks one of the two matrices of model.layers.0.self_attn.q_proj"),
+        (tied, "lm_head, whose weight another layer of the model shares"),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused(
+    damage: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str, tmp_path: Path
+) -> None:
+    model = make_small_model(tmp_path / "model")
+    make_adapter(tmp_path / "adapter", load_file(model / "model.safetensors"))
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(damage(load_file(path)), path, metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=message):
+        answer(model, tmp_path / "adapter")

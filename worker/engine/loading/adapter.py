@@ -1,0 +1,84 @@
+"""Merges a LoRA adapter into a loaded model: W + scale * B A, computed in fp32 and rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.checkpoint.adapter import WEIGHTS, check_adapter, scale_of
+from worker.engine.request import ModelUnavailable
+
+PREFIX = "base_model.model."
+LOW_RANK = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
+
+
+@torch.no_grad()
+def merge_adapter(model: Any, folder: Path) -> None:
+    """Changes the model's weights. Raises `ModelUnavailable` for a tensor that has no place in the model."""
+    config = check_adapter(folder)
+    pairs, whole = _parts(load_file(folder / WEIGHTS))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for module, pair in sorted(pairs.items()):
+        weight = _weight(folder, module, parameters)
+        if set(pair) != {"A", "B"} or pair["A"].dim() != 2 or pair["B"].dim() != 2:
+            raise ModelUnavailable(f"the adapter {folder} lacks one of the two matrices of {module}; save it again")
+        a, b = pair["A"].float(), pair["B"].float()
+        if b.shape[1] != a.shape[0]:
+            raise ModelUnavailable(f"the adapter {folder}: the two matrices of {module} do not fit; save it again")
+        change = (b @ a) * scale_of(module, a.shape[0], config)
+        change = change.T if _is_transposed(model, module, config) else change
+        if change.shape != weight.shape:
+            raise _other_model(folder, module)
+        weight.copy_(weight.float() + change.to(weight.device))
+    for name, tensor in whole.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise _other_model(folder, name)
+        parameters[name].copy_(tensor)
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The two matrices of each module, and the tensors that were trained whole."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = name.removeprefix(PREFIX).replace(".default", "").replace(".modules_to_save", "")
+        end = next((end for end in LOW_RANK if plain.endswith(end)), None)
+        if end is None:
+            whole[plain] = tensor
+        else:
+            pairs.setdefault(plain.removesuffix(end), {})[LOW_RANK[end]] = tensor
+    return pairs, whole
+
+
+def _weight(folder: Path, module: str, parameters: Mapping[str, Tensor]) -> Tensor:
+    """The weight of a module, which no other module has too."""
+    weight = parameters.get(f"{module}.weight")
+    if weight is None:
+        raise _other_model(folder, module)
+    if sum(other is weight for other in parameters.values()) > 1:
+        raise ModelUnavailable(
+            f"the adapter {folder} changes {module}, whose weight another layer of the model shares; merge it with "
+            "PEFT (merge_and_unload)"
+        )
+    return weight
+
+
+def _is_transposed(model: Any, module: str, config: Mapping[str, Any]) -> bool:
+    """Whether the module keeps its weight as [in, out]: embeddings, and GPT-2's layers."""
+    kind = type(model.get_submodule(module)).__name__
+    return (
+        isinstance(model.get_submodule(module), torch.nn.Embedding)
+        or kind == "Conv1D"
+        or bool(config.get("fan_in_fan_out"))
+    )
+
+
+def _other_model(folder: Path, module: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"the adapter {folder} changes {module}, which the model does not have in that shape; it is of another model"
+    )

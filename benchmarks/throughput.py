@@ -57,7 +57,9 @@ class Transformers:
             num_left = len(self.requests)
             while num_left:
                 result = manager.get_result(timeout=600)
-                num_left -= bool(result is not None and result.is_finished())
+                if result is None:  # its thread has died, or stands still: no later call gives more
+                    raise RuntimeError("Transformers' continuous batching gave no result")
+                num_left -= bool(result.is_finished())
 
     def _generate(self, requests: Sequence[Request]) -> None:
         longest_prompt = max(len(request.prompt_ids) for request in requests)

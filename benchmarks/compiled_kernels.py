@@ -72,6 +72,7 @@ def compile_kernel(kernel: Any, arch: int, element: str, dim: int, group: int, w
     constants = {
         "GROUP": group, "DIM": dim, "DIM_PADDED": tile.dim, "VALUE_DIM": dim, "VALUE_DIM_PADDED": tile.value_dim,
         "BLOCK_SIZE": 64, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "SECTION": SECTION, "WINDOW": 0, "SOFTCAP": 0.0,
+        "HAS_SINKS": True,
     }  # fmt: skip
     types = {name: _type_of(name, element) for name in kernel.arg_names}
     aligned = [name for name in types if name.endswith("_stride")]
@@ -117,7 +118,7 @@ def _type_of(name: str, element: str) -> str:
     types = {"block_table": "*i32", "seqused_k": "*i32", "cu_seqlens_q": "*i32", "scale_log2": "fp32"}
     if name.startswith("partial_"):
         return "*fp32"
-    return f"*{element}" if name in ("output", "query", "keys", "values") else types.get(name, "i32")
+    return f"*{element}" if name in ("output", "sinks", "query", "keys", "values") else types.get(name, "i32")
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -42,6 +42,17 @@ def _join(row_max, row_sum, accumulator, other_max, other_sum, other_accumulator
 
 
 @triton.jit
+def _add_sink(row_max, row_sum, accumulator, sinks, heads, is_row, HAS_SINKS: tl.constexpr) -> tuple[Any, Any, Any]:
+    """Adds a key that has no value: the sink of each head, a score that is not scaled."""
+    if HAS_SINKS:
+        sink = tl.load(sinks + heads, mask=is_row, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+        row_max, row_sum, accumulator = _join(
+            row_max, row_sum, accumulator, sink, tl.full(sink.shape, 1.0, tl.float32), tl.zeros_like(accumulator)
+        )
+    return row_max, row_sum, accumulator
+
+
+@triton.jit
 def _attend_section(
     query, keys, values, block_table, start, end, seqlen_k, position, is_row, head, scale_log2,
     key_slot_stride, key_head_stride, value_slot_stride, value_head_stride,
@@ -124,13 +135,13 @@ def _store_output(
 
 @triton.jit(do_not_specialize=["max_blocks", "first_segment"])
 def attend(
-    output, query, keys, values, block_table, seqused_k, cu_seqlens_q, scale_log2, first_segment, max_blocks,
+    output, sinks, query, keys, values, block_table, seqused_k, cu_seqlens_q, scale_log2, first_segment, max_blocks,
     output_row_stride, output_head_stride, query_row_stride, query_head_stride,
     key_slot_stride, key_head_stride, value_slot_stride, value_head_stride,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_DIM_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SECTION: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Grid (segments, key heads, tiles of rows): a tile's rows over all of their keys."""
     segment = first_segment + tl.program_id(0)
@@ -160,6 +171,7 @@ def attend(
             row_max, row_sum, accumulator = _join(
                 row_max, row_sum, accumulator, section_max, section_sum, section_accumulator
             )
+        row_max, row_sum, accumulator = _add_sink(row_max, row_sum, accumulator, sinks, heads, is_row, HAS_SINKS)
         _store_output(
             output, accumulator, row_sum, is_row, rows, heads, output_row_stride, output_head_stride,
             VALUE_DIM, VALUE_DIM_PADDED,
@@ -209,10 +221,10 @@ def attend_split(
 
 @triton.jit(do_not_specialize=["max_sections"])
 def join_sections(
-    output, partial_max, partial_sum, partial_accumulator, seqused_k, max_sections,
+    output, sinks, partial_max, partial_sum, partial_accumulator, seqused_k, max_sections,
     output_row_stride, output_head_stride,
     GROUP: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_DIM_PADDED: tl.constexpr,
-    BLOCK_M: tl.constexpr, SECTION: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr, SECTION: tl.constexpr, WINDOW: tl.constexpr, HAS_SINKS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Grid (decoding rows, key heads): joins what `attend_split` wrote, in the order in which `attend` does."""
     row = tl.program_id(0)
@@ -238,6 +250,7 @@ def join_sections(
     rows = row.to(tl.int64) + tl.zeros([BLOCK_M], tl.int64)
     heads = head * GROUP + tile_rows % GROUP
     is_row = tile_rows < GROUP
+    row_max, row_sum, accumulator = _add_sink(row_max, row_sum, accumulator, sinks, heads, is_row, HAS_SINKS)
     _store_output(
         output, accumulator, row_sum, is_row, rows, heads, output_row_stride, output_head_stride,
         VALUE_DIM, VALUE_DIM_PADDED,

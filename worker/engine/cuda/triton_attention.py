@@ -94,9 +94,10 @@ class TritonAttention:
             **call.constants, **call.options,
         )  # fmt: skip
         join_sections[grid](
-            output, *partial, rows.seqused_k, max_sections, *output.stride()[:2],
+            output, call.sinks, *partial, rows.seqused_k, max_sections, *output.stride()[:2],
             GROUP=call.group, VALUE_DIM=output.shape[2], VALUE_DIM_PADDED=call.tile.value_dim,
-            BLOCK_M=call.tile.rows, SECTION=SECTION, WINDOW=call.constants["WINDOW"], **call.options,
+            BLOCK_M=call.tile.rows, SECTION=SECTION, WINDOW=call.constants["WINDOW"], HAS_SINKS=call.has_sinks,
+            **call.options,
         )  # fmt: skip
 
 
@@ -110,6 +111,8 @@ class _Call:
     pools: tuple[Tensor, Tensor]
     scale_log2: float
     constants: dict[str, int | float]
+    sinks: Tensor  # [heads]; anything where there are none
+    has_sinks: bool
 
     @classmethod
     def of(cls, layer: AttentionLayer, query: Tensor, cache: KVCache, wanted_rows: int) -> _Call:
@@ -131,7 +134,9 @@ class _Call:
             "WINDOW": layer.window or 0,
             "SOFTCAP": layer.softcap or 0.0,
         }
-        return cls(group, num_kv_heads, tile, (keys, values), layer.scale * math.log2(math.e), constants)
+        sinks = query if layer.sinks is None else layer.sinks
+        scale_log2 = layer.scale * math.log2(math.e)
+        return cls(group, num_kv_heads, tile, (keys, values), scale_log2, constants, sinks, layer.sinks is not None)
 
     @property
     def pool_strides(self) -> list[int]:
@@ -144,9 +149,9 @@ class _Call:
     def attend(self, grid: tuple[int, int, int], output: Tensor, query: Tensor, rows: PagedRows, first: int) -> None:
         """Launches the kernel for the segments from `first` on."""
         attend[grid](
-            output, query, *self.pools, rows.block_table, rows.seqused_k, rows.cu_seqlens_q, self.scale_log2, first,
-            rows.block_table.shape[1], *output.stride()[:2], *query.stride()[:2], *self.pool_strides,
-            **self.constants, **self.options,
+            output, self.sinks, query, *self.pools, rows.block_table, rows.seqused_k, rows.cu_seqlens_q,
+            self.scale_log2, first, rows.block_table.shape[1], *output.stride()[:2], *query.stride()[:2],
+            *self.pool_strides, **self.constants, HAS_SINKS=self.has_sinks, **self.options,
         )  # fmt: skip
 
 

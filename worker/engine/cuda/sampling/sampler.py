@@ -10,12 +10,16 @@ from torch import Tensor
 from worker.engine.cuda.sampling import cuts, reduction, trace
 from worker.engine.cuda.sampling.output import Column, SamplerOutput
 from worker.engine.cuda.sampling.table import Integer, Number, SamplingTable
+from worker.engine.sampling import nucleus
 
 #: Logits that a program reduces.
 BLOCK = 4096
 
 #: Candidates of a row that are kept beside it; the most alternatives of a job need fewer.
 CAPACITY = 4096
+
+#: Candidates among which a row's cutoffs are found; the sampler in NumPy sorts as many.
+CUT_CAPACITY = nucleus.MAX_SORTED
 
 #: Low bits of a logit's fp32 pattern that its dtype leaves zero.
 ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
@@ -83,8 +87,9 @@ class TritonSampler:
         }  # fmt: skip
         if kinds.has_cuts:
             cuts.draw_from_kept[(num_rows,)](
-                packed, width, self._statistics, *of_row, *rows, table.last_token_ids, *edits, **sizes
-            )
+                packed, width, self._statistics, *of_row, *rows, table.last_token_ids, *edits,
+                **sizes | {"CAPACITY": min(self._capacity, CUT_CAPACITY)},
+            )  # fmt: skip
         if kinds.has_traces:
             trace.count_ranks[(num_rows, num_blocks)](
                 packed, width, self._partial, *rows[:4], table.integers, BLOCK=block, **OPTIONS
@@ -95,15 +100,15 @@ class TritonSampler:
             )
 
     def most_bytes(self, num_rows: int, vocab: int, itemsize: int, *, draws: bool, kinds: SampledKinds) -> int:
-        """The most that these rows read and write, without edits and alternatives, where their candidates fit."""
+        """The most that rows of bf16 or fp32 read and write, without edits and alternatives, where candidates fit."""
         parameters = 8 * (len(Number) + len(Integer))
         partial = reduction.NUM_PARTIAL.value * 4 * self._num_blocks
         reduced = vocab * itemsize + partial + parameters * self._num_blocks
         chosen = 2 * (partial + parameters) + 4 * len(Column) + draws * self._block * itemsize
         ranked = kinds.has_traces * draws * (vocab * itemsize + (parameters + 4) * self._num_blocks)
-        # A pass over the candidates for each bit of a score, and few more.
-        passes = 4 + 32 - min(ZERO_BITS.values() if itemsize == 4 else (16, 13))
-        cut = kinds.has_cuts * (reduced + (passes + 2) * 4 * self._capacity)
+        # Candidates are written with their ids, and read once for each bit of a score and three times to draw.
+        passes = 2 + (32 if itemsize == 4 else 32 - ZERO_BITS[torch.bfloat16]) + 3
+        cut = kinds.has_cuts * (reduced + passes * 4 * min(self._capacity, CUT_CAPACITY))
         return int(num_rows * (reduced + chosen + ranked + cut))
 
 

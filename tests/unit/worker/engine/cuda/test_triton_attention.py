@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from triton import language
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from worker.engine.cuda import triton_attention
 from worker.engine.cuda.paged_attention import difference_to_reference
@@ -22,23 +18,6 @@ from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.step_batch import SCRATCH_BLOCK, PagedRows
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _matmuls_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter of Triton 3.8 multiplies the bits of bf16 as integers: it gets them as fp32 here."""
-    exact = InterpreterBuilder.create_dot
-
-    def create_dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return exact(builder, _widened(a), _widened(b), *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-
-
-def _widened(operand: Any) -> Any:
-    if operand.dtype.scalar != language.bfloat16:
-        return operand
-    return TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), language.float32)
 
 
 ONE_PROGRAM, MANY_PROGRAMS = TritonAttention(1), TritonAttention(1000)
@@ -100,7 +79,11 @@ class Case:
         is_hidden = places > positions
         if layer.window is not None:
             is_hidden |= places <= positions - layer.window
-        return (scores.masked_fill(is_hidden, -math.inf).softmax(-1) @ values).transpose(0, 1)
+        scores = scores.masked_fill(is_hidden, -math.inf)
+        if layer.sinks is not None:
+            sinks = layer.sinks.double()[:, None, None].expand(-1, segment.num_rows, 1)
+            scores, values = torch.cat([scores, sinks], -1), torch.nn.functional.pad(values, (0, 0, 0, 1))
+        return (scores.softmax(-1) @ values).transpose(0, 1)
 
 
 def make_case(
@@ -131,6 +114,7 @@ CASES = {
     "one head, odd dims": (LayerShape(1, 24, 40), 1, 16, torch.float32, PLAIN),
     "window": (LayerShape(2, 32, 32), 2, 16, torch.float32, replace(PLAIN, window=50)),
     "softcap": (LayerShape(1, 32, 32), 4, 32, torch.float32, replace(PLAIN, softcap=5.0)),
+    "sinks": (LayerShape(2, 16, 32), 3, 16, torch.float32, replace(PLAIN, window=50, sinks=torch.linspace(-3, 9, 6))),
     "wide": (LayerShape(1, 512, 512), 2, 48, torch.float32, replace(PLAIN, scale=0.05)),
     "many heads": (LayerShape(1, 16, 16), 24, 64, torch.float32, PLAIN),
     "bf16": (LayerShape(2, 64, 32), 3, 64, torch.bfloat16, PLAIN),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from models.states import Strategy
+from tests.unit.worker.engine.cuda.conftest import MovedBytes
 from tests.unit.worker.engine.cuda.sampling.cases import Case, Sampler, sample
 from worker.engine.choices import Choice
 from worker.engine.cuda.sampling.output import SamplerOutput
@@ -224,3 +225,30 @@ def test_kernels_that_no_row_needs_may_be_left_out() -> None:
             kernels(logits, batch_index, table, output, SampledKinds(has_cuts=False, has_traces=False))
 
     assert torch.equal(sample(few, [case]).packed, sample(SAMPLERS["triton"], [case]).packed)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "trace", "budget"),
+    [(Strategy.GREEDY, "tokens", 1.1), (Strategy.SAMPLE, "tokens", 2.1), (Strategy.NUCLEUS, "tokens", 4.0)],
+)
+def test_kernels_move_the_bytes_that_they_say(
+    strategy: Strategy, trace: str, budget: float, moved_bytes: MovedBytes
+) -> None:
+    """At most those that are declared; and at full size those are few beside the logits of a row."""
+    vocab, drawing = 5000, {} if strategy is Strategy.GREEDY else {"seed": 3}
+    case = Case(logits_of(40, vocab, torch.bfloat16, 4.0), params(strategy, trace=trace, **drawing))
+    kinds = SampledKinds(has_cuts=strategy is Strategy.NUCLEUS)
+    draws = strategy is not Strategy.GREEDY
+
+    def sampler(logits: Tensor, batch_index: Tensor, table: SamplingTable, output: SamplerOutput) -> None:
+        kernels = TritonSampler(1, vocab, logits.device)
+        with np.errstate(all="ignore"):
+            kernels(logits[:1], batch_index[:1], table, output, kinds)
+        most = kernels.most_bytes(1, vocab, logits.itemsize, draws=draws, kinds=kinds)
+        assert moved_bytes.count <= most
+        if not kinds.has_cuts:
+            assert moved_bytes.count >= 0.9 * most - (draws and vocab * logits.itemsize)
+
+    sample(sampler, [case])
+    full = TritonSampler(1, 151936, torch.device("meta"))
+    assert full.most_bytes(1, 151936, 2, draws=draws, kinds=kinds) <= budget * 151936 * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.integration.engine.hybrids.hybrid_models import hybrid_pair
 from tests.support.pretend_cuda.engines import (
     answers,
     device_with_kernels,
@@ -22,6 +24,7 @@ from tests.support.pretend_cuda.machine import CaptureForbidden, DeviceMismatch,
 from tests.support.random_models import ARCHITECTURES, altered, random_pair
 from worker.engine.cuda.decode_graphs import graph_buckets
 from worker.engine.model.device_copies import fetch, send
+from worker.engine.model_loader import prepare_model
 from worker.engine.request import Request
 
 PLAIN: list[dict[str, Any]] = [
@@ -49,6 +52,15 @@ def test_the_same_tokens_as_on_the_cpu(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_same_tokens_as_on_the_cpu_at_full_size(architecture: str) -> None:
     check_tokens(architecture, 80)
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "mamba"])
+def test_recurrent_states_on_the_device(kind: str) -> None:
+    pair, requests = hybrid_pair(kind), mixed_requests(5)
+    expected = answers(engine_of(pair.loaded), requests)
+    with device_with_kernels():
+        loaded = prepare_model(kind, copy.deepcopy(pair.reference), None, torch.device("cuda:0"))
+        assert answers(engine_of(loaded), requests) == expected
 
 
 def check_tokens(architecture: str, count: int) -> None:

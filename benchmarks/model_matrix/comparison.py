@@ -18,7 +18,7 @@ from worker.engine.config import EngineConfig
 from worker.engine.device_selection import backend_for
 from worker.engine.engine import Engine
 from worker.engine.loading.self_check import TookTooLong, check
-from worker.engine.loading.twin import TOKEN_IDS
+from worker.engine.loading.twin import TOKEN_IDS, VOCAB
 from worker.engine.model_loader import LoadedModel, prepare_model
 from worker.engine.request import Request
 
@@ -55,6 +55,7 @@ def compared(model_type: str) -> Row:
     started = monotonic()
     try:
         reference = tiny_model(model_type)
+        _generated(reference, _requests(VOCAB)[1])
     except Exception as error:  # of a configuration whose defaults need more than small sizes
         return Row(model_type, "not built", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     try:

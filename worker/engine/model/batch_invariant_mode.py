@@ -49,6 +49,8 @@ class BatchInvariantMode(TorchFunctionMode):
             return aligned(lambda inputs: func(inputs, *args[1:], **options), args[0])
         if func is F.linear and self._is_weight(weight := _argument(args, options, 1, "weight")):
             return self._linear(_argument(args, options, 0, "input"), weight, _argument(args, options, 2, "bias"))
+        if func is F.conv1d and (output := _depthwise_convolution(*args, **options)) is not None:
+            return output
         if func in CONVERSIONS and isinstance(args[0], nn.Parameter) and args[0].dim() == 2:
             return self._convert(args[0], func(*args, **options))
         return func(*args, **options)
@@ -75,6 +77,33 @@ class BatchInvariantMode(TorchFunctionMode):
         self._kept[id(weight)] = weight
         self._kept[id(kept)] = kept
         return kept
+
+
+def _depthwise_convolution(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | str | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """A convolution of each channel by itself, its terms added in one order; None for one of another kind.
+
+    In fp32 torch's rounds a prompt's token by the number of tokens beside it.
+    """
+    sizes = [size[0] if isinstance(size, tuple) else size for size in (stride, dilation, padding)]
+    if weight.shape[1] != 1 or groups != len(weight) or sizes[:2] != [1, 1] or not isinstance(sizes[2], int):
+        return None
+    padded = F.pad(inputs, (sizes[2], sizes[2])).float()
+    length = padded.shape[-1] - weight.shape[-1] + 1
+    factors = weight[:, 0].float()
+    output = padded[..., :length] * factors[:, :1]
+    for index in range(1, weight.shape[-1]):
+        output += padded[..., index : index + length] * factors[:, index : index + 1]
+    if bias is not None:
+        output += bias.float()[:, None]
+    return output.to(inputs.dtype)
 
 
 def _argument(args: tuple[Any, ...], options: Mapping[str, Any], index: int, name: str) -> Any:

@@ -6,7 +6,7 @@ PRODUCT := .venv/.installed
 TOOLS := .venv/.installed-tools
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench gpu faults matrix attack soak docs clean
+.PHONY: help demo test lint format bench gpu faults matrix attack soak docs browser clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed pro
 		"select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens from job_results group by 1, 2"
 
 test: $(TOOLS) lint  ## lint, types and all tests
-	$(BIN)/pytest -n 4 --dist loadfile -m "not long"
+	$(BIN)/pytest -n 4 --dist loadfile -m "not long and not browser"
 
 faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and databases away
 	@PATH=$$PATH:/usr/sbin command -v pgbouncer > /dev/null || { echo "installing the system's pgbouncer" >&2; \
@@ -45,6 +45,13 @@ faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and d
 
 matrix: $(TOOLS)  ## every type of model that Transformers knows, tiny, against generate
 	$(BIN)/python -m benchmarks.model_matrix
+
+browser: $(TOOLS)  ## the page of a report in a headless Chromium of the system's packages
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null \
+		|| { echo "make browser: installing chromium and chromium-driver from the system's packages" >&2; \
+			apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends chromium chromium-driver; }
+	$(BIN)/python -c 'import selenium' 2> /dev/null || $(PIP) --requirement tests/browser/requirements.txt
+	$(BIN)/pytest tests/browser
 
 attack: $(TOOLS)  ## hostile files, statements, templates and URLs, all of them
 	$(BIN)/pytest tests/nights/strangers

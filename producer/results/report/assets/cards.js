@@ -190,7 +190,7 @@ function sideBySide(card, { base, prompt }, groups) {
   while (first < parts[0].length && parts[0][first] === parts[1][first]) first += 1;
   const dialog = h("dialog", { "aria-label": "Two answers side by side" },
     h("header", {}, h("h3", {}, `Answers ${pair.map((group) => groupName(group.rank)).join(" and ")} part at position ${first}`), button("Close", () => dialog.close())),
-    h("div", { class: "pair" }, pair.map((group, index) => h("section", { "aria-label": `Answer ${groupName(group.rank)}` },
+    h("div", { class: "pair" }, pair.map((group, index) => h("div", { role: "group", "aria-label": `Answer ${groupName(group.rank)}` },
       h("p", {}, h("span", { class: `badge hue-${group.rank % 8}` }, groupName(group.rank)), ` ${many(group.answers.length, "answer")}`),
       texts[index] ? tokenView(tokensOf(texts[index], prompt.tokenTexts), `Tokens of answer ${groupName(group.rank)}`, first) : h("div", { class: "text" }, visible(group.text))))));
   dialog.addEventListener("close", () => dialog.remove());

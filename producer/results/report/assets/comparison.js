@@ -90,5 +90,5 @@ function sideOf({ sides }, side) {
   const facts = own.text === undefined ? own.state : [many(own.len, "token"), own.end, own.lp === undefined ? null : `${fixed(own.lp, 2)} per token`].filter(Boolean).join(" · ");
   const content = own.text === undefined ? h("p", { class: "text bad-text" }, visible(own.error ?? "no answer"))
     : side && other.text !== undefined && other.text !== own.text ? comparison(other.text, own.text) : h("div", { class: "text" }, visible(own.text));
-  return h("section", { "aria-label": `Answer of run ${letter}` }, h("p", { class: "facts" }, h("span", { class: `badge hue-${side}` }, letter), ` ${facts}`), clamped(content, "answer"));
+  return h("div", { role: "group", "aria-label": `Answer of run ${letter}` }, h("p", { class: "facts" }, h("span", { class: `badge hue-${side}` }, letter), ` ${facts}`), clamped(content, "answer"));
 }

@@ -8,7 +8,7 @@ export const many = (number, one, several = `${one}s`) => `${count(number)} ${nu
 // A probability with as many digits as it needs.
 export function probability(share) {
   const value = 100 * share;
-  if (value >= 99.95 && value < 100) return "> 99.9 %";
+  if (value >= 99.95) return "> 99.9 %";
   if (value >= 10) return `${value.toFixed(1)} %`;
   return value >= 0.001 ? `${value.toPrecision(2)} %` : "< 0.001 %";
 }

@@ -35,6 +35,7 @@ async function drawn(canvas, title, words, draw) {
     if (!now || now === width) return;
     width = now;
     const node = draw(width), image = node.tagName === "svg" ? node : node.querySelector("svg:last-of-type");
+    for (const part of node.querySelectorAll("svg [aria-label]")) part.removeAttribute("aria-label"); // the image has one
     image.setAttribute("role", "img");
     image.setAttribute("aria-label", `${title}. ${words}`);
     canvas.replaceChildren(node);

@@ -69,6 +69,7 @@ function toolbar(state) {
     }, 150);
   };
   search.addEventListener("input", apply);
+  search.addEventListener("change", apply);
   facets.forEach((each) => each.addEventListener("change", apply));
   return h("div", { class: "toolbar", role: "search" }, search, facets, shadeChoice(),
     h("p", { class: "keys note" }, "Keys: ", [["/", "search"], ["j", "next prompt"], ["k", "previous"], ["u", "next uncertain token"], ["←→", "tokens"]].map(([key, does]) => [h("kbd", {}, key), ` ${does} `])));

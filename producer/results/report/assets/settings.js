@@ -13,7 +13,7 @@ const FIGURES = [
 
 export function settingsSection(data) {
   const place = h("div"), note = h("p", { class: "note" }, explanation(data));
-  const show = (settings) => place.replaceChildren(wide("Settings", settingsTable(data, settings)));
+  const show = (settings) => place.replaceChildren(wide("Table of settings", settingsTable(data, settings)));
   show(data.settings);
   return section("settings", "Settings", promptChoice(data, show), place, note);
 }

@@ -1,0 +1,99 @@
+"""A headless Chromium, and the pages of two runs whose rows say every hostile thing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from migrations.upgrade import upgrade
+from models.database.connection import open_database
+from models.settings import read_settings
+from producer.results.report.command import PageOptions, write_comparison, write_report
+from producer.results.selection import Selection
+from tests.browser.hostile_run import fill
+from tests.support.table_rows import RUN_ID
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+    "--disable-background-networking", "--disable-sync", "--hide-scrollbars",
+)  # fmt: skip
+
+HANG_SECONDS = 60
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("browser")
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The page of a run, and that of two runs compared."""
+    folder = tmp_path_factory.mktemp("pages")
+    url = f"sqlite:///{folder / 'nocturne.db'}"
+    database = open_database(url)
+    upgrade(database)
+    fill(database)
+    database.dispose()
+    settings, options = read_settings(database=url), PageOptions(Selection(), 200, "auto")
+    write_report(settings, RUN_ID, folder / "run.html", options, as_superuser=False)
+    write_comparison(settings, (RUN_ID, "later"), folder / "two.html", options, as_superuser=False)
+    return {"run": folder / "run.html", "two": folder / "two.html"}
+
+
+class Browser:
+    """A page in Chromium."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(self, page: Path, *, width: int = 1280, theme: str = "light", touch: bool = False) -> None:
+        """Opens a page, and waits until its sections are there."""
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": touch}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        self.driver.get("about:blank")
+        self.driver.get(page.as_uri())
+        self.wait_for("return document.documentElement.dataset.ready === 'true'")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def wait_for(self, script: str) -> Any:
+        """The first true value of a script."""
+        deadline = time.monotonic() + HANG_SECONDS
+        while not (value := self.run(script)):
+            assert time.monotonic() < deadline, f"never true: {script}"
+            time.sleep(0.05)
+        return value
+
+    def show_answers(self) -> None:
+        """Scrolls to the answers, and waits for the first prompt's."""
+        self.run("document.querySelector('#answers, #pairs').scrollIntoView({behavior: 'instant'})")
+        self.wait_for("return document.querySelector('.prompt.ready') !== null")
+
+    def complaints(self) -> list[str]:
+        """The errors and warnings of the console so far."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    yield Browser(driver)
+    driver.quit()

@@ -75,7 +75,7 @@ bench: $(TOOLS)  ## the engine beside generate, bare matmuls and its own feature
 	$(BIN)/python -m benchmarks.scaling --peer-most 64 --picture docs/pictures/scaling.svg
 
 gpu: $(TOOLS)  ## everything that is claimed of a GPU, on one
-	$(BIN)/python -m benchmarks.gpu
+	for part in kernels tokens profile whole peers; do $(BIN)/python -m benchmarks.gpu $$part || exit 1; done
 
 soak: $(TOOLS)  ## ten minutes of accidents on each database
 	$(BIN)/python -m tests.faults.soak --database sqlite

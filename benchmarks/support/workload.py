@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from models.params import GenerationParams
 from models.states import Quantization
@@ -39,11 +39,15 @@ def qwen2_half_billion_config(num_layers: int = 24) -> Qwen2Config:
 
 def qwen2_half_billion(dtype: torch.dtype, num_layers: int = 24) -> Any:
     """Qwen2-0.5B's shape with random weights, on the CPU."""
+    return random_model(qwen2_half_billion_config(num_layers), dtype, torch.device("cpu"))
+
+
+def random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model of Llama's family with random weights that are made on the device."""
     torch.manual_seed(0)
-    config = qwen2_half_billion_config(num_layers)
     with torch.device("meta"):
-        model: Any = Qwen2ForCausalLM(config)
-    model = model.to(dtype).to_empty(device="cpu")
+        model: Any = AutoModelForCausalLM.from_config(config)
+    model = model.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -52,7 +56,7 @@ def qwen2_half_billion(dtype: torch.dtype, num_layers: int = 24) -> Any:
                 parameter.normal_(0.0, 0.02)
     model.tie_weights()
     # Buffers that are computed instead of stored must be made anew after the meta device.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     return model.eval().requires_grad_(False)
 
 

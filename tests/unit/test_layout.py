@@ -118,7 +118,7 @@ def test_the_worker_beside_the_engine_loads_no_torch() -> None:
     assert not loaded_modules("import worker.tasks, worker.cli") & {"torch", "transformers"}
 
 
-@pytest.mark.parametrize("module", ["worker.engine.engine", "benchmarks.gpu"])
+@pytest.mark.parametrize("module", ["worker.engine.engine", "benchmarks.gpu.whole"])
 def test_the_engine_loads_no_database_no_broker_and_no_settings(module: str) -> None:
     """A machine lent for its GPU may have torch, transformers and pydantic alone."""
     unwanted = {"sqlalchemy", "celery", "redis", "kombu", "pydantic_settings", "typer"}

@@ -1,0 +1,64 @@
+"""Part three: twenty full decode steps under torch's profiler: kernels, launches, gaps, and the host's part."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.bound import decode_with
+from benchmarks.gpu.setting import Setting
+from worker.engine.config import EngineConfig
+from worker.engine.engine import Engine
+
+NUM_STEPS, NUM_WARM_STEPS = 20, 10
+MOST_KERNELS = 25
+
+
+def measure(setting: Setting) -> None:
+    loaded = setting.loaded()
+    for params in ({}, {"trace": "tokens"}, {"strategy": "nucleus", "top_p": 0.9, "trace": "tokens"}):
+        engine = full_engine(setting, loaded, params)
+        decode_with(engine, NUM_WARM_STEPS)
+        seconds = setting.seconds(lambda engine=engine: decode_with(engine, NUM_STEPS))  # type: ignore[misc]
+        print(f"\n{params or 'greedy'}: {1000 * seconds / NUM_STEPS:.2f} ms a step", flush=True)
+        print_profile(setting, engine)
+
+
+def full_engine(setting: Setting, loaded: Any, params: dict[str, Any]) -> Engine:
+    """An engine whose batch is full of sequences past their prompts."""
+    config: dict[str, Any] = {"kv_memory": 0.1} if setting.device.type == "cpu" else {}
+    engine = Engine(loaded, EngineConfig(max_num_seqs=setting.max_num_seqs, **config))
+    for request in setting.requests(setting.max_num_seqs, **params):
+        # The longest answer for all: none ends while it is looked at.
+        longest = request.params.model_copy(update={"max_new_tokens": setting.longest + 4 * NUM_STEPS})
+        engine.submit(type(request)(request.id, request.prompt_ids, longest))
+    while engine.stats.num_decode_rows < setting.max_num_seqs * 2:
+        engine.step()
+    return engine
+
+
+def print_profile(setting: Setting, engine: Engine) -> None:
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (setting.device.type == "cuda")
+    with profile(activities=activities) as profiled:
+        decode_with(engine, NUM_STEPS)
+        setting.synchronize()
+    events = [event for event in profiled.events() if event.device_type == DeviceType.CUDA]
+    if not events:
+        print(f"{len(profiled.events())} operations on the host, none on a device", flush=True)
+        return
+    spent: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        spent[event.name].append(event.time_range.elapsed_us())
+    busy = sum(map(sum, spent.values()))
+    whole = max(each.time_range.end for each in events) - min(each.time_range.start for each in events)
+    print(
+        f"{len(events) / NUM_STEPS:.0f} kernels and copies a step, busy {busy / whole:.0%} of its "
+        f"{whole / NUM_STEPS:.0f} us"
+    )
+    for name, each in sorted(spent.items(), key=lambda item: -sum(item[1]))[:MOST_KERNELS]:
+        print(f"{sum(each) / NUM_STEPS:9.1f} us a step {len(each) / NUM_STEPS:6.1f} x  {name[:90]}", flush=True)
+    launches = [event for event in profiled.events() if "Launch" in event.name]
+    print(f"{len(launches) / NUM_STEPS:.1f} launches a step by the host", flush=True)

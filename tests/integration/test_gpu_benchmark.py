@@ -1,0 +1,102 @@
+"""The five parts of `benchmarks.gpu` on a CPU, tiny: what a lent GPU runs first must not fail for a trifle."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import kernels, peers, tokens, wheels
+from benchmarks.gpu.__main__ import PARTS, main
+from benchmarks.gpu.setting import Setting
+from benchmarks.throughput import Transformers
+from tests.conftest import ROOT
+from worker.engine.model.attention import AttentionLayer
+
+TOLD = {
+    "kernels": [r"attention, float32, 14/2 heads of 64, window 24 .* right", r"matmul head .* bound",
+                r"sampler, greedy, no trace .* 2 rows other token_id 0, kept 0, rank 0; .* right"],
+    "tokens": [r"toy model, greedy, float32: 0 of 8 answers differ"],
+    "profile": [r"greedy: [\d.]+ ms a step", r"operations on the host, none on a device"],
+    "whole": [r"6 requests, \d+ tokens, at most 4 running", r"nucleus 0.9 .* x the time of greedy",
+              r"deterministic True, 64 running, shuffled .* 0 sequences, 0 logprobs"],
+    "peers": [r"ours .* ours is 1.00 x as fast", r"nano_vllm +is not installed"],
+}  # fmt: skip
+
+
+def test_every_part_is_tried() -> None:
+    assert set(TOLD) == set(PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_runs_on_a_cpu(part: str, capfd: pytest.CaptureFixture[str]) -> None:
+    main([part, "--device", "cpu", "--tiny", "--peers", "nano_vllm"])
+    told = capfd.readouterr().out
+    for wanted in TOLD[part]:
+        assert re.search(wanted, told), f"{wanted!r} is not in:\n{told}"
+    assert "WRONG" not in told
+
+
+def test_a_kernel_that_is_wrong_or_writes_nothing_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    class Lazy:
+        def __call__(self, _: AttentionLayer, query: torch.Tensor, *__: Any) -> torch.Tensor:
+            return query.new_empty(query.shape)
+
+    setting: Any = type("Setting", (), {"device": torch.device("cpu"), "is_tiny": True})
+    with kernels.poisoned_outputs():
+        kernels.check_attention(setting, Lazy(), torch.bfloat16, (4, 2, 32))
+    assert "error nan WRONG" in capfd.readouterr().out
+
+
+def test_a_departure_is_placed(capfd: pytest.CaptureFixture[str]) -> None:
+    tokens.compare("float32", {"a": [1, 2, 3], "b": [1]}, {"a": [1, 9, 3], "b": [1]})
+    assert capfd.readouterr().out.splitlines() == [
+        "toy model, greedy, float32: 1 of 2 answers differ from the CPU's", "  'a' departs at 1",
+    ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_a_peer_beside_ours(capfd: pytest.CaptureFixture[str]) -> None:
+    main(["peers", "--device", "cpu", "--tiny", "--peers", "static"])
+    assert re.search(r"static .* tokens/s   ours is .* x as fast; attention sdpa", capfd.readouterr().out)
+
+
+def test_a_peer_that_fails_or_is_late_is_named() -> None:
+    late = Setting(torch.device("cpu"), "qwen2-0.5b", [2], 2, 8, is_tiny=True, peer_seconds=0.01)
+    assert peers.run(late, "static", 2).told == "did not end within 0.01 s"
+    assert peers.run(late, "other", 2).told.startswith("is none of ours, continuous")
+
+
+def test_a_peer_whose_thread_has_died_is_no_endless_loop() -> None:
+    class Manager:
+        def __enter__(self) -> Manager:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def add_request(self, *given: Any, **named: Any) -> None: ...
+
+        def get_result(self, **_: Any) -> None:
+            return None
+
+    class Model:
+        def continuous_batching_context_manager(self, **_: Any) -> Manager:
+            return Manager()
+
+    peer = Transformers(Model(), 4)
+    peer.requests = Setting(torch.device("cpu"), "qwen2-0.5b", [2], 2, 8).requests(2)
+    with pytest.raises(RuntimeError, match="gave no result"):
+        peer.continuous()
+
+
+def test_the_wheels_are_the_pinned_ones() -> None:
+    pinned = wheels.pins((ROOT / "constraints.txt").read_text())
+    assert {line.split("==")[0] for line in pinned} == set(wheels.PACKAGES)
+
+
+def test_the_stored_tokens_are_of_every_prompt() -> None:
+    stored = json.loads(tokens.STORED.read_text())
+    assert {name: len(answers) for name, answers in stored.items()} == {"float32": 64, "bfloat16": 64}

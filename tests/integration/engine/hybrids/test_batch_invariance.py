@@ -51,11 +51,17 @@ def check(kind: str, dtype: torch.dtype) -> None:
         assert content(alone) == together[request.id], len(request.prompt_ids)
 
 
-@pytest.mark.parametrize("kind", sorted(HYBRIDS.keys() - NOT_INVARIANT))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in RULES else pytest.mark.long)
+        for kind in sorted(HYBRIDS.keys() - NOT_INVARIANT)
+    ],
+)
 def test_fp32(kind: str) -> None:
     check(kind, torch.float32)
 
 
-@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("kind", [RULES[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in RULES[1:])])
 def test_bf16(kind: str) -> None:
     check(kind, torch.bfloat16)

@@ -88,6 +88,11 @@ def remember_name(context: ExceptionContext) -> None:
         error.add_note(f"{NOTE}{database_name(context.engine.url)}")
 
 
+def note_name(error: BaseException, url: URL) -> None:
+    """Notes the database in an error that its values brought about, such as a number where none can be."""
+    error.add_note(f"{NOTE}{database_name(url)}")
+
+
 def noted_name(error: BaseException) -> str | None:
     """The database that an error of its statements comes from."""
     notes = [note for note in getattr(error, "__notes__", []) if note.startswith(NOTE)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlalchemy import Engine
 
 from migrations.schema_state import check_schema
 from models.database.connection import check_connection, open_database
+from models.database.faults import note_name
 from models.database.read_only import is_superuser
 from models.settings import Settings
 from producer.errors import UsageError
@@ -25,6 +29,19 @@ def readable_database(settings: Settings, *, may_be_older: bool = False) -> Engi
     check_connection(database)
     check_schema(database, may_be_older=may_be_older)
     return database
+
+
+@contextmanager
+def reading(settings: Settings) -> Iterator[Engine]:
+    """The database of the block, which is named in whatever its values raise: a damaged file may hold any."""
+    database = readable_database(settings)
+    try:
+        yield database
+    except Exception as error:
+        note_name(error, database.url)
+        raise
+    finally:
+        database.dispose()
 
 
 def check_reading_role(database: Engine, *, as_superuser: bool) -> None:

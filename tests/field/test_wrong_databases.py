@@ -57,8 +57,8 @@ def command_names(command: object, words: tuple[str, ...] = ()) -> Iterator[str]
 
 
 def test_no_command_is_left_out() -> None:
-    of_postgresql_alone = ["db reader"]  # a file of any content is refused with that
-    assert sorted(command_names(typer.main.get_command(app))) == sorted([*ARGUMENTS, *of_postgresql_alone])
+    others = ["db reader", "models"]  # of PostgreSQL alone: any file is refused; of no database
+    assert sorted(command_names(typer.main.get_command(app))) == sorted([*ARGUMENTS, *others])
 
 
 def test_the_revisions_are_those_of_the_history(sqlite_url: str) -> None:

@@ -18,7 +18,7 @@ from producer.console import say
 from producer.errors import UsageError
 from producer.home import home_options
 from producer.render import visible
-from producer.results.database import check_reading_role, readable_database
+from producer.results.database import check_reading_role, reading
 from producer.results.queries import RunProgress, find_run, results, run_progress
 from producer.results.report.comparison import Comparison, pair_chunks, pairs
 from producer.results.report.overview import Overview
@@ -57,8 +57,7 @@ def write_report(
 ) -> None:
     """Writes the page of a run. Raises `UsageError`."""
     options.check()
-    database = readable_database(settings)
-    try:
+    with reading(settings) as database:
         check_reading_role(database, as_superuser=as_superuser)
         progress = run_progress(database, find_run(database, reference))
         overview, statistics = read_overview(database, progress.id, options)
@@ -71,8 +70,6 @@ def write_report(
         with atomic_file(output) as file:
             write_page(file, visible(progress.name or progress.id), numbers(overview, head), chunks)
         say(f"{output}: {head['shown']['answers']:,} of {overview.summary.count:,} answers to {_prompts(overview)}")
-    finally:
-        database.dispose()
 
 
 def write_comparison(
@@ -80,8 +77,7 @@ def write_comparison(
 ) -> None:
     """Writes the page of two runs. Raises `UsageError`."""
     options.check()
-    database = readable_database(settings)
-    try:
+    with reading(settings) as database:
         check_reading_role(database, as_superuser=as_superuser)
         first, second = (find_run(database, reference) for reference in references)
         if first == second:
@@ -101,8 +97,6 @@ def write_comparison(
         with atomic_file(output) as file:
             write_page(file, title, top, chunks)
         say(f"{output}: {len(found.shown):,} of {both:,} jobs that both runs have")
-    finally:
-        database.dispose()
 
 
 def read_overview(database: Engine, run_id: str, options: PageOptions) -> tuple[Overview, TokenStatistics]:

@@ -50,7 +50,8 @@ def test_the_page_of_claims_is_short() -> None:
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m (benchmarks\.[^`]+)", PERFORMANCE + LOG))))
 def test_a_command_of_a_claim_names_a_benchmark_and_its_options(command: str) -> None:
     module, *words = command.split()
-    source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
     for option in re.findall(r"--[a-z-]+", " ".join(words)):
         assert f'"{option}"' in source, option
 

@@ -5,7 +5,7 @@ On a CPU the kernels run in Triton's interpreter, where TRITON_INTERPRET=1 is se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -145,15 +145,6 @@ class Inputs:
         return torch.einsum("hrk,khd->rhd", scores.masked_fill(~is_visible, -torch.inf).softmax(-1), values)
 
 
-def milliseconds(setting: Setting, action: Callable[[], object]) -> float:
-    """The median of many calls, by the device's own clock where it has one."""
-    if setting.device.type != "cuda":
-        return 1000 * min(setting.seconds(action) for _ in range(2))
-    from triton.testing import do_bench
-
-    return float(do_bench(action, return_mode="median"))
-
-
 def time_attention(setting: Setting, attention: Any, ceilings: Ceilings) -> None:
     """256 decoding rows of 600 keys, as one layer of the shape has them."""
     config = setting.config()
@@ -162,7 +153,7 @@ def time_attention(setting: Setting, attention: Any, ceilings: Ceilings) -> None
     heads = config.num_attention_heads, config.num_key_value_heads
     inputs = Inputs.make(setting.device, torch.bfloat16, segments, *heads, dim)
     layer = AttentionLayer(0, dim**-0.5, None)
-    spent = milliseconds(setting, lambda: attention(layer, inputs.query, inputs.cache, inputs.rows))
+    spent = setting.milliseconds(lambda: attention(layer, inputs.query, inputs.cache, inputs.rows))
     moved = 2 * sum(keys for _, keys in segments) * heads[1] * dim * 2
     least = 1000 * moved / ceilings.bandwidth
     print(
@@ -188,6 +179,6 @@ def time_matmuls(setting: Setting, ceilings: Ceilings) -> None:
     for name, (num_in, num_out) in matmuls.items():
         inputs = torch.randn(rows, num_in, device=setting.device).to(torch.bfloat16)
         weight = torch.randn(num_out, num_in, device=setting.device).to(torch.bfloat16)
-        spent = milliseconds(setting, lambda inputs=inputs, weight=weight: F.linear(inputs, weight))  # type: ignore[misc]
+        spent = setting.milliseconds(lambda inputs=inputs, weight=weight: F.linear(inputs, weight))  # type: ignore[misc]
         least = 1000 * max(weight.numel() * 2 / ceilings.bandwidth, rows * weight.numel() / ceilings.rate)
         print(f"matmul {name:12} {rows} x {num_in} x {num_out}: {spent:.3f} ms, bound {least:.3f} ms", flush=True)

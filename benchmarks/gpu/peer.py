@@ -22,12 +22,11 @@ Contender = tuple[Callable[[], object], str]
 
 def ours(setting: Setting, requests: Sequence[Request]) -> Contender:
     from benchmarks.gpu.bound import decode
-    from benchmarks.gpu.whole import sizes
 
     loaded = setting.loaded()
     attention = loaded.model.paged_attention
     told = "SDPA tiles" if attention is None else type(attention).__name__
-    return lambda: decode(loaded, requests, **sizes(setting)), told
+    return lambda: decode(loaded, requests, **setting.sizes), told
 
 
 def transformers_way(name: str) -> Callable[[Setting, Sequence[Request]], Contender]:

@@ -29,8 +29,7 @@ def measure(setting: Setting) -> None:
 
 def full_engine(setting: Setting, loaded: Any, params: dict[str, Any]) -> Engine:
     """An engine whose batch is full of sequences past their prompts."""
-    config: dict[str, Any] = {"kv_memory": 0.1} if setting.device.type == "cpu" else {}
-    engine = Engine(loaded, EngineConfig(max_num_seqs=setting.max_num_seqs, **config))
+    engine = Engine(loaded, EngineConfig(**setting.sizes))
     for request in setting.requests(setting.max_num_seqs, **params):
         # The longest answer for all: none ends while it is looked at.
         longest = request.params.model_copy(update={"max_new_tokens": setting.longest + 4 * NUM_STEPS})

@@ -78,12 +78,10 @@ def compare(setting: Setting, sampler: TritonSampler, rule: Rule, rows: int, voc
 
 
 def time_rule(setting: Setting, sampler: TritonSampler, rule: Rule, ceilings: Ceilings, rows: int, vocab: int) -> None:
-    from benchmarks.gpu.kernels import milliseconds
-
     logits, table = logits_of(setting, rule, rows, vocab), table_of(setting, rule, rows, vocab)
     output, batch_index = SamplerOutput.make(rows, 0, setting.device), indices(setting, rows)
     with np.errstate(all="ignore"):
-        spent = milliseconds(setting, lambda: sampler(logits, batch_index, table, output, rule.kinds))
+        spent = setting.milliseconds(lambda: sampler(logits, batch_index, table, output, rule.kinds))
     least = 1000 * logits.numel() * logits.itemsize / ceilings.bandwidth
     print(f"sampler, {rule.name:27} {spent:.3f} ms; one read of the logits {least:.3f} ms", flush=True)
 

@@ -28,17 +28,12 @@ def measure(setting: Setting) -> None:
     batch_invariance(setting)
 
 
-def sizes(setting: Setting) -> dict[str, Any]:
-    """The engine's size; a CPU's cache is small."""
-    return {"max_num_seqs": setting.max_num_seqs, **({"kv_memory": 0.1} if setting.device.type == "cpu" else {})}
-
-
 def beside_the_bound(setting: Setting, loaded: LoadedModel, bound: Bound, count: int) -> None:
     requests, steps = setting.requests(count), list[Step]()
     num_tokens = num_output_tokens(requests)
 
     def ours() -> None:
-        steps[:] = decode(loaded, requests, **sizes(setting))
+        steps[:] = decode(loaded, requests, **setting.sizes)
 
     seconds = []
     for number in range(1 if setting.is_tiny else ROUNDS):
@@ -57,12 +52,12 @@ def variants(setting: Setting, loaded: LoadedModel) -> None:
     count = min(setting.num_requests)
     synchronous = replace(loaded, model=replace(loaded.model, launch_sample_batch=None))
     runs: dict[str, Callable[[], Any]] = {
-        "greedy": lambda: decode(loaded, setting.requests(count), **sizes(setting)),
-        "greedy, traces": lambda: decode(loaded, setting.requests(count, trace="tokens"), **sizes(setting)),
-        "sample": lambda: decode(loaded, setting.requests(count, strategy="sample"), **sizes(setting)),
-        "nucleus 0.9": lambda: decode(loaded, setting.requests(count, strategy="nucleus", top_p=0.9), **sizes(setting)),
-        "greedy, eager": lambda: decode(loaded, setting.requests(count), use_graphs=False, **sizes(setting)),
-        "greedy, synchronous": lambda: decode(synchronous, setting.requests(count), **sizes(setting)),
+        "greedy": lambda: decode(loaded, setting.requests(count), **setting.sizes),
+        "greedy, traces": lambda: decode(loaded, setting.requests(count, trace="tokens"), **setting.sizes),
+        "sample": lambda: decode(loaded, setting.requests(count, strategy="sample"), **setting.sizes),
+        "nucleus 0.9": lambda: decode(loaded, setting.requests(count, strategy="nucleus", top_p=0.9), **setting.sizes),
+        "greedy, eager": lambda: decode(loaded, setting.requests(count), use_graphs=False, **setting.sizes),
+        "greedy, synchronous": lambda: decode(synchronous, setting.requests(count), **setting.sizes),
     }
     timed = {name: partial(setting.seconds, action) for name, action in runs.items()}
     seconds = alternate(timed, 1 if setting.is_tiny else 2)

@@ -32,9 +32,9 @@ def readable_database(settings: Settings, *, may_be_older: bool = False) -> Engi
 
 
 @contextmanager
-def reading(settings: Settings) -> Iterator[Engine]:
+def reading(settings: Settings, *, may_be_older: bool = False) -> Iterator[Engine]:
     """The database of the block, which is named in whatever its values raise: a damaged file may hold any."""
-    database = readable_database(settings)
+    database = readable_database(settings, may_be_older=may_be_older)
     try:
         yield database
     except Exception as error:

@@ -16,7 +16,7 @@ from producer.atomic_file import atomic_file
 from producer.console import data_out, say
 from producer.errors import UsageError
 from producer.render import check_csv_safe, to_json, write_csv, write_jsonl
-from producer.results.database import readable_database
+from producer.results.database import reading
 from producer.results.openai_results import openai_lines
 from producer.results.parquet_file import JsonType, write_parquet
 from producer.results.queries import EXPORTED_COLUMNS, find_run, job_values, results
@@ -47,12 +47,9 @@ def export_results(
     check_csv_safe(format, is_csv_safe=is_csv_safe)
     if format == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal; give a file with -o")
-    database = readable_database(settings)
-    try:
+    with reading(settings) as database:
         run_id = find_run(database, reference)
         _export(database, run_id, format, output, selection, with_traces=with_traces, is_csv_safe=is_csv_safe)
-    finally:
-        database.dispose()
 
 
 def _export(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from rich.text import Text
@@ -13,7 +14,7 @@ from models.settings import Settings
 from models.states import Strategy
 from producer.console import print_data, stdout
 from producer.render import table, to_json, visible
-from producer.results.database import readable_database
+from producer.results.database import reading
 from producer.results.queries import find_job, find_run, job_results
 
 #: The least probability of each colour, the most probable first.
@@ -22,9 +23,18 @@ COLOURS = ((0.9, "green"), (0.5, "cyan"), (0.1, "yellow"), (0.01, "magenta"), (0
 
 def show_job(settings: Settings, reference: str, custom_id: str, *, with_alternatives: bool, as_json: bool) -> None:
     """Prints the job. Raises `UsageError`."""
-    database = readable_database(settings)
-    job = find_job(database, find_run(database, reference), custom_id)
-    results = job_results(database, job["id"])
+    with reading(settings) as database:
+        job = find_job(database, find_run(database, reference), custom_id)
+        _show_job(job, job_results(database, job["id"]), with_alternatives=with_alternatives, as_json=as_json)
+
+
+def _show_job(
+    job: dict[str, Any],
+    results: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]],
+    *,
+    with_alternatives: bool,
+    as_json: bool,
+) -> None:
     if as_json:
         print_data(to_json({**job, "results": [{**result, "tokens": tokens} for result, tokens in results]}))
         return

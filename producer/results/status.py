@@ -10,7 +10,7 @@ from models.entry_point import EXIT_INTERRUPTED
 from models.settings import Settings
 from producer.console import print_data, say, stdout
 from producer.render import to_json, visible
-from producer.results.database import readable_database
+from producer.results.database import reading
 from producer.results.progress import Rate, watch
 from producer.results.queries import RunProgress, find_run, recent_errors, recent_runs, run_progress
 from producer.results.run_tables import open_run_lines, print_run, progress_line, runs_table
@@ -18,7 +18,13 @@ from producer.results.run_tables import open_run_lines, print_run, progress_line
 
 def show_status(settings: Settings, reference: str | None, *, is_watching: bool, as_json: bool) -> int:
     """Prints one run or the newest; returns the exit code: 1 for a run with jobs that did not succeed."""
-    database = readable_database(settings)
+    with reading(settings) as database:
+        return _show_status(database, settings, reference, is_watching=is_watching, as_json=as_json)
+
+
+def _show_status(
+    database: Engine, settings: Settings, reference: str | None, *, is_watching: bool, as_json: bool
+) -> int:
     if reference is None and not is_watching:
         runs = recent_runs(database)
         if as_json:

@@ -17,7 +17,7 @@ from models.settings import Settings
 from producer.console import data_out, say, stdout
 from producer.errors import UsageError
 from producer.render import check_csv_safe, table, write_csv, write_json, write_markdown
-from producer.results.database import check_reading_role, readable_database, reading_url
+from producer.results.database import check_reading_role, reading, reading_url
 from producer.results.sql.examples import EXAMPLES
 from producer.results.sql.statement import DEFAULT_TIMEOUT, answer
 
@@ -46,20 +46,24 @@ def print_sql(settings: Settings, statement: str | None, output: SqlOutput, *, a
     if output.format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {output.format!r}")
     check_csv_safe(output.format, is_csv_safe=output.is_csv_safe)
-    database = readable_database(settings, may_be_older=True)
-    check_reading_role(database, as_superuser=as_superuser)
-    try:
-        if statement is not None:
-            _print_rows(database, statement, output)
-        elif sys.stdin.isatty():
-            _console(database, output)
-        else:
-            for each in _statements(sys.stdin):
-                _print_rows(database, each, output)
-    except KeyboardInterrupt:
-        say("interrupted: the statement was stopped")
-        return EXIT_INTERRUPTED
+    with reading(settings, may_be_older=True) as database:
+        check_reading_role(database, as_superuser=as_superuser)
+        try:
+            _answer(database, statement, output)
+        except KeyboardInterrupt:
+            say("interrupted: the statement was stopped")
+            return EXIT_INTERRUPTED
     return 0
+
+
+def _answer(database: Engine, statement: str | None, output: SqlOutput) -> None:
+    if statement is not None:
+        _print_rows(database, statement, output)
+    elif sys.stdin.isatty():
+        _console(database, output)
+    else:
+        for each in _statements(sys.stdin):
+            _print_rows(database, each, output)
 
 
 def print_examples(settings: Settings) -> None:

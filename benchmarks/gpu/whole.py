@@ -50,7 +50,7 @@ def beside_the_bound(setting: Setting, loaded: LoadedModel, bound: Bound, count:
 def variants(setting: Setting, loaded: LoadedModel) -> None:
     """Traces, nucleus, eager and synchronous steps beside greedy without traces, alternately."""
     count = min(setting.num_requests)
-    synchronous = replace(loaded, model=replace(loaded.model, launch_sample_batch=None))
+    synchronous = replace(loaded, model=replace(loaded.model, launch_sample_batch=None, logits=None))
     runs: dict[str, Callable[[], Any]] = {
         "greedy": lambda: decode(loaded, setting.requests(count), **setting.sizes),
         "greedy, traces": lambda: decode(loaded, setting.requests(count, trace="tokens"), **setting.sizes),

@@ -27,7 +27,7 @@ from worker.engine.model.recurrent.state_pool import StateLayout, StatePool
 from worker.engine.model.step_batch import MIN_ROWS, StepBatch
 from worker.engine.model.transformers_decoder import TransformersDecoder
 from worker.engine.sampling.batch_sampler import LaunchSampleBatch, SampleBatch
-from worker.engine.sampling.in_flight import InFlight
+from worker.engine.sampling.in_flight import BatchInFlight, InFlight
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
 
 #: Share of the free memory that the KV cache takes where no size is given.
@@ -55,6 +55,15 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
+class LogitsLayout:
+    """The logits that the decoder makes."""
+
+    vocab: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
 class DeviceModel:
     """A model in its device's memory, and the functions that compute it there. Several engines may share one."""
 
@@ -68,6 +77,7 @@ class DeviceModel:
     launch_sample_batch: LaunchSampleBatch | None = (
         None  # where a step may begin before the last one's tokens are known
     )
+    logits: LogitsLayout | None = None  # of a device with a fused sampler; it takes `launch_sample_batch`'s place
     block_size: int = 64  # tokens in a KV block, where nothing else is asked for
     own_cache: OwnCacheModel | None = None  # where the model runs through `generate`'s loop, and `decoder` never does
     needs_fixed_sizes: bool = False  # answers are to be batch-invariant, and matmuls depend on their size
@@ -153,7 +163,7 @@ class Backend:
             self._states.copy(plan.state_copies)
         ids_in_flight = None if previous is None else previous.token_ids
         logits, rows = self._forward(plan, ids_in_flight)
-        return InFlight(logits, rows, self._model.launch_sample_batch, self._limits.eos_token_ids, ids_in_flight)
+        return self._in_flight(logits, rows, ids_in_flight)
 
     def release_memory(self) -> None:
         """Gives memory that the process holds and does not use back to the device, after it ran out."""
@@ -168,6 +178,11 @@ class Backend:
         if batch.in_flight is not None:
             batch.in_flight.insert(batch.input_ids, ids_in_flight)
         return self._model.decoder(self._attention_step(batch)), rows
+
+    def _in_flight(self, logits: Tensor, rows: list[SampledRow], ids_in_flight: Tensor | None) -> InFlight:
+        """The step, whose rows the device begins to sample where it can."""
+        launch_sample_batch = self._model.launch_sample_batch
+        return BatchInFlight(logits, rows, launch_sample_batch, self._limits.eos_token_ids, ids_in_flight)
 
     def _attention_step(self, batch: StepBatch) -> AttentionStep:
         return AttentionStep(batch, self._cache, self._model.paged_attention, self._states)

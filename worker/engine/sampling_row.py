@@ -136,6 +136,7 @@ class RowState:
         self.biased_ids = array("i", self.rules.bias)
         self.biases = array("f", self.rules.bias.values())
         self.packed = b""  # the rules as C's struct, by the sampler in C
+        self.is_in_table: bool | None = None  # of a GPU's sampler; None before it was looked at
         self._banned: dict[tuple[int, ...], array[int]] = {}
 
     def update(self, token_ids: Sequence[int]) -> None:

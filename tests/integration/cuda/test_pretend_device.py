@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,17 +25,6 @@ from worker.engine.cuda.decode_graphs import graph_buckets
 from worker.engine.model.device_copies import fetch, send
 from worker.engine.model_loader import prepare_model
 from worker.engine.request import Request
-
-PLAIN: list[dict[str, Any]] = [
-    {},
-    {"strategy": "sample"},
-    {"trace": "none"},
-    {"strategy": "sample", "temperature": 2.0},
-]
-
-#: Copies to the device and launches outside of the graph in a plain step of the steady state.
-MOST_COPIES = 10
-MOST_KERNELS = 62
 
 
 def expected_of(architecture: str, requests: list[Request]) -> dict[int, Any]:
@@ -93,27 +81,6 @@ def test_every_graph_is_recorded_at_the_start() -> None:
             assert machine.allocated[0] <= 0.9 * machine.memory
             assert answers(engine, requests) == expected
             assert CUDAGraph.num_made - before == len(graph_buckets(12)) + num_dropped
-
-
-def test_a_plain_step_waits_for_nothing() -> None:
-    """In the steady state a step is one replayed graph, and what it samples comes in one copy."""
-    kinds = [{**each, "ignore_eos": True, "max_new_tokens": 40} for each in PLAIN]
-    requests = [replace(each, prompt_ids=each.prompt_ids[:5]) for each in mixed_requests(8, kinds)]
-    with device_with_kernels() as machine:
-        engine = engine_of(model_on("cuda:0", "qwen2"), share_prefixes=False)
-        for request in requests:
-            engine.submit(request)
-        for _ in range(4):
-            engine.step()
-        num_steps = 6
-        machine.activity.clear()
-        for _ in range(num_steps):
-            engine.step()
-        activity = machine.activity
-        assert activity.waits == []
-        assert activity.graph_launches == activity.copies_to_host == num_steps
-        assert activity.copies_to_device <= MOST_COPIES * num_steps
-        assert activity.num_kernels <= MOST_KERNELS * num_steps
 
 
 def test_without_a_kernel() -> None:

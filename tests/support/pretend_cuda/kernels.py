@@ -13,6 +13,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.support.pretend_cuda.machine import DeviceMismatch
 from tests.support.pretend_cuda.tensors import DeviceTensor, State, inner_of, record_or_run
+from worker.engine.cuda.sampling.output import SamplerOutput
+from worker.engine.cuda.sampling.reference import sample_in_torch
+from worker.engine.cuda.sampling.sampler import SampledKinds
+from worker.engine.cuda.sampling.table import SamplingTable
 from worker.engine.model.attention import AttentionLayer
 from worker.engine.model.kv_cache import KVCache
 from worker.engine.model.step_batch import PagedRows
@@ -61,6 +65,33 @@ def launch(name: str, kernel: Callable[..., None], output: Tensor | list[Tensor]
             kernel(inner_output, *inner)
 
     record_or_run(machine, operation, [inner_output] if isinstance(inner_output, Tensor) else inner_output)
+
+
+class ReferenceSampler:
+    """A `TritonSampler` by Torch's operations, with as many launches."""
+
+    def __init__(self, max_rows: int, vocab: int, device: torch.device) -> None:
+        self._max_rows, self._vocab, self._device = max_rows, vocab, device
+
+    def __call__(
+        self,
+        logits: Tensor,
+        batch_index: Tensor,
+        table: SamplingTable,
+        output: SamplerOutput,
+        kinds: SampledKinds = SampledKinds(),
+    ) -> None:
+        assert len(logits) <= self._max_rows and logits.shape[1] == self._vocab == table.vocab
+        assert logits.stride(1) == 1 and logits.device == self._device
+        names = ["reduce blocks", "sample plain rows", *["draw from kept"] * kinds.has_cuts]
+        names += [*["count ranks"] * kinds.has_traces, *["find alternatives"] * bool(output.num_alternatives)]
+        for name in names[1:]:
+            launch(name, lambda _: None, output.packed)
+        launch(names[0], _sample, [output.packed, table.words], logits, batch_index, table)
+
+
+def _sample(written: list[Tensor], logits: Tensor, batch_index: Tensor, table: SamplingTable) -> None:
+    sample_in_torch(logits, batch_index, table, SamplerOutput(written[0]))
 
 
 class ReferenceAttention:
@@ -113,4 +144,4 @@ def _attend_segment(layer: AttentionLayer, query: Tensor, keys: Tensor, values: 
     return torch.softmax(scores, -1) @ values.repeat_interleave(group, 0)
 
 
-__all__ = ["DeviceTensor", "ReferenceAttention", "launch"]
+__all__ = ["DeviceTensor", "ReferenceAttention", "ReferenceSampler", "launch"]

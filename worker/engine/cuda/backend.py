@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.engine.backend import Backend, DeviceModel, LoadOptions
+from worker.engine.backend import Backend, DeviceModel, LoadOptions, LogitsLayout
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
-from worker.engine.cuda.memory import least_memory, left_for_cache, step_memory
+from worker.engine.cuda.memory import empty_step, least_memory, left_for_cache, step_memory
 from worker.engine.cuda.paged_attention import PAGE_SIZE, NoKernel, OnItsDevice, paged_attention
-from worker.engine.model.attention import PagedAttention
+from worker.engine.cuda.sampling.device_sampler import DeviceSampler
+from worker.engine.cuda.sampling.usable import check_sampler
+from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.request import ModelUnavailable
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
 from worker.engine.sampling.in_flight import InFlight
@@ -34,6 +37,10 @@ class CudaBackend(Backend):
         self, model: DeviceModel, limits: ModelLimits, config: EngineConfig, record: Record | None = None
     ) -> None:
         with torch.cuda.device(model.device):
+            # Before the cache, which takes all memory that is left.
+            self._sampler = (
+                None if model.logits is None else DeviceSampler(model.logits, config.max_num_seqs, limits.eos_token_ids)
+            )
             super().__init__(model, limits, config)
             self._graphs = self._make_graphs(self._cache, self._buckets(), record)
             if self._graphs is not None:
@@ -49,20 +56,28 @@ class CudaBackend(Backend):
             attention = _paged_attention(model, layers, device, options)
         if attention is not None and options.is_spread:
             attention = OnItsDevice(attention, attention.covers_prefill)
-        return replace(
+        loaded = replace(
             super().load(model, layers, device, options),
             paged_attention=attention,
             sample_batch=sample_batch,
             launch_sample_batch=launch_sample_batch,
             block_size=PAGE_SIZE,
         )
+        return replace(loaded, logits=_sampled_logits(loaded) if options.use_kernels else None)
 
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
         with torch.cuda.device(self._model.device):  # Triton launches on the current device
             return super().launch(plan, previous)
 
     def release_memory(self) -> None:
+        if self._sampler is not None:
+            self._sampler.drop_updates()
         torch.cuda.empty_cache()
+
+    def _in_flight(self, logits: Tensor, rows: list[SampledRow], ids_in_flight: Tensor | None) -> InFlight:
+        if self._sampler is None:
+            return super()._in_flight(logits, rows, ids_in_flight)
+        return self._sampler.launch(logits, rows)
 
     def _free_memory(self, limits: ModelLimits) -> int:
         """A share of each GPU, less what is in use and what the largest step takes."""
@@ -131,3 +146,20 @@ def _paged_attention(
             ) from error
         logger.warning("attention goes through torch's SDPA, which is slow, because it has no kernel: %s", error)
         return None
+
+
+@torch.inference_mode()
+def _sampled_logits(model: DeviceModel) -> LogitsLayout | None:
+    """The logits that the fused sampler takes; None where it does not work."""
+    cache = KVCache(model.layers, 1, model.block_size, model.dtype, model.device)
+    logits = model.decoder(AttentionStep(empty_step(MIN_ROWS, MIN_ROWS, model.device), cache))
+    layout = LogitsLayout(logits.shape[1], logits.dtype, logits.device)
+    try:
+        check_sampler(layout)
+    except NoKernel as error:
+        logger.warning(
+            "tokens are sampled by torch's operations, several times slower, because the sampler has no kernel: %s",
+            error,
+        )
+        return None
+    return layout

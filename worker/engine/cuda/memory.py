@@ -44,12 +44,12 @@ def step_memory(
     before = {device: torch.cuda.memory_allocated(device) for device in (first, *others)}
     for device in before:
         torch.cuda.reset_peak_memory_stats(device)
-    decoder(AttentionStep(_empty_step(config.prefill_tokens, config.max_num_seqs, first), empty_cache))
+    decoder(AttentionStep(empty_step(config.prefill_tokens, config.max_num_seqs, first), empty_cache))
     sampler = SAMPLER_COPIES * 4 * config.max_num_seqs * limits.vocab_size
     return {device: torch.cuda.max_memory_allocated(device) - used + sampler for device, used in before.items()}
 
 
-def _empty_step(num_rows: int, num_logits: int, device: torch.device) -> StepBatch:
+def empty_step(num_rows: int, num_logits: int, device: torch.device) -> StepBatch:
     """Rows that attend to nothing."""
     zeros = torch.zeros(num_rows, dtype=torch.long, device=device)
     return StepBatch(

@@ -6,7 +6,8 @@ differs. Attention may then go through the tiles of `StepBatch`, which is many t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +59,7 @@ def paged_attention(
         raise NoKernel(f"it computes in bfloat16, float16 and float32, and not in {dtype}")
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         raise NoKernel(f"{torch.cuda.get_device_name(device)} is older than the Ampere generation (sm_80)")
-    try:
+    with compiled():
         from worker.engine.cuda.triton_attention import TritonAttention
 
         attention = TritonAttention(torch.cuda.get_device_properties(device).multi_processor_count)
@@ -66,15 +67,22 @@ def paged_attention(
         differences = [
             difference_to_reference(attention, device, dtype, LayerShape(*shape), num_heads) for shape in sorted(shapes)
         ]
+    if not all(difference <= TOLERANCES[dtype] for difference in differences):  # NaN is no small difference
+        raise NoKernel(f"its results differ from torch's by {max(differences):.3g}")
+    return attention
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """The first calls of kernels, which compile them: whatever a compiler raises becomes `NoKernel`."""
+    try:
+        yield
     # A compiler fails in ways of its own, and no list of them is complete.
     except Exception as error:
         if is_out_of_memory(error):
             raise
         remedy = "Triton needs a C compiler (gcc) and Python's headers (python3-dev)"
         raise NoKernel(f"it cannot be compiled, {_cause(error)}; {remedy}") from error
-    if not all(difference <= TOLERANCES[dtype] for difference in differences):  # NaN is no small difference
-        raise NoKernel(f"its results differ from torch's by {max(differences):.3g}")
-    return attention
 
 
 @torch.inference_mode()

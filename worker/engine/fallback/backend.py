@@ -57,7 +57,7 @@ class FallbackBackend(Backend):
             if chunk.is_last:
                 rows += [(len(logits), sequence) for sequence in chunk.group.sequences]
                 logits.append(self._prefill(chunk.sequence))
-        return InFlight(self._stacked(logits), rows, None, self._limits.eos_token_ids)
+        return InFlight(self._stacked(logits), [], rows)
 
     def release_memory(self) -> None:
         self._caches = {}

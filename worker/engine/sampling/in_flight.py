@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from typing import Protocol
 
 from torch import Tensor
 
 from models.states import Strategy
-from worker.engine.choices import Choice
+from worker.engine.choices import Choice, Choices
 from worker.engine.model.device_copies import to_device
-from worker.engine.sampling.batch_sampler import ChoicesInFlight, LaunchSampleBatch, may_wait
+from worker.engine.sampling.batch_sampler import LaunchSampleBatch, may_wait
 from worker.engine.sampling.philox import uniforms
 from worker.engine.sampling_row import RowState, SamplingRow
 from worker.engine.scheduling.sequence import Sequence
 from worker.engine.scheduling.step_plan import SampledRow
 from worker.engine.scheduling.stopping import eos_ids_of
+
+
+class Launched(Protocol):
+    """Choices that the device computes and copies to the host while the host goes on."""
+
+    @property
+    def token_ids(self) -> Tensor:
+        """Tokens [tokens] on the device, where the next step finds them by their index in flight."""
+
+    def collect(self) -> Choices:
+        """Waits for the copy to the host."""
 
 
 class InFlight:
@@ -26,43 +38,27 @@ class InFlight:
     def __init__(
         self,
         logits: Tensor,
-        rows: list[SampledRow],
-        launch_sample_batch: LaunchSampleBatch | None = None,
-        model_eos_ids: tuple[int, ...] = (),
-        ids_in_flight: Tensor | None = None,
+        on_device: list[SampledRow],
+        on_host: list[SampledRow],
+        launched: Launched | None = None,
     ) -> None:
-        """`launch_sample_batch` is the device's sampler, where it has one; it takes all rows but beams', or none.
-
-        `ids_in_flight` are the tokens of the step before, where the host does not know them yet.
-        """
-        plain = [each for each in rows if not is_beam(each)]
-        states = [_state_of(sequence, model_eos_ids) for _, sequence in plain]
-        is_sampled_here = launch_sample_batch is None or any(state.rules.is_rare for state in states)
-        self.on_device = [] if is_sampled_here else plain
-        self.on_host = rows if is_sampled_here else [each for each in rows if is_beam(each)]
+        self.on_device = on_device
+        self.on_host = on_host
         self._logits: Tensor | None = logits
-        self._launch_sample_batch = launch_sample_batch
-        self._model_eos_ids = model_eos_ids
-        self._launched: ChoicesInFlight | None = None
-        if not any(may_wait(state.rules) for state in states):
-            self.start_sampling(ids_in_flight)
+        self._launched = launched
 
     @property
     def token_ids(self) -> Tensor | None:
-        """The tokens of the rows `on_device` [tokens], on the device."""
+        """The tokens in flight [tokens], on the device."""
         return None if self._launched is None else self._launched.token_ids
 
-    def start_sampling(self, ids_in_flight: Tensor | None = None) -> None:
-        """Begins to sample the rows `on_device`, if that has not begun.
+    @property
+    def in_flight_indices(self) -> SequenceOf[int]:
+        """The places of the tokens of `on_device` among `token_ids`."""
+        return range(len(self.on_device))
 
-        The step does so itself where its sampling never waits for the device. A nucleus may: its sampling begins
-        when the host has nothing left to do meanwhile, and knows the tokens of the step before.
-        """
-        if self.on_device and self._launched is None:
-            assert self._logits is not None and self._launch_sample_batch is not None
-            picked = pick_rows(self._logits, self.on_device)
-            sampling_rows = sampling_rows_of([sequence for _, sequence in self.on_device], self._model_eos_ids)
-            self._launched = self._launch_sample_batch(picked, sampling_rows, ids_in_flight)
+    def start_sampling(self) -> None:
+        """Begins to sample the rows `on_device`, if that has not begun; called when nothing else is left to do."""
 
     def take_logits(self) -> Tensor:
         """The logits [rows, vocab], which the step keeps no longer; they hold until the next step is launched."""
@@ -81,11 +77,45 @@ class InFlight:
         ]
 
 
+class BatchInFlight(InFlight):
+    """A step whose rows `launch_sample_batch` samples, all but beams', or none; where there is none the host does."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        rows: list[SampledRow],
+        launch_sample_batch: LaunchSampleBatch | None = None,
+        model_eos_ids: tuple[int, ...] = (),
+        ids_in_flight: Tensor | None = None,
+    ) -> None:
+        """`ids_in_flight` are the tokens of the step before, where the host does not know them yet."""
+        plain = [each for each in rows if not is_beam(each)]
+        states = [state_of(sequence, model_eos_ids) for _, sequence in plain]
+        if launch_sample_batch is None or any(state.rules.is_rare for state in states):
+            super().__init__(logits, [], rows)
+        else:
+            super().__init__(logits, plain, [each for each in rows if is_beam(each)])
+        self._launch_sample_batch = launch_sample_batch
+        self._model_eos_ids = model_eos_ids
+        if not any(may_wait(state.rules) for state in states):
+            self.start_sampling(ids_in_flight)
+
+    def start_sampling(self, ids_in_flight: Tensor | None = None) -> None:
+        """The step does so itself where its sampling never waits for the device. A nucleus may: its sampling begins
+        when the host has nothing left to do meanwhile, and knows the tokens of the step before.
+        """
+        if self.on_device and self._launched is None:
+            assert self._logits is not None and self._launch_sample_batch is not None
+            picked = pick_rows(self._logits, self.on_device)
+            sampling_rows = sampling_rows_of([sequence for _, sequence in self.on_device], self._model_eos_ids)
+            self._launched = self._launch_sample_batch(picked, sampling_rows, ids_in_flight)
+
+
 def pick_rows(logits: Tensor, rows: SequenceOf[SampledRow]) -> Tensor:
-    """The logits of the rows [rows, vocab]; not a copy where those are all."""
+    """The logits of the rows [rows, vocab]; not a copy where those are the first ones."""
     indices = [row for row, _ in rows]
-    if indices == list(range(logits.shape[0])):
-        return logits
+    if indices == list(range(len(indices))):
+        return logits[: len(indices)]
     return logits[to_device(indices, None, logits.device)]
 
 
@@ -102,7 +132,7 @@ def draw_numbers(sequences: SequenceOf[Sequence]) -> list[float]:
 def sampling_rows_of(sequences: SequenceOf[Sequence], model_eos_ids: tuple[int, ...]) -> list[SamplingRow]:
     """The inputs of each sequence's next token beside its logits."""
     return [
-        _sampling_row(sequence, number, _state_of(sequence, model_eos_ids))
+        _sampling_row(sequence, number, state_of(sequence, model_eos_ids))
         for sequence, number in zip(sequences, draw_numbers(sequences), strict=True)
     ]
 
@@ -120,7 +150,7 @@ def _sampling_row(sequence: Sequence, uniform: float, state: RowState) -> Sampli
     )
 
 
-def _state_of(sequence: Sequence, model_eos_ids: tuple[int, ...]) -> RowState:
+def state_of(sequence: Sequence, model_eos_ids: tuple[int, ...]) -> RowState:
     """The sampler's state of a sequence, made at its first token."""
     if sequence.row_state is None:
         params, prompt_ids = sequence.request.params, sequence.request.prompt_ids

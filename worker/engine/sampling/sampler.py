@@ -45,7 +45,10 @@ class Sampler:
             return []
         step.start_sampling()
         logits = step.take_logits()
-        in_flight = [Sampled(sequence, TokenInFlight(index)) for index, (_, sequence) in enumerate(step.on_device)]
+        in_flight = [
+            Sampled(sequence, TokenInFlight(index))
+            for index, (_, sequence) in zip(step.in_flight_indices, step.on_device, strict=True)
+        ]
         rows = [each for each in step.on_host if self._is_live(each[1])]
         beams = [each for each in rows if is_beam(each)]
         plain = rows if not beams else [each for each in rows if not is_beam(each)]

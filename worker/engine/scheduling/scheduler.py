@@ -13,6 +13,7 @@ from time import monotonic
 
 from worker.engine.request import EngineError
 from worker.engine.scheduling.admission import capacity_error
+from worker.engine.scheduling.batch_indices import BatchIndices
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.prompt_chunks import ChunkRule
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
@@ -39,6 +40,7 @@ class Scheduler:
     ) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
+        self.batch_indices = BatchIndices(max_num_seqs)
         self._chunk_rule = chunk_rule.of_blocks(blocks.block_size)
         self._max_prefill_tokens = max(max_prefill_tokens // self._chunk_rule.unit, 1) * self._chunk_rule.unit
         self._keep_phases_apart = keep_phases_apart
@@ -111,6 +113,7 @@ class Scheduler:
                 budget -= self._chunk_rule.whole_units(chunk.num_tokens)
         if plan.prefills and self._keep_phases_apart:
             plan.decodes = []
+        self.batch_indices.give(plan.decodes)
         for sequence in plan.decodes:
             plan.block_copies += self._append_writable(sequence)
             plan.state_copies += self._state_copy(sequence)
@@ -119,6 +122,7 @@ class Scheduler:
             plan.state_copies += self._state_copy(chunk.sequence)
             if chunk.is_last:
                 self._fork_first(chunk.group)
+                self.batch_indices.give(chunk.group.sequences)
         if not plan.is_empty:
             plan.block_clears, self._block_clears = self._block_clears, []
         return plan
@@ -150,6 +154,7 @@ class Scheduler:
             beam.index, beam.table = index, self.blocks.fork(parent.table)
         for sequence in group.sequences:
             self.blocks.free(sequence.table, keep_reserved=True)
+            self.batch_indices.take_back(sequence)
         group.sequences = [beam for _, beam in beams] or group.sequences[:1]
 
     def retire_finished(self, groups: Iterable[SequenceGroup]) -> list[SequenceGroup]:
@@ -160,6 +165,7 @@ class Scheduler:
             for sequence in group.sequences:
                 if sequence.finish_reason is not None:
                     self.blocks.free(sequence.table)
+                    self.batch_indices.take_back(sequence)
             if group.is_finished:
                 self.retire(group)
                 if group.error is not None:
@@ -201,6 +207,7 @@ class Scheduler:
         for sequence in group.sequences:
             self.blocks.free(sequence.table)
             self.blocks.cancel(sequence.table.reservation)
+            self.batch_indices.take_back(sequence)
         self.running.remove(group)
         self._num_sequences -= group.max_sequences
 

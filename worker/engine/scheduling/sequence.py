@@ -30,6 +30,7 @@ class Sequence:
     text_end: int | None = None  # where a stop string cuts the text
     stop_search: StopSearch | None = None  # only where stop strings must be looked for
     row_state: RowState | None = None  # of its sampler, from its first token on
+    batch_index: int | None = None  # its row of the backend's persistent tensors, from its first token on
     in_flight_index: int | None = None  # of its newest token among those that are still on the device
 
     def fork(self, index: int) -> Sequence:

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from worker.engine.cuda.row_words import Field, WordUpdates, carve
 from worker.engine.sampling_row import SamplingRules
 
 #: Biased and banned tokens that a row of the table holds.
@@ -74,24 +77,32 @@ class SamplingTable:
     history: Tensor  # int32 [max_num_seqs, vocab]: occurrences in the answer, and IN_PROMPT
     allowed: Tensor  # int32 [max_num_seqs, ceil(vocab / 32)]: a bit for each token that may come
 
+    words: Tensor  # int32, all of them
+
     @classmethod
     def make(cls, max_num_seqs: int, vocab: int, device: torch.device) -> SamplingTable:
         """A table of empty rows: greedy ones without a trace."""
+        words, fields = carve(cls.fields(max_num_seqs, vocab), device)
+        return cls(**fields, words=words)
 
-        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.zeros(max_num_seqs, *shape, dtype=dtype, device=device)
+    @staticmethod
+    def fields(max_num_seqs: int, vocab: int) -> dict[str, Field]:
+        """The tensors by name."""
 
-        return cls(
-            numbers=zeros(len(Number), dtype=torch.float64),
-            integers=zeros(len(Integer), dtype=torch.int64),
-            num_generated=zeros(),
-            last_token_ids=zeros(dtype=torch.int64),
-            edit_ids=zeros(MAX_EDITS),
-            edit_values=zeros(MAX_EDITS, dtype=torch.float32),
-            edit_ranges=zeros(2, MAX_EDITS),
-            history=zeros(vocab),
-            allowed=zeros(-(-vocab // 32)),
-        )
+        def field(*shape: int, dtype: torch.dtype = torch.int32) -> Field:
+            return Field((max_num_seqs, *shape), dtype)
+
+        return {
+            "numbers": field(len(Number), dtype=torch.float64),
+            "integers": field(len(Integer), dtype=torch.int64),
+            "num_generated": field(),
+            "last_token_ids": field(dtype=torch.int64),
+            "edit_ids": field(MAX_EDITS),
+            "edit_values": field(MAX_EDITS, dtype=torch.float32),
+            "edit_ranges": field(2, MAX_EDITS),
+            "history": field(vocab),
+            "allowed": field(-(-vocab // 32)),
+        }
 
     @property
     def vocab(self) -> int:
@@ -152,23 +163,43 @@ def write_row(
     table: SamplingTable, batch_index: int, row: TableRow, prompt_ids: Sequence[int], token_ids: Sequence[int]
 ) -> None:
     """Begins a sequence in the table, or goes on with one: `token_ids` are those of its answer so far."""
-    device = table.numbers.device
-    table.numbers[batch_index] = torch.tensor(row.numbers, dtype=torch.float64, device=device)
-    table.integers[batch_index] = torch.tensor(row.integers, dtype=torch.int64, device=device)
-    table.num_generated[batch_index] = len(token_ids)
-    table.last_token_ids[batch_index] = (*prompt_ids, *token_ids)[-1]
-    count = len(row.edits)
-    table.edit_ids[batch_index, :count] = torch.tensor([each.token_id for each in row.edits], dtype=torch.int32)
-    table.edit_values[batch_index, :count] = torch.tensor([each.value for each in row.edits])
-    ranges = [[each.first for each in row.edits], [each.end for each in row.edits]]
-    table.edit_ranges[batch_index, :, :count] = torch.tensor(ranges, dtype=torch.int32)
+    updates = WordUpdates(table.words)
+    update_row(updates, table, batch_index, row, prompt_ids, token_ids)
+    updates.send()
+
+
+def update_row(
+    updates: WordUpdates,
+    table: SamplingTable,
+    batch_index: int,
+    row: TableRow,
+    prompt_ids: Sequence[int],
+    token_ids: Sequence[int],
+) -> None:
+    """`write_row` among the updates."""
+    newest = (*prompt_ids, *token_ids)[-1]
+    updates.write(table.numbers, batch_index, np.array(row.numbers, np.float64))
+    updates.write(table.integers, batch_index, np.array(row.integers, np.int64))
+    updates.write(table.num_generated, batch_index, np.array([len(token_ids)], np.int32))
+    updates.write(table.last_token_ids, batch_index, np.array([newest], np.int64))
+    if row.edits:
+        updates.write(table.edit_ids, batch_index, np.array([each.token_id for each in row.edits], np.int32))
+        updates.write(table.edit_values, batch_index, np.array([each.value for each in row.edits], np.float32))
+        for place, ends in enumerate(([each.first for each in row.edits], [each.end for each in row.edits])):
+            updates.write(table.edit_ranges, batch_index, np.array(ends, np.int32), place * MAX_EDITS)
     if row.integers[Integer.IS_PENALIZED]:
-        table.history[batch_index] = history_of(prompt_ids, token_ids, table.vocab).to(device)
+        table.history[batch_index].zero_()
+        updates.write_at(table.history, batch_index, *history_of(prompt_ids, token_ids, table.vocab))
 
 
-def history_of(prompt_ids: Sequence[int], token_ids: Sequence[int], vocab: int) -> Tensor:
-    """A row of `SamplingTable.history` on the host; ids beyond the vocabulary are left out."""
-    history = torch.zeros(vocab, dtype=torch.int32)
-    history[[token_id for token_id in prompt_ids if token_id < vocab]] = IN_PROMPT
-    known = torch.tensor([token_id for token_id in token_ids if token_id < vocab], dtype=torch.int64)
-    return history.index_add_(0, known, torch.ones_like(known, dtype=torch.int32))
+def history_of(
+    prompt_ids: Sequence[int], token_ids: Sequence[int], vocab: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Tokens and their words in a row of `SamplingTable.history`; ids beyond the vocabulary are left out."""
+    prompt, answer = np.array(prompt_ids, np.int64), np.array(token_ids, np.int64)
+    ids, counts = np.unique(answer[answer < vocab], return_counts=True)
+    in_prompt = np.unique(prompt[prompt < vocab])
+    seen = np.union1d(ids, in_prompt)
+    words = np.where(np.isin(seen, in_prompt), IN_PROMPT, 0).astype(np.int32)
+    words[np.searchsorted(seen, ids)] += counts.astype(np.int32)
+    return seen, words

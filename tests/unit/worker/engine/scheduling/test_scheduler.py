@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.params import GenerationParams
 from models.states import FinishReason
@@ -153,3 +155,33 @@ def test_a_group_that_runs_out_of_memory_alone_is_taken_out() -> None:
     run(scheduling)
     assert scheduling.halve() is group
     assert not scheduling.has_work and scheduling.blocks.num_in_use == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=5, max_size=40))
+def test_running_sequences_have_rows_of_their_own(actions: list[tuple[int, int]]) -> None:
+    """From 1 to the number of sequences, whatever begins, forks, ends, is dropped or starts over meanwhile."""
+    kinds: list[dict[str, Any]] = [{}, {"strategy": "sample", "n": 3}, {"strategy": "beam"}]
+    scheduling = scheduler(num_blocks=1000, max_num_seqs=6)
+    for number, (action, choice) in enumerate(actions):
+        running = scheduling.running[choice % len(scheduling.running) :][:1] if scheduling.running else []
+        if action <= 1:
+            enqueue(scheduling, number, prompt=1 + choice, max_new_tokens=50, **kinds[choice % 3])
+        elif action == 2 and len(scheduling.running) > 1:
+            scheduling.halve()
+        for group in running:
+            if action == 3:
+                scheduling.retire(group)
+            elif action == 4:
+                group.sequences[choice % len(group.sequences)].finish_reason = FinishReason.EOS
+                scheduling.retire_finished([group])
+            elif action == 5 and group.is_beam and group.sequences[0].is_prefilled:
+                parent = group.sequences[choice % len(group.sequences)]
+                scheduling.fork_beams(group, [(parent, parent.fork(index)) for index in range(len(group.sequences))])
+        plan = run(scheduling)
+        sampled = [*plan.decodes, *(each for chunk in plan.prefills if chunk.is_last for each in chunk.group.sequences)]
+        assert all(sequence.batch_index is not None for sequence in sampled)
+        held = [each.batch_index for group in scheduling.running for each in group.sequences]
+        given_out = sorted(index for index in held if index is not None)
+        assert given_out == sorted(set(given_out)) and set(given_out) <= set(range(1, 7))
+        assert len(given_out) + scheduling.batch_indices.num_free == 6

@@ -1,0 +1,71 @@
+"""Tensors of several dtypes in one storage of 32-bit words: the host writes to all of them by one copy, one launch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from worker.engine.model.device_copies import send
+
+WORD = 4
+
+
+@dataclass(frozen=True)
+class Field:
+    """A tensor of zeros, with a row for each sequence."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def carve(fields: dict[str, Field], device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """The words int32 [words] of all fields, and each field as a view of its part."""
+    widest_first = sorted(fields, key=lambda name: -fields[name].dtype.itemsize)  # each is aligned then
+    sizes = {name: math.prod(fields[name].shape) * fields[name].dtype.itemsize // WORD for name in widest_first}
+    words = torch.zeros(sum(sizes.values()), dtype=torch.int32, device=device)
+    views, start = {}, 0
+    for name in widest_first:
+        part = words[start : start + sizes[name]]
+        views[name] = part.view(fields[name].dtype).view(fields[name].shape)
+        start += sizes[name]
+    return words, views
+
+
+class WordUpdates:
+    """Values that the host has written, until `send` brings them to the device. No place is written twice between."""
+
+    def __init__(self, words: Tensor) -> None:
+        self._words = words
+        self._indices: list[NDArray[np.int64]] = []
+        self._values: list[NDArray[np.int32]] = []
+
+    def write(self, field: Tensor, row: int, values: NDArray[Any], start: int = 0) -> None:
+        """Values of the field's dtype [n] into a row, which is as if flat, from an element on."""
+        words = values.view(np.int32)
+        first = (field.storage_offset() + row * field.stride(0) + start) * field.itemsize // WORD
+        self._indices.append(np.arange(first, first + len(words)))
+        self._values.append(words)
+
+    def write_at(self, field: Tensor, row: int, places: NDArray[np.int64], values: NDArray[np.int32]) -> None:
+        """Words into places of a row of a field of 32 bits."""
+        self._indices.append(int(field.storage_offset() + row * field.stride(0)) + places)
+        self._values.append(values)
+
+    def send(self) -> None:
+        """One copy and one launch; neither where nothing was written."""
+        if not self._indices:
+            return
+        indices, values = np.concatenate(self._indices), np.concatenate(self._values)
+        self._indices, self._values = [], []
+        count = len(indices)
+        packed = np.zeros(count + (count + 1) // 2, np.int64)
+        packed[:count] = indices
+        packed[count:].view(np.int32)[:count] = values
+        sent = send(torch.from_numpy(packed), self._words.device)
+        self._words.index_copy_(0, sent[:count], sent[count:].view(torch.int32)[:count])

@@ -21,6 +21,9 @@ Messages = Sequence[Mapping[str, Any]]
 #: Renders messages with the template's other inputs, the time that it may print, and whether the last is left open.
 Render = Callable[[Messages, ChatInputs, datetime, bool], str]
 
+#: Names of a message's thoughts.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
 MAX_REMEMBERED = 10_000
 
 
@@ -46,7 +49,7 @@ class Form:
         return [self._message(message) for message in messages]
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        formed = {name: value for name, value in message.items() if value is not None}
+        formed = {name: value for name, value in message.items() if _is_given(name, value)}
         if self.is_developer_system and formed["role"] == "developer":
             formed["role"] = "system"
         if self.has_tools_alone:
@@ -64,6 +67,14 @@ class Form:
         if self.contents == "wrapped" or isinstance(content, list):
             return [{"type": "text", "text": part if isinstance(part, str) else part["text"]} for part in parts]
         return content
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The form of a conversation, or its refusal, and whether all others of its shape have the same."""
+
+    form: Form | ChatRefused
+    is_of_shape: bool  # false: the template raised, for which arguments or an id may be the reason
 
 
 class ChatRenderer:
@@ -90,36 +101,37 @@ class ChatRenderer:
     def _form(self, messages: Messages, inputs: ChatInputs, clock: datetime) -> Form:
         key = _shape(messages, inputs)
         if (found := self._forms.get(key)) is None:
-            if len(self._forms) >= MAX_REMEMBERED:
-                self._forms.clear()
-            try:
-                found = self._probe(messages, inputs, clock)
-            except ChatRefused as error:
-                found = error
-            self._forms[key] = found
+            probed = self._probe(messages, inputs, clock)
+            found = probed.form
+            if probed.is_of_shape:
+                if len(self._forms) >= MAX_REMEMBERED:
+                    self._forms.clear()
+                self._forms[key] = found
         if isinstance(found, ChatRefused):
-            raise type(found)(str(found))
+            raise ChatRefused(str(found))
         return found
 
-    def _probe(self, messages: Messages, inputs: ChatInputs, clock: datetime) -> Form:
-        """The first form in which the template prints everything. Raises `ChatRefused`."""
+    def _probe(self, messages: Messages, inputs: ChatInputs, clock: datetime) -> Probed:
+        """The first form in which the template prints everything. Raises `ChatRefused` with the template's reason."""
         probe = _Probe(messages, inputs)
         problems: list[tuple[int, str]] = []
+        has_raised = False
         for form in _candidates(messages):
             try:
                 text = self._rendered(form.of(probe.messages), probe.inputs, clock)
             except ChatExceeded:
                 raise
             except ChatRefused:
+                has_raised = True
                 continue
             if (problem := probe.unprinted(text)) is None:
-                return form
+                return Probed(form, is_of_shape=True)
             problems.append(problem)
-        if problems:
-            raise ChatRefused(max(problems)[1])  # of the form that prints the most
+        if problems:  # the sentence of the form that prints the most
+            return Probed(ChatRefused(max(problems)[1]), is_of_shape=not has_raised)
         form = Form("as given", is_probed=False)
         self._rendered(form.of(messages), inputs, clock)  # raises the template's own reason
-        return form
+        return Probed(form, is_of_shape=False)
 
     def _rendered(self, messages: Messages, inputs: ChatInputs, clock: datetime) -> str:
         try:
@@ -218,6 +230,11 @@ def _is_printed(sentinel: str, text: str) -> bool:
 _PRINTED_LIST = re.compile(r"""["']text["']: ?["']$""")
 
 
+def _is_given(name: str, value: Any) -> bool:
+    """Whether a field says something: servers write an empty list of tool calls beside every text."""
+    return value is not None and not (name == "tool_calls" and value == [])
+
+
 def _calls_tools(message: Mapping[str, Any]) -> bool:
     return bool(message.get("tool_calls") or message.get("function_call"))
 
@@ -256,7 +273,13 @@ def _candidates(messages: Messages) -> list[Form]:
 def _shape(messages: Messages, inputs: ChatInputs) -> Any:
     """All of a conversation that decides its form, as a key."""
     shapes = tuple(
-        (message["role"], _kind(message.get("content")), len(message.get("tool_calls") or ()), _is_old(message))
+        (
+            message["role"],
+            _kind(message.get("content")),
+            len(message.get("tool_calls") or ()),
+            _is_old(message),
+            frozenset(name for name, value in message.items() if _is_given(name, value)),
+        )
         for message in messages
     )
     kwargs = json.dumps(inputs.chat_template_kwargs, sort_keys=True) if inputs.chat_template_kwargs else ""
@@ -270,7 +293,8 @@ def _kind(content: Any) -> Any:
 def _without_empty_end(messages: Messages) -> Messages:
     """The messages without an empty last one of the assistant, which only asks for the answer."""
     last = messages[-1]
-    is_empty = last["role"] == "assistant" and not content_text(last.get("content")) and not _calls_tools(last)
+    says_more = _calls_tools(last) or any(last.get(name) for name in THOUGHTS)
+    is_empty = last["role"] == "assistant" and not content_text(last.get("content")) and not says_more
     return messages[:-1] if is_empty and len(messages) > 1 else messages
 
 

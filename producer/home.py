@@ -12,10 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import IO
 
 import psutil
 
+from models.redacted import redacted
 from models.settings import Settings
 from producer.console import say
 from producer.private_files import open_private, read_private_json, write_private_json
@@ -47,10 +49,11 @@ def holder_of(home: Path) -> Holder | None:
 
 
 def home_options(settings: Settings) -> str:
-    """The options that another command needs to find the same database; empty for the default home."""
-    if settings.database is not None:
-        return ""
-    return f" --home {settings.home}" if str(settings.home) != ".nocturne" else ""
+    """The options that another command needs to find the same home and database, as a shell reads them."""
+    home = f" --home {quote(str(settings.home))}" if str(settings.home) != ".nocturne" else ""
+    if settings.database is None or settings.origins.get("database") != "--database":
+        return home  # the next command finds the database where this one has found it
+    return f"{home} --database {quote(redacted(settings.database))}"
 
 
 def noted_processes(path: Path) -> list[psutil.Process]:

@@ -14,9 +14,6 @@ from producer.model_files.tokenizer_calls import TokenizerFailed, tokenizer_call
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-#: The names under which a tokenizer's configuration gives special tokens to its chat template.
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
 #: A text that every tokenizer takes.
 PROBE = "Hello, world! 1 + 1"
 
@@ -69,10 +66,17 @@ class ModelFiles:
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
-        """The special tokens that chat templates see, by their names."""
-        given = ((name, self.tokenizer_config.get(name)) for name in SPECIAL_TOKENS)
-        found = ((name, token.get("content") if isinstance(token, dict) else token) for name, token in given)
-        return {name: token for name, token in found if isinstance(token, str)}
+        """The special tokens that chat templates see, by their names, from the files where Transformers looks."""
+        configs = [self.tokenizer_config]
+        if "added_tokens_decoder" not in self.tokenizer_config:
+            configs.append(self.json_file("special_tokens_map.json"))  # of older folders
+        given: dict[str, Any] = {}
+        for config in configs:
+            given |= {name: token for name, token in config.items() if name.endswith("_token")}
+            if isinstance(extra := config.get("extra_special_tokens"), dict):
+                given |= extra
+        found = {name: token.get("content") if isinstance(token, dict) else token for name, token in given.items()}
+        return {name: token for name, token in found.items() if isinstance(token, str)}
 
     @cached_property
     def added_tokens(self) -> dict[str, int]:

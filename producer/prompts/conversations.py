@@ -18,15 +18,19 @@ ROLES = ("system", "user", "assistant", "tool", "developer")
 #: A role of OpenAI's first interface, for the answer to a `function_call`; templates get it as a tool's.
 OLD_ROLE = "function"
 
-#: The roles that `from` names in ShareGPT's conversations.
+#: The roles of ShareGPT's conversations, Gemini's, Cohere's and LangChain's, in any case.
 ROLE_OF = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "tool": "tool", "observation": "tool",
+    "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "chatbot": "assistant", "ai": "assistant",
+    "tool": "tool", "observation": "tool", "developer": "developer",
     "function_response": "tool", "function_call": "assistant",
 }  # fmt: skip
 
 #: Types of content parts that hold text, in chats and in responses of OpenAI's interface.
 TEXT_PARTS = ("text", "input_text", "output_text")
+
+#: Other names for the arguments of a tool call, which templates do not print.
+OTHER_ARGUMENTS = ("parameters", "input", "args", "kwargs")
 
 #: Names that a template gets from elsewhere.
 RESERVED = frozenset({
@@ -123,8 +127,7 @@ def _check_tool_types(tools: list[dict[str, Any]]) -> None:
 def _message(field: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise LineProblem(field, f"must be an object with role and content, got {shorten(given)}")
-    is_sharegpt = "role" not in given and {"from", "value"} <= given.keys()
-    message: dict[str, Any] = _of_sharegpt(field, given) if is_sharegpt else given
+    message = _with_our_names(field, given)
     if message.get("role") not in (*ROLES, OLD_ROLE):
         raise LineProblem(f"{field}.role", f"must be one of {', '.join(ROLES)}, got {shorten(message.get('role'))}")
     for name in ("name", "tool_call_id", "reasoning_content"):
@@ -139,18 +142,23 @@ def _message(field: str, given: Any) -> dict[str, Any]:
     return message
 
 
-def _of_sharegpt(field: str, message: dict[str, Any]) -> dict[str, Any]:
-    role = ROLE_OF.get(message["from"]) if isinstance(message["from"], str) else None
-    if role is None:
-        raise LineProblem(f"{field}.from", f"must be one of {', '.join(ROLE_OF)}, got {shorten(message['from'])}")
-    rest = {name: value for name, value in message.items() if name not in ("from", "value")}
-    if message["from"] == "function_call":
-        return {"role": role, **rest, "content": None, "tool_calls": _call_of_text(field, message["value"])}
-    return {"role": role, **rest, "content": message["value"]}
+def _with_our_names(field: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The message with `role` and `content`, of which ShareGPT and Gemini have words of their own, and of roles too."""
+    names = {"from": "role", "value": "content", "parts": "content"}
+    moved = {names[name]: value for name, value in given.items() if name in names and names[name] not in given}
+    rest = {name: value for name, value in given.items() if name not in names or names[name] in given}
+    message = moved | rest
+    named = message.get("role")
+    role = ROLE_OF.get(named.lower(), named) if isinstance(named, str) and named not in (*ROLES, OLD_ROLE) else named
+    if "role" in moved and role not in ROLES:
+        raise LineProblem(f"{field}.from", f"must be one of {', '.join(ROLE_OF)}, got {shorten(named)}")
+    if isinstance(named, str) and named.lower() == "function_call":
+        return message | {"role": role, "content": None, "tool_calls": _call_of_text(field, message.get("content"))}
+    return message if role == named else message | {"role": role}
 
 
 def _call_of_text(field: str, value: Any) -> list[dict[str, Any]]:
-    calls = _parsed(f"{field}.value", value)
+    calls = _parsed(f"{field}.content", value)
     calls = calls if isinstance(calls, list) else [calls]
     return [{"type": "function", "function": call} for call in calls]
 
@@ -165,6 +173,10 @@ def _check_tool_calls(field: str, calls: Any) -> None:
             raise LineProblem(place, f"must be an object with name and arguments, got {shorten(call)}")
         if not isinstance(function.get("name"), str):
             raise LineProblem(f"{place}.name", f"must be a string, got {shorten(function.get('name'))}")
+        if "arguments" not in function and (
+            other := next((each for each in OTHER_ARGUMENTS if each in function), None)
+        ):
+            raise LineProblem(f"{place}.{other}", "is called arguments in a chat; rename it")
         if not isinstance(function.get("arguments"), dict | str | None):
             raise LineProblem(
                 f"{place}.arguments", f"must be an object or its JSON, got {shorten(function['arguments'])}"

@@ -1,7 +1,7 @@
 r"""Backslash escapes: text is taken as it stands, with a warning where a backslash and an n may mean a line break.
 
 One rule for --stop, --template, cells of tables and lines of text. JSON and Jinja's strings have escapes of their own,
-and the shell has $'\n'.
+and the shell has $'\n'. Quotes that a table's reader left in a text are warned about too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,21 @@ def line_remarks(prompt: str | None, stop: object, *, is_table: bool) -> dict[st
         remarks["stop"] = f"has {match[0]}, {AS_IT_STANDS}; {_way_out(is_table)}"
     if is_table and prompt is not None and "\n" not in prompt and (match := ESCAPE_IN_TEXT.search(prompt)):
         remarks["prompt"] = f"has {match[0]}, {AS_IT_STANDS}; {_way_out(is_table)}"
+    if is_table and prompt is not None and _has_csv_quotes(prompt):
+        remarks["prompt"] = (
+            "is in quotes that are a part of it: TSV and text have none (--input-format csv reads a table with them), "
+            "and CSV has them right behind the separator"
+        )
     return remarks
+
+
+def _has_csv_quotes(text: str) -> bool:
+    """Whether CSV's own quotes stand around a text: with doubled ones inside, or behind a space."""
+    inner = text.strip()
+    if len(inner) < 2 or inner[0] != '"' or inner[-1] != '"':
+        return False
+    inner = inner[1:-1]
+    return text[0] != '"' if '"' not in inner else '""' in inner and '"' not in inner.replace('""', "")
 
 
 def _way_out(is_table: bool) -> str:

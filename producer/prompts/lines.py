@@ -11,7 +11,7 @@ from typing import Any
 from models.chat import ChatInputs, is_continued
 from producer.errors import LineProblem
 from producer.prompts.conversations import ChatOptions, chat_inputs, is_message_list, parsed_messages, shorten
-from producer.prompts.openai_lines import endpoint_of
+from producer.prompts.openai_lines import CHAT_URL, endpoint_of
 from producer.prompts.readers.record import CHAT_FIELDS, PARAMETER_FIELDS, check_nesting, whole_number
 from producer.prompts.records import Record
 
@@ -19,6 +19,9 @@ MAX_CUSTOM_ID = 512
 
 #: The text of a list of messages, in JSON or as Python and numpy print it.
 LISTED_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+
+#: Parts of a request, which batch lines of Anthropic, Gemini, Mistral and Bedrock have inside of an object.
+REQUEST_PARTS = ("messages", "prompt", "contents", "inputText")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ def _has(fields: dict[str, Any]) -> str:
     """The other fields of a line without a prompt, one of which may be meant."""
     if not fields:
         return ""
+    for name, value in fields.items():
+        if isinstance(value, dict) and (inner := next((each for each in REQUEST_PARTS if each in value), None)):
+            more = f', or add "url": "{CHAT_URL}"' if name == "body" else ""
+            return f"; {name} has {inner}: write the fields of {name} into the line itself, under our names{more}"
     some = ", ".join(list(fields)[:8]) + (", …" if len(fields) > 8 else "")
     return f"; it has {some}: name one with --prompt-column or --messages-column, or give a --template"
 

@@ -29,7 +29,9 @@ def decode_detached(settings: Settings, run_id: str, output_options: OutputOptio
     home = settings.home.absolute()
     holder = holder_of(home)
     if holder is not None and holder.run == run_id:
-        raise UsageError(f"{holder} is decoding already; watch it with: producer resume {run_id}")
+        raise UsageError(
+            f"{holder} is decoding already; watch it with: producer resume {run_id}{home_options(settings)}"
+        )
     make_home(home)
     log = home / "run.log"
     given = settings.model_copy(update={"home": home}).model_dump(exclude_none=True)

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
-from producer.home import holder_of
+from producer.home import holder_of, home_options
 from producer.model_files.folder import model_files
 from producer.model_files.generation_defaults import model_defaults, recommended_sampling
 from producer.options import InputOptions, OutputOptions, SubmitOptions
@@ -70,7 +70,7 @@ def run_here(
             with LocalServices(chosen, interruption) as local:
                 with interruption.at_once():
                     database = writable_database(chosen)
-                    run_id = _write_or_resume(submission, report, database, submit_options)
+                    run_id = _write_or_resume(submission, report, database, submit_options, home_options(settings))
                 are_prompts = not isinstance(source, Path)
                 return decode(local, database, run_id, output_options, chosen, prints_answers=are_prompts)
 
@@ -102,7 +102,7 @@ def _run_detached(
     if settings.broker is not None:
         raise UsageError("--detach starts its own Redis; for a server's workers use `producer submit`")
     database = writable_database(settings)
-    run_id = _write_or_resume(submission, report, database, submit_options)
+    run_id = _write_or_resume(submission, report, database, submit_options, home_options(settings))
     return decode_detached(settings, run_id, output_options)
 
 
@@ -176,8 +176,9 @@ def _write_or_resume(
     report: ValidationReport,
     database: Engine,
     submit_options: SubmitOptions,
+    flags: str,
 ) -> str:
-    """The run's id: a new one, or the unfinished one with the same content."""
+    """The run's id: a new one, or the unfinished one with the same content. `flags` finds the home again."""
     unfinished = None
     if submit_options.on_duplicate == "skip":
         unfinished = find_unfinished(database, report.content_hash)
@@ -186,7 +187,9 @@ def _write_or_resume(
     else:
         run_id = unfinished.id
         if unfinished.paused_at is not None:
-            raise UsageError(f"run {run_id} has the same content and is paused; go on with: producer unpause {run_id}")
+            raise UsageError(
+                f"run {run_id} has the same content and is paused; go on with: producer unpause {run_id}{flags}"
+            )
         if submit_options.max_running is not None:
             bound(database, run_id, submit_options.max_running)
         done = run_progress(database, run_id).num_final

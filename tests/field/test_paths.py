@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
-from models.settings import Settings
+from models.settings import Settings, read_settings
+from producer.home import home_options
 from tests.conftest import Producer
 
 NAMES = [
@@ -44,6 +46,22 @@ def test_a_home_of_any_name(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     with sqlite3.connect(tmp_path / name / "nocturne.db") as file:
         assert file.execute("select count(*) from alembic_version").fetchone() == (1,)
     file.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_suggested_command_finds_the_home_again(name: str) -> None:
+    command = f"producer resume r{home_options(read_settings(home=Path(name)))}"
+    assert shlex.split(command) == ["producer", "resume", "r", "--home", name]
+    url = f"sqlite:///{name}/x.db"
+    command = f"producer resume r{home_options(read_settings(home=Path(name), database=url))}"
+    assert shlex.split(command)[3:] == ["--home", name, "--database", url]
+
+
+def test_the_suggested_command_has_what_the_next_one_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOCTURNE_DATABASE", "sqlite:///x.db")
+    assert home_options(read_settings()) == ""
+    url = "postgresql://me:secret@host/db"
+    assert home_options(read_settings(database=url)) == " --database 'postgresql://me:***@host/db'"
 
 
 def test_commands_agree_on_a_home_with_a_number_sign(producer: Producer, tmp_path: Path) -> None:

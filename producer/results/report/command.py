@@ -65,7 +65,8 @@ def write_report(
         if options.tokens == "all":
             num_tokens = sum(prompt.num_tokens for prompt in overview.prompts)
             say(f"the page shows {num_tokens:,} tokens: about {num_tokens * BYTES_PER_TOKEN / 1e6:,.1f} MB")
-        head = _described(database, progress, overview, statistics, home_options(settings))
+        flags = home_options(settings) if settings.database is None else ""  # a page is passed on: no URL is in it
+        head = _described(database, progress, overview, statistics, flags)
         chunks = _chunks(head, prompt_chunks(database, overview.prompts, overview.settings, budget), "prompts")
         with atomic_file(output) as file:
             write_page(file, visible(progress.name or progress.id), numbers(overview, head), chunks)

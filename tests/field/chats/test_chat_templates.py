@@ -24,6 +24,7 @@ from producer.prompts.job_drafts import JobDraft, Submission
 from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.validation import check
 from tests.conftest import TOY_MODEL, Producer
+from tests.support.model_folders import edit_json
 from worker.engine.request import InvalidRequest
 from worker.engine.text.chat_template import ChatTemplate
 from worker.engine.text.tokenizer import load_tokenizer
@@ -216,6 +217,32 @@ def test_the_dry_run_shows_the_special_tokens_that_are_added(tmp_path: Path) -> 
     assert (seen.text, seen.num_tokens) == ("<s>a b a b</s>", 6)
     seen = seen_prompt(str(tmp_path), JobDraft("a", "<s>a b", None, GenerationParams(), 5, {}, None))
     assert (seen.text, seen.num_tokens) == ("<s>a b</s>", 4)  # the engine does not double it either
+
+
+#: Special tokens as folders of several years name them: the tokenizer's configuration, and the file beside it.
+SPECIAL_TOKENS: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({"bos_token": None}, {"bos_token": "<s>", "eos_token": {"content": "</s>"}}),
+    ({"bos_token": "<b>"}, {"bos_token": "<s>"}),
+    ({"bos_token": "<b>", "added_tokens_decoder": {}}, {"bos_token": "<s>"}),
+    ({"image_token": "<img>", "extra_special_tokens": {"boi_token": "<boi>"}}, None),
+    ({"extra_special_tokens": ["<x>"], "add_bos_token": True, "bos_token": "<s>"}, None),
+]
+
+
+@pytest.mark.parametrize(("config", "special_tokens_map"), SPECIAL_TOKENS)
+def test_a_template_sees_the_special_tokens_that_the_worker_shows_it(
+    config: dict[str, Any], special_tokens_map: dict[str, Any] | None, base: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folder_of("chatml", base), tmp_path / "model")
+    names = ("bos_token", "eos_token", "pad_token", "image_token", "boi_token")
+    (folder / "chat_template.jinja").write_text(
+        "|".join(f"{{{{ {name} }}}}" for name in names) + "{{ messages[0].content }}"
+    )
+    edit_json(folder / "tokenizer_config.json", **{"added_tokens_decoder": ..., **config})
+    if special_tokens_map is not None:
+        (folder / "special_tokens_map.json").write_text(json.dumps(special_tokens_map))
+    text = ChatTemplate("model", load_tokenizer(str(folder))).text([USER], NONE, NOON)
+    assert PromptCheck(files_of(folder), created_at=NOON).text([USER], NONE) == text
 
 
 def test_the_dry_run_says_where_it_cannot_know(tmp_path: Path) -> None:

@@ -88,6 +88,37 @@ def test_the_role_function_is_taken_and_its_key_is_its_own(tmp_path: Path) -> No
     assert draft.messages == [USER, CALLING, RESULT]
 
 
+@pytest.mark.parametrize(
+    ("given", "role"),
+    [
+        ({"role": "human", "content": "Hi"}, "user"), ({"role": "User", "content": "Hi"}, "user"),
+        ({"role": "model", "content": "Hi"}, "assistant"), ({"role": "CHATBOT", "content": "Hi"}, "assistant"),
+        ({"from": "Human", "value": "Hi"}, "user"), ({"from": "ai", "content": "Hi"}, "assistant"),
+        ({"role": "gpt", "value": "Hi"}, "assistant"), ({"role": "Developer", "content": "Hi"}, "developer"),
+    ],
+)  # fmt: skip
+def test_words_of_other_tools_for_roles_are_ours(given: dict[str, Any], role: str, tmp_path: Path) -> None:
+    draft = draft_of(tmp_path, {"messages": [USER, given, USER]})
+    assert draft.messages == [USER, {"role": role, "content": "Hi"}, USER]
+
+
+def test_parts_of_gemini_are_contents(tmp_path: Path) -> None:
+    contents = [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"text": "Yo"}]}]
+    draft = draft_of(tmp_path, {"contents": contents}, messages_column="contents")
+    assert draft.messages == [{"role": "user", "content": [{"text": "Hi"}]},
+                              {"role": "assistant", "content": [{"text": "Yo"}]}]  # fmt: skip
+    with pytest.raises(LineProblem, match=r"messages\[0\].content\[0\] must be a part with a text"):
+        draft_of(tmp_path, {"contents": [{"parts": [{"inlineData": {}}], "role": "user"}]}, messages_column="contents")
+
+
+@pytest.mark.parametrize("name", ["parameters", "input", "args"])
+def test_arguments_under_another_name_are_not_lost(name: str, tmp_path: Path) -> None:
+    """No template would print them."""
+    calls = [{"type": "function", "function": {"name": "look", name: {"at": 1}}}]
+    with pytest.raises(LineProblem, match=rf"tool_calls\[0\].function.{name} is called arguments in a chat; rename it"):
+        draft_of(tmp_path, {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": calls}, USER]})
+
+
 def test_an_empty_list_beside_tool_calls_is_no_content(tmp_path: Path) -> None:
     draft = draft_of(tmp_path, {"messages": [USER, {**AS_TOOL, "content": []}, TOOL_RESULT]})
     assert draft.messages[1] == AS_TOOL

@@ -76,6 +76,28 @@ def test_the_command_warns_and_stops_at_a_real_line_break(producer: Producer, tm
     assert "warning" not in producer(*at, "--stop", "\n").stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "name", "prompts", "is_warned"),
+    [
+        ('prompt\n"say ""hi"" now"\n', "a.tsv", ['"say ""hi"" now"'], True),  # as pandas writes a TSV
+        ('id, prompt\n1, "Hello"\n', "a.csv", [' "Hello"'], True),
+        ('"say ""hi"""\n', "a.txt", ['"say ""hi"""'], True),
+        ('prompt\n"say ""hi"" now"\n', "a.csv", ['say "hi" now'], False),
+        ('prompt\n"Hello," he said. "And you?"\n"Yes."\n""\n" "" "\n', "a.tsv",
+         ['"Hello," he said. "And you?"', '"Yes."', '""', '" "" "'], True),
+        ('prompt\n"Hello," he said. "And you?"\n"Yes."\n""\n"\nsay "" twice\n', "a.tsv",
+         ['"Hello," he said. "And you?"', '"Yes."', '""', '"', 'say "" twice'], False),
+    ],
+)  # fmt: skip
+def test_quotes_that_csv_would_take_away_are_told_of(
+    tmp_path: Path, content: str, name: str, prompts: list[str], is_warned: bool
+) -> None:
+    options: dict[str, Any] = {"prompt_column": " prompt"} if ", prompt" in content else {}
+    drafts, warnings = read(tmp_path, content, name, **options)
+    assert [draft.prompt for draft in drafts] == prompts
+    assert ["is in quotes that are a part of it" in warning for warning in warnings] == [True] * is_warned
+
+
 @pytest.mark.parametrize("count", [17, 64, MAX_STOP_STRINGS])
 def test_more_stop_strings_than_sixteen(tmp_path: Path, count: int) -> None:
     stop = [f"stop {number}" for number in range(count)]

@@ -89,11 +89,31 @@ OTHERS = """
     maxOutputTokens max-new-tokens frequencyPenalty doSample MaxLength eos_token max_gen_toks temprature Top_P
 """
 
+#: docs.sglang.ai, TensorRT-LLM's backend, LMDeploy, MLX-LM, ExLlamaV2, Aphrodite, KoboldCpp, text-generation-webui.
+ENGINES = """
+    top_logprobs_num sampling_seed logprob_start_len token_ids_logprob custom_params custom_logit_processor lora_path
+    ebnf stop_regex no_stop_trim request_output_len beam_search_diversity_rate runtime_top_p end_id stop_words_list
+    bad_words_list embedding_bias_words return_context_logits return_generation_logits repetition_ngram_size
+    bad_token_ids repetition_context_size num_draft_tokens draft_model xtc_special_tokens token_repetition_penalty
+    repetition_decay penalty_range skew cfg_scale negative_prompt add_bos_token ban_eos_token speculative_ngram
+    dynatemp_min dynatemp_max nsigma sampler_priority token_bans custom_token_bans max_context_length rep_pen
+    rep_pen_range rep_pen_slope sampler_order trim_stop bypass_eos logit_biases mirostat_mode auto_max_new_tokens
+    truncation_length max_tokens_second repetition_penalty_range smoothing_factor num_keep penalize_newline
+"""
+
+#: Anthropic's, Gemini's, Mistral's, Fireworks' and Qwen's APIs, and names that harnesses have.
+SERVICES = """
+    max_tokens_to_sample thinking mcp_servers output_config responseMimeType responseSchema thinkingConfig
+    cachedContent toolConfig candidateCount safe_prompt prompt_mode random_seed mirostat_lr mirostat_target
+    prompt_truncate_len context_length_exceeded_behavior thinking_budget lora_name prefill n_samples max_out_len
+    samples_per_prompt num_responses max_completion_length random_state decoding_method stop_seq
+"""
+
 #: The run's own, and words of a file that no tool reads.
 NOT_IN_THE_TABLE = {"model"}
 
 KNOWN = sorted(
-    {*OPENAI, *(VLLM_SAMPLING + VLLM_BODY + TGI + LLAMA_CPP + TRANSFORMERS + OTHERS).split()}
+    {*OPENAI, *(VLLM_SAMPLING + VLLM_BODY + TGI + LLAMA_CPP + TRANSFORMERS + OTHERS + ENGINES + SERVICES).split()}
     - OUR_FIELDS
     - WITHOUT_EFFECT
     - NOT_IN_THE_TABLE
@@ -108,6 +128,7 @@ TELLING: dict[str, Any] = {
     "stop_sequences": ["."], "stop_strings": ["."], "text": {"format": {"type": "json_object"}}, "verbosity": "low",
     "suffix": "end", "image": "a.png", "images": ["a.png"], "options": {"temperature": 0.5}, "grammar": "root ::= x",
     "parameters": {"max_new_tokens": 3}, "input": "unseen", "inputs": "unseen", "system": "Be brief",
+    "trim_stop": False, "add_bos_token": False,
 }  # fmt: skip
 
 

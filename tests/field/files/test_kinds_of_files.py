@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import tempfile
 from pathlib import Path
@@ -145,6 +146,28 @@ def test_the_header_is_the_first_line_that_is_not_blank(blank: bytes) -> None:
     ],
 )
 def test_the_cause_and_the_remedy_are_of_the_format(name: str, content: bytes, message: str) -> None:
+    refuse(name, content, message)
+
+
+#: Batch lines of other services, and the sentence's part about each.
+REQUESTS = [
+    (
+        {"custom_id": "a", "params": {"max_tokens": 9, "messages": []}},
+        "params has messages: write the fields of params",
+    ),
+    ({"key": "a", "request": {"contents": [{"parts": [{"text": "x"}]}]}}, "request has contents: write the fields of"),
+    ({"custom_id": "0", "body": {"messages": []}}, 'body has messages: .*or add "url": "/v1/chat/completions"'),
+    ({"recordId": "1", "modelInput": {"inputText": "x"}}, "modelInput has inputText: write the fields of modelInput"),
+    ({"id": 1, "row": {"text": "x"}}, "it has id, row: name one with --prompt-column"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), REQUESTS)
+def test_a_request_of_another_service_is_told_where_its_fields_belong(line: dict[str, Any], message: str) -> None:
+    refuse("a.jsonl", json.dumps(line).encode(), f"a.jsonl:1: needs either prompt or messages; {message}")
+
+
+def refuse(name: str, content: bytes, message: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)

@@ -20,15 +20,15 @@ depends_on = None
 def upgrade() -> None:
     op.execute("DROP VIEW job_tokens")
     op.add_column("token_traces", sa.Column("token_bytes", sa.String(), nullable=True))
-    _create_job_tokens()
+    _create_job_tokens(revision)
 
 
 def downgrade() -> None:
     op.execute("DROP VIEW job_tokens")
     op.execute("ALTER TABLE token_traces DROP COLUMN token_bytes")
-    _create_job_tokens()
+    _create_job_tokens(down_revision)
 
 
-def _create_job_tokens() -> None:
+def _create_job_tokens(of_revision: str) -> None:
     """The view has the table's columns as they are when it is made."""
-    op.execute(f"CREATE VIEW job_tokens AS {view_definitions(op.get_bind().dialect.name)['job_tokens']}")
+    op.execute(f"CREATE VIEW job_tokens AS {view_definitions(op.get_bind().dialect.name, of_revision)['job_tokens']}")

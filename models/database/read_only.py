@@ -7,6 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from models.database.sqlite_functions import NAMES, add_functions
+
 #: Functions that only compute. A build of SQLite may have others, which read files or load code.
 SQLITE_FUNCTIONS = frozenset(
     """
@@ -16,13 +18,13 @@ SQLITE_FUNCTIONS = frozenset(
     json_extract json_group_array json_group_object json_insert json_object json_patch json_pretty json_quote
     json_remove json_replace json_set json_type json_valid jsonb jsonb_array jsonb_array_insert jsonb_extract
     jsonb_group_array jsonb_group_object jsonb_insert jsonb_object jsonb_patch jsonb_remove jsonb_replace jsonb_set
-    julianday lag last_value lead length like likelihood likely ln log log10 log2 lower ltrim max median min mod
-    nth_value ntile nullif octet_length percent_rank percentile percentile_cont percentile_disc pi pow power printf
+    julianday lag last_value lead length like likelihood likely ln log log10 log2 lower ltrim max min mod
+    nth_value ntile nullif octet_length percent_rank percentile_cont percentile_disc pi pow power printf
     quote radians random randomblob rank replace round row_number rtrim sign sin sinh soundex sqlite_version sqrt
     strftime string_agg substr substring subtype sum tan tanh time timediff total trim trunc typeof unhex unicode
     unistr unistr_quote unixepoch unlikely upper zeroblob
 """.split()
-)
+).union(NAMES)
 
 #: Pragmas that show something; only without an argument, but for those that take a table's name.
 SQLITE_PRAGMAS = frozenset({"user_version", "journal_mode"})
@@ -43,6 +45,7 @@ def prepare_read_only_sqlite(connection: Any, record: Any) -> None:  # noqa: ARG
         raise
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SQLITE_VALUE)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    add_functions(connection)
     connection.set_authorizer(_authorize)
 
 

@@ -164,4 +164,4 @@ class Overview:
 
 def _base_id(row: dict[str, Any]) -> str:
     """A job's custom id without what a grid appended."""
-    return str(row["custom_id"].split("#")[0] if row["grid_point"] else row["custom_id"])
+    return str(row["custom_id"].rsplit("#", 1)[0] if row["grid_point"] else row["custom_id"])

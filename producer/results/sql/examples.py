@@ -1,4 +1,4 @@
-"""A dozen questions about a run, as SQL; tests run each on both databases."""
+"""Questions about runs, each with a name and its SQL; tests run each on both databases."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its statement."""
+    """A question with its statement, and a word to call it by."""
 
+    name: str
     question: str
     sql: str
     sqlite: str | None = None  # set: SQLite's dialect differs
@@ -35,21 +36,17 @@ select worker, {hour} as hour, sum(completion_tokens) as tokens,
 from job_results where state = 'succeeded' group by worker, hour order by hour, worker
 """
 
-_VALID_JSON = """
-select strategy, count(*) as answers, sum({is_valid}) as valid_json
-from job_results where state = 'succeeded' group by strategy order by strategy
-"""
-
 EXAMPLES = (
     Example(
+        "strategies",
         "how did each strategy do?",
         """
-select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens,
-       avg(cumulative_logprob / completion_tokens) as mean_logprob
+select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens, avg(mean_logprob) as mean_logprob
 from job_results where state = 'succeeded' group by run_name, strategy order by run_name, strategy
 """,
     ),
     Example(
+        "uncertain",
         "where was the model least certain?",
         """
 select custom_id, sample_index, position, token, logprob, entropy
@@ -57,21 +54,27 @@ from job_tokens order by entropy desc limit 20
 """,
     ),
     Example(
+        "departures",
         "where does sampling at temperature 1 first depart from greedy decoding of the same prompt?",
         _DEPARTURE_FROM_GREEDY.format(temperature="cast(sampled.params ->> 'temperature' as double precision)"),
         _DEPARTURE_FROM_GREEDY.format(temperature="json_extract(sampled.params, '$.temperature')"),
     ),
     Example(
-        "how many answers are JSON, by strategy?",
-        _VALID_JSON.format(is_valid="case when text is json then 1 else 0 end"),
-        _VALID_JSON.format(is_valid="json_valid(text)"),
+        "json",
+        "how many answers are JSON, by strategy and temperature?",
+        """
+select strategy, temperature, count(*) as answers, sum(case when is_json then 1 else 0 end) as valid_json
+from job_results where state = 'succeeded' group by strategy, temperature order by strategy, temperature
+""",
     ),
     Example(
+        "throughput",
         "how many tokens did each worker make, hour by hour?",
         _TOKENS_BY_HOUR.format(hour="date_trunc('hour', finished_at)"),
         _TOKENS_BY_HOUR.format(hour="strftime('%Y-%m-%d %H:00', finished_at)"),
     ),
     Example(
+        "waits",
         "which jobs waited longest?",
         """
 select run_id, custom_id, queued_seconds, decode_seconds from job_results
@@ -79,6 +82,7 @@ where queued_seconds is not null order by queued_seconds desc limit 20
 """,
     ),
     Example(
+        "repeats",
         "which samples of one prompt came out the same?",
         """
 select run_id, custom_id, count(*) as samples, count(distinct text) as different
@@ -87,6 +91,7 @@ group by run_id, custom_id having count(distinct text) < count(*) order by sampl
 """,
     ),
     Example(
+        "failures",
         "what failed, and why?",
         """
 select error_code, count(*) as jobs, min(error) as for_example from jobs
@@ -94,6 +99,7 @@ where state in ('failed', 'cancelled', 'expired') group by error_code order by j
 """,
     ),
     Example(
+        "attempts",
         "what happened to the jobs that were tried more than once?",
         """
 select jobs.custom_id, job_events.at, job_events.worker, from_state, to_state, attempt, reason
@@ -102,6 +108,7 @@ where jobs.attempts > 1 order by jobs.id, job_events.id limit 100
 """,
     ),
     Example(
+        "endings",
         "how often did an answer end on its own?",
         """
 select strategy, finish_reason, count(*) as answers from job_results
@@ -109,6 +116,7 @@ where finish_reason is not null group by strategy, finish_reason order by strate
 """,
     ),
     Example(
+        "alternatives",
         "which alternatives came closest to the token that was taken?",
         """
 select t.custom_id, t.position, t.token as taken, t.logprob, a.token as other, a.logprob as other_logprob
@@ -117,6 +125,7 @@ where a.token_id <> t.token_id order by abs(t.logprob - a.logprob) limit 20
 """,
     ),
     Example(
+        "runs",
         "how did the runs go?",
         """
 select run_name, state, num_jobs, num_succeeded, num_failed, completion_tokens, created_at, finished_at
@@ -124,12 +133,53 @@ from run_summary order by created_at desc limit 20
 """,
     ),
     Example(
+        "topics",
         "how many jobs of each topic? (a field of the prompt file that is not a parameter is kept as metadata)",
         """
 select metadata ->> 'topic' as topic, count(*) as jobs from jobs group by topic order by jobs desc limit 20
 """,
         """
 select json_extract(metadata, '$.topic') as topic, count(*) as jobs from jobs group by topic order by jobs desc limit 20
+""",
+    ),
+    Example(
+        "answers",
+        "which answers did each prompt get, and how often?",
+        """
+select run_name, prompt_id, num_answers, num_of_prompt, share, mean_logprob, text
+from answer_groups order by run_id, prompt_id, num_answers desc, text limit 50
+""",
+    ),
+    Example(
+        "agreement",
+        "how far do the samples of one prompt and setting agree, and on which answer?",
+        """
+select run_name, prompt_id, strategy, temperature, top_p, num_samples, num_distinct, agreement, text
+from sample_agreement order by agreement, prompt_id limit 50
+""",
+    ),
+    Example(
+        "comparison",
+        "what changed from each run to each later one, prompt by prompt?",
+        """
+select run_name, other_run_name, change, count(*) as answers, avg(other_mean_logprob - mean_logprob) as logprob_gained
+from run_comparison where run_id < other_run_id group by run_id, run_name, other_run_id, other_run_name, change
+order by run_id desc, other_run_id desc, change limit 50
+""",
+    ),
+    Example(
+        "lengths",
+        "how long are the answers, and how much does that vary?",
+        """
+select run_name, strategy, count(*) as answers, stddev(completion_tokens) as deviation,
+       percentile_cont(0.5) within group (order by completion_tokens) as median,
+       percentile_cont(0.9) within group (order by completion_tokens) as p90
+from job_results where state = 'succeeded' group by run_name, strategy order by run_name, strategy
+""",
+        """
+select run_name, strategy, count(*) as answers, stddev(completion_tokens) as deviation,
+       median(completion_tokens) as median, percentile(completion_tokens, 90) as p90
+from job_results where state = 'succeeded' group by run_name, strategy order by run_name, strategy
 """,
     ),
 )

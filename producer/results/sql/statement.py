@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from models.database.sqlite_functions import INTERRUPTED_ERRORS, WRONG_VALUE, WRONG_VALUE_ERROR
 from producer.errors import UsageError
 from producer.results.sql.function_names import called_names
 from producer.results.sql.spool import Spool
@@ -70,7 +71,8 @@ def _took_too_long(timeout: float) -> UsageError:
 
 
 def _refused(error: BaseException) -> UsageError:
-    return UsageError(f"the database refuses the statement: {str(error).strip()}")
+    told = str(error).strip()
+    return UsageError(f"the database refuses the statement: {WRONG_VALUE if told == WRONG_VALUE_ERROR else told}")
 
 
 def _sqlite_rows(database: Engine, statement: str, timeout: float, rows: Spool) -> list[str]:
@@ -87,6 +89,8 @@ def _sqlite_rows(database: Engine, statement: str, timeout: float, rows: Spool) 
             rows.extend(some)
         return [column[0] for column in cursor.description]
     except (sqlite3.Error, sqlite3.Warning) as error:
+        if str(error) in INTERRUPTED_ERRORS:
+            raise KeyboardInterrupt from error
         if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
             raise _refused(error) from error
         if time.monotonic() > deadline:

@@ -31,7 +31,7 @@ def filled(database: Engine) -> Engine:
     return database
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.question)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_every_example_runs(filled: Engine, example: Example) -> None:
     reader = open_database(url_of(filled), read_only=True)
     columns, _ = run_sql(reader, example.statement(filled.dialect.name))
@@ -41,13 +41,15 @@ def test_every_example_runs(filled: Engine, example: Example) -> None:
 
 def test_examples_find_what_is_there(filled: Engine) -> None:
     reader = open_database(url_of(filled), read_only=True)
-    answers = {e.question: run_sql(reader, e.statement(filled.dialect.name))[1] for e in EXAMPLES}
+    answers = {e.name: run_sql(reader, e.statement(filled.dialect.name))[1] for e in EXAMPLES}
     reader.dispose()
-    assert answers["which samples of one prompt came out the same?"][0][2:] == (2, 1)
-    assert answers["what failed, and why?"] == [("EngineDied", 1, "why")]
-    assert [row[1:3] for row in answers["how many answers are JSON, by strategy?"]] == [(2, 0)]
-    (topic,) = [rows for question, rows in answers.items() if question.startswith("how many jobs of each topic")]
-    assert topic == [("cats", 2)]
+    assert answers["repeats"][0][2:] == (2, 1)
+    assert answers["failures"] == [("EngineDied", 1, "why")]
+    assert [row[2:] for row in answers["json"]] == [(2, 0)]
+    assert answers["topics"] == [("cats", 2)]
+    assert [row[2:4] for row in answers["answers"]] == [(2, 2)]
+    assert [row[5:8] for row in answers["agreement"]] == [(2, 1, 1.0)]
+    assert [row[2:] for row in answers["lengths"]] == [(2, 0.0, 3.0, 3.0)]
 
 
 TRICKS = {

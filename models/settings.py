@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -67,6 +68,17 @@ class Settings(EngineOptions, BaseSettings):
     parent_pid: int | None = None  # the `producer run` that started this worker, which ends with it
     grace_seconds: float = Field(default=30.0, ge=0, description="seconds for running jobs to end after SIGTERM")
 
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="port of an endpoint for Prometheus, each further device the next one; default: none",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="address of that endpoint; default: 127.0.0.1")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="text, or json: one object per line; default: text"
+    )
+
     connect_timeout: float = Field(default=10.0, gt=0)  # seconds to reach the database or Redis
     redis_timeout: float = Field(default=10.0, gt=0)  # seconds without an answer of Redis
     claim_timeout: float = Field(default=30.0, gt=0)  # seconds without an answer to a claim
@@ -106,6 +118,10 @@ class Settings(EngineOptions, BaseSettings):
         """The part that an engine process is started with."""
         given = self.model_dump(include=set(EngineOptions.model_fields))
         return EngineOptions(**{**given, "model": canonical_model(self.model)})
+
+    def name_of_worker(self, process_id: int) -> str:
+        """The name of the worker in that process: the given one, or one of its own."""
+        return self.worker_name or f"{platform.node()}-{self.device}-{process_id}"
 
     @property
     def deadlines(self) -> Deadlines:

@@ -19,10 +19,12 @@ from models.engine_options import checked_devices
 from models.model_name import with_revision
 from models.settings import InvalidSettings, Settings, bounds_of, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
+from worker.monitoring.json_log import line_of, say, set_up_log
 from worker.worker_group import GroupMember, WorkerGroup
 
 EX_USAGE = 2
 EX_FAILURE = 1
+MAX_PORT = 65535
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -59,6 +61,9 @@ def start(
     grace: Annotated[float | None, _option("grace_seconds")] = None,
     name: Annotated[str | None, typer.Option(help="how the worker appears in the workers table")] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING, ERROR")] = "INFO",
+    log_format: Annotated[str | None, _option("log_format")] = None,
+    metrics_port: Annotated[int | None, _option("metrics_port")] = None,
+    metrics_host: Annotated[str | None, _option("metrics_host")] = None,
 ) -> None:
     """Starts one Celery worker per device and waits for them.
 
@@ -70,7 +75,7 @@ def start(
         "kv_memory": kv_memory, "gpu_memory_utilization": gpu_memory_utilization,
         "deterministic": deterministic or None, "dtype": dtype, "quantize": quantize, "adapter": adapter,
         "num_threads": num_threads, "worker_name": name, "engine_timeout": engine_timeout, "load_timeout": load_timeout,
-        "grace_seconds": grace,
+        "grace_seconds": grace, "log_format": log_format, "metrics_port": metrics_port, "metrics_host": metrics_host,
     }  # fmt: skip
     try:
         settings, names = read_settings(**options), device_names(_checked(devices))
@@ -78,6 +83,7 @@ def start(
             options["model"] = with_revision(settings.model, revision)
         if os.path.isdir(settings.model):
             check_folder(Path(settings.model))  # the engine does too, but after its libraries are loaded
+        _check_ports(settings.metrics_port, len(names))
         if settings.adapter is not None:
             check_adapter(Path(settings.adapter))
     except (CheckpointProblem, InvalidSettings, ValueError) as error:
@@ -86,8 +92,8 @@ def start(
     given = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
     os.environ.update(given)
     assignments = assign_devices(names, os.cpu_count() or 1, os.environ)
-    members = _members(assignments, settings.worker_name or os.uname().nodename, log_level)
-    raise SystemExit(WorkerGroup(members, _say, settings.parent_pid).run())
+    members = _members(assignments, settings.worker_name or os.uname().nodename, log_level, settings.metrics_port)
+    raise SystemExit(WorkerGroup(members, partial(say, settings), settings.parent_pid).run())
 
 
 @app.command()
@@ -147,13 +153,23 @@ def _checked(devices: str) -> str:
         raise InvalidSettings(f"--devices: {error}, got {devices!r}") from error
 
 
-def _members(assignments: list[DeviceAssignment], name: str, log_level: str) -> list[GroupMember]:
-    """A member for each device; those of several have names of their own."""
+def _check_ports(first: int | None, count: int) -> None:
+    """Raises `InvalidSettings` where the last device's port is none."""
+    if first is not None and first + count - 1 > MAX_PORT:
+        raise InvalidSettings(f"--metrics-port: {count} devices have a port each, so at most {MAX_PORT + 1 - count}")
+
+
+def _members(
+    assignments: list[DeviceAssignment], name: str, log_level: str, metrics_port: int | None
+) -> list[GroupMember]:
+    """A member for each device; those of several have names and ports of their own."""
     members = []
     for index, each in enumerate(assignments):
         environment = {**each.environment, "NOCTURNE_DEVICE": each.device}
         if len(assignments) > 1:
             environment["NOCTURNE_WORKER_NAME"] = f"{name}-{each.label.replace(':', '')}-{index}"
+        if metrics_port is not None:
+            environment["NOCTURNE_METRICS_PORT"] = str(metrics_port + index)
         members.append(GroupMember(each.label, partial(_serve, environment, log_level)))
     return members
 
@@ -177,9 +193,10 @@ def _run_celery(log_level: str, announce: Callable[[], None]) -> int:
     from celery.utils.nodenames import default_nodename, host_format
 
     from worker.celery import app as celery_app  # noqa: PLC0415 - reads the environment set above
-    from worker.signals import keep_to_sigterm
+    from worker.signals import keep_to_sigterm, say_in_json
 
     settings = Settings()
+    set_up_log(settings, os.getpid())
     name = f"{settings.worker_name or f'{settings.device}-{os.getpid()}'}@%h"
     worker = celery_app.Worker(
         hostname=host_format(default_nodename(name)),
@@ -188,8 +205,11 @@ def _run_celery(log_level: str, announce: Callable[[], None]) -> int:
         loglevel=log_level,
         without_mingle=True,
         without_gossip=True,
+        quiet=settings.log_format == "json",  # its banner is for people
     )
     keep_to_sigterm(worker)
+    if settings.log_format == "json":
+        say_in_json(partial(line_of, settings))
     worker_ready.connect(lambda **_: announce(), weak=False)
     worker.start()
     return int(worker.exitcode or 0)

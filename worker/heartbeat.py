@@ -15,6 +15,7 @@ from threading import Event
 from models.settings import Settings
 from worker.engine_process.protocol import Stats
 from worker.in_flight import InFlightJobs
+from worker.monitoring.counts import Count, Counts
 from worker.storage.claims import Claim
 from worker.storage.job_store import JobStore
 from worker.storage.outages import DatabaseOutages
@@ -41,6 +42,7 @@ class Heartbeat:
         drop: Callable[[Sequence[Claim]], None],
         is_stopping: Event,
         drain: Callable[[], None],
+        counts: Counts,
     ) -> None:
         self._interval = settings.heartbeat_seconds
         self._parent_pid = settings.parent_pid
@@ -52,6 +54,7 @@ class Heartbeat:
         self._drop = drop
         self._is_stopping = is_stopping
         self._drain = drain
+        self._counts = counts
         self._is_notified = Event()
         self._is_closed = Event()
         self._last_tokens, self._last_time = 0, 0.0
@@ -84,15 +87,16 @@ class Heartbeat:
 
     def _drop_lost(self, claims: Sequence[Claim]) -> None:
         # A job that is being committed counts as lost too: nothing of it is left to stop.
-        if claims:
-            self._drop(self._store.lost(claims))
+        if claims and (lost := self._store.lost(claims)):
+            self._drop(lost)
+            self._counts.add(Count.DROPPED_JOBS, len(lost))
 
     def _beat(self, claims: Sequence[Claim]) -> None:
-        stats, now = self._read_stats(), time.monotonic()
-        speed = max(0.0, (stats.num_generated_tokens - self._last_tokens) / (now - self._last_time))
-        self._last_tokens, self._last_time = stats.num_generated_tokens, now
-        mean_running = stats.num_sequence_steps / max(stats.num_steps, 1)
-        is_draining = self._registry.heartbeat(claims, speed, stats.num_steps, mean_running)
+        counts, now = self._read_stats().counts, time.monotonic()
+        speed = max(0.0, (counts.num_generated_tokens - self._last_tokens) / (now - self._last_time))
+        self._last_tokens, self._last_time = counts.num_generated_tokens, now
+        mean_running = counts.num_sequence_steps / max(counts.num_steps, 1)
+        is_draining = self._registry.heartbeat(claims, speed, counts.num_steps, mean_running)
         self._outages.note_available()
         if is_draining and not self._is_stopping.is_set():
             self._drain()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Event, Timer
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
@@ -33,6 +34,9 @@ from worker.heartbeat import Heartbeat
 from worker.in_flight import ChunkWait, InFlightJobs
 from worker.messages.chunk import differences
 from worker.messages.dead_letters import BOX
+from worker.monitoring.counts import Count, Counts
+from worker.monitoring.json_log import about
+from worker.monitoring.worker_state import WorkerState
 from worker.shared_exclusive import SharedExclusiveLock
 from worker.signals import STOP_SECONDS
 from worker.storage.claims import Claim
@@ -43,6 +47,9 @@ from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE
 from worker.storage.outages import DatabaseOutages, RetryAborted
 from worker.storage.registry import Registry
 from worker.sweeper import QueueLength, Sweeper
+
+if TYPE_CHECKING:
+    from worker.monitoring.endpoint import MetricsEndpoint
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +72,7 @@ class Runtime:
 
     def __init__(self, settings: Settings, database: Engine, send: Send, queue_length: QueueLength) -> None:
         self.settings = settings
-        self.name = settings.worker_name or f"{platform.node()}-{settings.device}-{os.getpid()}"
+        self.name = settings.name_of_worker(os.getpid())
         self.device = settings.device
         self._database = limited(database, Call.QUERY)
         self._is_stopping = Event()
@@ -75,6 +82,8 @@ class Runtime:
         self._batch_lock = SharedExclusiveLock()
         self._alone: JobAlone | None = None  # the suspect that has the engine for itself
         self._outages = DatabaseOutages()
+        self._counts = Counts()
+        self._metrics: MetricsEndpoint | None = None
         self._model = canonical_model(settings.model)
         self._store = JobStore(database, self.name, settings.lease_seconds, self._model)
         self._dead_letters = DeadLetterStore(self._database, self.name)
@@ -83,15 +92,15 @@ class Runtime:
             settings.engine_options, self._on_output, self._on_death, self._on_lost, settings.engine_timeout,
             settings.load_timeout,
         )  # fmt: skip
-        self._committer = Committer(self._store, self._outages, self._on_final)
+        self._committer = Committer(self._store, self._outages, self._on_final, self._counts)
         self._heartbeat = Heartbeat(
             settings, self._store, self._registry, self._outages, self._jobs,
             read_stats=lambda: self._supervisor.stats, drop=self._drop, is_stopping=self._is_stopping,
-            drain=self._drain,
+            drain=self._drain, counts=self._counts,
         )  # fmt: skip
         self._sweeper = Sweeper(
             settings, self._database, self._outages, send, queue_length,
-            count_beats=lambda: self._registry.num_beats, is_stopping=self._is_stopping,
+            count_beats=lambda: self._registry.num_beats, is_stopping=self._is_stopping, counts=self._counts,
         )  # fmt: skip
         self._threads: list[CriticalThread] = []
         self.has_lost_engine = False
@@ -106,14 +115,15 @@ class Runtime:
         return self._is_stopping.is_set()
 
     def start(self) -> None:
-        """Loads the model and registers the worker. Raises `ModelUnavailable`."""
+        """Loads the model and registers the worker. Raises `MetricsUnavailable` and `ModelUnavailable`."""
+        self._open_metrics()
         ready = self._supervisor.start()
         self._store.environment_id = self._registry.enter_environment(ready.environment)
         self._registry.register(
             host=platform.node(),
             device=ready.device,
             model=self._model,
-            max_num_seqs=self.settings.max_num_seqs or default_sizes(self.settings.device)["max_num_seqs"],
+            max_num_seqs=self._max_num_seqs,
         )
         BOX.open()
         loops: dict[str, Callable[[], None]] = {
@@ -128,6 +138,33 @@ class Runtime:
             self._threads.append(thread)
         self.device = ready.device
 
+    @property
+    def _max_num_seqs(self) -> int:
+        return self.settings.max_num_seqs or default_sizes(self.settings.device)["max_num_seqs"]
+
+    def _open_metrics(self) -> None:
+        """Opens the endpoint before the model is loaded, so that a port in use is told at once."""
+        if self.settings.metrics_port is not None:
+            from worker.monitoring.endpoint import MetricsEndpoint  # a library that no other worker needs
+
+            self._metrics = MetricsEndpoint(self.settings.metrics_host, self.settings.metrics_port, self.state)
+
+    def state(self) -> WorkerState:
+        """The numbers of this moment."""
+        ready = self._supervisor.ready
+        return WorkerState(
+            labels={"worker": self.name, "model_name": self._model},
+            device=self.device,
+            stats=self._supervisor.stats,
+            counts=self._counts,
+            jobs_in_flight=len(self._jobs),
+            results_held=self._committer.num_held,
+            is_database_available=self._outages.is_available,
+            max_num_seqs=self._max_num_seqs,
+            kv_tokens=0 if ready is None else ready.kv_tokens,
+            engine_pid=self._supervisor.process_id,
+        )
+
     def process(self, chunk: ChunkMessage, queue: str = "") -> None:
         """Claims the queued jobs of a chunk and returns when all of them are final or no longer this worker's.
 
@@ -135,6 +172,7 @@ class Runtime:
         """
         job_ids = [job.id for job in chunk.jobs]
         claims = self._outages.retry_until_available(lambda: self._store.claim(job_ids))
+        logger.debug("%d jobs are claimed", len(claims), extra=about(claims))
         self._compare(chunk, claims, queue)
         if not claims:
             return
@@ -167,9 +205,11 @@ class Runtime:
         left = self._jobs.claims()
         self._supervisor.cancel([claim.job_id for claim in left])
         try:
-            self._requeue([claim.job_id for claim in left], "the worker stopped", self._store.requeue)
+            stopped = [claim.job_id for claim in left]
+            self._requeue(stopped, "the worker stopped", self._store.requeue, "worker_stopped")
         except RetryAborted as error:
-            logger.warning("%d jobs stay with this worker until their lease runs out: %s", len(left), error)
+            message = "%d jobs stay with this worker until their lease runs out: %s"
+            logger.warning(message, len(left), error, extra=about(left))
             for claim in left:
                 self._jobs.release(claim)
 
@@ -194,6 +234,8 @@ class Runtime:
         self._sweeper.close()
         BOX.close()
         self._committer.stop()
+        if self._metrics is not None:
+            self._metrics.close()
         for thread in self._threads:
             thread.join()
         with self._outages.noted():
@@ -245,6 +287,7 @@ class Runtime:
 
     def _on_output(self, output: RequestOutput) -> None:
         for claim in self._jobs.claims_of([output.request_id]):
+            self._counts.observe_answer(output, claim.waited_seconds)
             self._committer.add(FinishedJob(claim, output))
 
     def _on_final(self, claim: Claim) -> None:
@@ -257,7 +300,11 @@ class Runtime:
 
         That is the one that was being encoded, else those of the batch, else those that waited.
         """
-        logger.error("%s; %d jobs were running, %d waited", death.reason, len(death.running), len(death.waiting))
+        logger.error(
+            "%s; %d jobs were running, %d waited", death.reason, len(death.running), len(death.waiting),
+            extra=about(self._jobs.claims_of(death.job_ids)),
+        )  # fmt: skip
+        self._counts.add(Count.ENGINE_DEATHS)
         alone = self._alone
         try:
             if alone is not None and self._jobs.claims_of(death.job_ids) == [alone.claim]:
@@ -266,11 +313,10 @@ class Runtime:
             encoding = [] if death.encoding is None else [death.encoding]
             counted = [] if encoding else death.running or death.waiting
             spared = [each for each in death.job_ids if each not in {*encoding, *counted}]
-            self._requeue(encoding, death.reason, self._store.requeue_suspects)
-            self._requeue(
-                counted, death.reason, partial(self._store.requeue_lost, max_attempts=self.settings.max_attempts)
-            )
-            self._requeue(spared, "the engine died of another job", self._store.requeue)
+            requeue_lost = partial(self._store.requeue_lost, max_attempts=self.settings.max_attempts)
+            self._requeue(encoding, death.reason, self._store.requeue_suspects, "engine_died")
+            self._requeue(counted, death.reason, requeue_lost, "engine_died")
+            self._requeue(spared, "the engine died of another job", self._store.requeue, "engine_died_of_another")
         except RetryAborted as error:
             logger.warning("jobs stay with this worker until their lease runs out: %s", error)
 
@@ -280,11 +326,13 @@ class Runtime:
         if not death.is_replaced:
             self._jobs.release(alone.claim)  # its lease runs out, which counts as the loss of a worker
         elif alone.num_deaths < MAX_ENGINE_DEATHS_ALONE:
+            self._counts.add(Count.RETRIES, label="alone")
             self._submit([alone.claim])
         else:
             error = f"{death.reason}, in each of {alone.num_deaths} attempts alone"
             fail = partial(self._store.fail, alone.claim, "EngineDied", error, num_crashes=alone.num_deaths)
             self._outages.retry_until_available(fail)
+            self._counts.add(Count.REQUEST_FAILURE, label="EngineDied")
             self._jobs.release(alone.claim)
 
     def _on_lost(self, reason: str) -> None:
@@ -293,12 +341,16 @@ class Runtime:
         self.has_lost_engine = True
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _requeue(self, job_ids: Iterable[int], reason: str, requeue: Callable[[list[Claim], str], object]) -> None:
-        """Puts jobs in flight back into the outbox by a method of the store, and sends them."""
+    def _requeue(
+        self, job_ids: Iterable[int], reason: str, requeue: Callable[[list[Claim], str], object], label: str
+    ) -> None:
+        """Puts jobs in flight back into the outbox by a method of the store, and sends them; counted by the label."""
         claims = self._jobs.claims_of(job_ids)
         if not claims:
             return
         self._outages.retry_until_available(lambda: requeue(claims, reason))
+        self._counts.add(Count.RETRIES, len(claims), label)
+        logger.info("%d jobs are queued again: %s", len(claims), reason, extra=about(claims))
         for claim in claims:
             self._jobs.release(claim)
         for run_id in {claim.run_id for claim in claims}:

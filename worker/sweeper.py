@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from models.database.outbox import Send, send_outbox
 from models.model_name import canonical_model
 from models.settings import Settings
+from worker.monitoring.counts import Count, Counts
 from worker.storage.outages import DatabaseOutages
 from worker.storage.reaper import Reaper, mark_lost_messages_unsent
 
@@ -40,6 +41,7 @@ class Sweeper:
         queue_length: QueueLength,
         count_beats: Callable[[], int],
         is_stopping: Event,
+        counts: Counts,
     ) -> None:
         self._settings = settings
         self._model = canonical_model(settings.model)
@@ -50,6 +52,7 @@ class Sweeper:
         self._count_beats = count_beats
         self._reaper = Reaper(database, settings.lease_seconds, settings.heartbeat_seconds, settings.max_attempts)
         self._is_stopping = is_stopping
+        self._counts = counts
         self._is_closed = Event()
         self._lock = Lock()
         self._asked: set[str] = set()  # runs whose jobs may be sent, since others of them ended
@@ -106,8 +109,10 @@ class Sweeper:
     def _sweep(self) -> int:
         """Sweeps the database; returns how many jobs had lost their messages."""
         num_beats = self._count_beats()
-        self._reaper.release_silent(num_beats)
-        self._reaper.expire_overdue(num_beats)
+        self._counts.add(Count.LEASE_EXPIRIES, self._reaper.release_silent(num_beats))
+        self._counts.add(Count.EXPIRED_JOBS, self._reaper.expire_overdue(num_beats))
         if self._queue_length() > 0:
             return 0
-        return mark_lost_messages_unsent(self._database, self._model, LOST_MESSAGE_SECONDS)
+        num_lost = mark_lost_messages_unsent(self._database, self._model, LOST_MESSAGE_SECONDS)
+        self._counts.add(Count.LOST_MESSAGES, num_lost)
+        return num_lost

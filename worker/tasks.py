@@ -6,7 +6,7 @@ The only module that knows both Celery and `Runtime`.
 from __future__ import annotations
 
 import logging
-import sys
+import os
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,8 @@ from worker.messages.broadcast import restrict_commands
 from worker.messages.chunk import decoded_text, read_chunk
 from worker.messages.dead_letters import BOX
 from worker.messages.envelope import UnreadableMessage
+from worker.monitoring.json_log import JsonFormatter, note_task, say
+from worker.monitoring.worker_state import MetricsUnavailable
 from worker.runtime import Runtime
 from worker.signals import HURRY_SECONDS, STOP_SECONDS, Stopping
 from worker.storage.outages import RetryAborted
@@ -52,6 +54,7 @@ def generate(body: str, queue: str) -> None:
         # Its jobs, if it has any, stay queued in the database, and are sent again.
         BOX.put(queue, str(problem), decoded_text(body))
         return
+    note_task(chunk.run_id)
     try:
         _runtime.process(chunk, queue)
     except RetryAborted as error:
@@ -63,6 +66,15 @@ def notify(state: Any) -> None:  # noqa: ARG001
     """Drops cancelled jobs at once instead of at the next heartbeat."""
     if _runtime is not None:
         _runtime.notify()
+
+
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def _format_log(logger: logging.Logger, **kwargs: Any) -> None:  # noqa: ARG001
+    settings = Settings()
+    if settings.log_format == "json":
+        for handler in logger.handlers:
+            handler.setFormatter(JsonFormatter(settings.name_of_worker(os.getpid())))
 
 
 @signals.worker_init.connect
@@ -83,8 +95,8 @@ def _start(**kwargs: Any) -> None:  # noqa: ARG001
             queue_length=partial(queue_length, app, canonical_model(settings.model)),
         )
         _runtime.start()
-    except (DatabaseUnavailable, ModelUnavailable) as error:
-        print(f"worker: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    except (DatabaseUnavailable, MetricsUnavailable, ModelUnavailable) as error:
+        say(settings, str(error), logging.ERROR)
         raise SystemExit(2) from error
     except Exception as error:
         # Celery would log it and go on without a runtime.

@@ -216,13 +216,14 @@ class Engine:
 
     @torch.inference_mode()
     def _step(self, on_admitted: Callable[[list[int]], None] | None) -> None:
-        plan = self.scheduler.plan()
+        started, plan = monotonic(), self.scheduler.plan()
         if on_admitted is not None and plan.admitted:
             on_admitted([group.request.id for group in plan.admitted])
         previous, self._in_flight = self._in_flight, self._launch(plan)
         self._retire_finished(self._acceptor.accept(collect(previous)))
         self.scheduler.complete(plan)
         self._retire_finished(self._acceptor.accept(self._sampler.sample(self._in_flight)))
+        self.stats.time(plan, monotonic() - started)
 
     def _launch(self, plan: StepPlan) -> InFlight | None:
         if plan.is_empty:

@@ -56,9 +56,11 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
 
 
 def _serve(connection: Connection, engine: Engine) -> None:
-    reported, is_stopping = monotonic(), False
+    reporter, is_stopping = Reporter(connection, engine), False
     while engine.has_work or not is_stopping:
         while (not is_stopping and not engine.has_work) or connection.poll():
+            if not engine.has_work:
+                reporter.report_idle()
             message = connection.recv()
             if isinstance(message, Submit):
                 _send(connection, _submit(connection, engine, message))
@@ -68,10 +70,47 @@ def _serve(connection: Connection, engine: Engine) -> None:
             elif isinstance(message, Stop):
                 is_stopping = True
         _send(connection, engine.step(on_admitted=lambda job_ids: connection.send(Started(tuple(job_ids)))))
-        if monotonic() - reported >= STATS_INTERVAL or not engine.has_work:
-            stats = engine.stats
-            connection.send(Stats(stats.num_steps, stats.num_sequence_steps, stats.num_generated_tokens))
-            reported = monotonic()
+        reporter.report()
+
+
+class Reporter:
+    """Sends an engine's `Stats` once in a while, and once when its work has ended."""
+
+    def __init__(self, connection: Connection, engine: Engine) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._reported = monotonic()
+        self._is_idle = True  # the last report says so
+
+    def report(self) -> None:
+        """After a step: reports if it is time."""
+        self._is_idle = False
+        if monotonic() - self._reported >= STATS_INTERVAL:
+            self._send()
+
+    def report_idle(self) -> None:
+        """Before a wait for work: nothing changes until it comes."""
+        if not self._is_idle:
+            self._is_idle = True
+            self._send()
+
+    def _send(self) -> None:
+        self._reported = monotonic()
+        self._connection.send(_stats_of(self._engine))
+
+
+def _stats_of(engine: Engine) -> Stats:
+    scheduler = engine.scheduler
+    blocks = scheduler.blocks
+    return Stats(
+        counts=engine.stats,
+        num_prefix_queries=blocks.num_prefix_queries,
+        num_prefix_hits=blocks.num_prefix_hits,
+        num_running=len(scheduler.running),
+        num_waiting=len(scheduler.waiting),
+        num_running_sequences=scheduler.num_sequences,
+        kv_usage=blocks.num_in_use / blocks.num_usable,
+    )
 
 
 def _send(connection: Connection, outputs: list[RequestOutput]) -> None:

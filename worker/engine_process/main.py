@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 
 from models.child_process import end_with_parent
 from models.engine_options import EngineOptions
+from models.settings import Settings
 from worker.engine.cpu.openmp import let_waiting_threads_sleep
+from worker.monitoring.json_log import set_up_log
 from worker.signals import ignore_terminal
 
 
@@ -19,6 +22,7 @@ def engine_main(connection: Connection, options: EngineOptions) -> None:
     if parent is not None and (follow_parent := end_with_parent(signal.SIGKILL, parent.pid)) is not None:
         follow_parent()
     let_waiting_threads_sleep()
+    set_up_log(Settings(), os.getppid())
     from worker.engine_process.loop import run_engine
 
     run_engine(connection, options)

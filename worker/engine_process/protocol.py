@@ -6,11 +6,12 @@ The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.message import JobMessage
 from worker.engine.request import RequestOutput
+from worker.engine.stats import EngineStats
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ class Crashed:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts since the start, sent about once a second."""
+    """Counts since the start and the load at this moment, sent about once a second and when the work has ended."""
 
-    num_steps: int
-    num_sequence_steps: int  # running sequences, summed over the steps
-    num_generated_tokens: int
+    counts: EngineStats = field(default_factory=EngineStats)
+    num_prefix_queries: int = 0  # prompt tokens looked up among the remembered prefixes
+    num_prefix_hits: int = 0
+    num_running: int = 0  # requests
+    num_waiting: int = 0
+    num_running_sequences: int = 0
+    kv_usage: float = 0.0  # share of the KV blocks that sequences have
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class EngineSupervisor:
         self._is_stopping = Event()
         self._reader: CriticalThread | None = None
         self.ready: Ready | None = None
-        self.stats = Stats(0, 0, 0)
+        self.stats = Stats()
 
     @property
     def process_id(self) -> int | None:

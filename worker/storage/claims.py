@@ -27,7 +27,7 @@ IDS_PER_STATEMENT = 10_000
 
 CLAIMED_COLUMNS = (
     Job.id, Job.run_id, Job.attempts, Job.num_crashes, Job.is_suspect, Job.created_at, Job.priority, Job.prompt,
-    Job.messages, Job.chat, Job.params, Job.seed,
+    Job.messages, Job.chat, Job.params, Job.seed, Job.lease_expires_at,
 )  # fmt: skip
 
 
@@ -45,6 +45,7 @@ class Claim:
     is_limited: bool = field(compare=False, repr=False)  # its run has a bound on the jobs that run at once
     row: Mapping[str, Any] = field(compare=False, repr=False)  # prompt, messages, chat, params: as a message shows it
     job: JobMessage = field(compare=False, repr=False)  # as the engine gets it
+    waited_seconds: float = field(default=0.0, compare=False, repr=False)  # from its submission to this claim
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Claiming:
 
     def __init__(self, worker: str, model: str | None, lease_seconds: float) -> None:
         self._model = model
+        self._lease_seconds = lease_seconds
         # Made once: to make a statement costs more than the database needs for it.
         self._claim_open = _claim_statement(worker, model, lease_seconds, Run.max_running.is_(None))
         self._claim_bounded = _claim_statement(worker, model, lease_seconds, Run.max_running.is_not(None))
@@ -68,7 +70,7 @@ class Claiming:
     def claim(self, connection: Connection, job_ids: Collection[int]) -> list[Claim | UnreadableRow]:
         """Takes those of the jobs that are queued, due, of an open run and in time; one statement, mostly."""
         rows = connection.execute(self._claim_open, {"ids": list(job_ids)})
-        claims = [_read(row, is_limited=False) for row in rows]
+        claims = [_read(row, self._lease_seconds, is_limited=False) for row in rows]
         if len(claims) < len(job_ids):
             left = set(job_ids) - {claim.job_id for claim in claims}
             claims += self._claim_limited(connection, left)
@@ -101,7 +103,7 @@ class Claiming:
             room = max(0, max_running - num_running(connection, run_id))
             if room:
                 rows = connection.execute(self._claim_bounded, {"ids": ids[:room]})
-                claims += [_read(row, is_limited=True) for row in rows]
+                claims += [_read(row, self._lease_seconds, is_limited=True) for row in rows]
             is_left = rows_to_change(Job.id.in_(ids), Job.state == JobState.QUEUED)
             connection.execute(update(Job).where(is_left).values(sent_at=None))
         return claims
@@ -165,7 +167,7 @@ def _lock_claims_of(connection: Connection, run_id: str) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:run, 0))"), {"run": run_id})
 
 
-def _read(row: Row[Any], *, is_limited: bool) -> Claim | UnreadableRow:
+def _read(row: Row[Any], lease_seconds: float, *, is_limited: bool) -> Claim | UnreadableRow:
     params = {**row.params, "seed": row.seed}
     content = {"id": row.id, "prompt": row.prompt, "messages": row.messages, "chat": row.chat, "params": params}
     try:
@@ -174,7 +176,8 @@ def _read(row: Row[Any], *, is_limited: bool) -> Claim | UnreadableRow:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         return UnreadableRow(row.id, row.run_id, f"its row cannot be decoded: {place}: {first['msg']}")
+    waited = row.lease_expires_at - lease_seconds - row.created_at.timestamp()  # the database's clock, both times
     return Claim(
         row.id, row.run_id, row.attempts, row.num_crashes, row.is_suspect, row.created_at, row.priority, is_limited,
-        content, job,
+        content, job, max(0.0, waited),
     )  # fmt: skip

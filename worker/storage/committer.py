@@ -9,10 +9,13 @@ import logging
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
 from models.database.faults import first_line, is_data_fault
+from worker.monitoring.counts import Count, Counts, Timing
+from worker.monitoring.json_log import about
 from worker.storage.claims import Claim
 from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.outages import DatabaseOutages, RetryAborted
@@ -29,11 +32,20 @@ class Committer:
     Jobs held while the database is away are bounded by the claims of the worker, which claims nothing then.
     """
 
-    def __init__(self, store: JobStore, outages: DatabaseOutages, on_final: Callable[[Claim], None]) -> None:
+    def __init__(
+        self, store: JobStore, outages: DatabaseOutages, on_final: Callable[[Claim], None], counts: Counts
+    ) -> None:
         self._store = store
         self._outages = outages
         self._on_final = on_final
+        self._counts = counts
         self._finished: SimpleQueue[FinishedJob | None] = SimpleQueue()
+        self._num_in_commit = 0
+
+    @property
+    def num_held(self) -> int:
+        """Finished jobs that wait for their commit or are in it."""
+        return self._finished.qsize() + self._num_in_commit
 
     def add(self, job: FinishedJob) -> None:
         self._finished.put(job)
@@ -46,10 +58,13 @@ class Committer:
         """The thread's main function."""
         while (first := self._finished.get()) is not None:
             batch = self._collect(first)
+            self._num_in_commit = len(batch)
             try:
                 self._commit(batch)
             except RetryAborted as error:
-                logger.warning("%d finished jobs were not stored, they will be decoded again: %s", len(batch), error)
+                message = "%d finished jobs were not stored, they will be decoded again: %s"
+                logger.warning(message, len(batch), error, extra=_about(batch))
+            self._num_in_commit = 0
             for job in batch:
                 self._on_final(job.claim)
 
@@ -73,7 +88,7 @@ class Committer:
         A fault of no row, such as missing rights, is raised: it must not fail jobs that did nothing wrong.
         """
         try:
-            self._outages.retry_until_available(lambda: self._store.commit(batch))
+            self._outages.retry_until_available(lambda: self._store_timed(batch))
         except DBAPIError as error:
             if not is_data_fault(error):
                 raise
@@ -83,5 +98,22 @@ class Committer:
                 for job in batch:
                     self._commit([job])
                 return
-            logger.error("the database refuses the results of job %d: %s", batch[0].claim.job_id, reason)
+            job_id = batch[0].claim.job_id
+            logger.error("the database refuses the results of job %d: %s", job_id, reason, extra=_about(batch))
             self._outages.retry_until_available(lambda: self._store.fail(batch[0].claim, "StorageError", reason))
+            self._counts.add(Count.REQUEST_FAILURE, label="StorageError")
+
+    def _store_timed(self, batch: list[FinishedJob]) -> None:
+        """One attempt of a commit; counted where it succeeds."""
+        started = time.monotonic()
+        num_stored = self._store.commit(batch)
+        self._counts.observe(Timing.COMMIT, time.monotonic() - started)
+        self._counts.add(Count.COMMITS)
+        self._counts.add(Count.COMMITTED_JOBS, num_stored)
+        logger.debug("%d jobs are stored", num_stored, extra=_about(batch))
+        for job in batch:
+            self._counts.add_ending(job.output)
+
+
+def _about(batch: list[FinishedJob]) -> dict[str, Any]:
+    return about(job.claim for job in batch)

@@ -67,6 +67,10 @@ class DatabaseOutages:
         except DBAPIError as error:
             self.note(error)
 
+    @property
+    def is_available(self) -> bool:
+        return self._since is None
+
     def note_available(self) -> None:
         with self._lock:
             if self._since is not None:

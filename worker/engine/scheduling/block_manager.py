@@ -71,6 +71,8 @@ class BlockManager:
         self._prefix_of_block: dict[int, bytes] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()  # remembered and unused, oldest first
         self._num_reserved = 0
+        self.num_prefix_queries = 0  # prompt tokens in full blocks that were looked up since the start
+        self.num_prefix_hits = 0  # those of them that were found
 
     @property
     def num_usable(self) -> int:
@@ -116,6 +118,8 @@ class BlockManager:
             return None
         for block in shared:
             self._reference(block)
+        self.num_prefix_queries += prefix.num_usable * self.block_size if prefix.keys else 0
+        self.num_prefix_hits += len(shared) * self.block_size
         reservation = Reservation(num_blocks_needed - len(shared))
         self._num_reserved += reservation.num_blocks
         state_index = None if self.states is None else self.states.allocate()

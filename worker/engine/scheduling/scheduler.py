@@ -58,6 +58,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.groups)
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the running groups that have not ended."""
+        return sum(each.finish_reason is None for group in self.running for each in group.sequences)
+
     def blocks_needed(self, group: SequenceGroup) -> int:
         """KV blocks that the group needs in the worst case: a prompt once, then each sequence's own tail."""
         sequence = group.sequences[0]

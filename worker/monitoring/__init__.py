@@ -1,0 +1,1 @@
+"""A worker seen from outside: its counts, their Prometheus endpoint, its log as JSON."""

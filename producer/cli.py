@@ -199,6 +199,27 @@ def report(
         write_report(connection.settings(), run, output, options, as_superuser=as_superuser)
 
 
+@app.command()
+@flat
+def view(
+    connection: given.ReadingOptions,
+    run: Annotated[str | None, typer.Argument(help="id, its beginning, or name; default: the list of runs")] = None,
+    host: Annotated[str, typer.Option(help="address to listen at; others than this reach the network")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="default: any free one", min=0, max=65535)] = 0,
+    as_superuser: given.AsSuperuser = False,
+) -> None:
+    """Serves the database as pages on this machine: runs, live progress, answers with their tokens, SQL.
+
+    The printed address holds a token, and nothing is written. Without a run it opens with the list of runs.
+
+    Example: producer view
+    """
+    from producer.results.view.command import Address
+    from producer.results.view.command import view as serve_pages
+
+    serve_pages(connection.settings(), run, Address(host, port), as_superuser=as_superuser)
+
+
 for command in (
     maintenance.resume, maintenance.cancel, maintenance.retry, maintenance.pause, maintenance.unpause,
     maintenance.doctor, maintenance.models, maintenance.prune,

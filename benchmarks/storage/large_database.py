@@ -3,25 +3,32 @@
     python -m benchmarks.storage.large_database --databases sqlite postgresql
 
 Makes the rows (one run of the jobs, results for all, traces of 20 tokens each), then times the queries of the
-commands: `status`, the first page of `results`, and one job's trace as `show` reads it. Prints medians in milliseconds.
+commands: `status`, the first page of `results`, one job's trace as `show` reads it, and the pages of `view`, asked over
+HTTP. Prints medians in milliseconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from statistics import median
-from time import perf_counter
+from threading import Thread
+from time import perf_counter, sleep
 from typing import Any
+from urllib.request import Request, urlopen
 
+import uvicorn
 from sqlalchemy import Engine, insert
 
 from benchmarks.storage.databases import DATABASES, fresh_database
 from models.database.bulk_insert import insert_rows
 from models.database.clock import timestamp_value
+from models.database.connection import open_database
 from models.params import GenerationParams
 from models.schema.run import Run
 from models.states import JobState, RunState
@@ -35,6 +42,7 @@ from producer.results.queries import (
     run_progress,
     waiting_by_model,
 )
+from producer.results.view.app import make_app
 from worker.storage.result_rows import RESULT_COLUMNS, TRACE_COLUMNS
 
 RUN_ID = "20261124-000000-abcdef"
@@ -64,7 +72,9 @@ def fill(database: Engine, num_jobs: int, num_tokens: int, chunk: int = 20_000) 
             succeeded = str(JobState.SUCCEEDED)
             job = ("greedy", params, 1, 5, succeeded, 1, 0, False, at, at)
             insert_rows(connection, "jobs", JOB_COLUMNS, ((n, RUN_ID, f"job-{n}", f"Number {n}", *job) for n in ids))
-            result = (0, "word " * num_tokens, "length", 8, num_tokens, -1.5, None, None, 0.1, 0.2, 0.3, None)
+            result = (
+                0, "word " * num_tokens, "length", 8, num_tokens, -1.5, None, None, 0.1, 0.2, 0.3, None, None, None,
+            )  # fmt: skip
             insert_rows(connection, "results", RESULT_COLUMNS, ((n, n, *result) for n in ids))
             insert_rows(connection, "token_traces", TRACE_COLUMNS, _traces(ids, num_tokens))
     with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -74,7 +84,7 @@ def fill(database: Engine, num_jobs: int, num_tokens: int, chunk: int = 20_000) 
 def _traces(ids: range, num_tokens: int) -> Iterator[tuple[Any, ...]]:
     for result_id in ids:
         for position in range(num_tokens):
-            yield (result_id, position, 1234, " word", -1.25, -1.5, 2.5, 1, 1, None, None)
+            yield (result_id, position, 1234, " word", -1.25, -1.5, 2.5, 1, 1, None, None, None)
 
 
 def status(database: Engine) -> None:
@@ -94,7 +104,55 @@ def one_trace(database: Engine) -> None:
     assert tokens
 
 
-def milliseconds(query: Callable[[Engine], None], database: Engine, rounds: int) -> float:
+#: Name -> a page of `producer view`; the last jobs cost as much as the first.
+PAGES = {
+    "runs": "/runs",
+    "run": f"/runs/{RUN_ID}",
+    "last jobs": f"/runs/{RUN_ID}?after=999800",
+    "succeeded jobs": f"/runs/{RUN_ID}?after=500000&state=succeeded",
+    "failed jobs": f"/runs/{RUN_ID}?state=failed",
+    "progress": f"/runs/{RUN_ID}/progress",
+    "prompt with tokens": f"/runs/{RUN_ID}/jobs/77",
+    "found by id": f"/runs/{RUN_ID}/find?id=job-1777",
+}
+
+
+@contextmanager
+def served(database: Engine) -> Iterator[Callable[[str], str]]:
+    """A server of the pages; the function asks it for one."""
+    url = database.url.render_as_string(hide_password=False)
+    read_only = open_database(url, read_only=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        app = make_app(read_only, "token", "127.0.0.1", port, "")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, ws="none", lifespan="off"))
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+
+        def ask(path: str) -> str:
+            request = Request(f"http://127.0.0.1:{port}{path}", headers={"Cookie": f"nocturne_{port}=token"})
+            with urlopen(request) as answer:
+                return str(answer.read().decode())
+
+        yield ask
+        server.should_exit = True
+        thread.join()
+    read_only.dispose()
+
+
+def first_report(ask: Callable[[str], str]) -> float:
+    """Milliseconds until the report of the run is made."""
+    started = perf_counter()
+    while "The report is made" in ask(f"/runs/{RUN_ID}/report"):
+        sleep(0.05)
+    return 1000 * (perf_counter() - started)
+
+
+def page_reader(ask: Callable[[str], str], path: str) -> Callable[[Engine], object]:
+    return lambda database: ask(path)  # noqa: ARG005
+
+
+def milliseconds(query: Callable[[Engine], object], database: Engine, rounds: int) -> float:
     """The median of the rounds."""
     seconds = []
     for _ in range(rounds + 1):  # the first opens the connection
@@ -121,6 +179,10 @@ def main() -> None:
                 query.__name__: round(milliseconds(query, database, given.rounds), 1)
                 for query in (status, first_page, one_trace)
             }
+            with served(database) as ask:
+                for name, path in PAGES.items():
+                    found[f"view: {name}"] = round(milliseconds(page_reader(ask, path), database, given.rounds), 1)
+                found["view: report, the first time"] = round(first_report(ask))
             print(json.dumps({"database": kind, "milliseconds": found}), flush=True)
 
 

@@ -22,6 +22,7 @@ from migrations.upgrade import downgrade, head_revision, upgrade
 from models.database import connection as database_connection
 from models.database.connection import open_database
 from producer.cli import app, main
+from producer.results.view import command as view_command
 from tests.conftest import TOY_MODEL
 from tests.field.test_what_0_1_left import FIXTURES
 from tests.support.capabilities import without_capabilities
@@ -35,6 +36,7 @@ ARGUMENTS = {
     "sql": ["sql", "select count(*) from runs"],
     "show": ["show", "finished", "story-0001"],
     "report": ["report", "finished", "-o", "report.html"],
+    "view": ["view", "finished"],
     "resume": ["resume", "interrupted"],
     "cancel": ["cancel", "interrupted"],
     "retry": ["retry", "interrupted"],
@@ -44,7 +46,7 @@ ARGUMENTS = {
     "prune": ["prune", "--older-than", "1s"],
     "db upgrade": ["db", "upgrade"],
 }
-READERS = ("status", "results", "sql", "show", "report")
+READERS = ("status", "results", "sql", "show", "report", "view")
 
 
 def command_names(command: object, words: tuple[str, ...] = ()) -> Iterator[str]:
@@ -132,6 +134,7 @@ def run_command(
     Path("prompts.jsonl").write_text(json.dumps({"prompt": "x"}))
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setattr(sys, "argv", ["producer", *ARGUMENTS[command], *options])
+    monkeypatch.setattr(view_command, "serve", lambda *arguments: None)  # noqa: ARG005 - it would go on for ever
     engines: list[Engine] = []
 
     def create(*arguments: Any, **options: Any) -> Engine:

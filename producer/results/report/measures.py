@@ -40,6 +40,11 @@ def asks_for_json(prompt: str | list[dict[str, Any]]) -> bool:
     return bool(ASKS_FOR_JSON.search(prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)))
 
 
+def prompt_id(custom_id: str, grid_point: Any) -> str:
+    """A job's custom id without what a grid appended."""
+    return custom_id.rsplit("#", 1)[0] if grid_point else custom_id
+
+
 def prompt_key(row: dict[str, Any]) -> int:
     """The same number for rows that ask the same."""
     if row["prompt"] is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from models.states import JobState
 from producer.results.report.job_settings import JobSettings
-from producer.results.report.measures import asked, asks_for_json, is_json, prompt_key, repetition, text_key
+from producer.results.report.measures import asked, asks_for_json, is_json, prompt_id, prompt_key, repetition, text_key
 from producer.results.report.summary import Answer, Summary
 
 #: Answers of one page, unless all are asked for.
@@ -139,7 +139,7 @@ class Overview:
             if key in self._unseen or (self._max_prompts is not None and len(self._prompts) >= self._max_prompts):
                 self._unseen.add(key)
                 return None
-            self._prompts[key] = ShownPrompt(_base_id(row), asks_for_json(asked(row)))
+            self._prompts[key] = ShownPrompt(prompt_id(row["custom_id"], row["grid_point"]), asks_for_json(asked(row)))
         return self._prompts[key]
 
     def _add_failure(self, row: dict[str, Any]) -> None:
@@ -160,8 +160,3 @@ class Overview:
                 values = self.facets.setdefault(name, Counter())
                 if str(value) in values or len(values) <= MAX_FACET_VALUES:
                     values[str(value)] += 1
-
-
-def _base_id(row: dict[str, Any]) -> str:
-    """A job's custom id without what a grid appended."""
-    return str(row["custom_id"].rsplit("#", 1)[0] if row["grid_point"] else row["custom_id"])

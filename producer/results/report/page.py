@@ -37,8 +37,17 @@ def program() -> str:
     return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
 
 
-def write_page(file: TextIO, title: str, numbers: Iterable[tuple[str, str]], chunks: Iterable[tuple[str, Any]]) -> None:
-    """Writes a page; each chunk is a name and a JSON value, and is written before the next is made."""
+def write_page(
+    file: TextIO,
+    title: str,
+    numbers: Iterable[tuple[str, str]],
+    chunks: Iterable[tuple[str, Any]],
+    back: str | None = None,
+) -> None:
+    """Writes a page; each chunk is a name and a JSON value, and is written before the next is made.
+
+    `back` is the address of the page above it, where there is one.
+    """
     libraries = "".join(f"{_asset(f'vendor/{name}')}\n" for name in LIBRARIES)
     script = program()
     head = _asset("page.html")
@@ -46,6 +55,7 @@ def write_page(file: TextIO, title: str, numbers: Iterable[tuple[str, str]], chu
         "title": escape(title),
         "policy": _policy(script, libraries),
         "style": _asset("style.css"),
+        "back": "" if back is None else f'<p class="back"><a href="{escape(back)}">← the run</a></p>',
         "numbers": "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in numbers),
     }
     file.write(re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], head))

@@ -1,0 +1,141 @@
+"""The page of a run, or of some of its jobs: their figures, then their prompts in chunks.
+
+`producer report` writes it into a file, `producer view` serves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from sqlalchemy import Engine, select
+
+from models.schema.job import Job
+from models.schema.result import Environment, Result
+from producer.render import visible
+from producer.results.queries import RunProgress
+from producer.results.report.overview import Overview
+from producer.results.report.page import write_page
+from producer.results.report.prompt_chunks import prompt_chunks, token_budget
+from producer.results.report.timeline import timeline
+from producer.results.report.token_statistics import TokenStatistics
+
+
+class RunPage:
+    """Reads rows of a run once for the figures, and the shown ones again while the page is written."""
+
+    def __init__(self, database: Engine, progress: RunProgress, max_prompts: int | None, tokens: str) -> None:
+        self._database = database
+        self._progress = progress
+        self._tokens = tokens  # the policy
+        self.overview = Overview(max_prompts)
+        self._statistics = TokenStatistics(database)
+
+    def read(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Adds rows of `job_results` to the figures."""
+        for setting, result_id in self.overview.read(rows):
+            self._statistics.add(setting, result_id)
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the answers that the page shows."""
+        return sum(prompt.num_tokens for prompt in self.overview.prompts)
+
+    def write(
+        self, file: TextIO, options: str, *, title: str = "", back: str | None = None, is_part: bool = False
+    ) -> None:
+        """Writes the page; `options` are those of the commands it names, `back` is a link to the page above.
+
+        A part of a run has no timeline, and only the environments of its own jobs.
+        """
+        budget = token_budget(self._tokens, self.num_tokens)
+        head = self._described(options, is_part=is_part)
+        chunks = prompt_chunks(self._database, self.overview.prompts, self.overview.settings, budget)
+        name = title or self._progress.name or self._progress.id
+        write_page(file, visible(name), numbers(self.overview, head), page_chunks(head, chunks, "prompts"), back)
+
+    def _described(self, options: str, *, is_part: bool) -> dict[str, Any]:
+        """The chunk of figures."""
+        overview, progress = self.overview, self._progress
+        seconds = None
+        if overview.started_at is not None and overview.finished_at is not None:
+            seconds = (overview.finished_at - overview.started_at).total_seconds()
+        settings = overview.settings.described()
+        tokens = overview.summary.length
+        return {
+            "kind": "run",
+            "run": {**asdict(progress), **{k: str(v) for k, v in asdict(progress).items() if isinstance(v, datetime)}},
+            "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+            "seconds": seconds,
+            "speed": tokens / seconds if seconds else None,
+            "options": options,
+            "environments": self._environments(is_part=is_part),
+            "all": overview.summary.described(),
+            "settings": [
+                {
+                    **setting,
+                    **overview.by_setting[number].described(),
+                    "lengths": sorted(overview.by_setting[number].lengths.items()),
+                    **self._statistics.described(number),
+                }
+                for number, setting in enumerate(settings)
+            ],
+            "folded": overview.settings.is_folded,
+            "failures": sorted((asdict(cause) for cause in overview.causes.values()), key=lambda each: -each["count"]),
+            "timeline": None if is_part else timeline(self._database, progress.id, progress.num_jobs),
+            "facets": {name: dict(values) for name, values in overview.facets.items() if len(values) <= 24},
+            "shown": {
+                "prompts": len(overview.prompts),
+                "of": overview.num_prompts,
+                "answers": sum(prompt.num_answers for prompt in overview.prompts),
+            },
+            "prompts": [
+                {
+                    "id": prompt.custom_id,
+                    "json": prompt.asks_for_json,
+                    "answers": prompt.num_answers,
+                    "groups": len(prompt.groups),
+                    "cells": [[setting, group, count] for (setting, group), count in prompt.cells.items()],
+                }
+                for prompt in overview.prompts
+            ],
+        }
+
+    def _environments(self, *, is_part: bool) -> list[dict[str, Any]]:
+        """The models, devices and libraries that the results were decoded by."""
+        shown = [job_id for prompt in self.overview.prompts for job_id in prompt.job_ids] if is_part else []
+        of_page = Job.id.in_(shown) if is_part else Job.run_id == self._progress.id
+        used = select(Result.environment_id).join(Job, Job.id == Result.job_id).where(of_page).distinct()
+        statement = select(Environment.__table__).where(Environment.id.in_(used))
+        with self._database.connect() as connection:
+            return [dict(each) for each in connection.execute(statement).mappings()]
+
+
+def numbers(overview: Overview, head: dict[str, Any]) -> list[tuple[str, str]]:
+    """The five numbers on top of a page."""
+    jobs = overview.summary.jobs
+    speed, seconds = head["speed"], head["seconds"]
+    return [
+        ("jobs", f"{jobs.total():,}"),
+        ("succeeded", f"{jobs['succeeded']:,}"),
+        ("tokens", f"{overview.summary.length:,}"),
+        ("tokens/s", "–" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"),
+        ("duration", "–" if seconds is None else _duration(seconds)),
+    ]
+
+
+def page_chunks(head: dict[str, Any], parts: Iterator[dict[str, Any]], name: str) -> Iterator[tuple[str, Any]]:
+    """The figures, each chunk of prompts or pairs, and at last the numbers of the chunks' first ones."""
+    yield "overview", head
+    firsts: list[int] = []
+    for chunk in parts:
+        yield f"{name}-{len(firsts)}", chunk
+        firsts.append(chunk["first"])
+    yield "index", firsts
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.1f} s" if seconds < 90 else f"{minutes:.0f} min" if minutes < 90 else f"{hours:.1f} h"

@@ -1,0 +1,69 @@
+"""The report of a whole run, made once by a thread of its own while its reader sees how far it is, then kept."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from threading import Lock, Thread
+from typing import Any
+
+from sqlalchemy import Engine
+
+from producer.results.queries import RunProgress, results
+from producer.results.report.run_page import RunPage
+
+#: Prompts on the page; the others are in the list of jobs.
+MAX_PROMPTS = 200
+
+#: Reports that are kept.
+MAX_REPORTS = 4
+
+
+@dataclass
+class RunReport:
+    """A report, and how far it is while it is made."""
+
+    num_jobs: int
+    num_read: int = 0  # rows
+    error: Exception | None = None
+    content: str | None = None  # None: it is not made yet
+
+    def counted(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            self.num_read += 1
+            yield row
+
+
+class RunReports:
+    """The reports of a server, by run and by the jobs that were final: a run that goes on gets another one."""
+
+    def __init__(self, database: Engine, options: str) -> None:
+        self._database = database
+        self._options = options
+        self._lock = Lock()
+        self._reports: OrderedDict[tuple[str, int], RunReport] = OrderedDict()
+
+    def of(self, progress: RunProgress, back: str) -> RunReport:
+        """The report of a run as it is now; it may still be in the making."""
+        key = (progress.id, progress.num_final)
+        with self._lock:
+            report = self._reports.get(key)
+            if report is None or report.error is not None:
+                report = self._reports[key] = RunReport(progress.num_jobs)
+                Thread(target=self._make, args=(report, progress, back), name="report", daemon=True).start()
+            self._reports.move_to_end(key)
+            while len(self._reports) > MAX_REPORTS:
+                self._reports.popitem(last=False)
+        return report
+
+    def _make(self, report: RunReport, progress: RunProgress, back: str) -> None:
+        try:
+            page = RunPage(self._database, progress, MAX_PROMPTS, "auto")
+            page.read(report.counted(results(self._database, progress.id)))
+            text = io.StringIO()
+            page.write(text, self._options, back=back)
+            report.content = text.getvalue()
+        except Exception as error:  # whoever asks for the page is told
+            report.error = error

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from threading import Event
 
 from models.settings import Settings
-from worker.engine_process.protocol import Stats
+from worker.engine.stats import Stats
 from worker.in_flight import InFlightJobs
 from worker.monitoring.counts import Count, Counts
 from worker.storage.claims import Claim

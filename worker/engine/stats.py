@@ -58,3 +58,16 @@ class EngineStats:
         """Adds the duration of a step that was computed."""
         if not plan.is_empty:
             (self.prefill_seconds if plan.prefills else self.decode_seconds).observe(seconds)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since the start and the load at this moment, sent about once a second and when the work has ended."""
+
+    counts: EngineStats = field(default_factory=EngineStats)
+    num_prefix_queries: int = 0  # prompt tokens looked up among the remembered prefixes
+    num_prefix_hits: int = 0
+    num_running: int = 0  # requests
+    num_waiting: int = 0
+    num_running_sequences: int = 0
+    kv_usage: float = 0.0  # share of the KV blocks that sequences have

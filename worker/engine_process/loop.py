@@ -18,6 +18,7 @@ from models.message import JobMessage
 from worker.engine.engine import Engine
 from worker.engine.provenance import describe_environment
 from worker.engine.request import EngineError, Request, RequestOutput, describe_error, failing_alone
+from worker.engine.stats import Stats
 from worker.engine_process.protocol import (
     Cancel,
     Crashed,
@@ -26,7 +27,6 @@ from worker.engine_process.protocol import (
     Finished,
     Ready,
     Started,
-    Stats,
     Stop,
     Submit,
 )

@@ -1,17 +1,16 @@
 """The messages between a worker and its engine process. Imports no torch: the worker's side needs none.
 
 The parent sends `Submit`, `Cancel` and `Stop` over a pipe and receives `Ready` or `Failed`, then `Encoding`,
-`Started`, `Finished` and `Stats`; `Crashed` is its last message after an unexpected error.
+`Started`, `Finished` and the `Stats` of the engine; `Crashed` is its last message after an unexpected error.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from models.message import JobMessage
 from worker.engine.request import RequestOutput
-from worker.engine.stats import EngineStats
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,6 @@ class Crashed:
     """The last message of a process that ends because of an unexpected error."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counts since the start and the load at this moment, sent about once a second and when the work has ended."""
-
-    counts: EngineStats = field(default_factory=EngineStats)
-    num_prefix_queries: int = 0  # prompt tokens looked up among the remembered prefixes
-    num_prefix_hits: int = 0
-    num_running: int = 0  # requests
-    num_waiting: int = 0
-    num_running_sequences: int = 0
-    kv_usage: float = 0.0  # share of the KV blocks that sequences have
 
 
 @dataclass(frozen=True)

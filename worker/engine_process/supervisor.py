@@ -20,6 +20,7 @@ from models.engine_options import EngineOptions
 from models.message import JobMessage
 from worker.critical_thread import CriticalThread
 from worker.engine.request import ModelUnavailable, RequestOutput, request_error
+from worker.engine.stats import Stats
 from worker.engine_process.load_progress import LoadProgress, work_of
 from worker.engine_process.main import engine_main
 from worker.engine_process.protocol import (
@@ -30,7 +31,6 @@ from worker.engine_process.protocol import (
     Finished,
     Ready,
     Started,
-    Stats,
     Stop,
     Submit,
 )

@@ -17,8 +17,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from worker.engine.stats import Histogram
-from worker.engine_process.protocol import Stats
+from worker.engine.stats import Histogram, Stats
 from worker.monitoring.counts import Count, Timing
 from worker.monitoring.worker_state import WorkerState
 

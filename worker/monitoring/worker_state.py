@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker.engine_process.protocol import Stats
+from worker.engine.stats import Stats
 from worker.monitoring.counts import Counts
 
 

@@ -19,8 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models.states import FinishReason
 from tests.support.processes import ROOT
 from worker.engine.request import Completion, InvalidRequest, RequestOutput
-from worker.engine.stats import EngineStats, Histogram
-from worker.engine_process.protocol import Stats
+from worker.engine.stats import EngineStats, Histogram, Stats
 from worker.monitoring.counts import BOUNDS, Count, Counts, Timing
 from worker.monitoring.endpoint import MetricsEndpoint, metrics_registry
 from worker.monitoring.worker_state import MetricsUnavailable, WorkerState

@@ -134,7 +134,7 @@ def run_command(
     Path("prompts.jsonl").write_text(json.dumps({"prompt": "x"}))
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setattr(sys, "argv", ["producer", *ARGUMENTS[command], *options])
-    monkeypatch.setattr(view_command, "serve", lambda *arguments: None)  # noqa: ARG005 - it would go on for ever
+    monkeypatch.setattr(view_command, "serve", lambda *arguments: None)  # noqa: ARG005 - it ends with a signal alone
     engines: list[Engine] = []
 
     def create(*arguments: Any, **options: Any) -> Engine:

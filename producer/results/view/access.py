@@ -45,12 +45,12 @@ class Door:
         self._cookie = f"nocturne_{port}"  # browsers give all ports of a host the same cookies
 
     async def __call__(self, request: Request, call_next: Next) -> Response:
-        response = self._refusal(request) or self._admission(request) or await call_next(request)
+        response = self._denial(request) or self._admission(request) or await call_next(request)
         for name, value in HEADERS.items():
             response.headers[name] = value
         return response
 
-    def _refusal(self, request: Request) -> Response | None:
+    def _denial(self, request: Request) -> Response | None:
         if self._names is not None and (request.url.hostname or "") not in self._names:
             return PlainTextResponse("This server answers to the names of its own machine alone.", 421)
         if request.method not in ("GET", "HEAD"):

@@ -88,6 +88,15 @@ class Settings(EngineOptions, BaseSettings):
     command_timeout: float = Field(default=600.0, gt=0)  # … to a statement of a producer's command
     lock_timeout: float = Field(default=15.0, gt=0)  # seconds that a worker's statement waits for a lock
 
+    @field_validator("home")
+    @classmethod
+    def _check_home(cls, home: Path) -> Path:
+        try:
+            str(home).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("must be a path in UTF-8") from error
+        return home
+
     @field_validator("broker")
     @classmethod
     def _check_broker(cls, url: str | None) -> str | None:

@@ -32,6 +32,7 @@ from producer.prompts.conversations import ChatOptions, check_template_kwargs
 from producer.prompts.grid import RULES, Grid, parse_option
 from producer.prompts.records import FORMATS, ReaderOptions
 from producer.results.selection import Selection, parse_selection
+from producer.terminal_text import is_storable
 
 GRID = "Decoding (a comma list makes a grid of all combinations)"
 CONNECTIONS = "Connections"
@@ -241,6 +242,8 @@ class SubmitOptions:
         """Raises `UsageError`."""
         if self.on_duplicate not in ON_DUPLICATE:
             raise UsageError(f"--on-duplicate must be one of {', '.join(ON_DUPLICATE)}, got {self.on_duplicate!r}")
+        if self.name is not None and not (self.name.strip() and is_storable(self.name)):
+            raise UsageError(f"--name must be a text in UTF-8 that is not blank, got {self.name!r}")
         self.expires_after()
 
     def expires_after(self) -> timedelta | None:

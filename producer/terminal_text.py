@@ -22,6 +22,16 @@ def visible(text: str) -> str:
     )
 
 
+def is_storable(text: str) -> bool:
+    """Whether the text is UTF-8: names of files and words of the shell may be other bytes."""
+    return visible_bytes(text) == text
+
+
+def visible_bytes(text: str) -> str:
+    """The text as a database stores it: bytes that are not UTF-8 are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _escaped(text: str) -> str:
     """The text escaped as JSON writes it: JSON stays the same value."""
     if text.isprintable():

@@ -29,7 +29,7 @@ def option_remarks(template: str | None, stop: list[str]) -> dict[str, str]:
     return remarks
 
 
-def line_remarks(prompt: str | None, stop: object, *, is_table: bool) -> dict[str, str]:
+def line_remarks(prompt: str | None, stop: object, *, is_table: bool, is_tsv: bool = False) -> dict[str, str]:
     """Warnings about the texts of a line, by field."""
     remarks = {}
     stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list | tuple) else []
@@ -37,9 +37,9 @@ def line_remarks(prompt: str | None, stop: object, *, is_table: bool) -> dict[st
         remarks["stop"] = f"has {match[0]}, {AS_IT_STANDS}; {_way_out(is_table)}"
     if is_table and prompt is not None and "\n" not in prompt and (match := ESCAPE_IN_TEXT.search(prompt)):
         remarks["prompt"] = f"has {match[0]}, {AS_IT_STANDS}; {_way_out(is_table)}"
-    if is_table and prompt is not None and _has_csv_quotes(prompt):
+    if is_table and prompt is not None and (_has_csv_quotes(prompt) or is_tsv and _opens_quote(prompt)):
         remarks["prompt"] = (
-            "is in quotes that are a part of it: TSV and text have none (--input-format csv reads a table with them), "
+            "has quotes that are a part of it: TSV and text have none (--input-format csv reads a table with them), "
             "and CSV has them right behind the separator"
         )
     return remarks
@@ -52,6 +52,11 @@ def _has_csv_quotes(text: str) -> bool:
         return False
     inner = inner[1:-1]
     return text[0] != '"' if '"' not in inner else '""' in inner and '"' not in inner.replace('""', "")
+
+
+def _opens_quote(text: str) -> bool:
+    """Whether a quote begins the text and does not end in it, as the first line of a quoted cell of several."""
+    return text.startswith('"') and text.count('"') % 2 == 1
 
 
 def _way_out(is_table: bool) -> str:

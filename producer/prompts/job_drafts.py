@@ -25,7 +25,7 @@ from producer.prompts.lines import PromptLine, prompt_line
 from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.readers.record import OWN_FIELDS
 from producer.prompts.readers.source_file import FileState
-from producer.prompts.records import ReaderOptions, Record, is_table, read_records
+from producer.prompts.records import ReaderOptions, Record, is_table, is_tsv, read_records
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,29 @@ def _warn(submission: Submission, number: int, line: PromptLine, warnings: dict[
             continue
         if (problem := remark(name, value)) is not None:
             warnings[name] = f"{place}: {name} {problem}"
+    _warn_of_template(submission, line, warnings)
     is_plain = is_table(submission.path, submission.reader) and "--template" not in warnings
-    escapes = line_remarks(line.prompt, line.params.get("stop"), is_table=is_plain)
+    has_no_quotes = is_tsv(submission.path, submission.reader)
+    escapes = line_remarks(line.prompt, line.params.get("stop"), is_table=is_plain, is_tsv=has_no_quotes)
     for name, problem in {**line.remarks, **escapes}.items():
         warnings.setdefault(name, f"{place}: {name} {problem}")
     if submission.prompt_check is not None and line.messages is not None:
         for name, problem in submission.prompt_check.remarks(number, line.chat).items():
             warnings.setdefault(name, f"{place}: {problem}")
+
+
+def _warn_of_template(submission: Submission, line: PromptLine, warnings: dict[str, str]) -> None:
+    """Warns once about a template that prints a column's name in braces instead of the column, or no column at all."""
+    template = submission.reader.prompt_template
+    if template is None or "--template" in warnings:
+        return
+    if literal := sorted(template.literal_names & line.metadata.keys()):
+        name = literal[0]
+        warnings["--template"] = (
+            f"--template prints {{{name}}} as it stands; write {{{{ {name} }}}}, or all of it in single braces"
+        )
+    elif not template.names and not template.uses_row:
+        warnings["--template"] = "--template names no column: every line has the same prompt"
 
 
 def _draft(line: PromptLine, params: GenerationParams, varied: dict[str, Any], submission: Submission) -> JobDraft:

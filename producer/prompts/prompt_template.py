@@ -16,6 +16,10 @@ from producer.prompts.readers.record import shown_names
 
 SHORT_FORM = re.compile(r"\{([A-Za-z_]\w*)\}")
 
+#: Jinja's own parts, and names in braces as Python's formats have them, which are text to Jinja.
+JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+LITERAL_NAME = re.compile(r"\{\s*([A-Za-z_]\w*)\s*(?:[:!][^{}]{0,20})?\}")
+
 #: Lines whose template is stopped, each after seconds, before the file is given up.
 MAX_EXCEEDED = 3
 
@@ -39,6 +43,7 @@ class PromptTemplate:
         except RecursionError as error:
             raise UsageError("--template is nested too deeply") from error
         self.names, self.uses_row = names - {"row"}, "row" in names
+        self.literal_names = frozenset(LITERAL_NAME.findall(JINJA.sub("", source)))  # {name} that is printed as it is
 
     def _names(self) -> set[str]:
         from models.templates.process import TemplateExceeded, TemplateFailed, renderer_process

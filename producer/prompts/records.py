@@ -37,8 +37,8 @@ from producer.prompts.readers.text_lines import checked_encoding, is_utf8, read_
 __all__ = ["FORMATS", "MAX_LINE_BYTES", "ReaderOptions", "Record", "read_records"]
 
 FORMAT_OF_SUFFIX = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
-    ".txt": "text", "": "jsonl",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".jsonlines": "jsonl", ".jl": "jsonl", "": "jsonl",
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".pq": "parquet", ".txt": "text",
 }  # fmt: skip
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "text")
 
@@ -58,9 +58,14 @@ class ReaderOptions:
     limit: int | None = None  # None: all
 
     @cached_property
+    def prompt_template(self) -> PromptTemplate | None:
+        """The template, compiled. Raises `UsageError`."""
+        return None if self.template is None else PromptTemplate(self.template)
+
+    @cached_property
     def data_fields(self) -> frozenset[str]:
         """The fields that the options name: data, whatever other tools call so."""
-        template = PromptTemplate(self.template).names if self.template is not None else ()
+        template = () if self.prompt_template is None else self.prompt_template.names
         sources = {self.prompt_column or "prompt", self.messages_column or "messages"}
         named = {*(self.metadata_columns or ()), *([self.id_column] if self.id_column is not None else [])}
         return frozenset({*template, *named, *sources})
@@ -74,17 +79,23 @@ class ReaderOptions:
 def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     """Every record that is not blank, its prompt in `prompt`. Raises `UsageError` for a file that cannot be read."""
     format = _format_of(path, options)
-    template = None if options.template is None else PromptTemplate(options.template)
+    template = options.prompt_template
     _check_one_source(options)
     encoding = checked_encoding(options.encoding or "utf-8")
     if format == "parquet" and options.encoding is not None:
         raise UsageError("--encoding is for text files, and Parquet has its own; leave it out")
     check_kind(path, format, is_utf8=is_utf8(encoding))
     facts = FileFacts(partial(_check_columns, path, options, template), encoding, _wanted(options, template))
+    unseen, has_problems = set(options.metadata_columns or ()), options.limit is not None
     for record in islice(_READERS[format](path, facts), options.limit):
+        unseen -= record.fields.keys()
         if record.problem is None:
             record = _with_named(record, options, template, is_table=format != "jsonl")
+        unseen -= record.fields.keys()
+        has_problems = has_problems or record.problem is not None
         yield record
+    if format == "jsonl" and unseen and not has_problems:
+        raise UsageError(f"--metadata-columns names {min(unseen)!r}, and no line of {path} has it")
 
 
 def _check_one_source(options: ReaderOptions) -> None:
@@ -94,6 +105,11 @@ def _check_one_source(options: ReaderOptions) -> None:
     }  # fmt: skip
     if len(named := [name for name, value in given.items() if value is not None]) > 1:
         raise UsageError(f"give either {' or '.join(named)}, not both: each names the prompt")
+
+
+def is_tsv(path: Path, options: ReaderOptions) -> bool:
+    """Whether the file has cells and no quotes."""
+    return _format_of(path, options) == "tsv"
 
 
 def is_table(path: Path, options: ReaderOptions) -> bool:
@@ -119,19 +135,29 @@ def _check_columns(path: Path, options: ReaderOptions, template: PromptTemplate 
         if options.messages_column not in columns:
             raise UsageError(
                 f"{path} has no column {options.messages_column!r}; its columns are {shown_names(columns)}"
+                f"{_near(options.messages_column, columns)}"
             )
     elif (wanted := options.prompt_column or "prompt") not in columns:
         if options.prompt_column is None and "messages" in columns:
             return
         raise UsageError(
             f"{path} has no column {wanted!r}; its columns are {shown_names(columns)}: "
-            "name one with --prompt-column or --messages-column, or give a --template"
+            f"name one with --prompt-column or --messages-column, or give a --template{_near(wanted, columns)}"
         )
     if options.id_column is not None and options.id_column not in columns:
-        raise UsageError(f"--id-column names {options.id_column!r}, and the columns are {shown_names(columns)}")
+        raise UsageError(
+            f"--id-column names {options.id_column!r}, and the columns are {shown_names(columns)}"
+            f"{_near(options.id_column, columns)}"
+        )
     for name in options.metadata_columns or ():
         if name not in columns:
             raise UsageError(f"--metadata-columns names {name!r}, and the columns are {shown_names(columns)}")
+
+
+def _near(wanted: str, columns: list[str]) -> str:
+    """The column that is spelt alike but for its case and the white space around it, of which a list shows little."""
+    near = next((name for name in columns if name.strip("\ufeff\t ").lower() == wanted.strip().lower()), None)
+    return "" if near is None else f"; did you mean {near!r}?"
 
 
 def _wanted(options: ReaderOptions, template: PromptTemplate | None) -> frozenset[str] | None:

@@ -5,7 +5,7 @@ A JSON column has the type that all its values share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Any
@@ -108,9 +108,10 @@ class JsonType:
             for inner in value:
                 self.item.see(inner, depth + 1)
         elif self.kind == "object":
+            num_before = len(self.keys)
             for key, inner in value.items():
                 self.keys.setdefault(key, JsonType()).see(inner, depth + 1)
-            if len(self.keys) > MAX_KEYS:
+            if len(self.keys) > num_before and not _are_columns(self.keys):
                 self.kind = "mixed"
 
     def _common(self, kind: str) -> str:
@@ -145,6 +146,11 @@ class JsonType:
 
     def _at(self, key: str) -> JsonType:
         return self.keys.get(key) or JsonType()
+
+
+def _are_columns(keys: Collection[str]) -> bool:
+    """Whether every reader takes the keys for columns: DuckDB has none without a name, and no two of other case."""
+    return len(keys) <= MAX_KEYS and "" not in keys and len({key.lower() for key in keys}) == len(keys)
 
 
 def _kind_of(value: Any) -> str:

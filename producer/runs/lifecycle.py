@@ -35,7 +35,13 @@ from producer.runs.detached import decode_detached
 from producer.runs.device_check import check_device
 from producer.runs.embedded import LocalServices
 from producer.runs.interruption import Interruption, run_interruptibly
-from producer.runs.model_check import check_model, check_submitted_model, fetch_weights, small_files
+from producer.runs.model_check import (
+    check_model,
+    check_submitted_model,
+    check_worker_adapter,
+    fetch_weights,
+    small_files,
+)
 from producer.runs.writer import SubmitResult, bound, find_unfinished, write
 
 
@@ -82,6 +88,7 @@ def _checked(
 ) -> tuple[Submission, ValidationReport]:
     """Everything that a run needs, checked before anything is written. Raises `UsageError`."""
     check_device(settings.device)
+    check_worker_adapter(settings.adapter)
     submission = _of_model(submission, check_model(settings.model), submit_options)
     submission = _with_prompt_check(submission)
     report = _check(submission, input_options)
@@ -152,6 +159,7 @@ def resume_run(settings: Settings, reference: str | None, output_options: Output
         return EXIT_OK
     _check_unpaused(progress, settings)
     check_device(settings.device)
+    check_worker_adapter(settings.adapter)
     settings = settings.model_copy(update={"model": progress.model})
 
     def resume(interruption: Interruption) -> int:

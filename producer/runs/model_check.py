@@ -6,12 +6,14 @@ import os
 import re
 from pathlib import Path
 
+from models.checkpoint.adapter import check_adapter
 from models.checkpoint.folder import check_folder, check_small_files
 from models.checkpoint.hub import model_folder
 from models.checkpoint.small_files import CheckpointProblem
 from models.model_name import canonical_model
 from producer.errors import UsageError
 from producer.model_files.folder import ModelFiles, model_files
+from producer.terminal_text import is_storable
 
 #: The form of a hub model's name, and of its revision.
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
@@ -23,6 +25,8 @@ def check_model(model: str, *, revision: str | None = None) -> str:
     Raises `UsageError` for a model that no worker could load.
     """
     is_here = os.path.lexists(model)
+    if not is_storable(canonical_model(model)):
+        raise UsageError(f"the path of the model {model} is not UTF-8; rename the folder")
     try:
         folder = model_folder(model, revision)
         if is_here:
@@ -33,6 +37,14 @@ def check_model(model: str, *, revision: str | None = None) -> str:
         raise UsageError(str(problem)) from problem
     _ = ModelFiles(model, folder).tokenizer  # raises for a damaged one
     return canonical_model(model)
+
+
+def check_worker_adapter(adapter: str | None) -> None:
+    """Raises `UsageError` for the adapter of a worker that is to start here, if it could not be merged."""
+    try:
+        _ = adapter is None or check_adapter(Path(adapter))
+    except CheckpointProblem as problem:
+        raise UsageError(str(problem)) from problem
 
 
 def check_submitted_model(model: str, *, needs_files: bool) -> str:

@@ -21,6 +21,7 @@ from producer.errors import InvalidInput, UsageError
 from producer.prompts.job_drafts import JobDraft, Submission, read_lines
 from producer.prompts.readers.source_file import changed, check_unchanged
 from producer.prompts.validation import MAX_ERRORS_SHOWN, ValidationReport
+from producer.terminal_text import visible_bytes
 
 ROWS_PER_INSERT = 2_000
 
@@ -136,7 +137,7 @@ def _insert_run(
             model=submission.model,
             state=RunState.RUNNING,
             created_at=created_at,
-            source=submission.shown_path,
+            source=visible_bytes(submission.shown_path),
             content_hash=report.content_hash,
             seed=run_seed,
             num_jobs=report.num_jobs,

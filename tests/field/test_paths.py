@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from migrations.upgrade import upgrade
 from models.database.connection import open_database
 from models.settings import Settings, read_settings
 from producer.home import home_options
-from tests.conftest import Producer
+from tests.conftest import TOY_MODEL, Producer
 
 NAMES = [
     "a#b",
@@ -62,6 +65,26 @@ def test_the_suggested_command_has_what_the_next_one_does_not_know(monkeypatch: 
     assert home_options(read_settings()) == ""
     url = "postgresql://me:secret@host/db"
     assert home_options(read_settings(database=url)) == " --database 'postgresql://me:***@host/db'"
+
+
+def test_names_that_are_not_utf_8(producer: Producer, tmp_path: Path) -> None:
+    """Words of a shell are bytes; a database stores text."""
+    odd = os.fsdecode(b"odd\xff")
+    (tmp_path / f"{odd}.jsonl").write_text('{"prompt": "x", "max_new_tokens": 1}\n')
+    producer("run", f"{odd}.jsonl", "--model", TOY_MODEL, "--home", "home", "--quiet")
+    (run,) = json.loads(producer("status", "--json", "--home", "home").stdout)
+    assert run["source"] == "odd\\udcff.jsonl" and run["succeeded"] == 1
+    for options, message in (
+        (["--home", odd], "--home: must be a path in utf-8"),
+        (["--name", odd], "--name must be a text in UTF-8"),
+        (["--name", " "], "--name must be a text in UTF-8 that is not blank"),
+        (["--adapter", "nowhere"], "the adapter '"),
+    ):
+        refused = producer("run", f"{odd}.jsonl", "--model", TOY_MODEL, *options, exit_code=2).stderr
+        assert refused.startswith(f"error: {message}") and refused.count("\n") == 1
+    shutil.copytree(TOY_MODEL, tmp_path / odd / "copy")  # its tokenizer is read by its path
+    refused = producer("run", f"{odd}.jsonl", "--model", tmp_path / odd / "copy", exit_code=2).stderr
+    assert "is not UTF-8; rename the folder" in refused and not (tmp_path / ".nocturne").exists()
 
 
 def test_commands_agree_on_a_home_with_a_number_sign(producer: Producer, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from producer.errors import LineProblem
 from producer.prompts.readers.literals import has_neighbouring_strings, literal
-from producer.prompts.readers.record import whole_number
+from producer.prompts.readers.record import EXACT_FLOATS, whole_number
 
 #: Cells that say that there is none, in any case; what R, pandas, Spark, MySQL, Excel and Python write.
 NULLS = frozenset({"", "null", "none", "nan", "-nan", "na", "n/a", "<na>", "#n/a", "nat", "\\n"})
@@ -56,6 +56,8 @@ def _number(name: str, text: str) -> Any:
     """A number; a whole one to its last digit, however it is written."""
     exact = Decimal(text)
     is_whole = name not in FRACTIONS and exact.adjusted() < MAX_WHOLE_DIGITS and exact == exact.to_integral_value()
+    if "e" in text.lower() and abs(exact) >= EXACT_FLOATS:
+        is_whole = False  # a spreadsheet has rounded it: 1.23457E+17
     return int(exact) if is_whole else whole_number(name, float(text))
 
 

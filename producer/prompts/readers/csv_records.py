@@ -26,7 +26,7 @@ from producer.prompts.readers.record import (
     check_number_of_columns,
     parsed,
 )
-from producer.prompts.readers.text_lines import SNIFFED_BYTES, TOO_LONG, line_end, open_text, shown, undecoded
+from producer.prompts.readers.text_lines import MARK, SNIFFED_BYTES, TOO_LONG, line_end, open_text, shown, undecoded
 
 DELIMITERS = (",", ";", "\t", "|")
 SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?")  # Excel's first line
@@ -108,6 +108,8 @@ def _rows(path: Path, facts: FileFacts, dialect: Dialect, newline: str) -> Itera
             if _without_end(line):
                 number = lines.number
                 cells, taken = _cells_or_problem(lines, line, dialect, len(header))
+                if _is_header_again(cells, header):
+                    cells = LineProblem("", "repeats the header, as files that are put together do; leave it out")
                 yield _row(number, cells, taken, partial(_named_cells, header, **spelling), facts)
 
 
@@ -124,6 +126,13 @@ def _row(
     if problem is not None or isinstance(cells, LineProblem):
         return Record(number, text, {}, problem, len(taken))
     return parsed(number, text, partial(named_cells, cells), len(taken))
+
+
+def _is_header_again(cells: list[str] | LineProblem, header: list[str]) -> bool:
+    """Whether a row has the columns' names in all of several columns."""
+    if isinstance(cells, LineProblem) or len(header) < 2 or cells[1:] != header[1:]:
+        return False
+    return cells[0].removeprefix(MARK) == header[0]
 
 
 def _header(path: Path, lines: Lines, dialect: Dialect, facts: FileFacts) -> list[str] | None:

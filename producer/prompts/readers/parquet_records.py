@@ -238,7 +238,8 @@ def _string(field: str, scalar: Any) -> str:
 
 
 def _binary(field: str, scalar: Any) -> str:
-    raise LineProblem(field, f"is binary ({len(scalar.as_buffer())} bytes); cast the column to a string")
+    way_out = "cast the column to a string, or leave it out with --metadata-columns"
+    raise LineProblem(field, f"is binary ({len(scalar.as_buffer())} bytes); {way_out}")
 
 
 def _float(scalar: Any) -> float | None:

@@ -40,7 +40,7 @@ def readable_twice(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     if stat.S_ISDIR(mode):
-        raise UsageError(f"{path} is a directory; give a file of prompts")
+        raise UsageError(f"{path} is a directory; give a file of prompts{_such(path)}")
     if stat.S_ISREG(mode):
         yield path
         return
@@ -79,6 +79,15 @@ def check_unchanged(path: Path, before: FileState, shown: str) -> None:
 def changed(shown: str, counts: str = "") -> str:
     """The sentence about a file that changed between its two passes."""
     return f"{shown} changed while it was read{counts}; nothing was submitted; submit it when it is whole, or a copy"
+
+
+def _such(folder: Path) -> str:
+    """The end of a sentence about a folder: one of the files in it, which may be the parts of a data set."""
+    try:
+        parts = sorted(part for part in folder.iterdir() if part.is_file() and part.name[:1] not in "._")
+    except OSError:
+        return ""
+    return f", such as {parts[0]}; parts of a data set are put together first" if parts else ""
 
 
 def _is_terminal(path: Path, mode: int) -> bool:

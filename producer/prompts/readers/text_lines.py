@@ -116,7 +116,7 @@ def undecoded(text: str, encoding: str) -> LineProblem | None:
 def _utf8_lines(path: Path) -> Iterator[Record]:
     for number, raw in _raw_lines(path):
         try:
-            yield Record(number, _decode(raw, number).rstrip("\r\n"), {})
+            yield Record(number, _decode(raw).rstrip("\r\n"), {})
         except LineProblem as problem:
             yield Record(number, raw[:MAX_RAW_BYTES].decode("utf-8", "replace"), {}, problem)
 
@@ -132,11 +132,12 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 raw = file.readline(MAX_LINE_BYTES + 1)
 
 
-def _decode(raw: bytes, number: int) -> str:
+def _decode(raw: bytes) -> str:
+    """The line's text; files that are put together have a byte order mark in the middle."""
     if len(raw) > MAX_LINE_BYTES:
         raise LineProblem("", TOO_LONG)
     try:
-        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LineProblem(
             "", f"is not UTF-8 (byte {error.start + 1}); save the file as UTF-8, or name its encoding with --encoding"

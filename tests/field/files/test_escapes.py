@@ -81,12 +81,16 @@ def test_the_command_warns_and_stops_at_a_real_line_break(producer: Producer, tm
     [
         ('prompt\n"say ""hi"" now"\n', "a.tsv", ['"say ""hi"" now"'], True),  # as pandas writes a TSV
         ('id, prompt\n1, "Hello"\n', "a.csv", [' "Hello"'], True),
+        ('prompt\n"two\nlines"\n', "a.tsv", ['"two', 'lines"'], True),
+        ('"two\nlines"\n', "a.txt", ['"two', 'lines"'], False),
         ('"say ""hi"""\n', "a.txt", ['"say ""hi"""'], True),
         ('prompt\n"say ""hi"" now"\n', "a.csv", ['say "hi" now'], False),
         ('prompt\n"Hello," he said. "And you?"\n"Yes."\n""\n" "" "\n', "a.tsv",
          ['"Hello," he said. "And you?"', '"Yes."', '""', '" "" "'], True),
         ('prompt\n"Hello," he said. "And you?"\n"Yes."\n""\n"\nsay "" twice\n', "a.tsv",
-         ['"Hello," he said. "And you?"', '"Yes."', '""', '"', 'say "" twice'], False),
+         ['"Hello," he said. "And you?"', '"Yes."', '""', '"', 'say "" twice'], True),
+        ('prompt\n"Hello," he said. "And you?"\n"Yes."\n""\nsay "" twice\n', "a.tsv",
+         ['"Hello," he said. "And you?"', '"Yes."', '""', 'say "" twice'], False),
     ],
 )  # fmt: skip
 def test_quotes_that_csv_would_take_away_are_told_of(
@@ -95,7 +99,33 @@ def test_quotes_that_csv_would_take_away_are_told_of(
     options: dict[str, Any] = {"prompt_column": " prompt"} if ", prompt" in content else {}
     drafts, warnings = read(tmp_path, content, name, **options)
     assert [draft.prompt for draft in drafts] == prompts
-    assert ["is in quotes that are a part of it" in warning for warning in warnings] == [True] * is_warned
+    assert ["has quotes that are a part of it" in warning for warning in warnings] == [True] * is_warned
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "warning"),
+    [
+        ("Q: {text}", "Q: hi", None),
+        ("{text} {{ topic }}", "{text} cats", "--template prints {text} as it stands; write {{ text }}, or all of it"),
+        ("{text}{% if topic %}!{% endif %}", "{text}!", "--template prints {text} as it stands"),
+        ("{ text } {topic}", "{ text } cats", "--template prints {text} as it stands"),
+        ("{text:.2f} {topic!r} {topic}", "{text:.2f} {topic!r} cats", "--template prints {text} as it stands"),
+        ("{ text }", "{ text }", "--template prints {text} as it stands"),
+        ("${text}", "$hi", None),
+        ("{{ row['text'] }}", "hi", None),
+        ('{"a": "{{ text }}"} \\frac{a}{b} {other}', '{"a": "hi"} \\frac{a}{b} {other}', None),
+        ("constant", "constant", "--template names no column: every line has the same prompt"),
+        ("{%raw%}{text}{%endraw%}", "{text}", "--template prints {text} as it stands"),
+    ],
+)
+def test_a_name_that_a_template_does_not_fill_in_is_told_of(
+    tmp_path: Path, template: str, prompt: str, warning: str | None
+) -> None:
+    for content, name in (("text,topic\nhi,cats\n", "a.csv"), ('{"text": "hi", "topic": "cats"}', "a.jsonl")):
+        (draft,), warnings = read(tmp_path, content, name, template=template)
+        assert draft.prompt == prompt
+        assert len(warnings) == (warning is not None)
+        assert all(str(warning) in each for each in warnings)
 
 
 @pytest.mark.parametrize("count", [17, 64, MAX_STOP_STRINGS])

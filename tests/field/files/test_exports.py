@@ -277,6 +277,21 @@ def test_values_of_any_shapes_share_a_type(values: list[Any]) -> None:
     assert [_same(value, back) for value, back in zip(values, found, strict=True)] == [True] * len(values)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[{"a": {"": 1, "b": 2}}], [{"Topic": 1, "topic": 2}], [{"Topic": 1}, {"topic": 2}], [{"a": [{"X": 1}, {"x": 2}]}]],
+)
+def test_keys_that_some_reader_takes_for_one_are_text(values: list[Any], tmp_path: Path) -> None:
+    """DuckDB reads no column without a name, and the same one for two that differ in case."""
+    kind = JsonType()
+    for value in values:
+        kind.see(value)
+    column = pyarrow.array([kind.fit(value) for value in values], kind.arrow())
+    parquet.write_table(pyarrow.table({"x": column}), tmp_path / "x.parquet")
+    for found in (duckdb_rows(f"select x from '{tmp_path / 'x.parquet'}'"), zip(column.to_pylist(), strict=True)):
+        assert [_same(value, back) for value, (back,) in zip(values, found, strict=True)] == [True] * len(values)
+
+
 def _same(value: Any, back: Any) -> bool:
     """Whether nothing is lost: nulls of an object may be absent, and what has no type in common is text."""
     if isinstance(back, str) and not isinstance(value, str):

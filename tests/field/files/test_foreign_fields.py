@@ -11,7 +11,7 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_completion_create_params
 from openai.types.responses import response_create_params
 
-from producer.errors import LineProblem
+from producer.errors import LineProblem, UsageError
 from producer.options import DecodingOptions
 from producer.prompts.foreign_fields import OUR_FIELDS, native_fields, remark
 from producer.prompts.foreign_names import MISSPELT, UNSEEN, WITHOUT_EFFECT
@@ -260,6 +260,14 @@ def test_fields_that_the_options_name_are_data(tmp_path: Path) -> None:
     }  # fmt: skip
     draft = draft_of(tmp_path, {"prefix": "a", "suffix": "b"}, template="{prefix} … {suffix}")
     assert draft.prompt == "a … b" and draft.metadata["suffix"] == "b"
+
+
+def test_a_column_to_keep_that_no_line_has_is_named(tmp_path: Path) -> None:
+    """Its data would be lost without a word."""
+    assert draft_of(tmp_path, {"topic": "cats"}, metadata_columns=("topic",)).metadata == {"topic": "cats"}
+    with pytest.raises(UsageError, match="--metadata-columns names 'topik', and no line of .*a.jsonl has it"):
+        lines_of(tmp_path, {"prompt": "x", "topic": "cats"}, {"prompt": "y"}, metadata_columns=("topic", "topik"))
+    lines_of(tmp_path, {"prompt": "x"}, {"prompt": "y", "topic": "cats"}, metadata_columns=("topic",), limit=1)
 
 
 @pytest.mark.parametrize(

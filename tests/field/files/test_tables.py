@@ -85,6 +85,27 @@ def test_one_missing_quote_costs_one_line() -> None:
     assert len(found) == 98
 
 
+def test_a_header_in_the_middle_is_no_prompt() -> None:
+    """As `cat a.csv b.csv` leaves it, with a byte order mark where the second one has it."""
+    for second in (b"id,prompt\n", b"\xef\xbb\xbfid,prompt\r\n", b'"id","prompt"\n'):
+        found = records_of(b"id,prompt\n1,one\n" + second + b"2,two\n", "a.csv")
+        assert [str(record.problem or "") for record in found] == [
+            "", "repeats the header, as files that are put together do; leave it out", ""
+        ]  # fmt: skip
+    (record,) = records_of(b"prompt\nprompt\n", "a.csv")
+    assert record.fields == {"prompt": "prompt"}
+    found = records_of(b'\xef\xbb\xbf{"prompt": "a"}\n\xef\xbb\xbf{"prompt": "b"}\n', "a.jsonl")
+    assert [record.fields["prompt"] for record in found] == ["a", "b"]
+
+
+@pytest.mark.parametrize("header", ["Prompt", " prompt", "PROMPT ", "\ufeffprompt"])
+def test_a_column_that_is_spelt_alike_is_offered(header: str) -> None:
+    with pytest.raises(UsageError, match=rf"did you mean {header!r}\?".replace("\\u", "\\\\u")):
+        records_of(f"id,{header}\n1,x\n".encode(), "a.csv")
+    with pytest.raises(UsageError, match="--id-column names 'ID', .*; did you mean 'id'?"):
+        records_of(b"id,prompt\n1,x\n", "a.csv", id_column="ID")
+
+
 def test_a_header_of_two_equal_names_is_refused() -> None:
     with pytest.raises(UsageError, match=r"a.csv:1: two columns are called 'prompt'"):
         records_of(b"prompt,prompt\n1,2\n", "a.csv")

@@ -131,12 +131,16 @@ def results(
 @flat
 def sql(
     connection: given.ReadingOptions,
-    statement: Annotated[str | None, typer.Argument(help="a SELECT; without one, a console or stdin")] = None,
-    format: Annotated[str, typer.Option(help="table, json, csv or markdown")] = "table",
+    statement: Annotated[
+        str | None, typer.Argument(help="SELECTs or a command such as .tables; without one, a console or stdin")
+    ] = None,
+    format: Annotated[str, typer.Option(help="table, vertical, json, csv or markdown")] = "table",
     timeout: Annotated[float, typer.Option(help="seconds that a statement may take", min=0.001)] = 60.0,
     csv_safe: given.CsvSafe = False,
     as_superuser: given.AsSuperuser = False,
-    examples: Annotated[bool, typer.Option("--examples", help="print a dozen queries to begin with")] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="print queries to begin with; with a name, run that one")
+    ] = False,
 ) -> None:
     """Runs a SELECT on a read-only connection; docs/sql.md has the tables and views.
 
@@ -144,13 +148,12 @@ def sql(
 
     Example: producer sql "select strategy, count(*), avg(completion_tokens) from job_results group by 1"
     """
-    from producer.results.sql.command import SqlOutput, print_examples, print_sql
+    from producer.results.sql.command import print_sql
+    from producer.results.sql.output import SqlOutput
 
-    if examples:
-        print_examples(connection.settings())
-        return
     output = SqlOutput(format, timeout, csv_safe)
-    raise typer.Exit(print_sql(connection.settings(), statement, output, as_superuser=as_superuser))
+    settings = connection.settings()
+    raise typer.Exit(print_sql(settings, statement, output, as_superuser=as_superuser, is_example=examples))
 
 
 @app.command()

@@ -170,7 +170,7 @@ def test_versions_are_pinned_and_torch_is_the_one_that_is_installed_first() -> N
     )
     assert pins["torch"] == "2.13.0"
     project = (ROOT / "pyproject.toml").read_text()
-    wanted = re.findall(r'^ {4}"([a-z0-9\-]+)', project, flags=re.MULTILINE)
+    wanted = re.findall(r'^ {4}"([a-z0-9_\-]+)', project, flags=re.MULTILINE)
     assert len(wanted) > 10
     lowered = {name.lower() for name in pins}
     assert not [name for name in wanted if name not in lowered]

@@ -121,4 +121,6 @@ def test_formats_and_stdin(producer: Producer, sqlite_url: str) -> None:
         "--format must be one of"
         in producer("sql", statement, "--format", "xml", "--database", sqlite_url, exit_code=2).stderr
     )
-    assert "-- how did each strategy do?" in producer("sql", "--examples", "--database", sqlite_url).stdout
+    assert "-- strategies: how did each strategy do?" in producer("sql", "--examples", "--database", sqlite_url).stdout
+    told = producer("sql", "--examples", "runs", "--format", "csv", "--database", sqlite_url)
+    assert told.stdout.startswith("run_name,state,num_jobs")

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.model_matrix.invariance import DTYPES, differing
 from benchmarks.model_matrix.tiny import tiny_model
+from models.checkpoint.paths.verdict import Verdict
 from models.params import GenerationParams
 from worker.engine.backend import LoadOptions
 from worker.engine.config import EngineConfig
@@ -35,7 +37,10 @@ CANCELLED_AFTER_STEPS = 8
 
 @dataclass(frozen=True)
 class Row:
-    """A type's outcome. Counts are (equal, compared); none where Transformers itself cannot."""
+    """A type's outcome. Counts are (equal, compared), none where Transformers itself cannot.
+
+    `fp32` and `bf16` are stored numbers that differ from batch to batch, and how many were compared.
+    """
 
     model_type: str
     path: str  # packed, fallback, refused, or `not built`
@@ -43,6 +48,8 @@ class Row:
     greedy: tuple[int, int] = (0, 0)
     beams: tuple[int, int] = (0, 0)
     samples: tuple[int, int] = (0, 0)
+    fp32: tuple[int, int] = (0, 0)
+    bf16: tuple[int, int] = (0, 0)
     seconds: float = 0.0
 
     @property
@@ -50,7 +57,7 @@ class Row:
         return all(equal == count for equal, count in (self.greedy, self.beams, self.samples))
 
 
-def compared(model_type: str) -> Row:
+def compared(model_type: str, *, with_invariance: bool = False) -> Row:
     """Decodes a mixed batch with the type's twin on the path that its self check gives."""
     started = monotonic()
     try:
@@ -61,13 +68,15 @@ def compared(model_type: str) -> Row:
     try:
         verdict = check(reference.config, backend_for(CPU), CPU, LoadOptions())
     except TookTooLong:
-        return Row(model_type, "refused", "its self check takes too long", seconds=monotonic() - started)
+        verdict = Verdict("fallback", "its self check takes too long")
     if verdict.path == "refused":
         return Row(model_type, "refused", verdict.reason, seconds=monotonic() - started)
     options = LoadOptions(is_packed=verdict.path == "packed")
     loaded = prepare_model(model_type, copy.deepcopy(reference), None, CPU, options)
     counts = _compared_answers(reference, loaded)
-    return Row(model_type, verdict.path, verdict.reason, *counts, seconds=monotonic() - started)
+    is_tried = with_invariance and verdict.path == "packed"
+    numbers = {dtype: differing(model_type, dtype) for dtype in DTYPES} if is_tried else {}
+    return Row(model_type, verdict.path, verdict.reason, *counts, **numbers, seconds=monotonic() - started)
 
 
 Counts = tuple[int, int]
@@ -83,9 +92,11 @@ def _compared_answers(reference: Any, loaded: LoadedModel) -> tuple[Counts, Coun
         if request.params.num_sequences > 1 and request.params.strategy.value == "sample":
             samples.append(mixed[request.id] == _answers(loaded, [request])[request.id])
             continue
-        expected = _generated(reference, request)
-        if expected is not None:
-            (beams if request.params.num_beams > 1 else greedy).append(mixed[request.id] == expected)
+        found = mixed[request.id]
+        if request.params.num_beams == 1:
+            greedy.append(found == _generated(reference, request))
+        elif (is_right := _are_beams(reference, request, found)) is not None:
+            beams.append(is_right)
     return (sum(greedy), len(greedy)), (sum(beams), len(beams)), (sum(samples), len(samples))
 
 
@@ -129,20 +140,34 @@ def _answers(
     return found
 
 
+def _are_beams(reference: Any, request: Request, found: list[list[int]]) -> bool | None:
+    """Whether these are the beams of `generate`; None where it has none.
+
+    Some caches keep states that Transformers does not move when beams change places (MiniMax, RWKV): without a cache
+    there is nothing to move.
+    """
+    answers = []
+    for use_cache in (True, False):
+        try:
+            answers.append(_generated(reference, request, use_cache=use_cache))
+        except Exception:  # of a cache that cannot be reordered, or a model that needs one
+            continue
+        if answers[-1] == found:
+            return True
+    return False if answers else None
+
+
 @torch.inference_mode()
-def _generated(reference: Any, request: Request) -> list[list[int]] | None:
-    """Transformers' own answer; None where it has none for beams."""
+def _generated(reference: Any, request: Request, *, use_cache: bool = True) -> list[list[int]]:
+    """Transformers' own answer, without the token that some configurations end every answer with."""
     ids = torch.tensor([list(request.prompt_ids)])
     num_beams = request.params.num_beams
     options = {"num_beams": num_beams, "early_stopping": True} if num_beams > 1 else {}
-    try:
-        output = reference.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_NEW_TOKENS,
-            eos_token_id=[EOS], pad_token_id=0, **options,
-        )  # fmt: skip
-    except Exception:
-        if num_beams > 1:  # some caches of its own cannot be reordered
-            return None
-        raise
+    if hasattr(reference.generation_config, "forced_eos_token_id"):
+        reference.generation_config.forced_eos_token_id = None
+    output = reference.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=[EOS], pad_token_id=0, use_cache=use_cache, **options,
+    )  # fmt: skip
     row = output[0, ids.shape[1] :].tolist()
     return [row[: row.index(EOS) + 1] if EOS in row else row]

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from benchmarks.model_matrix.own_sizes import FIELDS, WHOLE
 from worker.engine.loading.twin import Cut, built, cut_layers, cut_vocabulary, cut_widths, small_config
 
 WINDOW = 512
@@ -16,17 +17,21 @@ WINDOW = 512
 #: Sizes by the names that architectures have for them.
 SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "word_embed_proj_dim"), 64),
-    **dict.fromkeys(("embedding_size", "hidden_dim", "attention_hidden_size", "lru_width", "d_embed"), 64),
+    **dict.fromkeys(("embedding_size", "hidden_dim", "attention_hidden_size", "lru_width", "d_embed", "emb_dim"), 64),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "attention_heads"), 4),
+    **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "num_global_key_value_heads"), 2),
     **dict.fromkeys(("swa_num_attention_heads",), 4),
     **dict.fromkeys(("swa_num_key_value_heads",), 2),
     **dict.fromkeys(("head_dim", "swa_head_dim", "kv_channels", "attention_head_dim", "v_head_dim"), 16),
-    **dict.fromkeys(("global_head_dim", "swa_v_head_dim", "qk_nope_head_dim", "rotary_dim_unused"), 16),
-    **dict.fromkeys(("qk_rope_head_dim", "index_head_dim", "indexer_head_dim"), 8),
+    **dict.fromkeys(
+        ("global_head_dim", "indexer_head_dim", "swa_v_head_dim", "qk_nope_head_dim", "rotary_dim_unused"), 16
+    ),
+    **dict.fromkeys(("qk_rope_head_dim", "index_head_dim"), 8),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank"), 16),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim", "d_ff"), 96),
+    **dict.fromkeys(("ffn_hidden_size", "expert_ffn_hidden_size"), 96),
     **dict.fromkeys(("linear_num_key_heads",), 2),
     **dict.fromkeys(("linear_num_value_heads",), 4),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
@@ -73,8 +78,10 @@ def tiny_model(model_type: str) -> Any:
 
 def tiny_config(model_type: str, kept: Iterable[str] = ()) -> Any:
     """The type's default configuration with small sizes, but for the fields `kept`."""
+    if model_type in WHOLE:
+        return AutoConfig.for_model(model_type, **WHOLE[model_type])
     cuts: tuple[Cut, ...] = (cut_vocabulary, cut_layers, cut_widths, lambda fields: _cut_sizes(fields, set(kept)))
-    return small_config(AutoConfig.for_model(model_type), cuts)
+    return small_config(AutoConfig.for_model(model_type, **FIELDS.get(model_type, {})), cuts)
 
 
 def _cut_sizes(fields: dict[str, Any], kept: set[str]) -> None:

@@ -12,8 +12,9 @@ from models.checkpoint.config_values import check_token_ids, check_values
 from models.checkpoint.quantization import SUPPORTED_METHODS, quantization_method, quantization_name
 from models.checkpoint.small_files import CheckpointProblem, is_file
 
-#: Rope variants whose angles depend on the longest sequence of the batch.
-BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope", "su"})
+#: Rope variants whose angles change with a sequence's length, so that Transformers takes them from the longest of a
+#: batch. Those of `dynamic` change beyond the model's window alone, where nothing is decoded.
+LENGTH_DEPENDENT_ROPE = frozenset({"longrope", "su"})
 
 #: Configurations of quantized weights outside of `config.json`, and the tools that write them.
 QUANTIZATION_FILES = {
@@ -43,15 +44,24 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
-def packing_problem(text_config: Mapping[str, Any]) -> str | None:
+def packing_problem(text_config: Mapping[str, Any], max_model_len: int | None = None) -> str | None:
     """The sentence about positions that depend on what else is in a batch, so that rows must not be packed."""
-    rope = text_config.get("rope_parameters") or text_config.get("rope_scaling") or {}
-    if isinstance(rope, dict):
-        parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-        kinds = {str(part.get(key)) for part in parts for key in ("rope_type", "type") if part.get(key)}
-        if found := kinds & BATCH_DEPENDENT_ROPE:
-            return f"its rotary positions ({', '.join(sorted(found))}) depend on the longest sequence of a batch"
+    for part in _rope_parts(text_config):
+        kinds = {str(part.get(key)) for key in ("rope_type", "type")} & LENGTH_DEPENDENT_ROPE
+        first = part.get("original_max_position_embeddings") or text_config.get("original_max_position_embeddings")
+        windows = [length for length in (max_model_len, text_config.get("max_position_embeddings")) if length]
+        if kinds and not (isinstance(first, int) and windows and min(windows) <= first):
+            about = f"its rotary positions ({', '.join(sorted(kinds))}) depend on the longest sequence of a batch"
+            return f"{about}; up to --max-model-len {first} they do not" if isinstance(first, int) else about
     return None
+
+
+def _rope_parts(text_config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The parameters of rotary positions, and those of single kinds of layers."""
+    rope = text_config.get("rope_parameters") or text_config.get("rope_scaling")
+    if not isinstance(rope, dict):
+        return []
+    return [rope, *(part for part in rope.values() if isinstance(part, dict))]
 
 
 def _check_quantization(path: Path, config: Mapping[str, Any]) -> None:

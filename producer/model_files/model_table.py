@@ -9,7 +9,7 @@ from producer.console import print_data, say, stdout
 from producer.errors import UsageError
 from producer.render import table, to_json
 
-COLUMNS = ("type", "path", "greedy", "beams", "samples", "reason")
+COLUMNS = ("type", "path", "greedy", "beams", "samples", "invariant", "reason")
 
 
 def show_models(model_types: list[str], *, as_json: bool) -> None:
@@ -31,4 +31,11 @@ def show_models(model_types: list[str], *, as_json: bool) -> None:
 def cells(name: str, row: KnownPath) -> tuple[str, ...]:
     """A row of the table as text."""
     counts = (f"{equal}/{compared}" if compared else "" for equal, compared in (row.greedy, row.beams, row.samples))
-    return (name, row.path, *counts, "" if row.path == "packed" else row.reason)
+    return (name, row.path, *counts, _invariance(row), "" if row.path == "packed" else row.reason)
+
+
+def _invariance(row: KnownPath) -> str:
+    """Whether answers are the same bits in any batch; the number types in which they are not."""
+    if row.is_batch_invariant is None:
+        return ""
+    return "yes" if row.is_batch_invariant else f"not in {', '.join(row.variant_dtypes)}"

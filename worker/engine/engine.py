@@ -12,7 +12,6 @@ Not thread-safe.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Self
@@ -56,7 +55,7 @@ class Engine:
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig = EngineConfig()) -> None:
-        self.loaded = loaded = _shortened(loaded, config.max_model_len)
+        self.loaded = loaded = loaded.shortened(config.max_model_len)
         self.config = config
         self.stats = EngineStats()
         self.detokenizer = None if loaded.tokenizer is None else Detokenizer(loaded.tokenizer)
@@ -101,7 +100,8 @@ class Engine:
     ) -> Self:
         """An engine on a model folder or hub id; `config` are the fields of `EngineConfig`, by default the device's.
 
-        With `deterministic` answers are batch-invariant on a GPU too; on a CPU they always are.
+        With `deterministic` answers are batch-invariant on a GPU too; on a CPU they are but for the kinds of models
+        that `docs/models.md` names.
         Raises `ModelUnavailable`.
         """
         loaded = load_model(
@@ -112,6 +112,7 @@ class Engine:
             quantize=quantize,
             allow_slow=allow_slow,
             adapter=adapter,
+            max_model_len=config.get("max_model_len"),
         )
         given = {name: value for name, value in config.items() if value is not None}
         return cls(loaded, EngineConfig(**{**default_sizes(loaded.model.device.type), **given}))
@@ -261,9 +262,3 @@ class Engine:
 
 def _chunk_rule(states: StateLayout) -> ChunkRule:
     return ChunkRule(states.prompt_unit, states.splits_prompts, MIN_ROWS) if states else ChunkRule()
-
-
-def _shortened(loaded: LoadedModel, max_model_len: int | None) -> LoadedModel:
-    """The model with a context window of at most so many tokens."""
-    window = min(loaded.limits.context_window, max_model_len or loaded.limits.context_window)
-    return replace(loaded, limits=replace(loaded.limits, context_window=window))

@@ -58,6 +58,11 @@ class LoadedModel:
     adapter: Path | None = None  # that was merged into it
     verdict: Verdict | None = None  # on its path; None for a model made in memory
 
+    def shortened(self, max_model_len: int | None) -> LoadedModel:
+        """The model with a context window of at most so many tokens."""
+        window = min(self.limits.context_window, max_model_len or self.limits.context_window)
+        return replace(self, limits=replace(self.limits, context_window=window))
+
 
 def load_model(
     name: str,
@@ -68,8 +73,9 @@ def load_model(
     quantize: Quantization = "none",
     allow_slow: bool = False,
     adapter: str | None = None,
+    max_model_len: int | None = None,
 ) -> LoadedModel:
-    """The model in inference mode on its device; `name` is a folder or a hub id.
+    """The model in inference mode on its device; `name` is a folder or a hub id. Longer sequences are not decoded.
 
     `device` may be several, `cuda:0+cuda:1`: Transformers' device map then spreads the layers over all visible ones.
     """
@@ -87,7 +93,7 @@ def load_model(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         number_type = choose_dtype(dtype, target)
         backend_for(target).prepare_process(number_type, options)
-        verdict = _verdict(folder, config, target, options)
+        verdict = _verdict(folder, config, target, options, max_model_len)
         if verdict.path == "refused":
             raise ModelUnavailable(f"{name!r} cannot be decoded correctly: {verdict.reason}")
         options = replace(options, is_packed=verdict.path == "packed")
@@ -97,6 +103,7 @@ def load_model(
         with _as_model_unavailable(f"cannot load the tokenizer of {name!r}"):
             tokenizer = load_tokenizer(str(folder))
         loaded = prepare_model(name, model, tokenizer, target, options)
+        loaded = loaded.shortened(max_model_len)
         return replace(loaded, folder=folder, verdict=verdict, adapter=None if adapter is None else Path(adapter))
 
 
@@ -127,10 +134,12 @@ def prepare_model(
     return LoadedModel(limits, model.config, tokenizer, prepared)
 
 
-def _verdict(folder: Path, config: Any, device: torch.device, options: LoadOptions) -> Verdict:
+def _verdict(
+    folder: Path, config: Any, device: torch.device, options: LoadOptions, max_model_len: int | None
+) -> Verdict:
     """The path on which the model is decoded, from the self check of this or an earlier load."""
     given = read_json_object(folder / "config.json")
-    if problem := packing_problem(text_part(given)):
+    if problem := packing_problem(text_part(given), max_model_len):
         return Verdict("fallback", problem)
     return checked_path(given, config, backend_for(device), device, options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import transformers
 
 from models.checkpoint.adapter import adapter_hash
 from models.checkpoint.deciding_files import combined_hash, small_file_hashes, weights_hash
+from models.checkpoint.paths.verdict import Verdict
 from worker.engine.model_loader import LoadedModel
 
 
@@ -26,11 +28,23 @@ def describe_environment(loaded: LoadedModel) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "tokenizer": type(loaded.tokenizer).__name__,  # its class; TokenizersBackend is tokenizer.json as it stands
-            **({} if loaded.adapter is None else {"adapter": adapter_hash(loaded.adapter)}),
-            **({} if loaded.verdict is None else {"path": loaded.verdict.sentence}),
+            **_adapter(loaded.adapter),
+            **_path(loaded.verdict),
             **({"files": small_files} if small_files else {}),
         },
     }
+
+
+def _adapter(folder: Path | None) -> dict[str, str]:
+    return {} if folder is None else {"adapter": adapter_hash(folder), "adapter_name": folder.name}
+
+
+def _path(verdict: Verdict | None) -> dict[str, Any]:
+    """The path on which the model is decoded; whether answers are batch-invariant where that was tried."""
+    if verdict is None:
+        return {}
+    invariance = verdict.is_batch_invariant
+    return {"path": verdict.sentence, **({} if invariance is None else {"is_batch_invariant": invariance})}
 
 
 def _weights_hash(loaded: LoadedModel) -> str:

@@ -17,13 +17,33 @@ TABLE = Path(__file__).with_name("model_paths.json")
 
 @dataclass(frozen=True)
 class KnownPath:
-    """A tiny model of a type, against `generate`; counts are (equal, compared)."""
+    """A tiny model of a type, against `generate`; counts are (equal, compared).
+
+    `fp32` and `bf16` are numbers that differ from batch to batch, and how many were compared.
+    """
 
     path: str
     reason: str
     greedy: tuple[int, int]
     beams: tuple[int, int]
     samples: tuple[int, int]
+    fp32: tuple[int, int]
+    bf16: tuple[int, int]
+
+    @property
+    def is_batch_invariant(self) -> bool | None:
+        """Always true of the fallback, which decodes each sequence by itself; None where it was not tried."""
+        if self.path == "fallback":
+            return True
+        return not self.variant_dtypes if self.fp32[1] else None
+
+    @property
+    def variant_dtypes(self) -> list[str]:
+        return [name for name, (differing, _) in (("fp32", self.fp32), ("bf16", self.bf16)) if differing]
+
+
+#: The counts of a row.
+COUNTS = ("greedy", "beams", "samples", "fp32", "bf16")
 
 
 @cache
@@ -31,9 +51,7 @@ def known_paths() -> dict[str, KnownPath]:
     """The table by model type."""
     rows = json.loads(TABLE.read_text(encoding="utf-8"))["types"]
     return {
-        model_type: KnownPath(
-            row["path"], row["reason"], *((row[name][0], row[name][1]) for name in ("greedy", "beams", "samples"))
-        )
+        model_type: KnownPath(row["path"], row["reason"], *(tuple(row.get(name, (0, 0))) for name in COUNTS))
         for model_type, row in rows.items()
     }
 

@@ -24,6 +24,9 @@ IDLE_FIELDS = frozenset(
     {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config",
      "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "initializer_range"}
 )  # fmt: skip
+
+#: The sentence about a model whose rows are rounded by what else is in their batch.
+VARIANT = "not batch-invariant: log-probabilities may differ in their last bits from batch to batch"
 ENGINE_FOLDER = Path(__file__).parents[3] / "worker" / "engine"
 MAX_BYTES = 65536
 
@@ -35,10 +38,11 @@ class Verdict:
     path: DecodingPath
     reason: str
     difference: float | None = None  # of the packed path from the model's own, in standard deviations of the logits
+    is_batch_invariant: bool | None = None  # of the packed path on a CPU; None where that was not tried
 
     @property
     def sentence(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{self.path}: {self.reason}" + (f"; {VARIANT}" if self.is_batch_invariant is False else "")
 
 
 UNTESTED = "untested: the first worker that loads it finds out, within 20 s"
@@ -55,7 +59,7 @@ def stored_verdict(key: str) -> Verdict | None:
     try:
         with (_folder() / f"{key}.json").open("rb") as file:
             found = json.loads(file.read(MAX_BYTES))
-        verdict = Verdict(str(found["path"]), str(found["reason"]), found["difference"])  # type: ignore[arg-type]
+        verdict = Verdict(str(found["path"]), str(found["reason"]), found["difference"], found["is_batch_invariant"])  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return verdict if verdict.path in get_args(DecodingPath) else None

@@ -23,7 +23,7 @@ PACKED = (
     "granite", "cohere2", "gpt2", "qwen3_5_text", "mamba",
 )  # fmt: skip
 #: Attention of their own, positions in biases, bidirectional ones, windows that are told to nobody, chunks.
-FALLBACK = ("gptj", "bloom", "mpt", "diffllama", "moshi", "bert")
+FALLBACK = ("gptj", "bloom", "mpt", "diffllama", "moshi", "bert", "bart", "minimax")
 
 
 @pytest.mark.parametrize(("path", "model_type"), [("packed", t) for t in PACKED] + [("fallback", t) for t in FALLBACK])
@@ -58,6 +58,28 @@ def test_a_path_that_computes_something_else_is_found(monkeypatch: pytest.Monkey
     monkeypatch.setattr("worker.engine.model.fused_decoder._window", lambda attention: None)  # noqa: ARG005
     verdict = self_check.check(config, backend_for(CPU), CPU, LoadOptions())
     assert verdict.path == "fallback" and verdict.difference is not None and verdict.difference > 0.1
+
+
+def test_a_twin_that_hardly_depends_on_its_prompt_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve layers of BART with random weights give every row of a prompt nearly the same logits, right or wrong."""
+    config = tiny_config("bart")
+    config.decoder_layers = 12
+    config.encoder_layers = 12
+    monkeypatch.setattr("worker.engine.loading.twin.STACK_LAYERS", 12)
+    monkeypatch.setattr("worker.engine.loading.self_check.SENSITIVITY", 4.0)  # narrow ones still depend on it a little
+    verdict = self_check.check(config, backend_for(CPU), CPU, LoadOptions())
+    assert verdict.path == "fallback" and "hardly depend on its prompt" in verdict.reason
+
+
+def test_a_twin_that_is_rounded_by_its_neighbours_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experts of Transformers multiply all rows of a step at once."""
+    config = tiny_config("qwen3_moe")
+    verdict = self_check.check(config, backend_for(CPU), CPU, LoadOptions())
+    assert verdict.is_batch_invariant and "batch-invariant" not in verdict.sentence
+    monkeypatch.setattr("worker.engine.cpu.backend.pack_experts", lambda *_: 0)
+    verdict = self_check.check(config, backend_for(CPU), CPU, LoadOptions())
+    assert verdict.path == "packed" and verdict.is_batch_invariant is False
+    assert verdict.sentence.endswith("differ in their last bits from batch to batch")
 
 
 def test_a_check_that_takes_too_long_takes_the_fallback_and_is_not_kept(

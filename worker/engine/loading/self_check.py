@@ -1,15 +1,17 @@
 """Compares our steps with a model's own forward passes, on a small twin of it.
 
 Two prompts: the long one prefilled in two chunks, the short one packed beside its second, then both decode together.
-A right path differs by 3e-4 of a row's standard deviation at most, a wrong one by more than a third of it.
+A right path differs by 3e-4 of a row's standard deviation at most, a wrong one by more than a third of it, where the
+twin's answers depend on the order of its prompt's tokens; one whose answers do not is of no use.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -18,31 +20,34 @@ from torch import Tensor
 
 from models.checkpoint.paths.verdict import Verdict
 from models.checkpoint.small_files import one_line
-from models.params import GenerationParams
 from worker.engine.backend import Backend, LoadOptions
-from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.fallback.own_cache import OwnCacheDecoder
-from worker.engine.loading.prepare import load_packed
-from worker.engine.loading.twin import TOKEN_IDS, VOCAB, twins
-from worker.engine.request import Request
-from worker.engine.scheduling.block_manager import BlockManager, Prefix
-from worker.engine.scheduling.sequence import Sequence, SequenceGroup
-from worker.engine.scheduling.state_manager import StateManager
-from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
+from worker.engine.loading.twin import twins
+from worker.engine.loading.twin_steps import LONG, NUM_STEPS, SHORT, TwinSteps, prompt_tokens
 
 logger = logging.getLogger(__name__)
 
 #: The largest difference of a right path, in standard deviations of a row's logits.
 TOLERANCE = 1e-3
+
+#: The least that other tokens must change a twin's logits, so that a wrong path shows.
+SENSITIVITY = 20 * TOLERANCE
 SECONDS = 20.0
-BLOCK_SIZE = 64
-PROMPT_LENGTHS = (BLOCK_SIZE + 21, 7)
-NUM_STEPS = 3
-KV_MEMORY = 1.0  # GiB, of which the twin takes a few MiB
 
 
 class TookTooLong(Exception):
     """The check's time is over."""
+
+
+class _Insensitive(Exception):
+    """A twin whose answers hardly depend on its prompt."""
+
+
+@dataclass(frozen=True)
+class _Twin:
+    make: Callable[[], Any]
+    model: Any
+    alone: Tensor  # its own logits [steps, prompts, vocab]
 
 
 def check(config: Any, backend: type[Backend], device: torch.device, options: LoadOptions) -> Verdict:
@@ -51,58 +56,88 @@ def check(config: Any, backend: type[Backend], device: torch.device, options: Lo
     deadline = monotonic() + SECONDS
     found = _smallest_twin(config, device, deadline)
     if isinstance(found, str):
-        return Verdict("fallback", f"no small twin of its configuration runs ({found})")
-    make_twin, twin, alone = found
-    difference, problem = _packed_difference(twin, alone, backend, device, options, deadline)
+        return Verdict("fallback", f"no small twin of its configuration is of use ({found})")
+    verdict, problem = _packed_verdict(found, backend, device, options, deadline)
     if problem is None:
-        return Verdict("packed", "a small twin computes what its own forward pass does", difference)
+        return verdict
     try:
-        interleaved = _own_logits(make_twin(), deadline, interleaved=True)
+        interleaved = _own_logits(found.make(), deadline, interleaved=True)
     except TookTooLong:
         raise
     except Exception as error:
-        return Verdict("refused", f"{problem}, and its own cache cannot be copied ({_cause(error)})", difference)
-    if not _spreads(interleaved, alone) <= TOLERANCE:  # NaN is no small difference
-        return Verdict("refused", f"{problem}, and it keeps its state in itself, not in a cache", difference)
-    return Verdict("fallback", problem, difference)
+        return replace(
+            verdict, path="refused", reason=f"{problem}, and its own cache cannot be copied ({_cause(error)})"
+        )
+    if not _spreads(interleaved, found.alone) <= TOLERANCE:  # NaN is no small difference
+        return replace(verdict, path="refused", reason=f"{problem}, and it keeps its state in itself, not in a cache")
+    return replace(verdict, path="fallback", reason=problem)
 
 
-def _smallest_twin(config: Any, device: torch.device, deadline: float) -> tuple[Callable[[], Any], Any, Tensor] | str:
-    """The maker of the smallest twin that runs, the twin, and its own logits; or the reason that there is none."""
+def _smallest_twin(config: Any, device: torch.device, deadline: float) -> _Twin | str:
+    """The smallest twin that runs and tells right from wrong; or the reason that there is none."""
     problem = ""
     for make_twin in twins(config, device):
         try:
             twin = make_twin()
-            return make_twin, twin, _own_logits(twin, deadline, interleaved=False)
+            alone = _own_logits(twin, deadline, interleaved=False)
+            _check_sensitivity(twin, alone, deadline)
+            return _Twin(make_twin, twin, alone)
         except TookTooLong:
             raise
+        except _Insensitive as error:
+            problem = problem or str(error)
         except Exception as error:  # Transformers' classes raise types of their own
             problem = problem or _cause(error)
-            _check_time(deadline)
+        _check_time(deadline)
     return problem
 
 
-def _packed_difference(
-    twin: Any, alone: Tensor, backend: type[Backend], device: torch.device, options: LoadOptions, deadline: float
-) -> tuple[float | None, str | None]:
-    """The difference of our steps from the twin's own, and the sentence about it where it is large."""
+def _packed_verdict(
+    twin: _Twin, backend: type[Backend], device: torch.device, options: LoadOptions, deadline: float
+) -> tuple[Verdict, str | None]:
+    """The verdict on our steps, and the sentence about them where they differ from the twin's own."""
+    verdict = Verdict("packed", "a small twin computes what its own forward pass does")
     try:
-        difference = _spreads(_packed_logits(twin, backend, device, options, deadline), alone)
+        steps = TwinSteps(twin.model, backend, device, options, partial(_check_time, deadline))
+        together = steps.logits((LONG, SHORT), in_pieces=True)
+        difference = _spreads(together, twin.alone)
+        if not difference <= TOLERANCE:
+            verdict = replace(verdict, difference=difference)
+            return verdict, f"rows of several sequences, packed, differ by {difference:.2g} standard deviations"
+        is_invariant = _is_batch_invariant(steps, together) if device.type == "cpu" else None
     except TookTooLong:
         raise
     except Exception as error:  # of a forward pass that our arguments or modules do not suit
         logger.debug("the packed path fails", exc_info=True)
-        return None, f"rows of several sequences cannot be packed ({_cause(error)})"
-    if difference <= TOLERANCE:
-        return difference, None
-    return difference, f"rows of several sequences, packed, differ by {difference:.2g} standard deviations"
+        return verdict, f"rows of several sequences cannot be packed ({_cause(error)})"
+    return replace(verdict, difference=difference, is_batch_invariant=is_invariant), None
+
+
+def _is_batch_invariant(steps: TwinSteps, together: Tensor) -> bool:
+    """Whether each prompt alone, in one piece, has the same bits."""
+    alone = [steps.logits((prompt,), in_pieces=False)[:, 0] for prompt in (LONG, SHORT)]
+    return torch.equal(torch.stack(alone, dim=1), together)
+
+
+@torch.inference_mode()
+def _check_sensitivity(twin: Any, alone: Tensor, deadline: float) -> None:
+    """Raises `_Insensitive` where another token, or two in another order, change less than a wrong path would have to.
+
+    A deep stack of random layers can make every row the average of its prompt.
+    """
+    tokens = list(prompt_tokens()[SHORT])
+    tokens[1], tokens[2] = tokens[2], tokens[1]
+    order = _spreads(_decoded_alone(OwnCacheDecoder(twin), tokens, deadline), alone[:, SHORT])
+    newest = float(_differences(alone[1:], alone[:-1]).min())
+    if not min(order, newest) >= SENSITIVITY:
+        raise _Insensitive(f"its answers hardly depend on its prompt: by {min(order, newest):.2g} standard deviations")
 
 
 @torch.inference_mode()
 def _own_logits(twin: Any, deadline: float, *, interleaved: bool) -> Tensor:
     """[steps, prompts, vocab] by the model's own cache: each prompt by itself, or the two in turns, from copies."""
     decoder = OwnCacheDecoder(twin)
-    tokens = _tokens()
+    tokens = prompt_tokens()
     if not interleaved:
         return torch.stack([_decoded_alone(decoder, each, deadline) for each in tokens], dim=1)
     states, logits = zip(*(decoder.prefill(each[:-NUM_STEPS]) for each in tokens), strict=True)
@@ -129,70 +164,14 @@ def _decoded_alone(decoder: OwnCacheDecoder, tokens: SequenceOf[int], deadline: 
     return torch.stack(rows).float()
 
 
-@torch.inference_mode()
-def _packed_logits(
-    twin: Any, backend: type[Backend], device: torch.device, options: LoadOptions, deadline: float
-) -> Tensor:
-    """[steps, prompts, vocab] by our steps."""
-    vocab_size = twin.config.get_text_config().vocab_size
-    limits = ModelLimits("twin", PROMPT_LENGTHS[0] + BLOCK_SIZE, vocab_size)
-    model = load_packed("twin", twin, backend, device, options)
-    config = EngineConfig(block_size=BLOCK_SIZE, max_num_seqs=2, kv_memory=KV_MEMORY, use_graphs=False)
-    runner = backend(model, limits, config)
-    states = StateManager(runner.num_states) if runner.num_states else None
-    blocks = BlockManager(runner.num_blocks, runner.block_size, share_prefixes=False, states=states)
-    rows: list[dict[int, Tensor]] = []
-    for plan in _plans(
-        blocks, splits_prompts=model.states.splits_prompts and BLOCK_SIZE % model.states.prompt_unit == 0
-    ):
-        step = runner.launch(plan)
-        logits = step.take_logits()
-        rows.append({sequence.request.id: logits[row].float() for row, sequence in [*step.on_device, *step.on_host]})
-        _check_time(deadline)
-    return torch.stack([torch.stack([row[0], row[1]]) for row in rows if row])
-
-
-def _plans(blocks: BlockManager, *, splits_prompts: bool) -> Iterator[StepPlan]:
-    """Two chunks of the long prompt, the second beside the short one, then tokens of both, as if scheduled."""
-    long, short = (_group(index, tokens, blocks) for index, tokens in enumerate(_tokens()))
-    border = BLOCK_SIZE if splits_prompts else 0
-    chunks = ([(long, 0, border)], [(long, border, PROMPT_LENGTHS[0]), (short, 0, PROMPT_LENGTHS[1])])
-    for chunk in chunks if splits_prompts else chunks[1:]:
-        prefills = [PrefillChunk(group, start, end) for group, start, end in chunk]
-        for prefill in prefills:
-            blocks.append(prefill.sequence.table, prefill.end)
-        yield StepPlan(prefills=prefills)
-        for prefill in prefills:
-            prefill.sequence.num_computed = prefill.end
-    sequences = [long.sequences[0], short.sequences[0]]
-    for step in range(NUM_STEPS, 0, -1):
-        for sequence, tokens in zip(sequences, _tokens(), strict=True):
-            sequence.token_ids.append(tokens[-step])
-            blocks.append(sequence.table, sequence.num_tokens)
-        yield StepPlan(decodes=sequences)
-        for sequence in sequences:
-            sequence.num_computed += 1
-
-
-def _group(index: int, tokens: SequenceOf[int], blocks: BlockManager) -> SequenceGroup:
-    request = Request(index, tuple(tokens[:-NUM_STEPS]), GenerationParams(max_new_tokens=NUM_STEPS + 1))
-    sequence = Sequence(request, 0, NUM_STEPS + 1)
-    allocated = blocks.allocate(Prefix(), blocks.blocks_for(len(tokens) + 1))
-    assert allocated is not None
-    sequence.table, _ = allocated
-    return SequenceGroup(request, [sequence], arrived=0.0)
-
-
-def _tokens() -> list[list[int]]:
-    """The prompts, each with the tokens that follow it."""
-    rng = random.Random(0)
-    return [[rng.randrange(len(TOKEN_IDS), VOCAB) for _ in range(length + NUM_STEPS)] for length in PROMPT_LENGTHS]
-
-
 def _spreads(found: Tensor, expected: Tensor) -> float:
     """The largest difference of a logit, in standard deviations of its row; NaN where one is NaN."""
-    differences = (found - expected).abs().amax(-1) / expected.std(-1)
-    return float(differences.max())
+    return float(_differences(found, expected).max())
+
+
+def _differences(found: Tensor, expected: Tensor) -> Tensor:
+    """The largest difference of each row's logits, in standard deviations of the row."""
+    return (found - expected).abs().amax(-1) / expected.std(-1)
 
 
 def _check_time(deadline: float) -> None:

@@ -21,6 +21,7 @@ WINDOW = 24  # shorter than the prompts of the check, so that a window that is i
 MLP_SIZE = 128
 EXPERTS = 8
 LAYERS = 4  # of models that do not list their layers' kinds
+STACK_LAYERS = 2  # of an encoder's and a decoder's stack
 MAX_LAYERS = 8
 SCALE = 0.2  # of weights between 64 channels; larger logits than an initialized model's show more
 
@@ -28,9 +29,16 @@ SCALE = 0.2  # of weights between 64 channels; larger logits than an initialized
 WINDOWS = (
     "sliding_window", "window_size", "attention_chunk_size", "local_attention_window", "floor_scale", "index_topk",
 )  # fmt: skip
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+EXPERT_COUNTS = (
+    "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "zero_expert_num",
+)  # fmt: skip
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "moe_k")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+STACK_COUNTS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers")
+EXPERT_GROUPS = ("n_group", "n_groups_experts", "num_expert_group")
+
+#: Lists of the layers of one kind, by their indices.
+LAYER_INDICES = ("attn_layer_indices",)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
 
 
@@ -76,7 +84,7 @@ def small_config(config: Any, cuts: Iterable[Cut]) -> Any:
 
 def cut_vocabulary(fields: dict[str, Any]) -> None:
     for name in fields:
-        if name.startswith("vocab_size") and isinstance(fields[name], int):
+        if (name.startswith("vocab_size") or name == "n_words") and isinstance(fields[name], int):
             fields[name] = VOCAB
     for index, name in enumerate(TOKEN_IDS):
         if name in fields:
@@ -85,15 +93,25 @@ def cut_vocabulary(fields: dict[str, Any]) -> None:
 
 def cut_layers(fields: dict[str, Any], most: int = LAYERS) -> None:
     """Keeps the first layer of each kind and at least two; `most` where the layers' kinds are not listed."""
+    for name in STACK_COUNTS:
+        if isinstance(fields.get(name), int):
+            fields[name] = min(fields[name], STACK_LAYERS)
     count_name = next((name for name in LAYER_COUNTS if isinstance(fields.get(name), int)), None)
     if count_name is None:
         return
+    if fields.pop("num_layers_per_stack", None):  # the count is that of all passes through a stack
+        fields[count_name] = 1
+        return
     count = fields[count_name]
     lists = {name: value for name, value in fields.items() if isinstance(value, list) and len(value) == count}
-    if lists:
-        kept = _first_of_each_kind([tuple(map(str, kinds)) for kinds in zip(*lists.values(), strict=True)])
+    indices = {name: set(fields[name]) for name in LAYER_INDICES if isinstance(fields.get(name), list)}
+    if lists or indices:
+        chosen = [[index in those for index in range(count)] for those in indices.values()]
+        kept = _first_of_each_kind([tuple(map(str, kinds)) for kinds in zip(*lists.values(), *chosen, strict=True)])
         for name, value in lists.items():
             fields[name] = [value[index] for index in kept]
+        for name, those in indices.items():
+            fields[name] = [new for new, old in enumerate(kept) if old in those]
         fields[count_name] = len(kept)
         if isinstance(settings := fields.get("per_layer_config"), dict):
             given = {int(index): value for index, value in settings.items()}
@@ -113,13 +131,13 @@ def _first_of_each_kind(kinds: list[tuple[str, ...]]) -> list[int]:
 
 def cut_widths(fields: dict[str, Any]) -> None:
     """Narrows what can be narrow without other fields knowing, at any depth."""
-    groups = max((fields.get(name) or 1 for name in ("n_group", "n_groups_experts")), default=1)
+    groups = max(fields.get(name) or 1 for name in EXPERT_GROUPS)
     for name, value in fields.items():
         if isinstance(value, dict):
             cut_widths(value)
         elif not isinstance(name, str):  # of the labels of a classifier
             continue
-        elif name.endswith("intermediate_size") or name in ("ffn_dim", "n_inner", "d_ff"):
+        elif name.endswith(("intermediate_size", "ffn_hidden_size")) or name in ("ffn_dim", "n_inner", "d_ff"):
             fields[name] = _each(value, MLP_SIZE)
         elif name in EXPERT_COUNTS:
             fields[name] = _each(value, max(EXPERTS, 2 * groups))

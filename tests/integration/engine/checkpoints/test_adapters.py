@@ -67,6 +67,7 @@ def test_an_adapter_is_merged(config: dict[str, Any], scales: tuple[float, ...],
     expected, plain_versions = answer(merged)
     assert found == expected != answer(model)[0]
     assert "adapter" not in plain_versions and len(versions["adapter"]) == 32
+    assert versions["adapter_name"] == "adapter" and plain_versions["is_batch_invariant"]
 
 
 DAMAGES: dict[str, tuple[dict[str, Any], str]] = {

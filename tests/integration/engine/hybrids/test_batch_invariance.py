@@ -18,10 +18,7 @@ from worker.engine.request import Request, RequestOutput
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 #: One kind for each rule of recurrence: gated delta, Kimi's, short convolution, Mamba 2.
-RULES = ("qwen3_5_text", "kimi_linear", "lfm2_moe", "bamba")
-
-#: Kinds whose prompts, in pieces, still round in other ways than in one.
-NOT_INVARIANT = {"mamba2", "nemotron_h"}
+RULES = ("qwen3_5_text", "kimi_linear", "lfm2_moe", "mamba2")
 
 
 def requests() -> list[Request]:
@@ -53,10 +50,7 @@ def check(kind: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(kind, marks=[] if kind in RULES else pytest.mark.long)
-        for kind in sorted(HYBRIDS.keys() - NOT_INVARIANT)
-    ],
+    [pytest.param(kind, marks=[] if kind in RULES else pytest.mark.long) for kind in sorted(HYBRIDS)],
 )
 def test_fp32(kind: str) -> None:
     check(kind, torch.float32)

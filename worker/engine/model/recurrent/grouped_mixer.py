@@ -1,10 +1,11 @@
-"""A recurrent layer of Transformers inside a step: called once for all decoding rows, and once for each prompt chunk.
+"""A recurrent layer of Transformers inside a step: called once for all decoding rows, and for each prompt chunk.
 
 Works for every layer that keeps its states in Transformers' cache, on any device, with copies of the states in and out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -20,12 +21,15 @@ from worker.engine.model.step_batch import MIN_ROWS, StateChunk, StateRows
 class GroupedMixer(nn.Module):
     """Takes the place of the layer; the decoder sets `step` before it calls the model."""
 
-    def __init__(self, mixer: nn.Module, cache_name: str, keys: tuple[StateKey, ...]) -> None:
+    def __init__(self, mixer: nn.Module, cache_name: str, keys: tuple[StateKey, ...], piece: int | None = None) -> None:
+        """`piece` are the tokens of a prompt in each call of a layer that adds up its own chunks in another order when
+        they come in several calls, as Mamba 2 does; None for one whose calls may be of any length."""
         super().__init__()
         self.mixer = mixer
         self.step: AttentionStep | None = None
         self._cache_name = cache_name
         self._keys = keys
+        self._piece = piece
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The rows of a step [1, rows, hidden] to as many."""
@@ -54,10 +58,22 @@ class GroupedMixer(nn.Module):
         return output
 
     def _prefill(self, call: MixerCall, rows: Tensor, chunk: StateChunk, pool: StatePool) -> Tensor:
-        cache = CallCache(None if chunk.begins else pool.gather(self._keys, chunk.state))
-        output = call(rows.index_select(0, chunk.rows)[None], cache)[0]
-        pool.write(cache.states, chunk.state)
-        return output
+        states: Mapping[StateKey, Tensor] | None = None if chunk.begins else pool.gather(self._keys, chunk.state)
+        outputs = []
+        for piece in self._pieces(chunk.rows):
+            cache = CallCache(states)
+            outputs.append(call(rows.index_select(0, piece)[None], cache)[0])
+            states = cache.states
+        assert states is not None, "a chunk without rows"
+        pool.write(states, chunk.state)
+        return torch.cat(outputs)
+
+    def _pieces(self, rows: Tensor) -> list[Tensor]:
+        """The rows of a chunk, which begins at a border of pieces; too short a last one joins the one before."""
+        pieces = list(rows.split(self._piece or len(rows)))
+        if len(pieces) > 1 and len(pieces[-1]) < MIN_ROWS:
+            pieces[-2:] = [torch.cat(pieces[-2:])]
+        return pieces
 
 
 class MixerCall:

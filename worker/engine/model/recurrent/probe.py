@@ -95,7 +95,8 @@ class StateProbe(CallCache):
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if (layer := layers.get(id(child))) is not None:
-                    setattr(parent, name, GroupedMixer(child, self._cache_name(layer), self._keys(layer)))
+                    mixer = GroupedMixer(child, self._cache_name(layer), self._keys(layer), _own_chunk(child))
+                    setattr(parent, name, mixer)
 
     @property
     def state_layers(self) -> set[int]:
@@ -132,5 +133,10 @@ class StateProbe(CallCache):
 
 
 def _prompt_unit(mixer: nn.Module) -> int:
-    unit = getattr(mixer, "chunk_size", None)
-    return unit if isinstance(unit, int) else DEFAULT_PROMPT_UNIT
+    return _own_chunk(mixer) or DEFAULT_PROMPT_UNIT
+
+
+def _own_chunk(mixer: nn.Module) -> int | None:
+    """The tokens that a layer takes at once, where it says so."""
+    size = getattr(mixer, "chunk_size", None)
+    return size if isinstance(size, int) else None

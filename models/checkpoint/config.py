@@ -74,6 +74,8 @@ def _check_quantization(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: the weights are quantized ({quantization_name(config)}), which the engine does not "
             f"compute; {FULL_PRECISION}"
         )
+    if isinstance(config.get("quantization_config"), dict):
+        raise CheckpointProblem(f"{path}: quantization_config names no quant_method; remove it, or download the file")
     for file, tool in QUANTIZATION_FILES.items():
         if is_file(path.parent / file):
             raise CheckpointProblem(

@@ -23,6 +23,7 @@ NUMBERS = (
 )  # fmt: skip
 FLAGS = ("tie_word_embeddings", "use_cache", "use_sliding_window")
 NAMES = ("hidden_act", "hidden_activation", "activation_function")
+ROPES = ("rope_scaling", "rope_parameters")
 DTYPES = ("float64", "float32", "float16", "bfloat16", "double", "float", "half")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -40,6 +41,8 @@ def check_values(path: Path, text_config: Mapping[str, Any]) -> None:
             raise _wrong(path, name, "true or false", value)
         if name in NAMES and not isinstance(value, str):
             raise _wrong(path, name, "a name", value)
+        if name in ROPES and not isinstance(value, dict):
+            raise _wrong(path, name, "an object", value)
         if name in ("dtype", "torch_dtype") and not isinstance(value, dict) and value not in DTYPES:
             raise _wrong(path, name, f"one of {', '.join(DTYPES)}", value)
     heads, kv_heads = text_config.get("num_attention_heads"), text_config.get("num_key_value_heads")

@@ -19,7 +19,9 @@ MODELS = (
 #: Each of these makes a tokenizer.
 TOKENIZERS = ((FAST,), *VOCABULARIES, *((name,) for name in MODELS))
 #: JSON files beside a tokenizer; each may be absent.
-CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+ADDED = "added_tokens.json"
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", ADDED, "chat_template.json")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: Bounds of a normalizer: real ones make a text three times as long, by a few rules.
 MAX_EXPANSION, MAX_RULES, MAX_PROBES = 64, 10_000, 100
 MAX_PADDING = 1 << 20  # longer than any context window
@@ -33,7 +35,7 @@ def check_tokenizer(folder: Path) -> None:
     """Raises `CheckpointProblem` for a folder whose tokenizer is absent, damaged, or needs a package that is absent."""
     for name in CONFIGS:
         if is_file(folder / name):
-            read_json_object(folder / name)
+            _check_values(folder / name, read_json_object(folder / name))
     for path in [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]:
         if is_file(path):
             check_text(path)
@@ -51,6 +53,26 @@ def check_tokenizer(folder: Path) -> None:
     if is_file(folder / "tekken.json"):
         raise CheckpointProblem(f"{folder} has a tokenizer in Mistral's own format alone; {_remedy()}")
     raise CheckpointProblem(f"{folder} has no tokenizer ({FAST} or another); {_remedy()}")
+
+
+def _check_values(path: Path, content: dict[str, Any]) -> None:
+    """Raises `CheckpointProblem` for a value of another kind than every tokenizer takes."""
+    for name in SPECIAL_TOKENS:
+        token = content.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str) and token is not None:
+            raise _wrong(path, name, "a token", token)
+    added = content.get("added_tokens_decoder", {})
+    if not isinstance(added, dict) or not all(key.isdecimal() and isinstance(added[key], dict) for key in added):
+        raise _wrong(path, "added_tokens_decoder", "an object of token ids and tokens", added)
+    if path.name == ADDED:
+        for token, token_id in content.items():
+            if type(token_id) is not int:
+                raise _wrong(path, repr(token)[:100], "a token id", token_id)
+
+
+def _wrong(path: Path, name: str, kind: str, value: Any) -> CheckpointProblem:
+    return CheckpointProblem(f"{path}: {name} must be {kind}, got {str(value)[:100]!r}; correct or download the file")
 
 
 def _check_fast(path: Path) -> None:

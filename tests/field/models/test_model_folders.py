@@ -156,6 +156,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "aqlm": (quantized("aqlm"), ["quantized (aqlm)", "take the unquantized model"]),
     "gguf-config": (quantized("gguf"), ["quantized (gguf)"]),
     "mlx": (config(quantization={"group_size": 64, "bits": 4}), ["quantized (mlx, 4 bits)"]),
+    "method-absent": (config(quantization_config={}), ["quantization_config names no quant_method; remove it"]),
     "gptq-file": (write("quantize_config.json", '{"bits": 4}'), ["quantize_config.json", "quantized (GPTQ)"]),
     "fp8-silent": (
         header(lambda h: h.update({"model.scale": {"dtype": "F8_E4M3", "shape": [0], "data_offsets": [0, 0]}})),
@@ -181,6 +182,16 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "config-nested": (write("config.json", "[" * 100_000), ["config.json is not JSON"]),
     "generation-config": (write("generation_config.json", "{"), ["generation_config.json is not JSON"]),
     "tokenizer-config": (write("tokenizer_config.json", "null"), ["tokenizer_config.json must hold a JSON object"]),
+    "token-number": (
+        lambda folder: edit_json(folder / "tokenizer_config.json", eos_token=5),
+        ["tokenizer_config.json: eos_token must be a token, got '5'"],
+    ),
+    "added-tokens": (
+        lambda folder: edit_json(folder / "tokenizer_config.json", added_tokens_decoder={"x": {"content": "y"}}),
+        ["added_tokens_decoder must be an object of token ids and tokens"],
+    ),
+    "token-map": (write("special_tokens_map.json", '{"eos_token": 5}'), ["special_tokens_map.json: eos_token must be"]),
+    "added-id": (write("added_tokens.json", '{"<x>": "a"}'), ["added_tokens.json: '<x>' must be a token id, got 'a'"]),
     "merges-lfs": (
         both(remove("tokenizer.json"), write("vocab.json", "{}"), write("merges.txt", LFS_POINTER)),
         ["merges.txt is a Git LFS pointer"],
@@ -208,6 +219,7 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "flag": (config(tie_word_embeddings="yes"), ["tie_word_embeddings must be true or false, got 'yes'"]),
     "number": (config(rms_norm_eps="1e-6"), ["rms_norm_eps must be a number, got '1e-6'"]),
     "not-a-number": (config(rope_theta=float("nan")), ["rope_theta must be a number, got 'nan'"]),
+    "rope": (config(rope_scaling="linear"), ["rope_scaling must be an object, got 'linear'"]),
     "dtype": (config(dtype="int4"), ["dtype must be one of float64, float32", "got 'int4'"]),
     "count-text": (config(vocab_size="many"), ["vocab_size must be a whole number above 0, got 'many'"]),
     "count-huge": (config(hidden_size=10**30), ["hidden_size must be a whole number above 0"]),

@@ -29,7 +29,31 @@ if not HAS_COMPILER:
     keep_onednn_from_amx()  # before the first matmul of any test; an engine process does so at its start
 
 ROOT = Path(__file__).parent.parent
+
+#: Folders and files of few long tests. They come first, so that no process is left alone with one at the end.
+LONG_FIRST = (
+    "tests/faults",
+    "tests/field/first_hour",
+    "tests/integration/producer/test_embedded_run.py",
+    "tests/integration/producer/test_worker_options.py",
+    "tests/integration/test_",
+    "tests/integration/worker",
+    "tests/integration/producer",
+    "tests/nights",
+    "tests/field/models",
+    "tests/field/test_",
+    "tests/integration",
+)
 TOY_MODEL = ROOT / "examples" / "tiny" / "model"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files: those of the longest tests first."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((place for place, prefix in enumerate(LONG_FIRST) if item.nodeid.startswith(prefix)), 99)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any, Self
@@ -18,6 +19,7 @@ import psutil
 from redis import Redis
 
 from producer.runs.valkey import server_executable
+from tests.support.command_server import CommandServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,18 +38,32 @@ def clean_environment(**extra: str) -> dict[str, str]:
 def run_producer(
     cwd: Path, *arguments: Any, exit_code: int = 0, stdin: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the `producer` command to its end; fails the test unless it ends with that exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "producer", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=clean_environment(**environment),
-        timeout=HANG_SECONDS,
-    )
+    """Runs the `producer` command to its end; fails the test unless it ends with that exit code.
+
+    A variable of others may be read while modules are imported, so it needs a new Python.
+    """
+    command = list(map(str, arguments))
+    variables = clean_environment(**environment)
+    if all(name.startswith("NOCTURNE_") for name in environment):
+        done = _command_server().run(command, cwd, variables, stdin, HANG_SECONDS)
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", "producer", *command],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=variables,
+            timeout=HANG_SECONDS,
+        )
     assert done.returncode == exit_code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@cache
+def _command_server() -> CommandServer:
+    """The one of this test process."""
+    return CommandServer(clean_environment())
 
 
 class RedisServer:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.support import house_figures as figures
-from tests.support.house_words import old_words
-from tests.support.import_graph import PACKAGES, import_circles, modules_that_reach
+from tests.support.house import figures
+from tests.support.house.import_graph import PACKAGES, import_circles, modules_that_reach
+from tests.support.house.words import old_words
 
 SCHEDULER = "worker.engine.scheduling.scheduler"
 

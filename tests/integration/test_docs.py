@@ -22,7 +22,7 @@ from producer.cli import app as producer_app
 from producer.prompts.lines import PromptLine
 from producer.prompts.readers.record import PARAMETER_FIELDS
 from tests.pins import supported_pythons
-from tests.support.import_graph import PACKAGES
+from tests.support.house.import_graph import PACKAGES
 from tests.support.processes import ROOT, clean_environment
 from tests.support.prompts import read_prompts
 from worker.cli import app as worker_app

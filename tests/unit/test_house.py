@@ -8,9 +8,9 @@ import tomllib
 import pytest
 
 from tests.house import SCHEDULER
-from tests.support import house_figures as figures
-from tests.support.house_words import old_words
-from tests.support.import_graph import PACKAGES, modules_that_reach
+from tests.support.house import figures
+from tests.support.house.import_graph import PACKAGES, modules_that_reach
+from tests.support.house.words import old_words
 from tests.support.processes import ROOT
 
 

@@ -14,6 +14,7 @@ from models.tool_calls import Messages, render_tool_calls, template_messages
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
 )
 
 

@@ -1,6 +1,6 @@
 """Figures of the code's shape: files per folder, lengths of functions, beginnings of docstrings; and their bounds.
 
-The words that the code has given up are in `house_words`.
+The words that the code has given up are in `words`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.import_graph import PACKAGES, syntax_tree
+from tests.support.house.import_graph import PACKAGES, syntax_tree
 from tests.support.processes import ROOT
 
 MAX_FILES_PER_FOLDER = 16

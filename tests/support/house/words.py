@@ -158,7 +158,7 @@ PHRASES = {
 FOREIGN = {"Panel", "rich_help_panel"}
 
 #: Old words are spoken of here.
-EXEMPT = ("docs/decisions/", "CHANGELOG.md", "tests/support/house_words.py")
+EXEMPT = ("docs/decisions/", "CHANGELOG.md", "tests/support/house/words.py")
 
 _C_TOKEN = re.compile(
     r"(?P<prose>/\*.*?\*/|//[^\n]*)|(?P<string>\"(?:\\.|[^\"\\\n])*\")|(?P<name>[A-Za-z_]\w*)", re.DOTALL

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from worker.engine.cpu.openmp import let_waiting_threads_sleep
 
@@ -27,6 +28,10 @@ from worker.engine.cpu.onednn_linear import keep_onednn_from_amx  # noqa: E402
 
 if not HAS_COMPILER:
     keep_onednn_from_amx()  # before the first matmul of any test; an engine process does so at its start
+
+# No test fails because the machine is busy.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,6 +20,7 @@ from worker.storage.claims import Claim
 from worker.storage.job_store import JobStore
 from worker.storage.outages import DatabaseOutages
 from worker.storage.registry import Registry
+from worker.storage.samples import Samples
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Heartbeat:
         is_stopping: Event,
         drain: Callable[[], None],
         counts: Counts,
+        samples: Samples,
     ) -> None:
         self._interval = settings.heartbeat_seconds
         self._parent_pid = settings.parent_pid
@@ -55,6 +57,7 @@ class Heartbeat:
         self._is_stopping = is_stopping
         self._drain = drain
         self._counts = counts
+        self._samples = samples
         self._is_notified = Event()
         self._is_closed = Event()
         self._last_tokens, self._last_time = 0, 0.0
@@ -92,11 +95,13 @@ class Heartbeat:
             self._counts.add(Count.DROPPED_JOBS, len(lost))
 
     def _beat(self, claims: Sequence[Claim]) -> None:
-        counts, now = self._read_stats().counts, time.monotonic()
+        stats, now = self._read_stats(), time.monotonic()
+        counts = stats.counts
         speed = max(0.0, (counts.num_generated_tokens - self._last_tokens) / (now - self._last_time))
         self._last_tokens, self._last_time = counts.num_generated_tokens, now
         mean_running = counts.num_sequence_steps / max(counts.num_steps, 1)
         is_draining = self._registry.heartbeat(claims, speed, counts.num_steps, mean_running)
         self._outages.note_available()
+        self._samples.add(stats)
         if is_draining and not self._is_stopping.is_set():
             self._drain()

@@ -46,6 +46,7 @@ from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE
 from worker.storage.outages import DatabaseOutages, RetryAborted
 from worker.storage.registry import Registry
+from worker.storage.samples import Samples
 from worker.sweeper import QueueLength, Sweeper
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Runtime:
             settings, self._store, self._registry, self._outages, self._jobs,
             read_stats=lambda: self._supervisor.stats, drop=self._drop, is_stopping=self._is_stopping,
             drain=self._drain, counts=self._counts,
+            samples=Samples(self._database, self.name, self._model, self._counts),
         )  # fmt: skip
         self._sweeper = Sweeper(
             settings, self._database, self._outages, send, queue_length,

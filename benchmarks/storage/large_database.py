@@ -134,10 +134,12 @@ def served(database: Engine) -> Iterator[Callable[[str], str]]:
             with urlopen(request) as answer:
                 return str(answer.read().decode())
 
-        yield ask
-        server.should_exit = True
-        thread.join()
-    read_only.dispose()
+        try:
+            yield ask
+        finally:
+            server.should_exit = True
+            thread.join()
+            read_only.dispose()
 
 
 def first_report(ask: Callable[[str], str]) -> float:

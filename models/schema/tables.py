@@ -10,7 +10,9 @@ from models.schema.result import Environment, Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from models.schema.worker import Worker
+from models.schema.worker_sample import WorkerSample
 
 __all__ = [
     "Base", "DeadLetter", "Environment", "Job", "JobEvent", "JobTransition", "Result", "Run", "TokenTrace", "Worker",
+    "WorkerSample",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Engine, delete, func, select
+from sqlalchemy import ColumnElement, Engine, delete, func, or_, select
 
 from models.database.clock import database_timestamp, read_timestamp
 from models.schema.dead_letter import DeadLetter
@@ -13,6 +13,7 @@ from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
+from models.schema.worker_sample import WorkerSample
 from models.settings import Settings
 from models.states import RunState
 from producer.console import say
@@ -45,9 +46,20 @@ def prune_runs(settings: Settings, older_than: str, *, traces_only: bool, is_dry
     if num_letters:
         with database.begin() as connection:
             connection.execute(delete(DeadLetter).where(_is_old(age)))
+    if not traces_only:
+        _prune_samples(database, age)
     say(f"deleted {what}")
     if database.dialect.name == "sqlite" and num_traces:
         say("the file keeps its size and reuses the space; VACUUM would shrink it")
+
+
+def _prune_samples(database: Engine, age: timedelta) -> None:
+    """Deletes the loads of workers of a time that no run is left of."""
+    oldest = select(func.min(Run.created_at)).scalar_subquery()
+    is_of_none = or_(oldest.is_(None), WorkerSample.at < oldest)
+    with database.begin() as connection:
+        is_old = WorkerSample.at < database_timestamp(age.total_seconds())
+        connection.execute(delete(WorkerSample).where(is_old, is_of_none))
 
 
 def _old_runs(database: Engine, age: timedelta) -> list[str]:

@@ -11,6 +11,8 @@ from sqlalchemy import Engine, func, select
 from models.schema.job import Job
 from models.schema.job_event import JobEvent
 from models.schema.result import Result
+from models.schema.run import Run
+from models.schema.worker_sample import WorkerSample
 from models.states import JobState
 from producer.results.queries import ROWS_PER_FETCH
 
@@ -26,6 +28,9 @@ class Timeline:
         self.span = max((end - begin).total_seconds(), 0.001) / NUM_BUCKETS
         self.changes = {name: [0] * NUM_BUCKETS for name in ("running", "waiting", "failed", "requeued")}
         self.tokens = [0.0] * NUM_BUCKETS
+        self.sequences = [0.0] * NUM_BUCKETS  # seconds of running ones
+        self.restarts = [0] * NUM_BUCKETS
+        self.has_samples = False
 
     def add_event(self, at: datetime, before: str, after: str) -> None:
         """Counts a job's change of state."""
@@ -42,6 +47,16 @@ class Timeline:
         for bucket in range(first, last + 1):
             self.tokens[bucket] += count / (last - first + 1)
 
+    def add_sample(self, at: datetime, seconds: float, running: int, restarts: int) -> None:
+        """Adds a worker's load over the seconds before a time."""
+        self.has_samples = True
+        end = (at - self._begin).total_seconds()
+        first, last = self._bucket(end - seconds), self._bucket(end)
+        for bucket in range(first, last + 1):
+            covered = min(end, (bucket + 1) * self.span) - max(end - seconds, bucket * self.span)
+            self.sequences[bucket] += running * max(0.0, covered)
+        self.restarts[last] += restarts
+
     def described(self, num_jobs: int) -> dict[str, Any]:
         """The curves; all jobs wait at first."""
         return {
@@ -52,6 +67,8 @@ class Timeline:
             "failed": self.changes["failed"],
             "requeued": self.changes["requeued"],
             "speed": [round(count / self.span, 2) for count in self.tokens],
+            "sequences": [round(each / self.span, 1) for each in self.sequences] if self.has_samples else None,
+            "restarts": self.restarts,
         }
 
     def _bucket(self, seconds: float) -> int:
@@ -70,6 +87,8 @@ def timeline(database: Engine, run_id: str, num_jobs: int) -> dict[str, Any] | N
         made.add_event(at, before, after)
     for finished_at, seconds, count in _answers(database, run_id):
         made.add_tokens(finished_at, seconds, count)
+    for sample in _samples(database, run_id, begin, end):
+        made.add_sample(*sample)
     return made.described(num_jobs)
 
 
@@ -87,6 +106,15 @@ def _answers(database: Engine, run_id: str) -> Iterator[Any]:
     statement = select(*columns).join(Job, Job.id == Result.job_id).where(Job.run_id == run_id)
     for _, *answer in _pages(database, statement.where(Job.finished_at.is_not(None)), Result.id):
         yield answer
+
+
+def _samples(database: Engine, run_id: str, begin: datetime, end: datetime) -> Iterator[Any]:
+    """(time, seconds, running sequences, restarts) of the workers that served the run's model meanwhile."""
+    columns = (WorkerSample.id, WorkerSample.at, WorkerSample.seconds, WorkerSample.running, WorkerSample.restarts)
+    model = select(Run.model).where(Run.id == run_id).scalar_subquery()
+    of_time = WorkerSample.at.between(begin, end)
+    for _, *sample in _pages(database, select(*columns).where(of_time, WorkerSample.model == model), WorkerSample.id):
+        yield sample
 
 
 def _pages(database: Engine, statement: Any, key: Any) -> Iterator[Any]:

@@ -154,7 +154,7 @@ function firstRanks(data) {
   return {
     title: "Tokens of rank 1", words: "the share of tokens that were the model's likeliest.",
     draw: (width) => plot(width, {
-      height: 74 + 20 * settings.length, marginLeft: Math.min(210, width / 2.2), marginRight: 48,
+      height: 74 + 20 * settings.length, marginLeft: Math.min(236, width / 1.8), marginRight: 48,
       x: { label: "share", percent: true, domain: [0, 100] }, y: { label: null, domain: settings.map(settingLabel), tickSize: 0 },
       marks: [
         Plot.barX(settings, { x: "rank1", y: settingLabel, fill: (setting) => hueOf(setting.strategy), rx: 2, insetTop: 2, insetBottom: 2 }),
@@ -166,14 +166,15 @@ function firstRanks(data) {
 
 function night(data) {
   if (!data.timeline) return null;
-  const { begin, span, running, waiting, failed, requeued, speed } = data.timeline;
+  const { begin, span, running, waiting, failed, requeued, speed, sequences, restarts } = data.timeline;
   const at = (index) => new Date(new Date(begin).getTime() + 1000 * span * (index + 0.5));
   const curve = (name, values) => values.map((value, index) => ({ name, value, at: at(index) }));
-  const curves = [...curve("jobs running", running), ...curve("jobs waiting", waiting), ...curve("tokens/s", speed)];
-  const marks = [...failed.map((value, index) => ({ kind: "failed", value, at: at(index) })), ...requeued.map((value, index) => ({ kind: "requeued", value, at: at(index) }))].filter((mark) => mark.value);
-  const names = ["tokens/s", "jobs running", "jobs waiting"];
+  const names = ["tokens/s", sequences ? "sequences running" : "jobs running", "jobs waiting"];
+  const curves = [speed, sequences ?? running, waiting].flatMap((values, index) => curve(names[index], values));
+  const kinds = { failed, requeued, "engine restarts": restarts };
+  const marks = Object.entries(kinds).flatMap(([kind, values]) => values.map((value, index) => ({ kind, value, at: at(index) }))).filter((mark) => mark.value);
   return {
-    title: "The night", words: "tokens a second, and the jobs that ran and waited" + (marks.length ? "; crosses are jobs that failed (red) or went back to the queue." : "."), isWide: true,
+    title: "The night", words: "tokens a second, and the " + (sequences ? "sequences that ran on its model's workers, and the jobs that waited" : "jobs that ran and waited") + (marks.length ? "; crosses are failures (red), jobs that went back to the queue and engines that started again." : "."), isWide: true,
     draw: (width) => h("div", {}, names.map((name, index) => plot(width, {
       height: index === 2 ? 140 : 104, marginTop: 22, marginBottom: index === 2 ? 40 : 8, x: { type: "utc", label: index === 2 ? "UTC" : null, axis: index === 2 ? "bottom" : null }, y: { label: name, grid: true, ticks: 3, zero: true, tickFormat: "~s" },
       marks: [

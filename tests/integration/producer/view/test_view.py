@@ -67,13 +67,15 @@ def serving(database: Engine) -> Iterator[Reader]:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, ws="none", lifespan="off"))
         thread = Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        wait_until(lambda: server.started)
-        reader = Reader(port)
-        reader.enter()
-        yield reader
-        server.should_exit = True
-        thread.join()
-    read_only.dispose()
+        try:
+            wait_until(lambda: server.started)
+            reader = Reader(port)
+            reader.enter()
+            yield reader
+        finally:
+            server.should_exit = True
+            thread.join()
+            read_only.dispose()
 
 
 def links(text: str) -> set[str]:

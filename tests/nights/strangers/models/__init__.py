@@ -1,1 +1,0 @@
-"""Model folders and adapters of every kind, damaged at random."""

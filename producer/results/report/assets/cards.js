@@ -31,9 +31,26 @@ function groupsOf(prompt) {
 }
 
 function asking(ask) {
-  if (typeof ask === "string") return clamped(h("div", { class: "ask text" }, visible(ask)), "prompt");
+  if (typeof ask === "string") {
+    const turns = chatMlTurns(ask);
+    return turns ? asking(turns) : clamped(h("div", { class: "ask text" }, visible(ask)), "prompt");
+  }
   return clamped(h("div", { class: "chat" }, (ask ?? []).map((message) => h("div", { class: `bubble ${["user", "assistant", "system", "tool"].includes(message.role) ? message.role : "other"}` },
     h("span", { class: "role" }, visible(message.role)), h("div", { class: "text" }, visible(messageText(message)))))), "chat");
+}
+
+// The messages of a prompt that is ChatML from its first character to its last; null for any other text. The turn that the
+// model is to write has nothing in it yet.
+export function chatMlTurns(text) {
+  const turn = /<\|im_start\|>([\w-]{1,40})\n([^]*?)(?:<\|im_end\|>\n?|$)/y, found = [];
+  while (turn.lastIndex < text.length) {
+    const match = turn.exec(text);
+    if (!match || match[2].includes("<|im_start|>")) return null;
+    found.push({ role: match[1], content: match[2] });
+    if (turn.lastIndex === text.length) break;
+  }
+  if (found.length && !found.at(-1).content) found.pop();
+  return found.length ? found : null;
 }
 
 function messageText(message) {

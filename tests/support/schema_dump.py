@@ -79,4 +79,4 @@ def _rows(connection: Connection) -> Iterator[str]:
 
 def dump_path(engine: Engine, revision: str) -> Path:
     """The stored dump of one revision on one kind of database."""
-    return FOLDER / f"{engine.dialect.name}-{revision}.txt"
+    return FOLDER / engine.dialect.name / f"{revision}.txt"

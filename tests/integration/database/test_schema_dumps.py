@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from migrations.upgrade import downgrade, head_revision, upgrade
 from tests.support.schema_dump import FOLDER, dump_path, dump_schema
 
-REVISIONS = sorted({path.stem.split("-")[1] for path in FOLDER.glob("*.txt")})
+REVISIONS = sorted({path.stem for path in FOLDER.glob("*/*.txt")})
 
 
 def test_each_revision_makes_the_schema_of_its_dump(empty_database: Engine) -> None:

@@ -84,8 +84,9 @@ soak: $(TOOLS)  ## ten minutes of accidents on each database
 	$(BIN)/python -m tests.faults.soak --database sqlite
 	$(BIN)/python -m tests.faults.soak --database postgresql
 
-docs: $(TOOLS)  ## docs/help.md from the commands
+docs: $(TOOLS)  ## docs/help.md from the commands, the pictures of README from a run (the last with Chromium)
 	$(BIN)/python -m docs.help_pages
+	$(BIN)/python -m docs.pictures_of_pages
 
 clean:
 	rm -rf .venv $(HOME_OF_DEMO) build *.egg-info

@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from worker.engine.cuda import fill_kernel
 from worker.engine.cuda.attention_kernels import attend, attend_split, join_sections
 from worker.engine.cuda.sampling import cuts, reduction, sampler, trace
 from worker.engine.cuda.triton_attention import MIN_TILE_ROWS, PROMPT_TILE_ROWS, SECTION, TileShape
@@ -56,6 +57,13 @@ SAMPLING_TYPES = {
 }  # fmt: skip
 
 
+FILL_TYPES = {
+    "seqused_k": "*i32", "block_table": "*i32", "step_rows": "*i32", "num_prompt_ids": "*i32", "num_generated": "*i32",
+    "all_block_tables": "*i32", "input_ids": "*i64", "positions": "*i64", "slot_mapping": "*i64",
+    "last_token_ids": "*i64",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Compiled:
     """The resources of a compiled kernel."""
@@ -84,6 +92,12 @@ def compile_sampling_kernel(kernel: Any, arch: int, element: str) -> Compiled:
     types = {name: SAMPLING_TYPES.get(name, "i32") for name in kernel.arg_names} | {"logits": f"*{element}"}
     constants = SAMPLING_SIZES | {"SHIFT": {"bf16": 16, "fp16": 13, "fp32": 0}[element]}
     return _compile(kernel, arch, types, constants, ["row_stride", "vocab"], sampler.OPTIONS)
+
+
+def compile_fill_kernel(arch: int) -> Compiled:
+    types = {name: FILL_TYPES.get(name, "i32") for name in fill_kernel.fill_rows.arg_names}
+    constants = {"BLOCK_SIZE": 64, "BLOCK": fill_kernel.BLOCK}
+    return _compile(fill_kernel.fill_rows, arch, types, constants, [], {"num_warps": 4})
 
 
 def _compile(
@@ -143,6 +157,7 @@ def main() -> int:
 
 def _compiled(arch: int) -> Iterator[tuple[str, Compiled]]:
     """Each kernel of each shape, by a name."""
+    yield "fill_rows", compile_fill_kernel(arch)
     for kernel in SAMPLING_KERNELS:
         for element in ("bf16", "fp32"):
             yield f"{kernel.__name__:20} {element}", compile_sampling_kernel(kernel, arch, element)

@@ -154,6 +154,13 @@ class Backend:
 
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
         """Begins to compute a plan that is not empty; `previous` is the step before, where it is still in flight."""
+        self._prepare_cache(plan)
+        ids_in_flight = None if previous is None else previous.token_ids
+        logits, rows = self._forward(plan, ids_in_flight)
+        return self._in_flight(logits, rows, ids_in_flight)
+
+    def _prepare_cache(self, plan: StepPlan) -> None:
+        """Does what comes before anything is computed: clears and copies blocks and states."""
         if plan.block_clears:
             self._cache.clear_blocks(plan.block_clears)
         if plan.block_copies:
@@ -161,9 +168,6 @@ class Backend:
         if plan.state_copies:
             assert self._states is not None, "a plan copies states of a model that keeps none"
             self._states.copy(plan.state_copies)
-        ids_in_flight = None if previous is None else previous.token_ids
-        logits, rows = self._forward(plan, ids_in_flight)
-        return self._in_flight(logits, rows, ids_in_flight)
 
     def release_memory(self) -> None:
         """Gives memory that the process holds and does not use back to the device, after it ran out."""

@@ -13,13 +13,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.support.pretend_cuda.machine import DeviceMismatch
 from tests.support.pretend_cuda.tensors import DeviceTensor, State, inner_of, record_or_run
-from worker.engine.cuda.sampling.output import SamplerOutput
-from worker.engine.cuda.sampling.reference import sample_in_torch
+from worker.engine.cuda.running_rows import RunningRows, fill_in_torch, paged_rows_of
+from worker.engine.cuda.sampling.output import Column, SamplerOutput
+from worker.engine.cuda.sampling.reference import sample_in_torch, write_alternatives
 from worker.engine.cuda.sampling.sampler import SampledKinds
-from worker.engine.cuda.sampling.table import SamplingTable
+from worker.engine.cuda.sampling.table import Integer, SamplingTable
 from worker.engine.model.attention import AttentionLayer
 from worker.engine.model.kv_cache import KVCache
-from worker.engine.model.step_batch import PagedRows
+from worker.engine.model.step_batch import PagedRows, StepBatch
 
 
 def unwrapped(value: Any) -> Any:
@@ -83,15 +84,37 @@ class ReferenceSampler:
     ) -> None:
         assert len(logits) <= self._max_rows and logits.shape[1] == self._vocab == table.vocab
         assert logits.stride(1) == 1 and logits.device == self._device
-        names = ["reduce blocks", "sample plain rows", *["draw from kept"] * kinds.has_cuts]
-        names += [*["count ranks"] * kinds.has_traces, *["find alternatives"] * bool(output.num_alternatives)]
-        for name in names[1:]:
+        names = ["sample plain rows", *["draw from kept"] * kinds.has_cuts, *["count ranks"] * kinds.has_traces]
+        launch("reduce blocks", _sample, [output.packed, table.words], logits, batch_index, table)
+        for name in names:
             launch(name, lambda _: None, output.packed)
-        launch(names[0], _sample, [output.packed, table.words], logits, batch_index, table)
+        if output.num_alternatives:
+            self.find_alternatives(logits, batch_index, table, output)
+
+    def find_alternatives(
+        self, logits: Tensor, batch_index: Tensor, table: SamplingTable, output: SamplerOutput
+    ) -> None:
+        launch("find alternatives", _find_alternatives, output.packed, logits, batch_index, table)
 
 
 def _sample(written: list[Tensor], logits: Tensor, batch_index: Tensor, table: SamplingTable) -> None:
-    sample_in_torch(logits, batch_index, table, SamplerOutput(written[0]))
+    sample_in_torch(logits, batch_index, table, SamplerOutput(written[0][:, : len(Column)]))
+
+
+def _find_alternatives(packed: Tensor, logits: Tensor, batch_index: Tensor, table: SamplingTable) -> None:
+    counts = table.integers[batch_index.long(), Integer.NUM_ALTERNATIVES]
+    write_alternatives(SamplerOutput(packed), torch.log_softmax(logits.float(), dim=-1), counts)
+
+
+def fill_from_rows(batch: StepBatch, rows: RunningRows, block_size: int) -> None:
+    """`fill_kernel`'s function."""
+    paged = paged_rows_of(batch)
+    written = [batch.input_ids, batch.positions, batch.slot_mapping, paged.seqused_k, paged.block_table]
+    launch("fill rows", _fill, written, batch, rows, block_size)
+
+
+def _fill(_: list[Tensor], batch: StepBatch, rows: RunningRows, block_size: int) -> None:
+    fill_in_torch(batch, rows, block_size)
 
 
 class ReferenceAttention:
@@ -144,4 +167,4 @@ def _attend_segment(layer: AttentionLayer, query: Tensor, keys: Tensor, values: 
     return torch.softmax(scores, -1) @ values.repeat_interleave(group, 0)
 
 
-__all__ = ["DeviceTensor", "ReferenceAttention", "ReferenceSampler", "launch"]
+__all__ = ["DeviceTensor", "ReferenceAttention", "ReferenceSampler", "fill_from_rows", "launch"]

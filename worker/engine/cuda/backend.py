@@ -12,14 +12,15 @@ from torch import Tensor
 
 from worker.engine.backend import Backend, DeviceModel, LoadOptions, LogitsLayout
 from worker.engine.config import EngineConfig, ModelLimits
-from worker.engine.cuda.decode_graphs import DecodeGraphs, Record, bucket_for, graph_buckets
+from worker.engine.cuda.decode_graphs import DecodeGraphs, DeviceState, Record, bucket_for, graph_buckets
 from worker.engine.cuda.memory import empty_step, least_memory, left_for_cache, step_memory
 from worker.engine.cuda.paged_attention import PAGE_SIZE, NoKernel, OnItsDevice, paged_attention
+from worker.engine.cuda.running_rows import RowUpdates, RunningRows
 from worker.engine.cuda.sampling.device_sampler import DeviceSampler
-from worker.engine.cuda.sampling.usable import check_sampler
+from worker.engine.cuda.usable import check_fill, check_sampler
 from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
-from worker.engine.model.step_batch import MIN_ROWS
+from worker.engine.model.step_batch import MIN_ROWS, StepBatch
 from worker.engine.request import ModelUnavailable
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
 from worker.engine.sampling.in_flight import InFlight
@@ -38,9 +39,7 @@ class CudaBackend(Backend):
     ) -> None:
         with torch.cuda.device(model.device):
             # Before the cache, which takes all memory that is left.
-            self._sampler = (
-                None if model.logits is None else DeviceSampler(model.logits, config.max_num_seqs, limits.eos_token_ids)
-            )
+            self._sampler = None if model.logits is None else self._make_sampler(model.logits, model, limits, config)
             super().__init__(model, limits, config)
             self._graphs = self._make_graphs(self._cache, self._buckets(), record)
             if self._graphs is not None:
@@ -67,17 +66,32 @@ class CudaBackend(Backend):
 
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
         with torch.cuda.device(self._model.device):  # Triton launches on the current device
-            return super().launch(plan, previous)
+            if self._sampler is None or self._graphs is None or not self._is_recorded(plan):
+                return super().launch(plan, previous)
+            self._prepare_cache(plan)
+            self._sampler.updates.decode(plan.decodes)
+            self._sampler.updates.send()
+            logits = self._graphs.replay(len(plan.decodes))
+            return self._sampler.fetch_step(logits, list(enumerate(plan.decodes)))
 
     def release_memory(self) -> None:
         if self._sampler is not None:
-            self._sampler.drop_updates()
+            self._sampler.updates.drop()
         torch.cuda.empty_cache()
 
     def _in_flight(self, logits: Tensor, rows: list[SampledRow], ids_in_flight: Tensor | None) -> InFlight:
         if self._sampler is None:
             return super()._in_flight(logits, rows, ids_in_flight)
         return self._sampler.launch(logits, rows)
+
+    @staticmethod
+    def _make_sampler(
+        layout: LogitsLayout, model: DeviceModel, limits: ModelLimits, config: EngineConfig
+    ) -> DeviceSampler:
+        """The sampler, with the state of the rows that it keeps on the device."""
+        max_blocks = -(-limits.context_window // (config.block_size or model.block_size))
+        rows = RunningRows.make(config.max_num_seqs, layout.vocab, max_blocks, layout.device)
+        return DeviceSampler(layout, RowUpdates(rows), limits.eos_token_ids)
 
     def _free_memory(self, limits: ModelLimits) -> int:
         """A share of each GPU, less what is in use and what the largest step takes."""
@@ -106,7 +120,8 @@ class CudaBackend(Backend):
         if not self._config.use_graphs or model.paged_attention is None or model.is_spread or model.states:
             return None
         window = self._limits.context_window
-        return DecodeGraphs(model.decoder, cache, model.paged_attention, buckets, window, model.device, record)
+        state = None if self._sampler is None else _device_state(self._sampler, cache.block_size)
+        return DecodeGraphs(model.decoder, cache, model.paged_attention, buckets, window, model.device, record, state)
 
     def _graph_memory(self, cache: KVCache) -> int:
         """The bytes that the graphs will keep: the largest is recorded on a small cache to see, and dropped."""
@@ -124,11 +139,23 @@ class CudaBackend(Backend):
         return max(0, free - left) + sum(others) * row
 
     def _forward(self, plan: StepPlan, ids_in_flight: Tensor | None) -> tuple[Tensor, list[SampledRow]]:
-        graphs = self._graphs
-        if graphs is None or plan.prefills or bucket_for(len(plan.decodes), graphs.buckets) is None:
+        if self._graphs is None or not self._is_recorded(plan):
             return super()._forward(plan, ids_in_flight)
         batch, rows = self._build(plan, CPU)  # the graph's own tensors are filled from there
-        return graphs.run(batch, ids_in_flight), rows
+        return self._graphs.run(batch, ids_in_flight), rows
+
+    def _is_recorded(self, plan: StepPlan) -> bool:
+        graphs = self._graphs
+        return graphs is not None and not plan.prefills and bucket_for(len(plan.decodes), graphs.buckets) is not None
+
+
+def _device_state(sampler: DeviceSampler, block_size: int) -> DeviceState:
+    from worker.engine.cuda.fill_kernel import fill_from_rows  # a CPU's installation lacks Triton
+
+    def fill(batch: StepBatch) -> None:
+        fill_from_rows(batch, sampler.updates.rows, block_size)
+
+    return DeviceState(fill, sampler.sample_step)
 
 
 def _paged_attention(
@@ -156,6 +183,7 @@ def _sampled_logits(model: DeviceModel) -> LogitsLayout | None:
     layout = LogitsLayout(logits.shape[1], logits.dtype, logits.device)
     try:
         check_sampler(layout)
+        check_fill(layout.device)
     except NoKernel as error:
         logger.warning(
             "tokens are sampled by torch's operations, several times slower, because the sampler has no kernel: %s",

@@ -37,6 +37,14 @@ def bucket_for(num_rows: int, buckets: Sequence[int]) -> int | None:
 
 
 @dataclass(frozen=True)
+class DeviceState:
+    """A recorded step's part beside the decoder, where the rows' state is on the device and need not be sent."""
+
+    fill: Callable[[StepBatch], None]  # writes the batch
+    sample: Callable[[Tensor], None]  # takes the logits, and notes the tokens for the next step
+
+
+@dataclass(frozen=True)
 class _Recorded:
     batch: StepBatch  # the tensors that the recording reads
     replay: Callable[[], Tensor]
@@ -54,6 +62,7 @@ class DecodeGraphs:
         max_seqlen_k: int,
         device: torch.device,
         record: Record | None = None,
+        state: DeviceState | None = None,
     ) -> None:
         self.buckets = buckets
         self._decoder = decoder
@@ -62,6 +71,7 @@ class DecodeGraphs:
         self._max_seqlen_k = max_seqlen_k
         self._device = device
         self._record = record or CudaRecorder(device)
+        self._state = state
         self._recorded: dict[int, _Recorded] = {}
 
     @torch.inference_mode()
@@ -85,10 +95,24 @@ class DecodeGraphs:
             batch.in_flight.insert(recorded.batch.input_ids, ids_in_flight)
         return recorded.replay()
 
+    def replay(self, num_rows: int) -> Tensor:
+        """`run` where the state of the rows, and which ones they are, is on the device."""
+        bucket = bucket_for(num_rows, self.buckets)
+        assert bucket is not None and self._state is not None
+        return self._recorded[bucket].replay()
+
     def _make(self, bucket: int) -> _Recorded:
         batch = static_batch(bucket, self._max_seqlen_k, self._cache.block_size, self._device)
         step = AttentionStep(batch, self._cache, self._paged_attention)
-        return _Recorded(batch, self._record(lambda: self._decoder(step)))
+        return _Recorded(batch, self._record(lambda: self._compute(step)))
+
+    def _compute(self, step: AttentionStep) -> Tensor:
+        if self._state is None:
+            return self._decoder(step)
+        self._state.fill(step.batch)
+        logits = self._decoder(step)
+        self._state.sample(logits)
+        return logits
 
 
 def static_batch(bucket: int, max_seqlen_k: int, block_size: int, device: torch.device) -> StepBatch:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.engine.model.device_copies import to_device
 from worker.engine.model.large_pages import large_pages
 
 
@@ -69,13 +70,13 @@ class KVCache:
 
     def clear_blocks(self, block_ids: list[int]) -> None:
         """Fills whole blocks with zeros, in every layer."""
-        indices = {device: torch.tensor(block_ids, device=device) for device in self._devices}
+        indices = {device: to_device(block_ids, None, device) for device in self._devices}
         for pool in (*self._keys.values(), *self._values.values()):
             pool.view(self.num_blocks, -1).index_fill_(0, indices[pool.device], 0)
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to) each, in every layer."""
-        indices = {device: torch.tensor(pairs, device=device).t() for device in self._devices}
+        indices = {device: to_device(pairs, None, device).t() for device in self._devices}
         for pool in (*self._keys.values(), *self._values.values()):
             sources, targets = indices[pool.device]
             blocks = pool.view(self.num_blocks, -1)

@@ -67,7 +67,7 @@ class Sampler:
         sequences = [sequence for _, sequence in rows]
         eos_ids = eos_ids_of(sequences[0].request.params, self._limits.eos_token_ids)
         try:
-            return Sampled(sequences[0], score_beams(sequences, logits[[row for row, _ in rows]], eos_ids))
+            return Sampled(sequences[0], score_beams(sequences, pick_rows(logits, rows), eos_ids))
         except Exception as error:
             if is_device_error(error):
                 raise

@@ -267,7 +267,10 @@ class Scheduler:
         self.blocks.append(sequence.table, sequence.num_tokens)
         index = (sequence.num_tokens - 1) // self.blocks.block_size
         copy = self.blocks.copy_on_write(sequence.table, index)
-        return [] if copy is None else [copy]
+        if copy is None:
+            return []
+        sequence.num_blocks_sent = min(sequence.num_blocks_sent, index)
+        return [copy]
 
     def _state_copy(self, sequence: Sequence) -> list[tuple[int, int]]:
         """Gives a sequence a recurrent state of its own to write to; returns the copy that this needs, if any."""

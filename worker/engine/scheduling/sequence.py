@@ -31,6 +31,7 @@ class Sequence:
     stop_search: StopSearch | None = None  # only where stop strings must be looked for
     row_state: RowState | None = None  # of its sampler, from its first token on
     batch_index: int | None = None  # its row of the backend's persistent tensors, from its first token on
+    num_blocks_sent: int = 0  # of its table's blocks, as far as that row has them
     in_flight_index: int | None = None  # of its newest token among those that are still on the device
 
     def fork(self, index: int) -> Sequence:

@@ -43,7 +43,7 @@ def sample_in_torch(logits: Tensor, batch_index: Tensor, table: SamplingTable, o
         Column.KEPT: kept,
         Column.SAW_NAN: saw_nan,
     })  # fmt: skip
-    _write_alternatives(output, logprobs, integers[:, Integer.NUM_ALTERNATIVES])
+    write_alternatives(output, logprobs, integers[:, Integer.NUM_ALTERNATIVES])
     _advance(table, rows, token_ids, integers)
 
 
@@ -53,7 +53,7 @@ def _write(output: SamplerOutput, columns: dict[Column, Tensor]) -> None:
         output.packed[:, column] = words
 
 
-def _write_alternatives(output: SamplerOutput, logprobs: Tensor, counts: Tensor) -> None:
+def write_alternatives(output: SamplerOutput, logprobs: Tensor, counts: Tensor) -> None:
     """The most probable tokens, equal ones by id; -1 and -inf where a row wants fewer."""
     width = output.num_alternatives
     if not width:

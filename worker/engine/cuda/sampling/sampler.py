@@ -80,24 +80,37 @@ class TritonSampler:
             packed, width, self._statistics, self._partial, num_blocks, *rows, table.last_token_ids, *edits,
             BLOCK=block, NUM_BLOCKS_PADDED=_power_of_two(num_blocks), **OPTIONS,
         )  # fmt: skip
-        of_row = (self._partial, self._submax, num_blocks, self._candidate_scores, self._candidate_ids)
-        sizes = {
-            "BLOCK": block, "CAPACITY": self._capacity, "SUBBLOCKS_PADDED": self._subblocks_padded,
-            "SHIFT": ZERO_BITS[logits.dtype], **OPTIONS,
-        }  # fmt: skip
         if kinds.has_cuts:
             cuts.draw_from_kept[(num_rows,)](
-                packed, width, self._statistics, *of_row, *rows, table.last_token_ids, *edits,
-                **sizes | {"CAPACITY": min(self._capacity, CUT_CAPACITY)},
+                packed, width, self._statistics, *self._candidates, *rows, table.last_token_ids, *edits,
+                **self._sizes(logits, min(self._capacity, CUT_CAPACITY)),
             )  # fmt: skip
         if kinds.has_traces:
             trace.count_ranks[(num_rows, num_blocks)](
                 packed, width, self._partial, *rows[:4], table.integers, BLOCK=block, **OPTIONS
             )
         if output.num_alternatives:
-            trace.find_alternatives[(num_rows,)](
-                packed, width, output.num_alternatives, self._statistics, *of_row, *rows[:4], table.integers, **sizes
-            )
+            self.find_alternatives(logits, batch_index, table, output)
+
+    def find_alternatives(
+        self, logits: Tensor, batch_index: Tensor, table: SamplingTable, output: SamplerOutput
+    ) -> None:
+        """Writes the alternatives of the rows that were sampled last into their columns of `output`."""
+        num_rows, vocab = logits.shape
+        packed, width = output.packed, output.packed.shape[1]
+        trace.find_alternatives[(num_rows,)](
+            packed, width, output.num_alternatives, self._statistics, *self._candidates, logits, logits.stride(0),
+            vocab, batch_index, table.integers, **self._sizes(logits, self._capacity),
+        )  # fmt: skip
+
+    @property
+    def _candidates(self) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:
+        return self._partial, self._submax, self._num_blocks, self._candidate_scores, self._candidate_ids
+
+    def _sizes(self, logits: Tensor, capacity: int) -> dict[str, int | bool]:
+        shift = ZERO_BITS[logits.dtype]
+        sizes = {"BLOCK": self._block, "CAPACITY": capacity, "SUBBLOCKS_PADDED": self._subblocks_padded, "SHIFT": shift}
+        return {**sizes, **OPTIONS}
 
     def most_bytes(self, num_rows: int, vocab: int, itemsize: int, *, draws: bool, kinds: SampledKinds) -> int:
         """The most that rows of bf16 or fp32 read and write, without edits and alternatives, where candidates fit."""

@@ -1,6 +1,6 @@
-"""Whether the fused sampler works on a device: it is compiled, and its choices are those of Torch's operations.
+"""Whether the kernels of the sampler and of the rows' state work on a device: they are compiled, and do as Torch does.
 
-`check_sampler` samples one row of each kind both ways and raises `NoKernel` where the kernels fail or differ.
+Each check computes small cases both ways and raises `NoKernel` where a kernel fails or differs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from models.params import GenerationParams
 from worker.engine.backend import LogitsLayout
-from worker.engine.cuda.paged_attention import NoKernel, compiled
+from worker.engine.cuda.decode_graphs import static_batch
+from worker.engine.cuda.paged_attention import PAGE_SIZE, NoKernel, compiled
+from worker.engine.cuda.running_rows import RunningRows, fill_in_torch, paged_rows_of
 from worker.engine.cuda.sampling.output import FLOATS, Column, SamplerOutput
 from worker.engine.cuda.sampling.reference import sample_in_torch
 from worker.engine.cuda.sampling.table import SamplingTable, table_row, write_row
+from worker.engine.model.step_batch import StepBatch
 from worker.engine.sampling_row import rules_of
 
 #: A row of each kind.
@@ -28,6 +31,9 @@ KINDS: tuple[dict[str, Any], ...] = (
     {"logit_bias": {1: 2.0, 3: -4.0}, "min_new_tokens": 4},
 )
 
+#: Blocks of the sequences that a batch is filled with; more than the kernel copies at once.
+MAX_BLOCKS = 200
+
 #: Largest difference of a logprob or an entropy that the order of sums explains.
 TOLERANCE = 1e-3
 
@@ -37,7 +43,7 @@ EXACT = (Column.TOKEN_ID, Column.RANK, Column.KEPT, Column.SAW_NAN)
 
 @torch.inference_mode()
 def check_sampler(layout: LogitsLayout) -> None:
-    """Raises `NoKernel`."""
+    """Samples a row of each kind. Raises `NoKernel`."""
     with compiled(), torch.cuda.device(layout.device):
         from worker.engine.cuda.sampling.sampler import TritonSampler
 
@@ -57,11 +63,49 @@ def check_sampler(layout: LogitsLayout) -> None:
         raise NoKernel(f"its results differ from torch's: {', '.join([*others, f'numbers by {difference:.3g}'])}")
 
 
+@torch.inference_mode()
+def check_fill(device: torch.device) -> None:
+    """Fills a batch from rows of which some are padding, and one fills its block table. Raises `NoKernel`."""
+    with compiled(), torch.cuda.device(device):
+        from worker.engine.cuda.fill_kernel import fill_from_rows
+
+        rows = _running_rows(device)
+        found, expected = (static_batch(4, MAX_BLOCKS * PAGE_SIZE, PAGE_SIZE, device) for _ in range(2))
+        fill_from_rows(found, rows, PAGE_SIZE)
+        fill_in_torch(expected, rows, PAGE_SIZE)
+        is_same = all(
+            torch.equal(one.cpu(), other.cpu()) for one, other in zip(_tensors(found), _tensors(expected), strict=True)
+        )
+    if not is_same:
+        raise NoKernel("the rows of a step differ from those that torch's operations make")
+
+
+def _running_rows(device: torch.device) -> RunningRows:
+    rows = RunningRows.make(4, 1, MAX_BLOCKS, device)
+    for field, values in (
+        (rows.step_rows, [3, 0, 1, 0]),
+        (rows.num_prompt_ids, [0, MAX_BLOCKS * PAGE_SIZE - 2, 9, 5, 9]),
+        (rows.table.num_generated, [7, 2, 9, 1, 9]),
+        (rows.table.last_token_ids, [8, 70_000, 9, 2, 9]),
+    ):
+        field.copy_(torch.tensor(values))
+    rows.block_table[1:] = torch.arange(1, 1 + 4 * MAX_BLOCKS, dtype=torch.int32).view(4, -1).to(device)
+    return rows
+
+
+def _tensors(batch: StepBatch) -> list[Tensor]:
+    paged = paged_rows_of(batch)
+    return [batch.input_ids, batch.positions, batch.slot_mapping, paged.seqused_k, paged.block_table]
+
+
 def _logits(layout: LogitsLayout) -> Tensor:
-    """Rows whose probabilities fall evenly, in an order of chance: no sum is within rounding of a limit."""
+    """Rows whose probabilities fall evenly, in an order of chance: no sum is within rounding of a limit.
+
+    None is so small that one of the two would take it for zero.
+    """
     generator = torch.Generator().manual_seed(0)
     places = torch.stack([torch.randperm(layout.vocab, generator=generator) for _ in KINDS])
-    return (places * -0.05).to(layout.dtype).to(layout.device)
+    return (places * -0.05).clamp_min(-60).to(layout.dtype).to(layout.device)
 
 
 def _table(layout: LogitsLayout) -> SamplingTable:

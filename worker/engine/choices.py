@@ -58,6 +58,8 @@ class Choices:
     def of_row(self, row: int, num_alternatives: int) -> Choice:
         """The choice of one row, with at most `num_alternatives` of its alternatives, equal ones by id."""
         token_id, logprob, sampling_logprob, entropy, rank, kept = self.columns[row]
+        if not num_alternatives:
+            return Choice(int(token_id), logprob, sampling_logprob, entropy, int(rank), int(kept), [])
         pairs = zip(self.alternative_ids[row], self.alternative_logprobs[row], strict=True)
         ordered = order_alternatives(pairs)[:num_alternatives]
         return Choice(int(token_id), logprob, sampling_logprob, entropy, int(rank), int(kept), ordered)

@@ -41,7 +41,7 @@ class Acceptor:
         self._stats = stats
 
     def accept(self, sampled: Iterable[Sampled]) -> Collection[SequenceGroup]:
-        """Adds each token to its sequence, which it may end; returns the groups that got one, or failed."""
+        """Adds each token to its sequence; returns the groups where one ended, those of beams and those that failed."""
         changed: dict[int, SequenceGroup] = {}
         for sequence, outcome in sampled:
             sequence.in_flight_index = None
@@ -50,13 +50,15 @@ class Acceptor:
             if isinstance(outcome, TokenInFlight):
                 sequence.in_flight_index = outcome.index
                 continue
-            changed[sequence.request.id] = group
             if isinstance(outcome, Choice):
                 self._append(group, sequence, outcome)
+                if sequence.finish_reason is None and group.error is None:
+                    continue
             elif isinstance(outcome, Exception):
                 group.error = self._sampling_error(sequence, outcome)
             else:
                 self._advance_beams(group, outcome)
+            changed[sequence.request.id] = group
         return changed.values()
 
     def _append(self, group: SequenceGroup, sequence: Sequence, choice: Choice) -> None:

@@ -121,7 +121,8 @@ class Scheduler:
         self.batch_indices.give(plan.decodes)
         for sequence in plan.decodes:
             plan.block_copies += self._append_writable(sequence)
-            plan.state_copies += self._state_copy(sequence)
+        if self.blocks.states is not None:
+            plan.state_copies += [copy for sequence in plan.decodes for copy in self._state_copy(sequence)]
         for chunk in plan.prefills:
             self.blocks.append(chunk.sequence.table, chunk.end)
             plan.state_copies += self._state_copy(chunk.sequence)
@@ -166,7 +167,8 @@ class Scheduler:
         """Frees the blocks of sequences that have ended; takes out and returns the groups that have."""
         finished = []
         for group in groups:
-            block_ids = [block for sequence in group.sequences for block in sequence.table.block_ids]
+            has_failed = group.error is not None
+            block_ids = [block for each in group.sequences for block in each.table.block_ids] if has_failed else []
             for sequence in group.sequences:
                 if sequence.finish_reason is not None:
                     self.blocks.free(sequence.table)
@@ -229,6 +231,8 @@ class Scheduler:
 
         A group is passed over while another computes a block of its prefix: it will find it computed.
         """
+        if not self.waiting or not self._has_rows_for(self.waiting[0]):
+            return []
         being_computed = {key for group in self.running for key in self._uncomputed_keys(group)}
         admitted, passed_over = [], []
         while self.waiting and self._has_rows_for(self.waiting[0]):
@@ -264,9 +268,13 @@ class Scheduler:
 
     def _append_writable(self, sequence: Sequence) -> list[tuple[int, int]]:
         """Gives a decoding sequence a block of its own to write to; returns the copy that this needs, if any."""
-        self.blocks.append(sequence.table, sequence.num_tokens)
-        index = (sequence.num_tokens - 1) // self.blocks.block_size
+        num_tokens = sequence.num_tokens
+        if num_tokens <= sequence.num_writable:
+            return []
+        self.blocks.append(sequence.table, num_tokens)
+        index = (num_tokens - 1) // self.blocks.block_size
         copy = self.blocks.copy_on_write(sequence.table, index)
+        sequence.num_writable = (index + 1) * self.blocks.block_size
         if copy is None:
             return []
         sequence.num_blocks_sent = min(sequence.num_blocks_sent, index)

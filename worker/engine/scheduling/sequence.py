@@ -24,6 +24,7 @@ class Sequence:
     table: BlockTable = field(default_factory=BlockTable)
     token_ids: list[int] = field(default_factory=list)  # generated
     num_computed: int = 0  # tokens whose keys and values are in the cache
+    num_writable: int = 0  # tokens that its own blocks hold, shared with nobody where it writes
     trace: list[Choice] = field(default_factory=list)  # one entry per generated token, where a trace is asked for
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
@@ -66,7 +67,7 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        return self.num_prompt_tokens + self.num_generated
+        return len(self.request.prompt_ids) + len(self.token_ids) + (self.in_flight_index is not None)
 
     @property
     def ends_in_flight(self) -> bool:
@@ -80,7 +81,9 @@ class Sequence:
     @property
     def decodes(self) -> bool:
         """Whether the next step computes its newest token."""
-        return self.finish_reason is None and not self.ends_in_flight
+        if self.finish_reason is not None:
+            return False
+        return self.in_flight_index is None or not self.ends_in_flight
 
     def tokens_between(self, start: int, end: int) -> SequenceOf[int]:
         """Prompt and generated ids from `start` to `end`; a chunk never straddles both. An id in flight is a 0."""

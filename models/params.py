@@ -20,6 +20,7 @@ MAX_NEW_TOKENS = 1_000_000
 MAX_BEAMS = 64
 MAX_SAMPLES = 256
 MAX_STOP_STRINGS = 256
+MAX_STOP_CHARACTERS = 1_000
 MAX_TOP_LOGPROBS = 100
 
 #: Parameters that every strategy takes.
@@ -49,7 +50,7 @@ LATER_PARAMETERS_OF: dict[Strategy, frozenset[str]] = {
 #: Parameters that the producer resolves: no line gives them, and no hash covers them.
 RESOLVED_PARAMETERS = frozenset({"model_defaults", "keep_prompt"})
 
-StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0)]
 BiasedId = Annotated[int, Field(ge=0, strict=False)]  # JSON writes an object's keys as strings
 

@@ -190,6 +190,8 @@ REFUSED: dict[str, Rejection] = {
     **_refused("cannot be done: token ids are not a prompt, give its text", prompt_token_ids=(), input_ids=(),
                prompt_embeds=(), inputs_embeds=()),
     **{name: Rejection("is an object of parameters: write its fields into the line itself") for name in OBJECTS},
+    **_refused("is for the whole run: give --keep-prompts", keep_prompt=OFF, keep_prompts=OFF),
+    **_refused("is read from the model's folder: --ignore-model-defaults decodes without them", model_defaults=()),
     **_refused("is ignore_eos here", ban_eos_token=OFF, bypass_eos=OFF),
     **_refused("would fill the context window: give max_new_tokens", auto_max_new_tokens=OFF),
     **_refused("would put a text of its maker's before the chat: write it into messages", safe_prompt=OFF,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.params import COMMON_PARAMETERS, MAX_STOP_STRINGS, GenerationParams, parameters_of
+from models.params import COMMON_PARAMETERS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, GenerationParams, parameters_of
 from models.states import Strategy
 from producer.errors import LineProblem, UsageError
 
@@ -31,7 +31,8 @@ RULES = {
     "min_new_tokens": "must be a whole number from 0 to max_new_tokens",
     "seed": "must be a whole number from 0 to 2**63 - 1",
     "n": "must be a whole number from 1 to 256",
-    "stop": f"must be a string or up to {MAX_STOP_STRINGS} strings, none of them empty",
+    "stop": f"must be a string or up to {MAX_STOP_STRINGS} strings, none of them empty or of more than "
+    f"{MAX_STOP_CHARACTERS:,} characters",
     "stop_token_ids": "must be a list of token ids",
     "eos_token_ids": "must be a list of token ids",
     "ignore_eos": "must be true or false",

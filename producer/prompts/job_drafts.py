@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from producer.prompts.lines import PromptLine, prompt_line
 from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.readers.record import OWN_FIELDS
 from producer.prompts.readers.source_file import FileState
-from producer.prompts.records import ReaderOptions, Record, is_table, is_tsv, read_records
+from producer.prompts.records import ReaderOptions, Record, format_of, read_records
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class Submission:
     @property
     def shown_path(self) -> str:
         return self.source or str(self.path)
+
+    @cached_property
+    def format(self) -> str:
+        return format_of(self.path, self.reader)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the file has cells or plain lines, which know no escapes."""
+        return self.format != "jsonl"
 
 
 @dataclass(frozen=True)
@@ -143,9 +153,9 @@ def _warn(submission: Submission, number: int, line: PromptLine, warnings: dict[
         if (problem := remark(name, value)) is not None:
             warnings[name] = f"{place}: {name} {problem}"
     _warn_of_template(submission, line, warnings)
-    is_plain = is_table(submission.path, submission.reader) and "--template" not in warnings
-    has_no_quotes = is_tsv(submission.path, submission.reader)
-    escapes = line_remarks(line.prompt, line.params.get("stop"), is_table=is_plain, is_tsv=has_no_quotes)
+    is_plain = submission.is_table and "--template" not in warnings
+    is_tsv = submission.format == "tsv"
+    escapes = line_remarks(line.prompt, line.params.get("stop"), is_table=is_plain, is_tsv=is_tsv)
     for name, problem in {**line.remarks, **escapes}.items():
         warnings.setdefault(name, f"{place}: {name} {problem}")
     if submission.prompt_check is not None and line.messages is not None:

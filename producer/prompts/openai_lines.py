@@ -77,6 +77,8 @@ def _parameters(line: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
         )
     native = native_fields(line | fields, place="body.")
     for name, value in native.items():
+        if name == "chat_template_kwargs" and "messages" in line:
+            continue  # of enable_thinking
         if name not in line and name not in PARAMETER_FIELDS and name not in WITHOUT_EFFECT:
             raise LineProblem(f"body.{name}", f"is not supported ({value!r:.60}); leave it out")
     return native
@@ -134,6 +136,8 @@ def _logprobs(body: dict[str, Any], url: str) -> dict[str, Any]:
         if isinstance(wanted, bool) or not isinstance(wanted, int | None):
             raise LineProblem("body.logprobs", f"must be a whole number, got {wanted!r}")
         return {} if wanted is None else {"logprobs": True, "top_logprobs": wanted}
+    if not isinstance(wanted, bool | None):
+        raise LineProblem("body.logprobs", f"must be true or false, got {wanted!r:.60}; top_logprobs is the number")
     if top is not None and not wanted:
         raise LineProblem("body.top_logprobs", "needs logprobs: true")
     if not wanted:

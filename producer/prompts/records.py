@@ -34,7 +34,7 @@ from producer.prompts.readers.record import (
 )
 from producer.prompts.readers.text_lines import checked_encoding, is_utf8, read_text
 
-__all__ = ["FORMATS", "MAX_LINE_BYTES", "ReaderOptions", "Record", "read_records"]
+__all__ = ["FORMATS", "MAX_LINE_BYTES", "ReaderOptions", "Record", "format_of", "read_records"]
 
 FORMAT_OF_SUFFIX = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".jsonlines": "jsonl", ".jl": "jsonl", "": "jsonl",
@@ -78,8 +78,8 @@ class ReaderOptions:
 
 def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     """Every record that is not blank, its prompt in `prompt`. Raises `UsageError` for a file that cannot be read."""
-    format = _format_of(path, options)
-    template = options.prompt_template
+    format = format_of(path, options)
+    template = None if options.template is None else PromptTemplate(options.template)  # that counts its own stops
     _check_one_source(options)
     encoding = checked_encoding(options.encoding or "utf-8")
     if format == "parquet" and options.encoding is not None:
@@ -107,17 +107,8 @@ def _check_one_source(options: ReaderOptions) -> None:
         raise UsageError(f"give either {' or '.join(named)}, not both: each names the prompt")
 
 
-def is_tsv(path: Path, options: ReaderOptions) -> bool:
-    """Whether the file has cells and no quotes."""
-    return _format_of(path, options) == "tsv"
-
-
-def is_table(path: Path, options: ReaderOptions) -> bool:
-    """Whether the file has cells or plain lines, which know no escapes."""
-    return _format_of(path, options) != "jsonl"
-
-
-def _format_of(path: Path, options: ReaderOptions) -> str:
+def format_of(path: Path, options: ReaderOptions) -> str:
+    """The file's format, as the options or its name say. Raises `UsageError`."""
     if options.format is not None:
         if options.format not in FORMATS:
             raise UsageError(f"--input-format must be one of {', '.join(FORMATS)}, got {options.format!r}")

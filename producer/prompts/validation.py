@@ -15,7 +15,7 @@ from producer.atomic_file import atomic_file
 from producer.errors import InvalidInput, UsageError
 from producer.prompts.duplicate_ids import DuplicateFinder
 from producer.prompts.job_drafts import JobDraft, Line, Submission, read_lines
-from producer.prompts.records import is_table, read_records
+from producer.prompts.records import read_records
 
 MAX_ERRORS_SHOWN = 20
 MAX_GRID_JOBS = 1_000_000
@@ -60,7 +60,7 @@ def check(submission: Submission, *, skip_invalid: bool = False, allow_many: boo
         hint = hint if report.num_jobs else ""
         raise InvalidInput("\n".join(errors) + f"{more}\n{count}; nothing was submitted{hint}")
     if not report.num_jobs:
-        form = "a row under the header" if is_table(submission.path, submission.reader) else "one JSON object per line"
+        form = "a row under the header" if submission.is_table else "one JSON object per line"
         raise InvalidInput(f"{submission.shown_path} has no prompts; give {form}")
     submission.grid.check_all_used()
     if submission.chat.template_kwargs and not report.num_chats:

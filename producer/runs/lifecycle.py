@@ -90,7 +90,7 @@ def _checked(
     check_device(settings.device)
     check_worker_adapter(settings.adapter)
     submission = _of_model(submission, check_model(settings.model), submit_options)
-    submission = _with_prompt_check(submission)
+    submission = _with_prompt_check(submission, settings.max_model_len)
     report = _check(submission, input_options)
     if not input_options.dry_run:
         check_usable(settings)
@@ -235,8 +235,11 @@ def send_jobs(settings: Settings, database: Engine, run_id: str | None, *, as_js
     return EXIT_OK
 
 
-def _with_prompt_check(submission: Submission) -> Submission:
-    """The submission with a check of each prompt against the model's small files, where they are at hand."""
+def _with_prompt_check(submission: Submission, max_model_len: int | None = None) -> Submission:
+    """The submission with a check of each prompt against the model's small files, where they are at hand.
+
+    `max_model_len` is that of the worker that is to start here.
+    """
     files = model_files(submission.model)
     if files is None or not files.has_tokenizer_files:
         say(
@@ -244,7 +247,8 @@ def _with_prompt_check(submission: Submission) -> Submission:
             "prompts fit it"
         )
         return submission
-    return replace(submission, prompt_check=PromptCheck(files))
+    window = min(filter(None, (files.context_window, max_model_len)), default=None)
+    return replace(submission, prompt_check=PromptCheck(files, context_window=window))
 
 
 def _check(submission: Submission, input_options: InputOptions) -> ValidationReport:

@@ -242,6 +242,7 @@ def test_what_changes_nothing_is_kept(tmp_path: Path) -> None:
         ({"do_sample": "yes"}, r"do_sample must be true or false, got 'yes'"),
         ({"sampling_params": {"temperature": 0.5}}, r"sampling_params \(.*write its fields into the line itself"),
         ({"repeat_penalty": 1.1}, r"give repetition_penalty"),
+        ({"keep_prompt": True}, r"keep_prompt \(True\) is for the whole run: give --keep-prompts"),
         ({"echo": True}, r"name it in --metadata-columns if it is data of yours"),
     ],
 )

@@ -211,6 +211,14 @@ def test_messages_name_stdin_and_not_its_copy(
     assert ended(["-", *options], monkeypatch, capsys).startswith(message)
 
 
+def test_a_window_that_the_command_shortens_is_the_one_that_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ended(["--prompt", "once upon a time " * 20, "--max-model-len", "16"], monkeypatch, capsys)
+    assert told.startswith("error: --prompt:1: prompt has ") and "tokens, and the context window of" in told
+    assert "is 16; at least one token must be left for the answer" in told
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_a_prompt_of_the_command_line_has_no_encoding(
     encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

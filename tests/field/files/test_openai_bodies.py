@@ -77,11 +77,22 @@ def test_endpoints(url: Any, endpoint: str | None) -> None:
         ({"bad_words": [], "documents": [], "echo": False, "use_beam_search": False, "best_of": 1}, {}),
         ({"truncate_prompt_tokens": None, "priority": 0, "tool_choice": "auto", "parallel_tool_calls": True}, {}),
         ({"n": 2, "best_of": 2}, {"n": 2}),
+        ({"logprobs": True, "top_logprobs": 3}, {"top_logprobs": 3}),
     ],
 )
 def test_the_fields_of_vllm_have_its_meaning(tmp_path: Path, body: dict[str, Any], params: dict[str, Any]) -> None:
     found = draft_of(tmp_path, line_of(body)).params
     assert {name: getattr(found, name) for name in params} == params
+
+
+def test_enable_thinking_is_an_argument_of_the_template(tmp_path: Path) -> None:
+    """As Qwen's own clients write it."""
+    quiet = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert draft_of(tmp_path, line_of({"enable_thinking": False})).chat == quiet
+    both = {"enable_thinking": False, "chat_template_kwargs": {"a": 1}}
+    assert draft_of(tmp_path, line_of(both)).chat == {"chat_template_kwargs": {"a": 1, "enable_thinking": False}}
+    with pytest.raises(LineProblem, match="body.chat_template_kwargs is not supported"):
+        draft_of(tmp_path, line_of({"chat_template_kwargs": {"a": 1}}, COMPLETION_URL))
 
 
 def test_what_changes_nothing_is_kept_and_so_is_what_stands_beside_the_body(tmp_path: Path) -> None:
@@ -105,6 +116,8 @@ def test_what_changes_nothing_is_kept_and_so_is_what_stands_beside_the_body(tmp_
         (line_of({"use_beam_search": True}), r"body.use_beam_search \(True\) .*num_beams"),
         (line_of({"prompt_logprobs": 0}), r"body.prompt_logprobs \(0\)"),
         (line_of({"best_of": 4, "n": 2}), r"body.best_of \(4\)"),
+        (line_of({"logprobs": 5}), r"body.logprobs must be true or false, got 5; top_logprobs is the number"),
+        (line_of({"stop": "x" * 2000}), r"none of them empty or of more than 1,000 characters"),
         (line_of({"what": 1}), r"body.what is not supported \(1\)"),
         (line_of({"echo": True}, COMPLETION_URL), r"body.echo \(True\)"),
         (line_of({"suffix": "end"}, COMPLETION_URL), r"body.suffix \('end'\)"),

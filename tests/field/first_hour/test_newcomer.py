@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from models.database.connection import open_database
+from models.entry_point import _prepare_output
 from models.schema.run import Run
 from producer.errors import UsageError
 from producer.home import holder_of
@@ -240,3 +242,19 @@ def test_cancelled_and_expired_jobs_are_in_every_count(
     row = dict(zip(head, shown[1].split(), strict=True))
     assert (row["succeeded"], row["failed"], row["cancelled"], row["expired"]) == ("1", "2", "3", "4")
     assert producer("status", "r", "--database", sqlite_url, exit_code=1).stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8:strict"])
+def test_an_output_of_another_encoding_has_every_text(encoding: str, producer: Producer) -> None:
+    """A pipe and a file get UTF-8, whatever the terminal has."""
+    dry = ["run", "-p", "Grüße 🦔", "--model", TOY_MODEL, "--dry-run"]
+    assert producer(*dry, PYTHONIOENCODING=encoding).stdout.splitlines()[-1] == "Grüße 🦔"
+
+
+def test_a_terminal_of_another_encoding_shows_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(file, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", file)
+    _prepare_output()
+    print("Grüße 🦔", file=file, flush=True)
+    assert file.buffer.getvalue() == "Grüße ".encode("latin-1") + b"\\U0001f994\n"

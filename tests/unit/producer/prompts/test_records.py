@@ -121,7 +121,9 @@ def test_parquet_values_become_what_json_has(tmp_path: Path) -> None:
 
 def test_parquet_with_a_binary_prompt_or_no_parquet_at_all(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"prompt": [b"x"]}), tmp_path / "a.parquet")
-    assert errors(tmp_path / "a.parquet") == ["1: prompt is binary (1 bytes); cast the column to a string"]
+    assert errors(tmp_path / "a.parquet") == [
+        "1: prompt is binary (1 bytes); cast the column to a string, or leave it out with --metadata-columns"
+    ]
     with pytest.raises(UsageError, match="is not a readable Parquet file"):
         good(written(tmp_path, "b.parquet", "no"))
 

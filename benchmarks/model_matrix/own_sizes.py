@@ -76,7 +76,7 @@ WHOLE: dict[str, dict[str, Any]] = {
         "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"],
     },
     "xlstm": {
-        **_IDS, "hidden_size": 64, "embedding_dim": 64, "num_hidden_layers": 2, "num_blocks": 2, "num_heads": 2,
+        **_IDS, "hidden_size": 128, "embedding_dim": 128, "num_hidden_layers": 2, "num_blocks": 2, "num_heads": 2,
         "chunk_size": 16,
     },
     "reformer": {

@@ -145,9 +145,9 @@ def _verdict(
 
 
 def context_window(config: Any) -> int:
-    """Tokens of a prompt and its answer together, by the first name that an architecture has for them."""
+    """Tokens of a prompt and its answer together, by the first name that an architecture has for them; XLNet has -1."""
     lengths = (getattr(config, name, None) for name in WINDOW_NAMES)
-    return next((length for length in lengths if isinstance(length, int)), UNBOUNDED_WINDOW)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), UNBOUNDED_WINDOW)
 
 
 def default_eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from worker.engine.backend import LoadOptions
 from worker.engine.device_selection import backend_for
 from worker.engine.loading import self_check
 from worker.engine.loading.checked_path import checked_path
+from worker.engine.model_loader import UNBOUNDED_WINDOW, context_window
 
 CPU = torch.device("cpu")
 
@@ -91,6 +94,13 @@ def test_a_check_that_takes_too_long_takes_the_fallback_and_is_not_kept(
     verdict = checked_path(config.to_dict(), config, backend_for(CPU), CPU, LoadOptions())
     assert verdict.path == "fallback" and "more than" in verdict.reason
     assert stored_verdict(verdict_key(config.to_dict(), "cpu")) is None
+
+
+@pytest.mark.parametrize("window", [-1, 0, None])
+def test_a_model_that_names_no_window_takes_any_length(window: int | None) -> None:
+    """XLNet's configuration says -1."""
+    assert context_window(SimpleNamespace(max_position_embeddings=window)) == UNBOUNDED_WINDOW
+    assert context_window(SimpleNamespace(max_position_embeddings=window, n_ctx=7)) == 7
 
 
 def test_a_verdict_is_kept_for_a_configuration_and_not_for_another(

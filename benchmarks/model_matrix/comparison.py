@@ -34,6 +34,9 @@ BEAMS, SAMPLES = 4, 3
 CONFIG = EngineConfig(max_num_seqs=12, prefill_tokens=64, kv_memory=0.25, block_size=16)
 CANCELLED_AFTER_STEPS = 8
 
+#: Of the self check: so many that the outcome does not depend on what else the machine does.
+CHECK_SECONDS = 300.0
+
 
 @dataclass(frozen=True)
 class Row:
@@ -66,7 +69,7 @@ def compared(model_type: str, *, with_invariance: bool = False) -> Row:
     except Exception as error:  # of a configuration whose defaults need more than small sizes
         return Row(model_type, "not built", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     try:
-        verdict = check(reference.config, backend_for(CPU), CPU, LoadOptions())
+        verdict = check(reference.config, backend_for(CPU), CPU, LoadOptions(), seconds=CHECK_SECONDS)
     except TookTooLong:
         verdict = Verdict("fallback", "its self check takes too long")
     if verdict.path == "refused":

@@ -50,10 +50,12 @@ class _Twin:
     alone: Tensor  # its own logits [steps, prompts, vocab]
 
 
-def check(config: Any, backend: type[Backend], device: torch.device, options: LoadOptions) -> Verdict:
-    """The path that computes a configuration's language model. Raises `TookTooLong`."""
+def check(
+    config: Any, backend: type[Backend], device: torch.device, options: LoadOptions, *, seconds: float | None = None
+) -> Verdict:
+    """The path that computes a configuration's language model. Raises `TookTooLong`, by default after `SECONDS`."""
     backend.prepare_process(torch.float32, options)  # builds the kernels, which is not the check's time
-    deadline = monotonic() + SECONDS
+    deadline = monotonic() + (SECONDS if seconds is None else seconds)
     found = _smallest_twin(config, device, deadline)
     if isinstance(found, str):
         return Verdict("fallback", f"no small twin of its configuration is of use ({found})")

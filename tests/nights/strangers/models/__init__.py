@@ -1,0 +1,1 @@
+"""Model folders and adapters of every kind, damaged at random."""

@@ -7,6 +7,7 @@ headless Chromium of the system's packages.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -75,7 +76,7 @@ def frames(output: str) -> list[str]:
 
 
 def draw_frame(frame: str, title: str, path: Path) -> None:
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text.from_ansi(frame))
     drawn = console.export_svg(title=title, unique_id=path.stem)
     path.write_text(FONT.sub("", drawn), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from models.settings import Settings
 from models.states import Strategy
 from producer.console import print_data, stdout
 from producer.render import table, to_json, visible
+from producer.results.beam_tree import beam_tree
 from producer.results.database import reading
 from producer.results.queries import find_job, find_run, job_results
 
@@ -95,21 +95,10 @@ def _token_table(tokens: list[dict[str, Any]]) -> Any:
 
 
 def _beam_tree(hypotheses: list[dict[str, Any]], tokens: list[dict[str, Any]]) -> Tree:
-    """The finished hypotheses, the best first; those with the same beginning share a branch."""
+    """The finished hypotheses as a tree of their common prefixes."""
     switches = [str(token["position"]) for before, token in zip(tokens, tokens[1:], strict=False)
                 if token["beam"] != before["beam"]]  # fmt: skip
     title = f"{Strategy.BEAM}: {len(hypotheses)} finished hypotheses"
     if switches:
         title += f"; the best changed its beam at position {', '.join(switches[:12])}"
-    tree = Tree(Text(title))
-    branches: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for hypothesis in hypotheses:
-        branches[" ".join(hypothesis["text"].split()[:3])].append(hypothesis)
-    for beginning, members in branches.items():
-        node = tree if len(members) == 1 else tree.add(Text(visible(beginning) + " …", style="bold"))
-        for member in members:
-            label = Text(f"{member['score']:.4f} ", style="cyan")
-            label.append(f"({member['num_tokens']} tokens, {member['finish_reason']}) ", style="dim")
-            label.append(visible(member["text"]))
-            node.add(label)
-    return tree
+    return beam_tree(title, hypotheses)

@@ -24,6 +24,8 @@ FLAGS = (
 
 HANG_SECONDS = 60
 
+AXE = Path(__file__).with_name("axe.min.js")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -53,15 +55,19 @@ class Browser:
         self.driver = driver
 
     def open(self, page: Path, *, width: int = 1280, theme: str = "light", touch: bool = False) -> None:
-        """Opens a page, and waits until its sections are there."""
+        """Opens the page of a report, and waits until its sections are there."""
+        self.visit(page.as_uri(), width=width, theme=theme, touch=touch)
+        self.wait_for("return document.documentElement.dataset.ready === 'true'")
+
+    def visit(self, address: str, *, width: int = 1280, theme: str = "light", touch: bool = False) -> None:
+        """Opens an address on a screen of that width."""
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": touch}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": touch})
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         self.driver.get("about:blank")
-        self.driver.get(page.as_uri())
-        self.wait_for("return document.documentElement.dataset.ready === 'true'")
+        self.driver.get(address)
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
@@ -78,6 +84,14 @@ class Browser:
         """Scrolls to the answers, and waits for the first prompt's."""
         self.run("document.querySelector('#answers, #pairs').scrollIntoView({behavior: 'instant'})")
         self.wait_for("return document.querySelector('.prompt.ready') !== null")
+
+    def findings(self) -> list[tuple[str, ...]]:
+        """The findings of axe-core that are at least moderate."""
+        self.run(AXE.read_text())
+        self.driver.set_script_timeout(60)
+        found = self.driver.execute_async_script("axe.run().then(arguments[0])")
+        return [(each["id"], each["impact"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"])
+                for each in found["violations"] if each["impact"] in ("moderate", "serious", "critical")]  # fmt: skip
 
     def complaints(self) -> list[str]:
         """The errors and warnings of the console so far."""

@@ -9,8 +9,6 @@ import pytest
 
 from tests.browser.conftest import Browser
 
-AXE = Path(__file__).with_name("axe.min.js")
-
 Pages = dict[str, Path]
 
 
@@ -23,12 +21,7 @@ def test_a_page_fits_its_screen_and_is_accessible(
     browser.open(pages[name], width=width, theme=theme)
     browser.show_answers()
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
-    browser.run(AXE.read_text())
-    browser.driver.set_script_timeout(60)
-    found = browser.driver.execute_async_script("axe.run().then(arguments[0])")
-    bad = [(each["id"], each["impact"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"])
-           for each in found["violations"] if each["impact"] in ("moderate", "serious", "critical")]  # fmt: skip
-    assert bad == []
+    assert browser.findings() == []
     assert browser.complaints() == []
 
 

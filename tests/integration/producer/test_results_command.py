@@ -112,7 +112,7 @@ def test_one_job_in_colour(producer: Producer, at: list[str]) -> None:
     assert (told["custom_id"], told["state"]) == ("job-0", "succeeded")
     assert [token["position"] for token in told["results"][0]["tokens"]] == [0, 1, 2]
     tree = producer("show", RUN_ID, "job-1", *at).stdout
-    assert "3 finished hypotheses" in tree and "one two three" in tree
+    assert "3 finished hypotheses" in tree and "├── one two\n│   ├── -1.0000 (3 tokens, eos)  three\n" in tree
     assert "\x1b" not in tree and "[bold]" in tree
     assert "EngineDied: why" in producer("show", RUN_ID, "job-2", *at).stdout
     assert "has no job 'none'" in producer("show", RUN_ID, "none", *at, exit_code=2).stderr

@@ -21,6 +21,9 @@ JOBS_PER_PAGE = 100
 #: Characters of an answer in a list.
 EXCERPT = 240
 
+#: Answers that are looked at for the newest of a run: the index is by id alone.
+RECENT_ANSWERS = 1_000
+
 #: Jobs of one prompt on a page; a grid multiplies a line into so many, seldom.
 MAX_JOBS_OF_PROMPT = 2_000
 
@@ -93,12 +96,15 @@ def rows_of_jobs(database: Engine, job_ids: Sequence[int]) -> list[dict[str, Any
 
 
 def newest_answers(database: Engine, run_id: str, limit: int = 5) -> list[dict[str, Any]]:
-    """The answers that were stored last."""
+    """The run's answers among those that were stored last; none of a run that others have long followed."""
+    recent = select(Result.id, Result.job_id).order_by(Result.id.desc()).limit(RECENT_ANSWERS).subquery()
     statement = (
         select(Job.id, Job.custom_id, func.substr(Result.text, 1, EXCERPT).label("text"))
-        .join(Job, Job.id == Result.job_id)
+        .select_from(recent)
+        .join(Job, Job.id == recent.c.job_id)
+        .join(Result, Result.id == recent.c.id)
         .where(Job.run_id == run_id)
-        .order_by(Result.id.desc())
+        .order_by(recent.c.id.desc())
         .limit(limit)
     )
     with database.connect() as connection:

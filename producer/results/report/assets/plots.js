@@ -5,7 +5,7 @@ import { chunkText } from "./data.js";
 import { count, fixed, percent, settingLabel } from "./format.js";
 
 // Distinguishable by all (Okabe and Ito), on light and dark.
-const HUES = { greedy: "#0b84c9", sample: "#d98c00", nucleus: "#0a9c72", beam: "#c264a0", other: "#8a8f98" };
+const HUES = { greedy: "#0b84c9", sample: "#d98c00", nucleus: "#12ab80", beam: "#9a4580", other: "#8a8f98" };
 const hueOf = (strategy) => HUES[strategy] ?? HUES.other;
 
 let libraries = null;

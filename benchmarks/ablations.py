@@ -23,8 +23,9 @@ from benchmarks.support.workload import engine_for, long_tailed, qwen2_half_bill
 from worker.engine.cpu.kernels import cpu_kernels
 from worker.engine.cpu.onednn_linear import OneDnnLinear
 from worker.engine.engine import Engine
-from worker.engine.model.fused_decoder import FusedDecoder, PlainRowOperations
+from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.linear import MakeLinear, PlainLinear
+from worker.engine.model.row_operations import PlainRowOperations
 from worker.engine.request import Request
 
 BASELINE = "all of them"

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from worker.engine.cuda import fill_kernel
 from worker.engine.cuda.attention_kernels import attend, attend_split, join_sections
+from worker.engine.cuda.kernels import matmul, rms_norm, rotation, swiglu
 from worker.engine.cuda.sampling import cuts, reduction, sampler, trace
 from worker.engine.cuda.triton_attention import MIN_TILE_ROWS, PROMPT_TILE_ROWS, SECTION, TileShape
 
@@ -54,6 +55,12 @@ SAMPLING_TYPES = {
     "candidate_ids": "*i32", "batch_indices": "*i32", "numbers": "*fp64", "integers": "*i64", "num_generated": "*i32",
     "last_token_ids": "*i64", "edit_ids": "*i32", "edit_values": "*fp32", "edit_ranges": "*i32", "history": "*i32",
     "allowed": "*i32",
+}  # fmt: skip
+
+LAYER_TYPES = {
+    **dict.fromkeys(("bias", "cos", "gate_up", "heads", "keys", "key_weight", "output", "query", "query_weight"), ""),
+    **dict.fromkeys(("residual", "rows", "signed_sin", "values", "weight", "x"), ""),
+    "partial": "*fp32", "slot_mapping": "*i64", "eps": "fp32", "query_eps": "fp32", "key_eps": "fp32",
 }  # fmt: skip
 
 
@@ -98,6 +105,33 @@ def compile_fill_kernel(arch: int) -> Compiled:
     types = {name: FILL_TYPES.get(name, "i32") for name in fill_kernel.fill_rows.arg_names}
     constants = {"BLOCK_SIZE": 64, "BLOCK": fill_kernel.BLOCK}
     return _compile(fill_kernel.fill_rows, arch, types, constants, [], {"num_warps": 4})
+
+
+def compile_layer_kernel(kernel: Any, arch: int, element: str, sizes: dict[str, Any]) -> Compiled:
+    types = {name: LAYER_TYPES.get(name, "i32") or f"*{element}" for name in kernel.arg_names}
+    options: dict[str, Any] = {name: sizes[name] for name in ("num_warps", "num_stages") if name in sizes}
+    constants = {name: size for name, size in sizes.items() if name not in options}
+    aligned = [name for name in types if name.endswith("_stride") or name in ("size", "num_columns", "num_inner")]
+    return _compile(kernel, arch, types, constants, aligned, {"enable_fp_fusion": False, **options})
+
+
+def layer_kernels(element: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Each kernel of a layer beside attention, by a name, and its sizes."""
+    tile = matmul.TILES[4 if element == "fp32" else 2]
+    blocks = {
+        "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.inner, "SECTION": matmul.SECTION,
+        "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+    }  # fmt: skip
+    flags = {"HAS_BIAS": True, "HAS_RESIDUAL": True}
+    yield "matmul", matmul.gemm, {**blocks, **flags}
+    yield "matmul, split", matmul.gemm_split, blocks
+    yield "added sections", matmul.add_sections, {"BLOCK_M": 16, "BLOCK_N": 64, "num_warps": tile.num_warps, **flags}
+    yield "swiglu", swiglu.gated, {"BLOCK": swiglu.BLOCK, "num_warps": 4}
+    for size in (1024, 8192):
+        yield f"rms_norm {size}", rms_norm.norm, {"BLOCK": size, "num_warps": rms_norm.num_warps_of(size)}
+    for dim in (64, 128, 256):
+        heads = {"NUM_HEADS": 32, "NUM_KV_HEADS": 8, "DIM": dim, "DIM_PADDED": dim, "HEADS": rotation.HEADS}
+        yield f"rotation {dim}", rotation.rotate, {**heads, "HAS_NORMS": True, "num_warps": 4}
 
 
 def _compile(
@@ -161,6 +195,9 @@ def _compiled(arch: int) -> Iterator[tuple[str, Compiled]]:
     for kernel in SAMPLING_KERNELS:
         for element in ("bf16", "fp32"):
             yield f"{kernel.__name__:20} {element}", compile_sampling_kernel(kernel, arch, element)
+    for element in ("bf16", "fp16", "fp32"):
+        for name, kernel, sizes in layer_kernels(element):
+            yield f"{name:20} {element}", compile_layer_kernel(kernel, arch, element, sizes)
     for name, (kernel, rows) in KERNELS.items():
         for element, dim, group in LAYERS:
             yield f"{name:20} {element} dim {dim:3}", compile_kernel(kernel, arch, element, dim, group, rows)

@@ -91,6 +91,8 @@ def start(
         raise SystemExit(EX_USAGE) from error
     given = {f"NOCTURNE_{key.upper()}": str(value) for key, value in options.items() if value is not None}
     os.environ.update(given)
+    if devices == "auto" and names == ["cpu"]:
+        _say("no GPU is visible here (/proc/driver/nvidia, /dev/nvidia*): one worker on the CPU")
     assignments = assign_devices(names, os.cpu_count() or 1, os.environ)
     members = _members(assignments, settings.worker_name or os.uname().nodename, log_level, settings.metrics_port)
     raise SystemExit(WorkerGroup(members, partial(say, settings), settings.parent_pid).run())

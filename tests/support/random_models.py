@@ -54,6 +54,9 @@ ARCHITECTURES: dict[str, Any] = {
     "gpt-neox": lambda: GPTNeoXConfig(**_SHAPE),
 }
 
+#: For a look at memory: many layers, small beside all of them, and little vocabulary.
+OTHERS: dict[str, Any] = {"deep": lambda: Qwen2Config(**{**_GROUPED, "num_hidden_layers": 12})}
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -70,7 +73,7 @@ class Pair:
 def random_pair(architecture: str, dtype: torch.dtype = torch.float32) -> Pair:
     """A model of the architecture with weights that depend on its name alone."""
     torch.manual_seed(sum(map(ord, architecture)))
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).to(dtype).eval()
+    model = AutoModelForCausalLM.from_config((ARCHITECTURES | OTHERS)[architecture]()).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from worker.engine.backend import Backend, DeviceModel
@@ -9,6 +11,8 @@ from worker.engine.cpu.backend import CpuBackend
 from worker.engine.cuda.backend import CudaBackend
 from worker.engine.fallback.backend import FallbackBackend
 from worker.engine.request import ModelUnavailable
+
+logger = logging.getLogger(__name__)
 
 
 def backend_for(device: torch.device) -> type[Backend]:
@@ -23,8 +27,14 @@ def backend_of(model: DeviceModel) -> type[Backend]:
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` takes a CUDA device where there is one. A CUDA device always has its index."""
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    """`auto` takes a CUDA device where there is one, and says so where not. A CUDA device always has its index."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            # A torch built for CUDA was installed for a GPU, which its driver or a container hides.
+            level = logging.INFO if torch.version.cuda is None else logging.WARNING
+            logger.log(level, "decoding on the CPU: torch %s sees no CUDA device", torch.__version__)
+    chosen = torch.device(device)
     if chosen.type != "cuda":
         return chosen
     if not torch.cuda.is_available():

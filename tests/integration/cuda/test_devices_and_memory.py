@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +18,9 @@ from tests.support.pretend_cuda.kernels import ReferenceAttention
 from tests.support.pretend_cuda.machine import Machine
 from tests.support.random_models import random_pair
 from worker import devices
-from worker.engine.cuda import triton_attention
+from worker.engine.backend import DeviceModel
+from worker.engine.cuda import backend, triton_attention
+from worker.engine.cuda.layers.decoder import load_with_kernels
 from worker.engine.device_selection import choose_device, choose_dtype
 from worker.engine.engine import Engine
 from worker.engine.model.attention import AttentionLayer
@@ -65,12 +70,43 @@ def test_memory_that_lacks_at_the_start_is_the_engines_own_error() -> None:
             engine_of(loaded, kv_memory=0.01)
 
 
+@pytest.mark.parametrize("options", [{}, {"fuse": False}], ids=str)
+def test_a_model_is_loaded_in_little_more_memory_than_its_own(options: dict[str, Any]) -> None:
+    """Layers are merged one by one, and a layer's own weights go before the next one's are merged."""
+    peaks = []
+
+    def watched(*arguments: Any) -> DeviceModel:
+        torch.cuda.reset_peak_memory_stats()
+        loaded = load_with_kernels(*arguments)
+        peaks.append(torch.cuda.max_memory_allocated())
+        return loaded
+
+    with device_with_kernels() as machine, patch.object(backend, "load_with_kernels", watched):
+        loaded = model_on("cuda:0", "deep", **options)
+        assert peaks[0] <= 1.15 * machine.allocated[0]
+        assert loaded.model.paged_attention is not None
+
+
 def test_a_device_that_is_not_there_is_named() -> None:
     with device_with_kernels(num_devices=2):
         assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:0")
         assert choose_device("cuda:1") == torch.device("cuda:1")
         with pytest.raises(ModelUnavailable, match="cuda:2 was asked for, but this machine has 2"):
             choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "level"),
+    [("auto", "13.0", logging.WARNING), ("auto", None, logging.INFO), ("cpu", "13.0", None)],
+)
+def test_the_cpu_is_taken_in_silence_only_where_it_was_asked_for(
+    device: str, cuda: str | None, level: int | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert choose_device(device) == torch.device("cpu")
+    assert [record.levelno for record in caplog.records] == ([] if level is None else [level])
+    assert ("decoding on the CPU: torch" in caplog.text) == (level is not None)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((9, 0), torch.bfloat16), ((7, 5), torch.float16)])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,11 +22,19 @@ from tests.support.pretend_cuda.engines import (
     tokens_of,
 )
 from tests.support.pretend_cuda.graphs import CUDAGraph
+from tests.support.pretend_cuda.kernels import ReferenceLayerKernels
 from tests.support.pretend_cuda.machine import CaptureForbidden, DeviceMismatch, OverwrittenInFlight
 from tests.support.random_models import ARCHITECTURES, altered, random_pair
-from worker.engine.cuda.decode_graphs import graph_buckets
+from worker.engine.cuda.decode_graphs import graph_buckets, static_batch
+from worker.engine.cuda.layers import decoder as decoder_module
+from worker.engine.cuda.layers.layer_modules import NormModule, SwiGLUModule
+from worker.engine.model.attention import AttentionStep
 from worker.engine.model.device_copies import fetch, send
-from worker.engine.model_loader import prepare_model
+from worker.engine.model.fused_decoder import FusedDecoder
+from worker.engine.model.kv_cache import KVCache
+from worker.engine.model.row_operations import Rotation
+from worker.engine.model.transformers_decoder import TransformersDecoder
+from worker.engine.model_loader import LoadedModel, prepare_model
 from worker.engine.request import Request
 
 
@@ -83,6 +94,25 @@ def test_every_graph_is_recorded_at_the_start() -> None:
             assert CUDAGraph.num_made - before == len(graph_buckets(12)) + num_dropped
 
 
+def test_a_steps_tensors_go_with_it_and_cudnn_plans_nothing() -> None:
+    """Without a cyclic collector; of a step in a reference cycle the masks of all its tiles would wait for it."""
+    with device_with_kernels():
+        loaded = model_on("cuda:0", "qwen2", use_kernels=False)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        seen: list[Any] = []
+
+        def noting(step: Any) -> Tensor:
+            seen.append(weakref.ref(step.batch))
+            return loaded.model.decoder(step)
+
+        gc.disable()
+        try:
+            answers(engine_of(altered(loaded, decoder=noting)), mixed_requests(2))
+            assert len(seen) > 2 and all(batch() is None for batch in seen)
+        finally:
+            gc.enable()
+
+
 def test_without_a_kernel() -> None:
     requests = mixed_requests(10)
     with device_with_kernels():
@@ -92,20 +122,76 @@ def test_without_a_kernel() -> None:
 
 @pytest.mark.parametrize("config", [{"prefill_tokens": 64}, {"prefill_tokens": 16, "block_size": 32}], ids=str)
 @pytest.mark.parametrize("use_graphs", [False, True])
-def test_steps_of_fixed_sizes(use_graphs: bool, config: dict[str, int]) -> None:
+def test_steps_of_fixed_sizes_where_a_layer_has_no_kernels(
+    use_graphs: bool, config: dict[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The scheduler fills whole blocks, at least one, whatever number of prompt tokens is asked for."""
     requests = mixed_requests(10)
-    shapes = set()
+    expected = expected_of("qwen2", requests)
     with device_with_kernels():
+        monkeypatch.setattr(ReferenceLayerKernels, "rms_norm", lambda _, rows, *__: torch.full_like(rows, torch.nan))
         loaded = model_on("cuda:0", "qwen2", deterministic=True)
-
-        def noting(step: Any) -> Tensor:
-            shapes.add((step.batch.input_ids.shape[1], len(step.batch.logit_rows)))
-            return loaded.model.decoder(step)
-
-        engine = engine_of(altered(loaded, decoder=noting), use_graphs=use_graphs, **config)
-        assert answers(engine, requests) == expected_of("qwen2", requests)
+        assert "their results differ from torch's by nan" in caplog.text
+        found, shapes = shapes_of_steps(loaded, requests, use_graphs=use_graphs, **config)
+    assert found == expected
     assert shapes == {(12, 12), (64 if config["prefill_tokens"] == 64 else 32, 12)}
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2-softcap", "gpt-neox"])
+def test_deterministic_steps_have_their_own_sizes(architecture: str) -> None:
+    requests = mixed_requests(10)
+    expected = expected_of(architecture, requests)
+    with device_with_kernels():
+        loaded = model_on("cuda:0", architecture, deterministic=True)
+        assert "own gemm" in loaded.model.gemm and not loaded.model.needs_fixed_sizes
+        found, shapes = shapes_of_steps(loaded, requests, use_graphs=False)
+    assert found == expected
+    assert len({rows for rows, _ in shapes}) >= 5
+
+
+def shapes_of_steps(
+    loaded: LoadedModel, requests: list[Request], **config: Any
+) -> tuple[dict[int, Any], set[tuple[int, int]]]:
+    """The requests' tokens, and rows and logits of each step that decodes them."""
+    shapes = set()
+
+    def noting(step: Any) -> Tensor:
+        shapes.add((step.batch.input_ids.shape[1], len(step.batch.logit_rows)))
+        return loaded.model.decoder(step)
+
+    return answers(engine_of(altered(loaded, decoder=noting), **config), requests), shapes
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama-grouped", "qwen3", "mistral-window"])
+@pytest.mark.parametrize(("deterministic", "most"), [(False, 9), (True, 9)])
+def test_a_fused_layer_is_few_launches(architecture: str, deterministic: bool, most: int) -> None:
+    """Attention takes two where few rows run, and a batch-invariant matmul too."""
+    with device_with_kernels() as machine:
+        loaded = model_on("cuda:0", architecture, deterministic=deterministic)
+        decoder = loaded.model.decoder
+        assert isinstance(decoder, FusedDecoder)
+        batch = static_batch(2, 16, 16, loaded.model.device)
+        cache = KVCache(loaded.model.layers, 2, 16, torch.float32, loaded.model.device)
+        step = AttentionStep(batch, cache, loaded.model.paged_attention)
+        hidden = torch.ones(2, 64, device="cuda:0")
+        angles = torch.ones(2, 1, decoder.layers[0].head_dim, device="cuda:0")
+        machine.activity.clear()
+        decoder.layers[0](hidden, Rotation(angles, angles), step)
+        assert machine.activity.num_kernels <= most, machine.activity.kernels
+
+
+def test_layers_of_transformers_have_our_modules() -> None:
+    """Gemma's activation is no swish; its norms are relative to one. A module is replaced where its outputs agree."""
+    requests = mixed_requests(4)
+    for architecture, fuse, norms, layers in (("gemma2-softcap", True, 9, 0), ("qwen3", False, 9, 2)):
+        expected = expected_of(architecture, requests)
+        with device_with_kernels():
+            with patch.object(decoder_module, "TransformersDecoder", wraps=TransformersDecoder) as made:
+                loaded = model_on("cuda:0", architecture, fuse=fuse)
+            modules = list(made.call_args.args[0].modules())
+            assert sum(isinstance(each, NormModule) for each in modules) == norms
+            assert sum(isinstance(each, SwiGLUModule) for each in modules) == layers
+            assert answers(engine_of(loaded), requests) == expected
 
 
 def test_cancelled_requests_and_memory_that_runs_out() -> None:

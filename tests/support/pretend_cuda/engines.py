@@ -12,7 +12,12 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from models.params import GenerationParams
-from tests.support.pretend_cuda.kernels import ReferenceAttention, ReferenceSampler, fill_from_rows
+from tests.support.pretend_cuda.kernels import (
+    ReferenceAttention,
+    ReferenceLayerKernels,
+    ReferenceSampler,
+    fill_from_rows,
+)
 from tests.support.pretend_cuda.machine import Machine
 from tests.support.pretend_cuda.runtime import GIB, pretend_cuda
 from tests.support.pretend_cuda.spread import spread
@@ -20,6 +25,7 @@ from tests.support.random_models import random_pair, random_prompts
 from worker.engine.backend import LoadOptions
 from worker.engine.config import EngineConfig
 from worker.engine.cuda import fill_kernel, triton_attention
+from worker.engine.cuda.layers import layer_kernels
 from worker.engine.cuda.sampling import sampler
 from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel, prepare_model
@@ -62,6 +68,7 @@ def device_with_kernels(num_devices: int = 1, memory: int = GIB, **options: Any)
         patch.object(triton_attention, "TritonAttention", ReferenceAttention),
         patch.object(sampler, "TritonSampler", ReferenceSampler),
         patch.object(fill_kernel, "fill_from_rows", fill_from_rows),
+        patch.object(layer_kernels, "LayerKernels", ReferenceLayerKernels),
         pretend_cuda(num_devices, memory, **options) as machine,
     ):
         yield machine

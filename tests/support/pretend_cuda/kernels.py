@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.support.pretend_cuda.machine import DeviceMismatch
 from tests.support.pretend_cuda.tensors import DeviceTensor, State, inner_of, record_or_run
+from worker.engine.cuda.kernels.rms_norm import rms_norm_in_torch
+from worker.engine.cuda.kernels.rotation import rotate_and_write_in_torch
+from worker.engine.cuda.kernels.swiglu import swiglu_in_torch
 from worker.engine.cuda.running_rows import RunningRows, fill_in_torch, paged_rows_of
 from worker.engine.cuda.sampling.output import Column, SamplerOutput
 from worker.engine.cuda.sampling.reference import sample_in_torch, write_alternatives
@@ -20,6 +23,7 @@ from worker.engine.cuda.sampling.sampler import SampledKinds
 from worker.engine.cuda.sampling.table import Integer, SamplingTable
 from worker.engine.model.attention import AttentionLayer
 from worker.engine.model.kv_cache import KVCache
+from worker.engine.model.row_operations import HeadNorms, Rotation, RowOperations
 from worker.engine.model.step_batch import PagedRows, StepBatch
 
 
@@ -117,6 +121,54 @@ def _fill(_: list[Tensor], batch: StepBatch, rows: RunningRows, block_size: int)
     fill_in_torch(batch, rows, block_size)
 
 
+class ReferenceLayerKernels(RowOperations):
+    """The kernels of a layer by torch's operations; the matmul's bits do not depend on the number of rows."""
+
+    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return _launch_one("rms_norm", rms_norm_in_torch, torch.empty_like(rows), rows, weight, eps)
+
+    def rotate_and_write(
+        self,
+        heads: Tensor,
+        norms: HeadNorms | None,
+        rotation: Rotation,
+        slot_mapping: Tensor,
+        pools: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        num_rows, num_all, dim = heads.shape
+        query = heads.new_empty(num_rows, num_all - 2 * pools[0].shape[1], dim)
+
+        def rotate(outputs: list[Tensor], heads: Tensor, norms: Any, rotation: Rotation, slot_mapping: Tensor) -> None:
+            written, *pools = outputs
+            written.copy_(rotate_and_write_in_torch(heads, norms, rotation, slot_mapping, (pools[0], pools[1])))
+
+        launch("rotate_and_write", rotate, [query, *pools], heads, norms, rotation, slot_mapping)
+        return query
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        output = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+        return _launch_one("swiglu", swiglu_in_torch, output, gate_up)
+
+    def matmul(
+        self, rows: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        return _launch_one("matmul", _matmul, rows.new_empty(len(rows), len(weight)), rows, weight, bias, residual)
+
+
+def _launch_one(name: str, function: Callable[..., Tensor], output: Tensor, *arguments: Any) -> Tensor:
+    """Launches a function as a kernel that writes its result."""
+    launch(name, lambda output, *given: output.copy_(function(*given)), output, *arguments)
+    return output
+
+
+def _matmul(rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Sums in float64, whose order is lost when they are rounded."""
+    total = rows.double() @ weight.double().T
+    for addend in (bias, residual):
+        total = total if addend is None else total + addend
+    return total.to(rows.dtype)
+
+
 class ReferenceAttention:
     """A `PagedAttention` by SDPA, a segment at a time; asserts what a kernel takes for granted of its rows."""
 
@@ -167,4 +219,11 @@ def _attend_segment(layer: AttentionLayer, query: Tensor, keys: Tensor, values: 
     return torch.softmax(scores, -1) @ values.repeat_interleave(group, 0)
 
 
-__all__ = ["DeviceTensor", "ReferenceAttention", "ReferenceSampler", "fill_from_rows", "launch"]
+__all__ = [
+    "DeviceTensor",
+    "ReferenceAttention",
+    "ReferenceLayerKernels",
+    "ReferenceSampler",
+    "fill_from_rows",
+    "launch",
+]

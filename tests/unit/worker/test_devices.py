@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from typer.testing import CliRunner
+
+from worker import cli
 from worker.devices import DeviceAssignment, assign_devices, device_names
 
 
@@ -42,3 +46,21 @@ def test_one_worker_may_have_several_gpus() -> None:
     pair, single = assign_devices(["cuda:2+cuda:0", "cuda:1"], 8, {"CUDA_VISIBLE_DEVICES": "4,5,6"})
     assert pair == DeviceAssignment("cuda:2+cuda:0", "cuda:0+cuda:1", {"CUDA_VISIBLE_DEVICES": "6,4"})
     assert single.environment == {"CUDA_VISIBLE_DEVICES": "5"}
+
+
+@pytest.mark.parametrize(("devices", "is_told"), [("auto", True), ("cpu", False)])
+def test_workers_that_take_the_cpu_for_want_of_a_gpu_say_so(
+    devices: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Group:
+        def __init__(self, *_: Any) -> None: ...
+
+        def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr(cli, "WorkerGroup", Group)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("NOCTURNE_MODEL", "none/such")
+    done = CliRunner().invoke(cli.app, ["start", "--devices", devices])
+    assert ("no GPU is visible here" in done.output) == is_told, done.output
+    assert done.exit_code == 0

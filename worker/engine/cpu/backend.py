@@ -18,11 +18,12 @@ from worker.engine.cpu.onednn_linear import OneDnnInt8Linear, OneDnnLinear, can_
 from worker.engine.model.attention import PagedAttention, has_softcap
 from worker.engine.model.batch_invariant_mode import BatchInvariantMode
 from worker.engine.model.experts import pack_experts
-from worker.engine.model.fused_decoder import FusedDecoder, PlainRowOperations
+from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.kv_cache import LayerShape
 from worker.engine.model.linear import Linear, MakeLinear, PlainLinear
 from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
 from worker.engine.model.replace_modules import replace_linears
+from worker.engine.model.row_operations import PlainRowOperations
 from worker.engine.model.transformers_decoder import TransformersDecoder
 
 

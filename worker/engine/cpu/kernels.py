@@ -18,6 +18,7 @@ from worker.engine.cpu.library import cpu_library, pointer
 from worker.engine.cpu.sampler import CpuSampler
 from worker.engine.cpu.weight_layout import TILE_DIM, VNNI_BYTES, pack_amx, pack_vnni
 from worker.engine.model.large_pages import LargePages, large_pages
+from worker.engine.model.row_operations import SeparateRowOperations
 
 #: Bytes of a row of an AMX tile.
 TILE_ROW_BYTES = TILE_DIM * VNNI_BYTES
@@ -72,7 +73,7 @@ class LogitsWorkspace:
         return self._memory[:num_bytes].view(dtype).view(num_rows, vocab)
 
 
-class CpuKernels:
+class CpuKernels(SeparateRowOperations):
     """The functions of the library for one dtype."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, matmul_name: str | None = None) -> None:

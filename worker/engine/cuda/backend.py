@@ -13,6 +13,7 @@ from torch import Tensor
 from worker.engine.backend import Backend, DeviceModel, LoadOptions, LogitsLayout
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, DeviceState, Record, bucket_for, graph_buckets
+from worker.engine.cuda.layers.decoder import checked_kernels, load_with_kernels
 from worker.engine.cuda.memory import empty_step, least_memory, left_for_cache, step_memory
 from worker.engine.cuda.paged_attention import PAGE_SIZE, NoKernel, OnItsDevice, paged_attention
 from worker.engine.cuda.running_rows import RowUpdates, RunningRows
@@ -51,13 +52,27 @@ class CudaBackend(Backend):
 
     @classmethod
     def load(cls, model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions) -> DeviceModel:
-        with torch.cuda.device(device):
-            attention = _paged_attention(model, layers, device, options)
+        with torch.cuda.device(device):  # Triton launches on the current device
+            return cls._load(model, layers, device, options)
+
+    @classmethod
+    def _load(
+        cls, model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions
+    ) -> DeviceModel:
+        attention = _paged_attention(model, layers, device, options)
         if attention is not None and options.is_spread:
             attention = OnItsDevice(attention, attention.covers_prefill)
+        kernels = checked_kernels(model, layers, device, options)
+        loaded = (
+            super().load(model, layers, device, options)
+            if kernels is None
+            else load_with_kernels(model, layers, device, options, kernels)
+        )
         loaded = replace(
-            super().load(model, layers, device, options),
+            loaded,
             paged_attention=attention,
+            # The shapes of SDPA's tiles depend on the step.
+            needs_fixed_sizes=loaded.needs_fixed_sizes or (options.deterministic and attention is None),
             sample_batch=sample_batch,
             launch_sample_batch=launch_sample_batch,
             block_size=PAGE_SIZE,

@@ -79,12 +79,12 @@ class TritonAttention:
     def _decode(self, layer: AttentionLayer, output: Tensor, query: Tensor, cache: KVCache, rows: PagedRows) -> None:
         call = _Call.of(layer, query, cache, MIN_TILE_ROWS)
         grid = (rows.num_decoding, call.num_kv_heads)
-        max_sections = -(-rows.max_seqlen_k // SECTION)
-        num_partial = math.prod(grid) * max_sections * call.tile.rows
-        num_programs = min(max_sections, -(-2 * self._num_processors // math.prod(grid)))
-        if num_programs == 1 or num_partial * (call.tile.value_dim + 2) * 4 > MAX_PARTIAL_BYTES:
+        num_programs = num_programs_of_a_row(math.prod(grid), rows.max_seqlen_k, call.tile, self._num_processors)
+        if num_programs == 1:
             call.attend((*grid, 1), output, query, rows, 0)
             return
+        max_sections = -(-rows.max_seqlen_k // SECTION)
+        num_partial = math.prod(grid) * max_sections * call.tile.rows
         row_max, row_sum = torch.empty(2, num_partial, dtype=torch.float32, device=query.device)
         accumulator = torch.empty(num_partial, call.tile.value_dim, dtype=torch.float32, device=query.device)
         partial = (row_max, row_sum, accumulator)
@@ -99,6 +99,15 @@ class TritonAttention:
             BLOCK_M=call.tile.rows, SECTION=SECTION, WINDOW=call.constants["WINDOW"], HAS_SINKS=call.has_sinks,
             **call.options,
         )  # fmt: skip
+
+
+def num_programs_of_a_row(num_row_heads: int, max_seqlen_k: int, tile: TileShape, num_processors: int) -> int:
+    """Programs that share the keys of a decoding row and a key head, where too few of these would fill the GPU."""
+    max_sections = -(-max_seqlen_k // SECTION)
+    partial_bytes = num_row_heads * max_sections * tile.rows * (tile.value_dim + 2) * 4
+    if partial_bytes > MAX_PARTIAL_BYTES or not num_row_heads:
+        return 1
+    return min(max_sections, -(-2 * num_processors // num_row_heads))
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,13 @@ def attend(layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, ste
 
     Takes query [rows, heads, dim], key and value [rows, kv_heads, dim]; returns [rows, heads, value_dim].
     """
+    step.cache.write(layer.index, step.batch.on(query.device).slot_mapping, key, value)
+    return attend_to_cache(layer, query, step)
+
+
+def attend_to_cache(layer: AttentionLayer, query: Tensor, step: AttentionStep) -> Tensor:
+    """Attention of rows [rows, heads, dim] whose own keys and values are in the cache; [rows, heads, value_dim]."""
     batch, cache = step.batch.on(query.device), step.cache
-    cache.write(layer.index, batch.slot_mapping, key, value)
     paged = None
     if batch.paged is not None:
         assert step.paged_attention is not None, "the batch was made for a paged kernel"
@@ -132,7 +137,7 @@ def attend(layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor, ste
         paged = step.paged_attention(layer, query[:num_rows], cache, batch.paged)
         if num_rows == len(query):
             return paged
-    output = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+    output = query.new_zeros(*query.shape[:2], cache.pools(layer.index)[1].shape[2])
     if paged is not None:
         output[: len(paged)] = paged
     for tiles in batch.tiles:

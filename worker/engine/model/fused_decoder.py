@@ -9,104 +9,57 @@ layers make about sixty small operations each, which cost as much as the matmuls
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engine.model.attention import AttentionLayer, AttentionStep, attend
+from worker.engine.model.attention import AttentionLayer, AttentionStep, attend_to_cache
 from worker.engine.model.linear import Linear, MakeLinear
+from worker.engine.model.row_operations import HeadNorms, PlainRowOperations, RMSNorm, Rotation, RowOperations
 
 #: Transformers' layers that `FusedLayer` computes. Gemma's and others' have their norms in other places.
 FUSABLE_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 
 
-class RowOperations(Protocol):
-    """A layer's operations on rows beside matmuls and attention."""
-
-    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """rows / sqrt(mean of squares + eps) * weight over the last dimension."""
-
-    def rotate(self, heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-        """Rotates heads [rows, heads, dim], in place or not, by the angles of a `Rotation`."""
-
-
-class PlainRowOperations:
-    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(rows, (rows.shape[-1],), weight, eps)
-
-    def rotate(self, heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-        swapped = heads.roll(heads.shape[-1] // 2, -1)
-        return torch.addcmul(heads * cos, swapped, signed_sin)
-
-
-@dataclass(frozen=True)
-class RMSNorm:
-    weight: Tensor
-    eps: float
-    operations: RowOperations
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return self.operations.rms_norm(rows, self.weight, self.eps)
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Rotary angles of a step's rows: cosines, and sines with the first half negated; [rows, 1, dim] each."""
-
-    cos: Tensor
-    signed_sin: Tensor
-    operations: RowOperations
-
-    def __call__(self, heads: Tensor) -> Tensor:
-        """Rotates heads [rows, heads, dim], and may overwrite them."""
-        return self.operations.rotate(heads, self.cos, self.signed_sin)
-
-
 @dataclass(frozen=True)
 class FusedLayer:
+    operations: RowOperations
     attention: AttentionLayer
-    num_heads: int
-    num_kv_heads: int
     input_norm: RMSNorm
     qkv: Linear
-    query_norm: RMSNorm | None
-    key_norm: RMSNorm | None
+    head_dim: int
+    head_norms: HeadNorms | None
     output: Linear
     mlp_norm: RMSNorm
     gate_up: Linear
     down: Linear
 
     def __call__(self, hidden: Tensor, rotation: Rotation, step: AttentionStep) -> Tensor:
-        """[rows, hidden] to [rows, hidden]"""
-        query, key, value = self._project(self.input_norm(hidden), rotation)
-        attended = attend(self.attention, query, key, value, step)
-        hidden = self.output.add_residual(attended.view(len(hidden), -1), hidden)
-        rows = self.mlp_norm(hidden)
-        return self.down.add_residual(self.gate_up.swiglu(rows), hidden)
-
-    def _project(self, rows: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Query [rows, heads, dim], key and value [rows, kv_heads, dim]."""
-        heads = self.qkv(rows).view(len(rows), self.num_heads + 2 * self.num_kv_heads, -1)
-        query_key, value = heads[:, : -self.num_kv_heads], heads[:, -self.num_kv_heads :]
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = query_key[:, : self.num_heads], query_key[:, self.num_heads :]
-            query_key = torch.cat([self.query_norm(query), self.key_norm(key)], dim=1)
-        rotated = rotation(query_key)
-        return rotated[:, : self.num_heads], rotated[:, self.num_heads :], value
+        """[rows, hidden] to [rows, hidden]; may overwrite its input."""
+        num_rows, operations = len(hidden), self.operations
+        heads = self.qkv(operations.norm(hidden, self.input_norm)).view(num_rows, -1, self.head_dim)
+        pools = step.cache.pools(self.attention.index)
+        query = operations.rotate_and_write(heads, self.head_norms, rotation, step.batch.slot_mapping, pools)
+        attended = attend_to_cache(self.attention, query, step)
+        hidden = self.output.add_residual(attended.view(num_rows, -1), hidden)
+        activated = self.gate_up.swiglu(operations.norm(hidden, self.mlp_norm))
+        return self.down.add_residual(activated, hidden)
 
 
 class FusedDecoder:
     """Rows of a step to logits, as `TransformersDecoder` does, for models that `can_fuse` accepts."""
 
     def __init__(self, model: Any, make_linear: MakeLinear, operations: RowOperations = PlainRowOperations()) -> None:
+        """Takes the model's weights, layer by layer: a layer's own are dropped before the next ones are merged."""
         self._operations = operations
         self._embedding: Tensor = model.model.embed_tokens.weight.detach()
         self._rotary: Any = model.model.rotary_emb
-        self.layers = [_fused_layer(layer, make_linear, operations) for layer in model.model.layers]
-        self._norm = _norm(model.model.norm, operations)
+        self.layers = [_take_layer(layer, make_linear, operations) for layer in model.model.layers]
+        self._norm = _norm(model.model.norm)
         self.head = make_linear([model.lm_head])
+        drop_weights(model.lm_head)
 
     def __call__(self, step: AttentionStep) -> Tensor:
         """Logits [num_logits, vocab] of the rows that the step asks for; the next call may overwrite them."""
@@ -115,13 +68,13 @@ class FusedDecoder:
         rotation = self._rotation(hidden, batch.positions)
         for layer in self.layers:
             hidden = layer(hidden, rotation, step)
-        return self.head(self._norm(hidden.index_select(0, batch.logit_rows)))
+        return self.head(self._operations.norm(hidden.index_select(0, batch.logit_rows), self._norm))
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> Rotation:
         cos, sin = self._rotary(hidden, positions)  # [1, rows, dim]
         half = sin.shape[-1] // 2
         signed_sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        return Rotation(cos[0, :, None], signed_sin[0, :, None], self._operations)
+        return Rotation(cos[0, :, None], signed_sin[0, :, None])
 
 
 def can_fuse(model: Any) -> bool:
@@ -136,23 +89,30 @@ def can_fuse(model: Any) -> bool:
     )
 
 
-def _fused_layer(layer: Any, make_linear: MakeLinear, operations: RowOperations) -> FusedLayer:
+def _take_layer(layer: Any, make_linear: MakeLinear, operations: RowOperations) -> FusedLayer:
+    """A layer of Transformers' model, which loses its weights: those of all layers twice would not fit a GPU."""
     attention, mlp = layer.self_attn, layer.mlp
-    dim = attention.head_dim
     query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-    return FusedLayer(
+    fused = FusedLayer(
+        operations=operations,
         attention=AttentionLayer(attention.layer_idx, attention.scaling, _window(attention)),
-        num_heads=attention.q_proj.out_features // dim,
-        num_kv_heads=attention.k_proj.out_features // dim,
-        input_norm=_norm(layer.input_layernorm, operations),
+        input_norm=_norm(layer.input_layernorm),
         qkv=make_linear([attention.q_proj, attention.k_proj, attention.v_proj]),
-        query_norm=None if query_norm is None else _norm(query_norm, operations),
-        key_norm=None if key_norm is None else _norm(key_norm, operations),
+        head_dim=attention.head_dim,
+        head_norms=None if query_norm is None else HeadNorms(_norm(query_norm), _norm(key_norm)),
         output=make_linear([attention.o_proj]),
-        mlp_norm=_norm(layer.post_attention_layernorm, operations),
+        mlp_norm=_norm(layer.post_attention_layernorm),
         gate_up=make_linear([mlp.gate_proj, mlp.up_proj], is_gate_up=True),
         down=make_linear([mlp.down_proj]),
     )
+    drop_weights(layer)
+    return fused
+
+
+def drop_weights(module: nn.Module) -> None:
+    """Frees the parameters of a module that nothing else holds."""
+    for each in module.modules():
+        each._parameters.update(dict.fromkeys(each._parameters))
 
 
 def _window(attention: Any) -> int | None:
@@ -163,5 +123,5 @@ def _window(attention: Any) -> int | None:
     return getattr(attention.config, "sliding_window", None)
 
 
-def _norm(norm: Any, operations: RowOperations) -> RMSNorm:
-    return RMSNorm(norm.weight.detach(), norm.variance_epsilon, operations)
+def _norm(norm: Any) -> RMSNorm:
+    return RMSNorm(norm.weight.detach(), norm.variance_epsilon)

@@ -25,7 +25,7 @@ class Linear(Protocol):
         """y, [rows, out_features]"""
 
     def add_residual(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """y + residual, [rows, out_features]"""
+        """y + residual, [rows, out_features]; may overwrite the residual."""
 
     def swiglu(self, rows: Tensor) -> Tensor:
         """swish(gate) * up, [rows, out_features / 2], of two layers merged with `is_gate_up` (Shazeer 2020)."""

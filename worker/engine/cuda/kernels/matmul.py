@@ -26,10 +26,11 @@ class TileShape:
     columns: int
     inner: int
     num_warps: int
+    num_stages: int
 
 
 #: One shape for each size of an element: more rows would take other instructions, and other orders.
-TILES = {2: TileShape(128, 64, 64, 4), 4: TileShape(32, 32, 32, 4)}
+TILES = {2: TileShape(128, 64, 64, 4, 3), 4: TileShape(32, 32, 32, 4, 2)}
 
 #: Programs that fill a GPU.
 FULL = 128
@@ -142,18 +143,25 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
     sizes = (num_rows, num_columns, num_inner, x.stride(0), weight.stride(0))
     constants = {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": tile.inner, "SECTION": SECTION}
     flags = {"HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None}
-    options = {"num_warps": tile.num_warps, "num_stages": 3 if x.itemsize == 2 else 2, "enable_fp_fusion": False}
-    num_sections = triton.cdiv(num_inner, SECTION)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": False}
     after = (bias if bias is not None else x, residual if residual is not None else x)  # read where there is one
-    if num_sections == 1 or grid[0] * grid[1] >= FULL:
+    if not is_split(num_rows, num_columns, num_inner, x.itemsize):
         gemm[grid](output, x, weight, *after, *sizes, **constants, **flags, **options)
         return output
+    num_sections = triton.cdiv(num_inner, SECTION)
     partial = x.new_empty(num_sections, num_rows, num_columns, dtype=torch.float32)
     gemm_split[(*grid, num_sections)](partial, x, weight, *sizes, **constants, **options)
     add_sections[(triton.cdiv(num_rows, 16), triton.cdiv(num_columns, 64))](
         output, partial, *after, num_rows, num_columns, num_sections, BLOCK_M=16, BLOCK_N=64, **flags, **options
     )
     return output
+
+
+def is_split(num_rows: int, num_columns: int, num_inner: int, itemsize: int) -> bool:
+    """Whether sections are divided among programs, since tiles alone would leave a part of the GPU idle."""
+    tile = TILES[itemsize]
+    num_tiles = triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns)
+    return bool(num_inner > SECTION and num_tiles < FULL)
 
 
 def matmul_in_torch(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -169,6 +177,5 @@ def matmul_bytes(num_rows: int, num_columns: int, num_inner: int, itemsize: int)
     tile = TILES[itemsize]
     row_tiles, column_tiles = triton.cdiv(num_rows, tile.rows), triton.cdiv(num_columns, tile.columns)
     read = (num_rows * column_tiles + num_columns * row_tiles) * num_inner * itemsize
-    num_sections = triton.cdiv(num_inner, SECTION)
-    is_split = num_sections > 1 and row_tiles * column_tiles < FULL
-    return int(read + num_rows * num_columns * (itemsize + 8 * num_sections * is_split))
+    num_partial = triton.cdiv(num_inner, SECTION) * is_split(num_rows, num_columns, num_inner, itemsize)
+    return int(read + num_rows * num_columns * (itemsize + 8 * num_partial))

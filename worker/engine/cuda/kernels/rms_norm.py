@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _rms_norm(output, rows, weight, row_stride, size, eps, BLOCK: tl.constexpr) -> None:
+def norm(output, rows, weight, row_stride, size, eps, BLOCK: tl.constexpr) -> None:
     """Grid (rows)."""
     row = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, BLOCK)
@@ -29,14 +29,14 @@ def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     output = flat.new_empty(len(flat), size)
     if len(flat):
         block = triton.next_power_of_2(size)
-        _rms_norm[(len(flat),)](
-            output, flat, weight, flat.stride(0), size, eps, BLOCK=block, num_warps=_num_warps(block),
+        norm[(len(flat),)](
+            output, flat, weight, flat.stride(0), size, eps, BLOCK=block, num_warps=num_warps_of(block),
             enable_fp_fusion=False,
         )  # fmt: skip
     return output.view(rows.shape)
 
 
-def _num_warps(block: int) -> int:
+def num_warps_of(block: int) -> int:
     return min(max(block // 512, 1), 16)
 
 

@@ -13,7 +13,7 @@ BLOCK = 1024
 
 
 @triton.jit
-def _swiglu(output, gate_up, row_stride, size, BLOCK: tl.constexpr) -> None:
+def gated(output, gate_up, row_stride, size, BLOCK: tl.constexpr) -> None:
     """Grid (rows, blocks)."""
     row = tl.program_id(0).to(tl.int64)
     places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -30,7 +30,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     output = gate_up.new_empty(num_rows, size)
     if num_rows:
         assert gate_up.stride(1) == 1
-        _swiglu[(num_rows, triton.cdiv(size, BLOCK))](
+        gated[(num_rows, triton.cdiv(size, BLOCK))](
             output, gate_up, gate_up.stride(0), size, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False
         )
     return output

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.worker.engine.cuda.conftest import MovedBytes
 from worker.engine.cuda import triton_attention
+from worker.engine.cuda.attention_bytes import AttentionBytes
 from worker.engine.cuda.paged_attention import difference_to_reference
 from worker.engine.cuda.triton_attention import SECTION, TileShape, TritonAttention
 from worker.engine.model.attention import AttentionLayer
@@ -19,6 +21,9 @@ from worker.engine.model.step_batch import SCRATCH_BLOCK, PagedRows
 
 CPU = torch.device("cpu")
 
+
+#: Keys that the longest sequence could have more.
+LONGER = 700
 
 ONE_PROGRAM, MANY_PROGRAMS = TritonAttention(1), TritonAttention(1000)
 
@@ -54,7 +59,7 @@ class Case:
             seqused_k=torch.tensor([segment.seqlen_k for segment in segments], dtype=torch.int32),
             cu_seqlens_q=torch.tensor([0, *(each.num_rows for each in segments)]).cumsum(0).to(torch.int32),
             max_seqlen_q=max(segment.num_rows for segment in segments),
-            max_seqlen_k=max(segment.seqlen_k for segment in segments) + 700,  # a graph's is its longest possible
+            max_seqlen_k=max(segment.seqlen_k for segment in segments) + LONGER,  # a graph's is its longest possible
             num_decoding=sum(segment.num_rows == 1 for segment in segments),
         )
         query = torch.cat([self.queries[index] for index in order])
@@ -124,16 +129,28 @@ TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_any_layer_in_any_batch(name: str) -> None:
-    """Close to float64, and each segment's bits are those it has alone, with its sections in one program or in many."""
+def test_any_layer_in_any_batch(name: str, moved_bytes: MovedBytes) -> None:
+    """Close to float64, and each segment's bits are those it has alone, with its sections in one program or in many.
+
+    The kernels move the bytes that they say.
+    """
     shape, group, block_size, dtype, layer = CASES[name]
     case = make_case(SEGMENTS, shape, group, block_size, dtype, layer)
-    together = case.attend(ONE_PROGRAM, list(range(len(SEGMENTS))))
+
+    def attended(num_processors: int, chosen: list[int]) -> dict[int, Tensor]:
+        moved_bytes.count = 0
+        found = case.attend(TritonAttention(num_processors), chosen)
+        declared = AttentionBytes(layer, shape, shape.num_kv_heads * group, dtype.itemsize, num_processors)
+        segments = [(SEGMENTS[index].num_rows, SEGMENTS[index].seqlen_k) for index in chosen]
+        assert moved_bytes.count == declared.of(segments, max(keys for _, keys in segments) + LONGER)
+        return found
+
+    together = attended(1, list(range(len(SEGMENTS))))
     for index, output in together.items():
         assert output.dtype is dtype
         assert (output.double() - case.exact(index)).abs().max() < TOLERANCES[dtype]
-        assert torch.equal(case.attend(MANY_PROGRAMS, [index])[index], output)
-    some = case.attend(MANY_PROGRAMS, [5, 3, 1])
+        assert torch.equal(attended(1000, [index])[index], output)
+    some = attended(1000, [5, 3, 1])
     assert all(torch.equal(output, together[index]) for index, output in some.items())
 
 

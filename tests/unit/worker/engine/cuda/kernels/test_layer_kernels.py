@@ -14,6 +14,7 @@ from worker.engine.cuda.kernels.matmul import matmul, matmul_bytes, matmul_in_to
 from worker.engine.cuda.kernels.rms_norm import rms_norm, rms_norm_bytes, rms_norm_in_torch
 from worker.engine.cuda.kernels.rotation import rotate_and_write, rotate_and_write_in_torch, rotation_bytes
 from worker.engine.cuda.kernels.swiglu import swiglu, swiglu_bytes, swiglu_in_torch
+from worker.engine.model.row_operations import HeadNorms, RMSNorm, Rotation
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -44,20 +45,32 @@ def randn(*sizes: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_norms", [False, True])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "dim"), [(9, 3, 24), (4, 1, 64), (1, 1, 16)])
-def test_rotation(dtype: torch.dtype, num_heads: int, num_kv_heads: int, dim: int, moved_bytes: MovedBytes) -> None:
+def test_rotation(
+    dtype: torch.dtype, has_norms: bool, num_heads: int, num_kv_heads: int, dim: int, moved_bytes: MovedBytes
+) -> None:
     """Queries, keys and values, each at its place and nothing beside them; heads may be part of a wider tensor."""
     num_all = num_heads + 2 * num_kv_heads
     heads = randn(5, num_all * dim + 8, dtype=dtype)[:, : num_all * dim].view(5, num_all, dim)
-    cos, signed_sin = randn(5, dim, dtype=dtype, seed=1), randn(5, dim, dtype=dtype, seed=2)
+    rotation = Rotation(randn(5, 1, dim, dtype=dtype, seed=1), randn(5, 1, dim, dtype=dtype, seed=2))
+    norms = HeadNorms(*(RMSNorm(randn(dim, dtype=dtype, seed=3 + index), 1e-6 + index) for index in range(2)))
     slots = torch.tensor([7, 0, 19, 3, 12])
     found, expected = ([torch.full((20, num_kv_heads, dim), 7.5, dtype=dtype) for _ in range(2)] for _ in range(2))
-    query = rotate_and_write(heads, cos, signed_sin, slots, found[0], found[1], num_heads)
-    exact = rotate_and_write_in_torch(heads, cos, signed_sin, slots, expected[0], expected[1], num_heads)
+    arguments = (heads, norms if has_norms else None, rotation, slots)
+    query = rotate_and_write(*arguments, (found[0], found[1]))
+    exact = rotate_and_write_in_torch(*arguments, (expected[0], expected[1]))
     for output, other in ((query, exact), *zip(found, expected, strict=True)):
         assert_close(output, other.double())
     assert torch.equal(found[1], expected[1])
-    assert 0.99 <= moved_bytes.count / rotation_bytes(5, num_all, dim, dtype.itemsize) <= 1
+    assert moved_bytes.count <= rotation_bytes(5, num_all, dim, dtype.itemsize, has_norms=has_norms)
+    assert moved_bytes.count >= 0.99 * rotation_bytes(5, num_all, dim, dtype.itemsize, has_norms=has_norms)
+    alone = rotate_and_write(heads[3:4], arguments[1], rotation_of(rotation, 3), slots[3:4], (found[0], found[1]))
+    assert torch.equal(alone, query[3:4])
+
+
+def rotation_of(rotation: Rotation, row: int) -> Rotation:
+    return Rotation(rotation.cos[row : row + 1], rotation.signed_sin[row : row + 1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -185,3 +185,18 @@ def test_running_sequences_have_rows_of_their_own(actions: list[tuple[int, int]]
         given_out = sorted(index for index in held if index is not None)
         assert given_out == sorted(set(given_out)) and set(given_out) <= set(range(1, 7))
         assert len(given_out) + scheduling.batch_indices.num_free == 6
+
+
+def test_a_block_that_is_copied_on_write_must_be_sent_again() -> None:
+    """Whenever a backend sends a table's blocks, it has those that the plan writes to."""
+    scheduling = scheduler()
+    group = enqueue(scheduling, 0, prompt=6, strategy="sample", n=2)
+    run(scheduling)
+    for sequence in group.sequences:
+        sequence.num_blocks_sent = len(sequence.table.block_ids)
+    before = [list(sequence.table.block_ids) for sequence in group.sequences]
+    assert len(scheduling.plan().block_copies) == 1
+    for sequence, block_ids in zip(group.sequences, before, strict=True):
+        is_same = sequence.table.block_ids == block_ids
+        assert sequence.num_blocks_sent == (2 if is_same else 1)
+    assert [list(sequence.table.block_ids) for sequence in group.sequences] != before

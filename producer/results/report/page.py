@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from html import escape
 from importlib.resources import files
 from typing import Any, TextIO
@@ -48,26 +49,33 @@ def write_page(
 
     `back` is the address of the page above it, where there is one.
     """
-    libraries = "".join(f"{_asset(f'vendor/{name}')}\n" for name in LIBRARIES)
-    script = program()
+    script, libraries, policy = _scripts()
     head = _asset("page.html")
     values = {
         "title": escape(title),
-        "policy": _policy(script, libraries),
+        "policy": policy,
         "style": _asset("style.css"),
         "back": "" if back is None else f'<p class="back"><a href="{escape(back)}">← the run</a></p>',
         "numbers": "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in numbers),
     }
     file.write(re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], head))
     for name, value in chunks:
-        _write_chunk(file, name, json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-    _write_chunk(file, "libraries", libraries)
+        file.write(_chunk(name, json.dumps(value, ensure_ascii=False, separators=(",", ":"))))
+    file.write(libraries)
     file.write(f"<script>{script}</script>\n</body>\n</html>\n")
 
 
-def _write_chunk(file: TextIO, name: str, text: str) -> None:
+@cache
+def _scripts() -> tuple[str, str, str]:
+    """The program, the chunk of libraries, and the policy that lets the two run; a server writes many pages."""
+    script = program()
+    libraries = "".join(f"{_asset(f'vendor/{name}')}\n" for name in LIBRARIES)
+    return script, _chunk("libraries", libraries), _policy(script, libraries)
+
+
+def _chunk(name: str, text: str) -> str:
     packed = gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)
-    file.write(f'<script type="application/gzip" data-chunk="{name}">{base64.b64encode(packed).decode()}</script>\n')
+    return f'<script type="application/gzip" data-chunk="{name}">{base64.b64encode(packed).decode()}</script>\n'
 
 
 def _policy(*scripts: str) -> str:

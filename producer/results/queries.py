@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, column, func, select, table
 
 from models.database.clock import read_timestamp
-from models.database.live_workers import is_alive, num_running
+from models.database.live_workers import is_alive
 from models.schema.dead_letter import DeadLetter
 from models.schema.job import Job
 from models.schema.job_event import JobEvent
@@ -115,8 +115,10 @@ def find_run(database: Engine, reference: str | None) -> str:
 def run_progress(database: Engine, run_id: str) -> RunProgress:
     """A run's progress. The run must exist."""
     with database.begin() as connection:
-        run = connection.execute(select(Run).where(Run.id == run_id)).one()
-        running = num_running(connection, run_id)
+        # In one statement, so that the states add up while jobs change theirs.
+        claimed = select(func.count()).where(Job.run_id == run_id, Job.state == JobState.RUNNING).scalar_subquery()
+        run = connection.execute(select(Run, claimed.label("running")).where(Run.id == run_id)).one()
+        running = run.running
         workers = connection.execute(select(Worker).where(Worker.model == run.model, is_alive())).all()
         state = _shown_state(connection, run, running, len(workers))
     final = run.num_succeeded + run.num_failed + run.num_cancelled + run.num_expired

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 
 from sqlalchemy import Engine
 
 from models.entry_point import EXIT_INTERRUPTED
 from models.settings import Settings
 from producer.console import print_data, say, stdout
+from producer.home import holder_of
 from producer.render import to_json, visible
 from producer.results.database import reading
-from producer.results.progress import Rate, watch
+from producer.results.live.frame import eta_text
+from producer.results.live.observer import Observer
+from producer.results.live.watch import shows_frames, watch
 from producer.results.queries import RunProgress, find_run, recent_errors, recent_runs, run_progress
 from producer.results.run_tables import open_run_lines, print_run, progress_line, runs_table
 
@@ -36,13 +40,17 @@ def _show_status(
         return 0
     run_id = find_run(database, reference)
     try:
-        progress = watch(database, run_id, quiet=as_json) if is_watching else run_progress(database, run_id)
+        if is_watching:
+            loading = partial(_is_loading, settings, run_id)
+            progress = watch(database, run_id, quiet=as_json, is_loading=loading)
+        else:
+            progress = run_progress(database, run_id)
     except KeyboardInterrupt:
         say(f"no longer watching; run {run_id} stays as it is")
         return EXIT_INTERRUPTED
     if as_json:
         print_run(progress)
-    else:
+    elif not (is_watching and shows_frames(quiet=False) and stdout.is_terminal):  # the last frame has said it
         _show(database, progress, settings)
         for custom_id, error in recent_errors(database, run_id):
             say(f"failed: {visible(custom_id)}: {visible(error)}")
@@ -53,6 +61,12 @@ def _show(database: Engine, progress: RunProgress, settings: Settings) -> None:
     stdout.print(runs_table([progress]))
     if progress.is_finished:
         return
-    say(progress_line(progress, Rate().eta(progress)))
+    say(progress_line(progress, eta_text(Observer(database, progress.id).look())))
     for line in open_run_lines(database, [progress], settings):
         say(line)
+
+
+def _is_loading(settings: Settings, run_id: str) -> bool:
+    """Whether a process decodes the run in this home: while there is no worker, it starts one."""
+    holder = holder_of(settings.home) if settings.is_embedded else None
+    return holder is not None and holder.run == run_id

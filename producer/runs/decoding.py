@@ -16,7 +16,7 @@ from producer.options import OutputOptions
 from producer.render import visible
 from producer.results.answers import AnswerPrinter
 from producer.results.export import export_results
-from producer.results.progress import watch
+from producer.results.live.watch import shows_frames, watch
 from producer.results.queries import RunProgress, recent_errors, run_progress
 from producer.results.run_tables import final_counts, print_run
 from producer.runs.broker import send_run
@@ -54,13 +54,15 @@ def decode(
         f"interrupted: running answers have {local.settings.grace_seconds:g} s to end; a second Ctrl-C ends at once"
     )
     printer = AnswerPrinter(database, run_id) if prints_answers and not output_options.json else None
-    progress = run_progress(database, run_id)
+    progress, has_summary = run_progress(database, run_id), False
     if not progress.is_finished:
-        progress = _decode_rest(local, database, run_id, printer, is_quiet=output_options.quiet or prints_answers)
+        is_quiet = output_options.quiet or prints_answers
+        progress = _decode_rest(local, database, run_id, printer, is_quiet=is_quiet)
+        has_summary = shows_frames(quiet=is_quiet)
     if printer is not None:
         printer.print_new()
     empty_journal(database)
-    show_end(database, progress, output_options, settings, is_short=prints_answers)
+    show_end(database, progress, output_options, settings, is_short=prints_answers, has_summary=has_summary)
     return _exit_code(progress)
 
 
@@ -78,21 +80,30 @@ def attach(
                 f"process {holder.pid} has ended; go on with: producer resume {run_id}{home_options(settings)}"
             )
 
-    progress = watch(database, run_id, check=check, sleep=stop.sleep, quiet=output_options.quiet)
-    show_end(database, progress, output_options, settings, is_short=False)
+    quiet = output_options.quiet
+    progress = watch(database, run_id, check=check, sleep=stop.sleep, quiet=quiet, is_loading=lambda: True)
+    has_summary = shows_frames(quiet=quiet)
+    show_end(database, progress, output_options, settings, is_short=False, has_summary=has_summary)
     return _exit_code(progress)
 
 
 def show_end(
-    database: Engine, progress: RunProgress, output_options: OutputOptions, settings: Settings, *, is_short: bool
+    database: Engine,
+    progress: RunProgress,
+    output_options: OutputOptions,
+    settings: Settings,
+    *,
+    is_short: bool,
+    has_summary: bool = False,
 ) -> None:
-    """Writes the results where they are wanted, and sums up."""
+    """Writes the results where they are wanted, and sums up, unless the last frame has."""
     if output_options.output is not None:
         export_results(settings, progress.id, output_options.output_format, output_options.output)
     if output_options.json:
         print_run(progress)
     elif not output_options.quiet:
-        _sum_up(database, progress)
+        if not has_summary:
+            _sum_up(database, progress)
         if not is_short:
             _suggest(database, progress, settings)
 
@@ -110,7 +121,8 @@ def _decode_rest(
         local.start_worker()
         with local.interruption.at_once():
             send_run(local.settings, database, run_id)
-        return watch(database, run_id, check=check, sleep=local.interruption.sleep, quiet=is_quiet)
+        sleep = local.interruption.sleep
+        return watch(database, run_id, check=check, sleep=sleep, quiet=is_quiet, is_loading=lambda: True)
     except BaseException:
         local.interruption.tell()
         local.stop_worker()

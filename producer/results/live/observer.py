@@ -1,0 +1,136 @@
+"""Looks at a run again and again: the database's moment, and what only several of them show. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Engine, and_, func, select
+
+from models.database.clock import read_timestamp
+from models.schema.job import Job
+from models.schema.job_event import JobEvent
+from models.schema.result import Result
+from models.states import JobState
+from producer.results.live.pace import End, seconds_left
+from producer.results.live.snapshot import Snapshot, WorkerState
+from producer.results.queries import RunProgress, live_workers, recent_errors, run_progress
+
+#: The latest changes of all jobs that the pace is measured by, and the seconds between two measurements.
+EVENTS, PACE_SECONDS = 4_000, 2.0
+
+
+class RunningSequences:
+    """The sequences that a worker runs now: its row has their mean since its start, two of them that of between."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, float, float]] = {}  # name -> steps, sequence steps, running
+
+    def of(self, worker: Any) -> float:
+        steps, total = worker.num_steps, worker.num_steps * worker.mean_running
+        before, total_before, running = self._seen.get(worker.name, (0, 0.0, 0.0))
+        if steps > before:
+            running = max(0.0, (total - total_before) / (steps - before))
+        elif steps < before or worker.tokens_per_second == 0:
+            running = 0.0
+        self._seen[worker.name] = (steps, total, running)
+        return running if worker.tokens_per_second > 0 else 0.0
+
+
+class MeanSpeed:
+    """The mean over time of the speeds since the first that was not zero."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        self._last = (0.0, 0.0)
+        self._tokens = 0.0
+
+    def add(self, speed: float) -> float | None:
+        now = self._clock()
+        if self._since is None and speed > 0:
+            self._since, self._last = now, (now, speed)
+        if self._since is None:
+            return None
+        then, before = self._last
+        self._tokens += before * (now - then)
+        self._last = (now, speed)
+        return self._tokens / (now - self._since) if now > self._since else speed
+
+
+class Observer:
+    """One run, looked at repeatedly; `is_loading` says whether a worker is being started here."""
+
+    def __init__(self, database: Engine, run_id: str, is_loading: Callable[[], bool] = lambda: False) -> None:
+        self._database, self._run_id, self._is_loading = database, run_id, is_loading
+        self._running, self._speed = RunningSequences(), MeanSpeed()
+        self._pace_due = 0.0
+        self._ends: list[End] = []
+        self._newest: tuple[str, str] | None = None
+
+    def look(self) -> Snapshot:
+        progress = run_progress(self._database, self._run_id)
+        workers = tuple(self._state(each) for each in live_workers(self._database) if each.model == progress.model)
+        if time.monotonic() >= self._pace_due or progress.is_finished:
+            self._measure()
+        with self._database.begin() as connection:
+            now = read_timestamp(connection)
+        mean = self._speed.add(progress.tokens_per_second)
+        return Snapshot(
+            progress,
+            elapsed=max(0.0, ((progress.finished_at or now) - progress.created_at).total_seconds()),
+            seconds_left=self._seconds_left(progress, workers, now.timestamp()),
+            mean_tokens_per_second=self._whole_mean(progress) if progress.is_finished else mean,
+            workers=workers,
+            is_loading=not workers and not progress.is_finished and self._is_loading(),
+            newest=self._newest,
+            errors=tuple(recent_errors(self._database, self._run_id)),
+        )
+
+    def _state(self, worker: Any) -> WorkerState:
+        return WorkerState(
+            worker.name, worker.device, worker.model, worker.tokens_per_second, self._running.of(worker),
+            worker.max_num_seqs, worker.draining_since is not None,
+        )  # fmt: skip
+
+    def _seconds_left(self, progress: RunProgress, workers: tuple[WorkerState, ...], now: float) -> float | None:
+        slots = min(sum(each.max_num_seqs for each in workers), progress.max_running or progress.num_jobs)
+        is_whole = len(self._ends) >= progress.succeeded + progress.failed
+        return seconds_left(self._ends, progress.num_jobs - progress.num_final, slots, now, is_whole=is_whole)
+
+    def _measure(self) -> None:
+        """Reads the latest ends of jobs that ran, and the newest answer among them."""
+        self._pace_due = time.monotonic() + PACE_SECONDS
+        event = JobEvent.__table__.c
+        recent = select(event.id, event.job_id, event.at, event.from_state, event.to_state)
+        latest = recent.order_by(event.id.desc()).limit(EVENTS).subquery()
+        seconds = Result.prefill_seconds + Result.decode_seconds
+        statement = (
+            select(latest.c.at, func.coalesce(seconds, 0.0), latest.c.job_id, latest.c.to_state)
+            .join(Job, Job.id == latest.c.job_id)
+            .outerjoin(Result, and_(Result.job_id == Job.id, Result.sample_index == 0))
+            .where(Job.run_id == self._run_id, latest.c.from_state == JobState.RUNNING)
+            .where(latest.c.to_state.in_([JobState.SUCCEEDED, JobState.FAILED]))
+            .order_by(latest.c.id)
+        )
+        with self._database.begin() as connection:
+            found = connection.execute(statement).all()
+        self._ends = [End(at.timestamp(), float(worked)) for at, worked, _, _ in found]
+        answered = [job_id for _, _, job_id, state in found if state == JobState.SUCCEEDED]
+        if answered:
+            self._newest = self._answer(answered[-1])
+
+    def _answer(self, job_id: int) -> tuple[str, str] | None:
+        statement = select(Job.custom_id, Result.text).join(Result, Result.job_id == Job.id)
+        with self._database.begin() as connection:
+            row = connection.execute(statement.where(Job.id == job_id, Result.sample_index == 0)).first()
+        return None if row is None else (row[0], row[1])
+
+    def _whole_mean(self, progress: RunProgress) -> float | None:
+        """Over the time from the run's first claim to its end."""
+        with self._database.begin() as connection:
+            first = connection.execute(select(func.min(Job.started_at)).where(Job.run_id == self._run_id)).scalar()
+        if first is None or progress.finished_at is None or progress.finished_at <= first:
+            return None
+        return float(progress.completion_tokens / (progress.finished_at - first).total_seconds())

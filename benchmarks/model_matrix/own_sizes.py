@@ -61,6 +61,12 @@ WHOLE: dict[str, dict[str, Any]] = {
         **_SHAPE, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 4,
         "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     },
+    "longcat_flash": {
+        **_IDS, "hidden_size": 64, "num_layers": 2, "num_attention_heads": 4, "ffn_hidden_size": 96,
+        "expert_ffn_hidden_size": 96, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8, "head_dim": 8, "v_head_dim": 16, "qk_head_dim": 24, "moe_topk": 2,
+        "n_routed_experts": 8, "zero_expert_num": 2, "max_position_embeddings": 512,
+    },
     "mamba2": {
         **_IDS, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 16, "num_heads": 8, "head_dim": 16,
         "n_groups": 1, "chunk_size": 16,

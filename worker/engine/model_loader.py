@@ -119,6 +119,8 @@ def prepare_model(
         )
     model = (model if options.is_spread else model.to(device)).eval().requires_grad_(False)
     config = model.config.get_text_config()
+    if getattr(config, "decoder_vocab_size", None) not in (None, config.vocab_size):
+        raise ModelUnavailable(f"{name!r} decodes to another vocabulary than it reads; not supported")
     limits = ModelLimits(
         name=name,
         context_window=context_window(config),

@@ -16,7 +16,8 @@ from worker.engine.backend import LoadOptions
 from worker.engine.device_selection import backend_for
 from worker.engine.loading import self_check
 from worker.engine.loading.checked_path import checked_path
-from worker.engine.model_loader import UNBOUNDED_WINDOW, context_window
+from worker.engine.model_loader import UNBOUNDED_WINDOW, context_window, prepare_model
+from worker.engine.request import ModelUnavailable
 
 CPU = torch.device("cpu")
 
@@ -96,6 +97,15 @@ def test_a_check_that_takes_too_long_takes_the_fallback_and_is_not_kept(
     assert stored_verdict(verdict_key(config.to_dict(), "cpu")) is None
 
 
+def test_a_decoder_with_a_vocabulary_of_its_own_is_refused() -> None:
+    """Marian's may be larger than the one that `vocab_size` counts, where its logits would be cut off."""
+    model = tiny_model("marian")
+    prepare_model("marian", model, None, CPU, LoadOptions(is_packed=False))
+    model.config.decoder_vocab_size += 1
+    with pytest.raises(ModelUnavailable, match="another vocabulary"):
+        prepare_model("marian", model, None, CPU, LoadOptions(is_packed=False))
+
+
 @pytest.mark.parametrize("window", [-1, 0, None])
 def test_a_model_that_names_no_window_takes_any_length(window: int | None) -> None:
     """XLNet's configuration says -1."""
@@ -119,7 +129,6 @@ def test_the_forks_of_a_fallback_reserve_whole_copies() -> None:
     """A sequence of `generate`'s has its own copy of the prompt, so a block is shared by nobody."""
     from worker.engine.config import EngineConfig
     from worker.engine.engine import Engine
-    from worker.engine.model_loader import prepare_model
 
     loaded = prepare_model("gptj", tiny_model("gptj"), None, CPU, LoadOptions(is_packed=False))
     own = loaded.model.own_cache

@@ -34,6 +34,7 @@ EXPERT_COUNTS = (
 )  # fmt: skip
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "moe_k")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+VOCABULARIES = ("vocab_size", "decoder_vocab_size", "n_words")
 STACK_COUNTS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers")
 EXPERT_GROUPS = ("n_group", "n_groups_experts", "num_expert_group")
 
@@ -84,7 +85,7 @@ def small_config(config: Any, cuts: Iterable[Cut]) -> Any:
 
 def cut_vocabulary(fields: dict[str, Any]) -> None:
     for name in fields:
-        if (name.startswith("vocab_size") or name == "n_words") and isinstance(fields[name], int):
+        if name.startswith(VOCABULARIES) and isinstance(fields[name], int):
             fields[name] = VOCAB
     for index, name in enumerate(TOKEN_IDS):
         if name in fields:

@@ -103,6 +103,18 @@ def status(
 
 @app.command()
 @flat
+def top(connection: given.ReadingOptions, as_json: given.AsJson = False) -> None:
+    """Shows all workers and the latest runs, again and again until Ctrl-C.
+
+    Example: producer top
+    """
+    from producer.results.live.top import show_top
+
+    show_top(connection.settings(), as_json=as_json)
+
+
+@app.command()
+@flat
 def results(
     connection: given.ReadingOptions,
     wanted: given.SelectionOptions,

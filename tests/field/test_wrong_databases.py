@@ -32,6 +32,7 @@ ARGUMENTS = {
     "run": ["run", "prompts.jsonl", "--model", str(TOY_MODEL)],
     "submit": ["submit", "prompts.jsonl", "--model", str(TOY_MODEL), "--broker", "redis://127.0.0.1:1/0"],
     "status": ["status"],
+    "top": ["top"],
     "results": ["results", "finished"],
     "sql": ["sql", "select count(*) from runs"],
     "show": ["show", "finished", "story-0001"],
@@ -46,7 +47,7 @@ ARGUMENTS = {
     "prune": ["prune", "--older-than", "1s"],
     "db upgrade": ["db", "upgrade"],
 }
-READERS = ("status", "results", "sql", "show", "report", "view")
+READERS = ("status", "top", "results", "sql", "show", "report", "view")
 
 
 def command_names(command: object, words: tuple[str, ...] = ()) -> Iterator[str]:

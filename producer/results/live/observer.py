@@ -59,6 +59,14 @@ class MeanSpeed:
         return self._tokens / (now - self._since) if now > self._since else speed
 
 
+def worker_state(worker: Any, running: RunningSequences) -> WorkerState:
+    """A worker's row as a snapshot has it."""
+    return WorkerState(
+        worker.name, worker.device, worker.model, worker.tokens_per_second, running.of(worker),
+        worker.max_num_seqs, worker.draining_since is not None,
+    )  # fmt: skip
+
+
 class Observer:
     """One run, looked at repeatedly; `is_loading` says whether a worker is being started here."""
 
@@ -71,7 +79,9 @@ class Observer:
 
     def look(self) -> Snapshot:
         progress = run_progress(self._database, self._run_id)
-        workers = tuple(self._state(each) for each in live_workers(self._database) if each.model == progress.model)
+        workers = tuple(
+            worker_state(each, self._running) for each in live_workers(self._database) if each.model == progress.model
+        )
         if time.monotonic() >= self._pace_due or progress.is_finished:
             self._measure()
         with self._database.begin() as connection:
@@ -87,12 +97,6 @@ class Observer:
             newest=self._newest,
             errors=tuple(recent_errors(self._database, self._run_id)),
         )
-
-    def _state(self, worker: Any) -> WorkerState:
-        return WorkerState(
-            worker.name, worker.device, worker.model, worker.tokens_per_second, self._running.of(worker),
-            worker.max_num_seqs, worker.draining_since is not None,
-        )  # fmt: skip
 
     def _seconds_left(self, progress: RunProgress, workers: tuple[WorkerState, ...], now: float) -> float | None:
         slots = min(sum(each.max_num_seqs for each in workers), progress.max_running or progress.num_jobs)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from producer.results.live.frame import STATES, eta_text, frame
 from producer.results.live.snapshot import Snapshot, WorkerState
+from producer.results.live.top import Top, top_frame
 from producer.results.queries import RunProgress
 
 GOLDEN = Path(__file__).parent / "frames"
@@ -72,6 +73,23 @@ def test_frames(name: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(shown, encoding="utf-8")
     assert shown == path.read_text(encoding="utf-8")
+
+
+TOP = Top(tuple(CLUSTER[:2]), (PROGRESS, SNAPSHOTS["finished"].progress))
+
+
+@pytest.mark.parametrize("width", [20, 30, *WIDTHS])
+def test_all_workers_and_runs(width: int) -> None:
+    lines = [line.plain for line in top_frame(TOP, width)]
+    assert all(line.cell_len <= width for line in top_frame(TOP, width))
+    if width == 40:
+        assert lines == [
+            "2 workers · 1 runs unfinished · 2,469 t…", "",
+            "worker      tokens/s  running  device", "gpu-host-0  1,234     64/64    cuda:0",
+            "gpu-host-1  1,234     64/64    cuda:1", "",
+            "run                     state     done", "20261127-011033-62988a  running   27%",
+            "20261127-011033-62988a  finished  100%",
+        ]  # fmt: skip
 
 
 COUNTS = st.fixed_dictionaries({state: st.integers(0, 10**6) for state in STATES})

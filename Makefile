@@ -38,7 +38,7 @@ demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed pro
 # The tests start hundreds of processes: what these import is compiled once, whatever the environment says of it.
 # Files go to the processes in the order of tests/conftest.py, the longest first.
 test: $(TOOLS) lint  ## lint, types and all tests
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder \
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder \
 		-m "not long and not browser"
 
 faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and databases away

@@ -25,6 +25,7 @@ MEANINGS = {
     "results": "an answer",
     "runs": "a submission",
     "token_traces": "a generated token, without its job",
+    "worker_samples": "what a worker did in ten seconds of its work",
     "workers": "a worker with its device and speed",
 }
 

@@ -22,7 +22,7 @@ BARE_COMMANDS = frozenset({"exit", "quit", "help", "?"})
 
 
 def split(text: str) -> tuple[list[str], str]:
-    """The finished statements without their semicolons, and the rest; both are empty of mere comments."""
+    """The finished statements without their semicolons, and the rest; comments before them are left out."""
     statements: list[str] = []
     begin, position, has_code = 0, 0, False
     while position < len(text):
@@ -36,6 +36,8 @@ def split(text: str) -> tuple[list[str], str]:
             begin, has_code = match.end(), False
         elif match["blank"] is None:
             has_code = True
+        elif not has_code:
+            begin = match.end()
         position = match.end()
     return statements, text[begin:] if has_code else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import sys
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
@@ -58,10 +59,11 @@ def serve(database: Engine, listener: socket.socket, host: str, path: str, optio
     token = secrets.token_urlsafe(24)
     app = make_app(database, token, host, port, options)
     shown = f"[{host}]" if ":" in host else host
-    print_data(f"http://{shown}:{port}{path}?token={token}")
-    say("the address opens the pages for whoever has it; Ctrl-C ends them")
     config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", lifespan="off", server_header=False)
     try:
+        print_data(f"http://{shown}:{port}{path}?token={token}")
+        sys.stdout.flush()  # a pipe gets the address while the server runs
+        say("the address opens the pages for whoever has it; Ctrl-C ends them")
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         return

@@ -5,8 +5,10 @@ The demo is `make demo`'s own; here only the shape of that command is tried. One
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,9 @@ INSTEAD = {
     "make demo": "make --dry-run demo > /dev/null",
     "make test": "make --dry-run test > /dev/null",
 }
+
+#: Commands that run until a Ctrl-C; the first line says where.
+SERVERS = ("producer view",)
 
 
 def blocks() -> list[list[str]]:
@@ -88,15 +93,25 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: str, clone: Path) -> str:
-    """Runs a command and returns both its outputs; fails the test unless it ends with 0."""
+    """Runs a command and returns both its outputs; fails the test unless it ends with 0. A server gets a Ctrl-C."""
     environment = clean_environment(NOCTURNE_NUM_THREADS="1")
     environment |= {"PATH": f"{clone / '.venv' / 'bin'}:{environment['PATH']}", "PYTHONPATH": str(clone)}
-    done = subprocess.run(
+    with subprocess.Popen(
         ["bash", "-ec", INSTEAD.get(command, command)], cwd=clone, env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HANG_SECONDS,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{command}\n{done.stdout}"
-    return done.stdout
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        output = ""
+        if command.startswith(SERVERS):
+            output = process.stdout.readline()
+            os.killpg(process.pid, signal.SIGINT)
+        try:
+            output += process.communicate(timeout=HANG_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, f"{command}\n{output}"
+    return output
 
 
 def test_one_block_alone_is_not_run() -> None:

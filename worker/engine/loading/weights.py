@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,27 @@ def read_model(name: str, folder: Path, config: Any, dtype: torch.dtype, options
             f"the weights of {name!r} lack {len(absent):,} tensors of its configuration, such as {absent[0]}; "
             "config and weights are of different models, download both again"
         )
+    if unplaced := _unplaced(model, loading["unexpected_keys"]):  # Transformers would go on without them
+        raise ModelUnavailable(
+            f"the weights of {name!r} hold {len(unplaced):,} tensors that layers of its configuration do not have, "
+            f"such as {unplaced[0]}; config and weights are of different models, download both again"
+        )
     if folder.parent.name == "snapshots":  # of the hub's cache, where a folder has the name of its commit
         model.config._commit_hash = folder.name
     return model
+
+
+def _unplaced(model: Any, names: Iterable[str]) -> list[str]:
+    """The unused weights and biases whose layer the model has; other parts, such as an image encoder, are left out."""
+    modules = dict(model.named_modules())
+    return sorted(name for name in names if _lacks(modules.get(name.rpartition(".")[0]), name.rpartition(".")[2]))
+
+
+def _lacks(layer: Any, tensor: str) -> bool:
+    """Whether a layer with parameters of its own has none of this name."""
+    if tensor not in ("weight", "bias") or layer is None:
+        return False
+    return any(True for _ in layer.parameters(recurse=False)) and getattr(layer, tensor, None) is None
 
 
 def _read_plain(folder: Path, config: Any, **options: Any) -> Any:

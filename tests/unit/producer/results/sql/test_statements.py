@@ -15,7 +15,7 @@ from producer.results.sql.statements import command_of, inputs, is_finished, spl
     ("text", "statements", "rest"),
     [
         ("select 1; select 2;", ["select 1", "select 2"], ""),
-        ("select ';'; select 2", ["select ';'"], " select 2"),
+        ("select ';'; select 2", ["select ';'"], "select 2"),
         ("select 'it''s;'\n;", ["select 'it''s;'"], ""),
         ('select 1 as ";";', ['select 1 as ";"'], ""),
         ("select 1 -- ;\n;", ["select 1 -- ;"], ""),
@@ -24,7 +24,7 @@ from producer.results.sql.statements import command_of, inputs, is_finished, spl
         (r"select E'\';'; select 1;", [r"select E'\';'", "select 1"], ""),
         ("; ;; -- nothing\n", [], ""),
         ("select 'open; ", [], "select 'open; "),
-        ("select 1; /* open ;", ["select 1"], " /* open ;"),
+        ("select 1; /* open ;", ["select 1"], "/* open ;"),
         ("select $a$ open; $$", [], "select $a$ open; $$"),
         ("select 1 -- the end;", [], "select 1 -- the end;"),
     ],

@@ -36,10 +36,13 @@ demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed pro
 		"select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens from job_results group by 1, 2"
 
 # The tests start hundreds of processes: what these import is compiled once, whatever the environment says of it.
-# Files go to the processes in the order of tests/conftest.py, the longest first.
-test: $(TOOLS) lint  ## lint, types and all tests
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder \
-		-m "not long and not browser"
+# Files go to the processes in the order of tests/conftest.py, the longest first; types are checked beside them.
+test: $(TOOLS)  ## lint, types and all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy & types=$$!; \
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder \
+		-m "not long and not browser" && wait $$types
 
 faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and databases away
 	@PATH=$$PATH:/usr/sbin command -v pgbouncer > /dev/null || { echo "installing the system's pgbouncer" >&2; \

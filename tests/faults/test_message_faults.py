@@ -84,7 +84,8 @@ POISON = {
 
 
 @ON_POSTGRESQL
-@pytest.mark.parametrize("kinds", [(TOKENIZED, EXITS), pytest.param(tuple(POISON), marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kinds", [tuple(POISON)])
 def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expected, kinds: tuple[int, ...]) -> None:
     """One raises, two end the process, one hangs, one allocates without end: each gets its error, others succeed."""
     topology.need_workers()

@@ -107,7 +107,7 @@ def test_a_local_run_executes_nothing_of_the_working_directory(tmp_path: Path) -
     assert here.executed() == []
 
 
-@pytest.mark.parametrize(("devices", "num_workers"), [pytest.param("cpu", 1, marks=pytest.mark.long), ("cpu,cpu", 2)])
+@pytest.mark.parametrize(("devices", "num_workers"), [("cpu", 1), pytest.param("cpu,cpu", 2, marks=pytest.mark.long)])
 def test_a_queue_and_its_workers_execute_nothing_of_the_working_directory(
     tmp_path: Path, broker: str, devices: str, num_workers: int
 ) -> None:

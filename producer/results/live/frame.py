@@ -164,6 +164,8 @@ def _first(text: Text, width: int) -> tuple[Text, Text]:
     part = text.copy()
     part.truncate(width)
     end = len(part.plain)
+    if text[:end].cell_len > width:  # a wide character at the border has become a space
+        end -= 1
     space = text.plain.rfind(" ", 0, end + 1)
     cut = space if space > end // 2 else end
     rest = text[cut:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from producer.results.live.frame import STATES, eta_text, frame
@@ -96,6 +96,7 @@ COUNTS = st.fixed_dictionaries({state: st.integers(0, 10**6) for state in STATES
 TEXTS = st.text("a 猫é\n\x1b[", max_size=300)
 
 
+@example(counts=dict.fromkeys(STATES, 0), texts=("[[[猫", "[" * 14 + "\x1b" * 4 + "猫"), num_workers=0, width=46)
 @given(counts=COUNTS, texts=st.tuples(TEXTS, TEXTS), num_workers=st.integers(0, 9), width=st.integers(20, 130))
 def test_no_line_is_wider_and_the_states_add_up(
     counts: dict[str, Any], texts: tuple[str, str], num_workers: int, width: int

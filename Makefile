@@ -6,7 +6,7 @@ PRODUCT := .venv/.installed
 TOOLS := .venv/.installed-tools
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench gpu faults matrix attack soak docs browser clean
+.PHONY: help demo test lint format bench gpu faults matrix attack soak docs browser style clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -37,9 +37,7 @@ demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed pro
 
 # The tests start hundreds of processes: what these import is compiled once, whatever the environment says of it.
 # Files go to the processes in the order of tests/conftest.py, the longest first; types are checked beside them.
-test: $(TOOLS)  ## lint, types and all tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: style  ## lint, types and all tests
 	$(BIN)/mypy & types=$$!; \
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder \
 		-m "not long and not browser" && wait $$types
@@ -62,9 +60,11 @@ browser: $(TOOLS)  ## the page of a report in a headless Chromium of the system'
 attack: $(TOOLS)  ## hostile files, statements, templates and URLs, all of them
 	$(BIN)/pytest tests/nights/strangers
 
-lint: $(TOOLS)
+style: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style
 	$(BIN)/mypy
 
 format: $(TOOLS)

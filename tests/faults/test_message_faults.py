@@ -85,8 +85,7 @@ POISON = {
 
 @ON_POSTGRESQL
 @pytest.mark.long
-@pytest.mark.parametrize("kinds", [tuple(POISON)])
-def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expected, kinds: tuple[int, ...]) -> None:
+def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """One raises, two end the process, one hangs, one allocates without end: each gets its error, others succeed."""
     topology.need_workers()
     topology.start_worker(
@@ -94,7 +93,7 @@ def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expect
         NOCTURNE_ENGINE_TIMEOUT="5",
     )  # fmt: skip
     neighbours = jobs[:60]
-    poison = [{"custom_id": str(seed), "prompt": "x", "seed": seed, "max_new_tokens": 3} for seed in kinds]
+    poison = [{"custom_id": str(seed), "prompt": "x", "seed": seed, "max_new_tokens": 3} for seed in POISON]
     poison[0]["prompt"] = ENDS_WHILE_TOKENIZED
     run_id = topology.submit([*neighbours, *poison])
     topology.wait(run_id)
@@ -103,9 +102,8 @@ def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expect
             Job.run_id == run_id, Job.state != JobState.SUCCEEDED
         )
         found = {row.custom_id: row for row in connection.execute(unsuccessful)}
-    assert found.keys() == {str(seed) for seed in kinds}
-    for seed in kinds:
-        code, reason = POISON[seed]
+    assert found.keys() == set(map(str, POISON))
+    for seed, (code, reason) in POISON.items():
         row = found[str(seed)]
         assert (row.state, row.error_code) == (JobState.FAILED, code)
         assert row.error.startswith(reason)

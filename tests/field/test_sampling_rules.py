@@ -90,7 +90,7 @@ PARAMETERS = st.fixed_dictionaries(
 
 
 @EACH_SAMPLER
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     vocab=st.sampled_from([7, VOCAB, 3000]),

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 from celery.worker.request import Request
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 from sqlalchemy import Engine, func, select, update
@@ -123,14 +123,12 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.one_of(st.binary(), JSON.map(lambda value: json.dumps(value).encode())))
 def test_no_item_of_a_queue_raises(item: bytes) -> None:
     if checked_item(KEY, item) is None:
         assert len(BOX.take()[0]) == 1
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["headers", "properties", "body", "content-type", "content-encoding"]), JSON),
     st.dictionaries(st.sampled_from(["task", "id", "compression", "eta", "expires"]), JSON),
@@ -146,7 +144,6 @@ def test_a_message_with_any_fields_is_read_or_put_aside(whole: Any, headers: Any
     assert json.loads(celery_view(envelope)["body"])[0] == [envelope["body"], QUEUE]
 
 
-@settings(deadline=None)
 @given(JSON)
 def test_any_body_is_a_chunk_or_unreadable(content: Any) -> None:
     for body in (body_of(content), body_of([[content], {}, {}])):
@@ -154,7 +151,6 @@ def test_any_body_is_a_chunk_or_unreadable(content: Any) -> None:
             read_chunk(body)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.binary(), JSON.map(lambda value: json.dumps({"body": body_of(value)}).encode())))
 def test_no_broadcast_raises(item: bytes) -> None:
     assert checked_broadcast(item) == b""

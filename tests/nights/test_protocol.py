@@ -44,7 +44,7 @@ def search(world_of: type[ProtocolMachine], num_histories: int, *, is_known: boo
         chosen = int(os.environ.get("HISTORIES_SEED", random.SystemRandom().randrange(2**32)))
     print(f"HISTORIES_SEED={chosen}")  # noqa: T201
     chosen_settings = settings(
-        max_examples=num_histories, stateful_step_count=NUM_STEPS, deadline=None, database=None, phases=phases,
+        max_examples=num_histories, stateful_step_count=NUM_STEPS, database=None, phases=phases,
         suppress_health_check=list(HealthCheck), print_blob=True,
     )  # fmt: skip
     run_state_machine_as_test(seed(chosen)(world_of), settings=chosen_settings)

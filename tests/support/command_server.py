@@ -24,6 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("models", "migrations", "producer")
 NOT_IMPORTED = ("migrations.env", "producer.__main__")  # they run when imported
@@ -116,7 +117,7 @@ def serve(address: str) -> None:
 
 
 def _run_and_report(
-    request: dict[str, object], descriptors: list[int], connection: socket.socket, listener: socket.socket
+    request: dict[str, Any], descriptors: list[int], connection: socket.socket, listener: socket.socket
 ) -> None:
     """The process between the server and the command: it waits for the command's end."""
     listener.close()
@@ -133,17 +134,17 @@ def _run_and_report(
     os._exit(0)
 
 
-def _become(request: dict[str, object], descriptors: list[int]) -> None:
+def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Makes this process the command, as if Python had just been started for it; ends it."""
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    os.chdir(str(request["cwd"]))
+    os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(request["environment"])  # type: ignore[call-overload]
+    os.environ.update(request["environment"])
     time.tzset()
     random.seed()
-    sys.argv = ["producer", *request["arguments"]]  # type: ignore[misc]
+    sys.argv = ["producer", *request["arguments"]]
     sys.path[0] = ""
     runpy.run_module("producer", run_name="__main__", alter_sys=True)
     raise SystemExit

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils import json as kombu_json
 from pyarrow import parquet
@@ -347,7 +347,6 @@ KEYS = st.sampled_from(["role", "content", "from", "value", "tool_calls", "name"
 MESSAGES = st.lists(st.dictionaries(KEYS, JSON | st.sampled_from(["user", "assistant", "gpt", "text"]), max_size=4))
 
 
-@settings(deadline=None)
 @given(messages=JSON | MESSAGES, tools=JSON, kwargs=JSON)
 def test_any_json_is_a_chat_or_refused(messages: Any, tools: Any, kwargs: Any, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"

@@ -77,7 +77,7 @@ def outcome(renderer: ChatRenderer, messages: Messages) -> str:
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(conversations=st.lists(CONVERSATIONS, min_size=2, max_size=6))
 def test_each_has_the_outcome_that_it_has_alone(template: str, conversations: list[Messages]) -> None:
     together = renderer(template)

@@ -137,7 +137,7 @@ def test_every_reader_has_every_string_back(
     assert reader(tmp_path / name) == NASTY
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(STRINGS, min_size=1, max_size=12))
 def test_any_strings_survive(sqlite_database: Engine, tmp_path: Path, texts: list[str]) -> None:
     table_of(sqlite_database, texts)
@@ -264,7 +264,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=st.lists(JSON, min_size=1, max_size=5))
 def test_values_of_any_shapes_share_a_type(values: list[Any]) -> None:
     kind = JsonType()

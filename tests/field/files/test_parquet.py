@@ -159,7 +159,7 @@ NESTED = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kind=NESTED, data=st.binary(min_size=64, max_size=64))
 def test_any_bits_of_any_type_are_a_value_or_a_problem_of_their_row(kind: pyarrow.DataType, data: bytes) -> None:
     column = _array_of_bits(kind, data)

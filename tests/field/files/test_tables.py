@@ -111,7 +111,7 @@ def test_a_header_of_two_equal_names_is_refused() -> None:
         records_of(b"prompt,prompt\n1,2\n", "a.csv")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5), delimiter=st.sampled_from([",", ";"]))
 def test_what_csv_writes_is_read(rows: list[tuple[str, str]], delimiter: str) -> None:
     file = io.StringIO()
@@ -120,7 +120,7 @@ def test_what_csv_writes_is_read(rows: list[tuple[str, str]], delimiter: str) ->
     assert [(record.fields["topic"], record.fields["prompt"]) for record in found] == rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=6),
     damage=st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["", '"', "\n", ",", "\\", "\udcff"])), max_size=4),
@@ -145,7 +145,7 @@ def test_every_physical_line_belongs_to_one_record(
         assert record.raw == "\n".join(lines[record.number - 1 : record.last_number]).removesuffix("\r")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     content=st.binary(max_size=80) | st.text(alphabet='[]{},:"prompt1 \n\\', max_size=60).map(str.encode),
     name=st.sampled_from(["a.csv", "a.tsv", "a.jsonl", "a.json", "a.txt", "a.parquet", "a.csv.gz", "a.jsonl.zst"]),

@@ -43,7 +43,7 @@ def test_a_rule_is_found_for_all_but_the_strangest(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_prompt_and_text_are_what_the_tokenizer_decodes(family: str, data: Any) -> None:
     prompt_ids, answer_ids = data.draw(prompt_ids_of(family)), data.draw(ids_of(family))
@@ -60,7 +60,7 @@ def test_prompt_and_text_are_what_the_tokenizer_decodes(family: str, data: Any) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_without_a_prompt_the_text_is_the_whole_one(family: str, data: Any) -> None:
     ids = data.draw(ids_of(family))
@@ -68,7 +68,7 @@ def test_without_a_prompt_the_text_is_the_whole_one(family: str, data: Any) -> N
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_stream_gives_the_same_text(family: str, data: Any) -> None:
     prompt_ids, answer_ids = data.draw(prompt_ids_of(family)), data.draw(ids_of(family))
@@ -83,7 +83,7 @@ def test_a_stream_gives_the_same_text(family: str, data: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_stop_strings_are_found_in_exactly_this_text(family: str, data: Any) -> None:
     prompt_ids, answer_ids = data.draw(prompt_ids_of(family)), data.draw(ids_of(family).filter(bool))
@@ -105,7 +105,7 @@ def test_stop_strings_are_found_in_exactly_this_text(family: str, data: Any) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_the_bytes_of_tokens_join_to_the_text(family: str, data: Any) -> None:
     ours = DETOKENIZERS[family]

@@ -104,7 +104,7 @@ def test_a_folder_with_another_rule_follows_it(change: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(max_size=10), begins=st.booleans())
 def test_a_prompt_has_one_bos(family: str, text: str, begins: bool) -> None:
     tokenizer = tokenizer_of(family, adds_bos=True)

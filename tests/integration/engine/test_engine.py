@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.params import GenerationParams
@@ -198,7 +198,7 @@ event = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(events=st.lists(event, min_size=5, max_size=40), share=st.booleans(), memory=st.sampled_from([0.0005, 0.01]))
 def test_no_schedule_leaks_room(events: list[tuple[str, int, int]], share: bool, memory: float) -> None:
     """Any mix of finished, cancelled and refused requests leaves every block free again."""

@@ -65,7 +65,7 @@ def submit(path: Path, grid: Grid, reader: ReaderOptions, database: Engine, skip
         assert count() == before + checked.num_jobs > before
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=st.lists(lines, max_size=5), skip_invalid=st.booleans(), replace_nul=st.booleans())
 def test_any_jsonl(memory_database: Engine, content: list[bytes], skip_invalid: bool, replace_nul: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def test_any_jsonl(memory_database: Engine, content: list[bytes], skip_invalid: 
         submit(path, Grid({}), ReaderOptions(replace_nul=replace_nul), memory_database, skip_invalid)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     content=st.binary(max_size=200) | st.text(alphabet='prompt,"\n\r\t;x1', max_size=80).map(str.encode),
     format=st.sampled_from(["csv", "tsv", "text", "parquet", "jsonl"]),
@@ -87,7 +87,7 @@ def test_any_table(memory_database: Engine, content: bytes, format: str, templat
         submit(path, Grid({}), ReaderOptions(format=format, template=template), memory_database, True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     options=st.dictionaries(
         st.sampled_from([name for name in sorted(PARAMETER_FIELDS) if name != "stop"]),

@@ -59,7 +59,7 @@ def hides(told: str) -> bool:
     return SECRET not in told.lower()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(SHAPES), schemes, passwords)
 @example(SHAPES[0], "redis", f"{SECRET}@{SECRET}/{SECRET}")
 def test_no_url_shows_its_password(shape: str, scheme: str, password: str) -> None:
@@ -77,7 +77,7 @@ def test_no_url_shows_its_password(shape: str, scheme: str, password: str) -> No
         assert hides(redacted(make_url(url).render_as_string(hide_password=False)))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.sampled_from(SHAPES), passwords)
 def test_no_error_of_a_driver_shows_one(shape: str, password: str) -> None:
     for scheme, check in (("postgresql", lambda url: check_connection(open_database(url))), ("redis", check_broker)):

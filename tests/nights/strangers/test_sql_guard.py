@@ -364,7 +364,7 @@ def test_no_text_around_a_call_hides_it_from_the_lexer(server: Server) -> None:
     reader = open_database(server.urls["superuser"], read_only=True)
     before = server.state()["locks"]
 
-    @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.sampled_from([*CONFUSING, "pg_advisory_lock(77)"])), st.lists(st.sampled_from(CONFUSING)))
     @example(["e'", "\\", "'", ","], ["--"])
     def check(before_call: list[str], behind: list[str]) -> None:

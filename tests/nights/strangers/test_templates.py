@@ -11,7 +11,7 @@ from threading import Timer
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.chat import ChatInputs
@@ -96,7 +96,6 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=6), st.text('a"\\', max_size=50))
 def test_a_plain_template_makes_no_more_than_it_is_given(pieces: list[str], text: str) -> None:
     from jinja2 import TemplateSyntaxError

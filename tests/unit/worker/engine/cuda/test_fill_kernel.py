@@ -50,7 +50,7 @@ def tensors_of(batch: StepBatch) -> list[Tensor]:
     return [batch.input_ids, batch.positions, batch.slot_mapping, paged.seqused_k, paged.block_table]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 40)), min_size=1, max_size=MAX_NUM_SEQS),
     order=st.randoms(use_true_random=False),

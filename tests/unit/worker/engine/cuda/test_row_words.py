@@ -22,7 +22,7 @@ FIELDS = {
 WRITES = st.tuples(st.sampled_from(sorted(FIELDS)), st.integers(0, NUM_ROWS - 1), st.integers(0, 9), st.integers(1, 10))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(WRITES, max_size=12), st.integers(0, 12))
 def test_each_value_arrives_in_its_place(writes: list[tuple[str, int, int, int]], sent_after: int) -> None:
     words, fields = carve(FIELDS, CPU)

@@ -78,7 +78,7 @@ def brute_force(weights: Weights, top_p: float) -> tuple[list[int], float]:
 
 
 @KEEPS
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(
     logits=st.lists(logit, min_size=1, max_size=60),
     temperature=st.sampled_from(TEMPERATURES),
@@ -98,7 +98,7 @@ def test_nucleus_keeps_the_set_of_the_rule(keep: Keep, logits: list[float], temp
 
 
 @KEEPS
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**31),
     temperature=st.sampled_from(TEMPERATURES),

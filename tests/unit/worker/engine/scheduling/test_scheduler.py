@@ -157,7 +157,7 @@ def test_a_group_that_runs_out_of_memory_alone_is_taken_out() -> None:
     assert not scheduling.has_work and scheduling.blocks.num_in_use == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=5, max_size=40))
 def test_running_sequences_have_rows_of_their_own(actions: list[tuple[int, int]]) -> None:
     """From 1 to the number of sequences, whatever begins, forks, ends, is dropped or starts over meanwhile."""

@@ -209,7 +209,7 @@ def drawn_cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(drawn_cases())
 def test_any_parameters(case: Case) -> None:
     for sampler in SAMPLERS.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from worker.engine.cpu.openmp import let_waiting_threads_sleep
 
+gc.disable()  # until all tests are collected: modules are no garbage
 let_waiting_threads_sleep()  # before torch is imported: the tests share their processors
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run here without a GPU
 
@@ -59,6 +61,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((place for place, prefix in enumerate(LONG_FIRST) if item.nodeid.startswith(prefix)), 99)
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests out of every later search for garbage: it took a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from multiprocessing import parent_process
@@ -23,6 +24,9 @@ def engine_main(connection: Connection, options: EngineOptions) -> None:
         follow_parent()
     let_waiting_threads_sleep()
     set_up_log(Settings(), os.getppid())
+    gc.disable()  # the thousands of modules stay: a tenth of their import went into looking for garbage among them
     from worker.engine_process.loop import run_engine
 
+    gc.freeze()
+    gc.enable()
     run_engine(connection, options)

@@ -93,7 +93,7 @@ class Runtime:
             settings.engine_options, self._on_output, self._on_death, self._on_lost, settings.engine_timeout,
             settings.load_timeout,
         )  # fmt: skip
-        self._committer = Committer(self._store, self._outages, self._on_final, self._counts)
+        self._committer = Committer(self._store, self._outages, self._on_final, self._enter, self._counts)
         self._heartbeat = Heartbeat(
             settings, self._store, self._registry, self._outages, self._jobs,
             read_stats=lambda: self._supervisor.stats, drop=self._drop, is_stopping=self._is_stopping,
@@ -120,13 +120,7 @@ class Runtime:
         """Loads the model and registers the worker. Raises `MetricsUnavailable` and `ModelUnavailable`."""
         self._open_metrics()
         ready = self._supervisor.start()
-        self._store.environment_id = self._registry.enter_environment(ready.environment)
-        self._registry.register(
-            host=platform.node(),
-            device=ready.device,
-            model=self._model,
-            max_num_seqs=self._max_num_seqs,
-        )
+        self._outages.retry_until_available(self._enter)
         BOX.open()
         loops: dict[str, Callable[[], None]] = {
             "committer": self._committer.run,
@@ -139,6 +133,15 @@ class Runtime:
             thread.start()
             self._threads.append(thread)
         self.device = ready.device
+
+    def _enter(self) -> None:
+        """Writes the rows of this worker and of the environment that its results refer to."""
+        ready = self._supervisor.ready
+        assert ready is not None
+        self._store.environment_id = self._registry.enter_environment(ready.environment)
+        self._registry.register(
+            host=platform.node(), device=ready.device, model=self._model, max_num_seqs=self._max_num_seqs
+        )
 
     @property
     def _max_num_seqs(self) -> int:

@@ -59,6 +59,9 @@ POSTGRESQL_TIMEOUTS = ("55P03", "57014")
 #: Those that the values of a row cause: numbers, texts and sizes that a column or the server cannot take.
 POSTGRESQL_DATA_FAULTS = ("21", "22", "23", "54", "XX000")
 
+#: A row refers to another one that is not there.
+POSTGRESQL_MISSING_REFERENCE = "23503"
+
 SQLITE_OUTAGES = frozenset(SQLITE_ADVICE) - {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 SQLITE_DATA_FAULTS = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE)
 
@@ -183,6 +186,14 @@ def is_data_fault(error: DBAPIError) -> bool:
     if code is None:  # the driver cannot send them
         return not error.connection_invalidated
     return str(code).startswith(POSTGRESQL_DATA_FAULTS)
+
+
+def is_missing_reference(error: DBAPIError) -> bool:
+    """Whether a row that the statement's rows refer to is not there."""
+    original: Any = error.orig
+    if isinstance(original, sqlite3.Error):
+        return getattr(original, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
+    return getattr(original, "sqlstate", None) == POSTGRESQL_MISSING_REFERENCE
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:

@@ -32,6 +32,9 @@ SQLITE_PRAGMAS_OF_TABLES = frozenset({"table_info", "table_list", "index_list"})
 
 MAX_SQLITE_VALUE = 2**28  # bytes of one value
 
+#: Bytes that SQLite may take in this process: a statement can have thousands of columns of that size.
+MAX_SQLITE_MEMORY = 2**30
+
 #: Whether the login is a superuser or may become one.
 _IS_SUPERUSER = "SELECT bool_or(rolsuper) FROM pg_roles WHERE pg_has_role(session_user, oid, 'MEMBER')"
 
@@ -39,6 +42,7 @@ _IS_SUPERUSER = "SELECT bool_or(rolsuper) FROM pg_roles WHERE pg_has_role(sessio
 def prepare_read_only_sqlite(connection: Any, record: Any) -> None:  # noqa: ARG001
     connection.isolation_level = None
     try:
+        connection.execute(f"PRAGMA hard_heap_limit={MAX_SQLITE_MEMORY}").fetchall()
         connection.execute("PRAGMA query_only=ON")
     except (sqlite3.Error, UnicodeDecodeError):
         connection.close()  # the pool does not: it has never had it

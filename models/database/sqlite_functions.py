@@ -12,9 +12,8 @@ from array import array
 from functools import cache
 from typing import Any
 
-#: The driver replaces an error's own text. Only `finalize` raises one of ours: in the others it is a Ctrl-C.
+#: The driver replaces an error's own text; only `finalize` raises one of ours.
 WRONG_VALUE_ERROR = "user-defined aggregate's 'finalize' method raised error"
-INTERRUPTED_ERRORS = ("user-defined aggregate's 'step' method raised error", "user-defined function raised exception")
 
 #: The error in the words of a person.
 WRONG_VALUE = (
@@ -24,7 +23,7 @@ WRONG_VALUE = (
 
 
 class NumberAggregate:
-    """An aggregate of numbers: a value that is none is told of at the end, where an error can be told from Ctrl-C."""
+    """An aggregate of numbers: a value that is none is told of at the end, where an error can be told from others."""
 
     def __init__(self) -> None:
         self._is_wrong = False

@@ -32,9 +32,14 @@ class ProtocolMachine(RuleBasedStateMachine):
         return self.world.workers[index % len(self.world.workers)]
 
     @precondition(lambda self: self.world.num_runs < 3)
-    @rule(num_jobs=st.integers(1, 4), num_samples=st.integers(1, 2), deadline=st.sampled_from([None, None, 20.0, 1e5]))
-    def submit(self, num_jobs: int, num_samples: int, deadline: float | None) -> None:
-        self.world.submit(num_jobs, num_samples, deadline)
+    @rule(
+        num_jobs=st.integers(1, 4),
+        num_samples=st.integers(1, 2),
+        deadline=st.sampled_from([None, None, 20.0, 1e5]),
+        max_running=st.sampled_from([None, None, 1, 2]),
+    )
+    def submit(self, num_jobs: int, num_samples: int, deadline: float | None, max_running: int | None) -> None:
+        self.world.submit(num_jobs, num_samples, deadline, max_running)
 
     @rule(breaks_after=st.sampled_from([None, None, None, 0, 1]))
     def send(self, breaks_after: int | None) -> None:
@@ -139,6 +144,11 @@ class ProtocolMachine(RuleBasedStateMachine):
     @rule(number=INDEX)
     def cancel(self, number: int) -> None:
         self.world.cancel(number % self.world.num_runs + 1)
+
+    @precondition(lambda self: self.world.num_runs)
+    @rule(number=INDEX, is_paused=st.booleans())
+    def pause(self, number: int, is_paused: bool) -> None:
+        self.world.pause(number % self.world.num_runs + 1, is_paused=is_paused)
 
     @precondition(lambda self: self.world.num_runs)
     @rule(number=INDEX)

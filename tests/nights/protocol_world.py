@@ -9,6 +9,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine, delete, func, select, update
 
@@ -22,7 +23,7 @@ from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from models.schema.worker import Worker
 from models.states import FINAL_STATES, JobState, RunState, Strategy
-from producer.runs.control import cancel, requeue
+from producer.runs.control import cancel, requeue, set_paused
 from tests.support.table_rows import insert_run, output_of
 from worker.engine.request import InvalidRequest, RequestOutput
 from worker.storage.claims import Claim
@@ -41,7 +42,7 @@ EPOCH = 1_900_000_000.0
 NUM_RESULTS = "SELECT job_id, count(*) FROM results GROUP BY job_id"
 JOBS = "SELECT id, state, error_code, num_crashes FROM jobs"
 NUM_JOBS = "SELECT run_id, state, count(*) FROM jobs GROUP BY run_id, state"
-RUNS = "SELECT id, state, num_jobs, num_succeeded, num_failed, num_cancelled, num_expired FROM runs"
+RUNS = "SELECT id, max_running, state, num_jobs, num_succeeded, num_failed, num_cancelled, num_expired FROM runs"
 COUNTED_STATES = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 MakeReaper = Callable[["SimulatedWorker"], Reaper]
@@ -98,6 +99,7 @@ class SimulatedWorker:
 
     def receive(self, chunk: ChunkMessage) -> None:
         for claim in self.store.claim([job.id for job in chunk.jobs]):
+            assert claim.run_id not in self.world.paused, f"job {claim.job_id} of a paused run was claimed"
             self._release(self.held.get(claim.job_id))
             self.held[claim.job_id] = claim
 
@@ -121,6 +123,8 @@ class SimulatedWorker:
         self.store.commit(finished)
         for claim in claims:
             self._release(claim)
+        for run_id in {claim.run_id for claim in claims if claim.is_limited}:
+            self.world.send(run_id=run_id)
 
     def lose_engine(self, encoding: Claim | None) -> None:
         """The engine dies, of a job that was being encoded or of any of those in it."""
@@ -205,6 +209,7 @@ class World:
         self.delivered: list[ChunkMessage] = []
         self.is_locked = False
         self.num_runs = 0
+        self.paused: set[str] = set()
         self.truth: defaultdict[int, Truth] = defaultdict(Truth)
         self._num_samples: dict[int, int] = {}
         self._empty_tables()
@@ -214,20 +219,24 @@ class World:
     def num_samples(self, job_id: int) -> int:
         return self._num_samples[job_id]
 
-    def submit(self, num_jobs: int, num_samples: int, deadline_seconds: float | None) -> None:
+    def submit(
+        self, num_jobs: int, num_samples: int, deadline_seconds: float | None, max_running: int | None = None
+    ) -> None:
         self.num_runs += 1
         run_id = f"run-{self.num_runs}"
         params = GenerationParams(n=num_samples, strategy=Strategy.SAMPLE).stored
         job_ids = insert_run(self.database, num_jobs, run_id=run_id, params=params)
         self._num_samples.update(dict.fromkeys(job_ids, num_samples))
+        with self.database.begin() as connection:
+            connection.execute(update(Run).where(Run.id == run_id).values(max_running=max_running))
         if deadline_seconds is not None:
-            from datetime import UTC, datetime
-
             expires_at = datetime.fromtimestamp(self.clock.database + deadline_seconds, UTC)
             with self.database.begin() as connection:
                 connection.execute(update(Job).where(Job.run_id == run_id).values(expires_at=expires_at))
 
-    def send(self, breaks_after: int | None = None, min_age_seconds: float | None = None) -> None:
+    def send(
+        self, breaks_after: int | None = None, min_age_seconds: float | None = None, run_id: str | None = None
+    ) -> None:
         """Sends the outbox; the broker breaks after so many messages."""
         num_left = [breaks_after]
 
@@ -239,7 +248,7 @@ class World:
             self.queue.append(chunk)
 
         try:
-            send_outbox(self.database, take, concurrency=1, min_age_seconds=min_age_seconds)
+            send_outbox(self.database, take, run_id=run_id, concurrency=1, min_age_seconds=min_age_seconds)
         except ConnectionError:
             assert breaks_after is not None
 
@@ -267,6 +276,11 @@ class World:
     def cancel(self, run_number: int) -> None:
         cancel(self.database, f"run-{run_number}")
 
+    def pause(self, run_number: int, *, is_paused: bool) -> None:
+        run_id = f"run-{run_number}"
+        set_paused(self.database, run_id, is_paused=is_paused)
+        self.paused = self.paused | {run_id} if is_paused else self.paused - {run_id}
+
     def retry(self, run_number: int) -> None:
         """A person queues jobs again: they have a clean record, in the rows and in the truth."""
         unsuccessful = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
@@ -281,6 +295,9 @@ class World:
     def end_faults(self) -> None:
         """From here on nothing goes wrong any more."""
         self.is_locked = False
+        for run_id in sorted(self.paused):
+            set_paused(self.database, run_id, is_paused=False)
+        self.paused = set()
         for worker in self.workers:
             worker.is_awake = worker.is_heard = True
 
@@ -335,7 +352,9 @@ class World:
         by_run: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for run_id, state, count in connection.exec_driver_sql(NUM_JOBS):
             by_run[run_id][state] += count
-        for run_id, state, num_jobs, *counted in connection.exec_driver_sql(RUNS):
+        for run_id, max_running, state, num_jobs, *counted in connection.exec_driver_sql(RUNS):
+            num_running = by_run[run_id][JobState.RUNNING]
+            assert num_running <= (max_running or num_jobs), f"{num_running} of run {run_id} run, {max_running} may"
             found = [by_run[run_id][each] for each in COUNTED_STATES]
             assert counted == found, f"run {run_id} counts {counted}, its jobs are {found}"
             is_finished = sum(found) == num_jobs

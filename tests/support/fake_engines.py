@@ -12,13 +12,16 @@ from pathlib import Path
 
 from models.engine_options import EngineOptions
 from models.message import JobMessage
-from worker.engine.request import RequestOutput
+from models.states import FinishReason
+from worker.engine.request import Completion, RequestOutput
 from worker.engine_process.protocol import Encoding, Finished, Ready, Started, Stop, Submit
 
 ENVIRONMENT = {
     "model": "fake", "weights_hash": "", "tokenizer_hash": "", "dtype": "float32", "device": "cpu", "attention": "",
     "versions": {},
 }  # fmt: skip
+
+ANSWER = Completion(0, (), "", FinishReason.EOS, 0.0)
 
 
 def fake_engine_main(connection: Connection, options: EngineOptions) -> None:
@@ -60,4 +63,4 @@ def _decode(connection: Connection, jobs: list[JobMessage]) -> None:
     connection.send(Started(tuple(job.id for job in jobs)))
     if any(job.prompt == "running" for job in jobs):
         os._exit(3)
-    connection.send(Finished(tuple(RequestOutput(job.id, 1) for job in jobs)))
+    connection.send(Finished(tuple(RequestOutput(job.id, 1, (ANSWER,)) for job in jobs)))

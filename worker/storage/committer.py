@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from models.database.faults import first_line, is_data_fault
+from models.database.faults import first_line, is_data_fault, is_missing_reference
 from worker.monitoring.counts import Count, Counts, Timing
 from worker.monitoring.json_log import about
 from worker.storage.claims import Claim
@@ -29,15 +29,22 @@ COMMIT_WAIT_SECONDS = 0.02  # jobs that finish within it share the transaction
 class Committer:
     """Calls `on_final` with the claim of each job after its commit, or after giving it up.
 
-    Jobs held while the database is away are bounded by the claims of the worker, which claims nothing then.
+    Jobs held while the database is away are bounded by the claims of the worker, which claims nothing then. `enter`
+    writes the rows again that results refer to.
     """
 
     def __init__(
-        self, store: JobStore, outages: DatabaseOutages, on_final: Callable[[Claim], None], counts: Counts
+        self,
+        store: JobStore,
+        outages: DatabaseOutages,
+        on_final: Callable[[Claim], None],
+        enter: Callable[[], None],
+        counts: Counts,
     ) -> None:
         self._store = store
         self._outages = outages
         self._on_final = on_final
+        self._enter = enter
         self._counts = counts
         self._finished: SimpleQueue[FinishedJob | None] = SimpleQueue()
         self._num_in_commit = 0
@@ -88,7 +95,7 @@ class Committer:
         A fault of no row, such as missing rights, is raised: it must not fail jobs that did nothing wrong.
         """
         try:
-            self._outages.retry_until_available(lambda: self._store_timed(batch))
+            self._outages.retry_until_available(lambda: self._store_entered(batch))
         except DBAPIError as error:
             if not is_data_fault(error):
                 raise
@@ -102,6 +109,17 @@ class Committer:
             logger.error("the database refuses the results of job %d: %s", job_id, reason, extra=_about(batch))
             self._outages.retry_until_available(lambda: self._store.fail(batch[0].claim, "StorageError", reason))
             self._counts.add(Count.REQUEST_FAILURE, label="StorageError")
+
+    def _store_entered(self, batch: list[FinishedJob]) -> None:
+        """One attempt of a commit; two where the row of the environment is gone, as from a database put back."""
+        try:
+            self._store_timed(batch)
+        except DBAPIError as error:
+            if not is_missing_reference(error):
+                raise
+            logger.warning("results refer to a row that is gone; this worker enters its own again")
+            self._enter()
+            self._store_timed(batch)
 
     def _store_timed(self, batch: list[FinishedJob]) -> None:
         """One attempt of a commit; counted where it succeeds."""

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts; the last one repeats
 
+#: A transaction that lost to another one so many times in a row waits as in an outage.
+MAX_PROMPT_RETRIES = 5
+
 
 class RetryAborted(Exception):
     """The worker must end while the database is still away."""
@@ -42,13 +45,14 @@ class DatabaseOutages:
 
         A write that can never succeed raises its error. One that ran out of time has longer in the next attempt.
         """
-        num_failed = num_timeouts = 0
+        num_failed = num_timeouts = num_conflicts = 0
         while True:
             try:
                 with stretched(2.0**num_timeouts):
                     result = write()
             except DBAPIError as error:
-                if is_conflict(error):
+                num_conflicts = num_conflicts + 1 if is_conflict(error) else 0
+                if 0 < num_conflicts < MAX_PROMPT_RETRIES and not self._is_over.is_set():
                     continue
                 self.note(error, is_first=not num_failed)
                 if self._is_over.wait(RETRY_SECONDS[min(num_failed, len(RETRY_SECONDS) - 1)]):
@@ -65,7 +69,8 @@ class DatabaseOutages:
         try:
             yield
         except DBAPIError as error:
-            self.note(error)
+            if not is_conflict(error):
+                self.note(error)
 
     @property
     def is_available(self) -> bool:
@@ -81,11 +86,9 @@ class DatabaseOutages:
         """Notes an outage, or raises the error of another kind. `is_first` is of the attempts of one write."""
         if not is_outage(error):
             raise error
-        if is_conflict(error):
-            return
-        if is_timeout(error):  # the others may go on
+        if is_conflict(error) or is_timeout(error):  # the others may go on
             if is_first:
-                logger.warning("a transaction ran out of time and is tried again: %s", first_line(error.orig))
+                logger.warning("a transaction did not get through and is tried again: %s", first_line(error.orig))
             return
         with self._lock:
             if self._since is None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import ColumnElement, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from models.database.clock import database_timestamp, lease_end
@@ -26,11 +26,13 @@ class Registry:
         self._worker = worker
         self._lease_seconds = lease_seconds
         self.num_beats = 0  # heartbeats that were committed
+        self._identity: dict[str, Any] | None = None  # as it was registered
 
     def register(self, *, host: str, device: str, model: str, max_num_seqs: int) -> None:
         """Enters this worker, replacing an earlier one of the same name."""
+        self._identity = {"host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs}
         row = {
-            "host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs,
+            **self._identity,
             "started_at": database_timestamp(), "seen_at": database_timestamp(), "stopped_at": None,
             "draining_since": None,
             "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
@@ -40,7 +42,7 @@ class Registry:
             connection.execute(insert(Worker).values(name=self._worker, **row))
             return
         with self._database.begin() as connection:
-            connection.execute(update(Worker).where(Worker.name == self._worker).values(row))
+            connection.execute(update(Worker).where(self._is_own).values(row))
 
     def enter_environment(self, environment: dict[str, Any]) -> str:
         """Inserts the row that results refer to, unless it exists; returns its id."""
@@ -55,23 +57,30 @@ class Registry:
         """Renews this worker's leases, then records that it lives; returns whether a person has it drained."""
         self._renew(claims)
         # A person who has locked the row must not hold up the leases.
-        row = select(Worker.name).where(Worker.name == self._worker).with_for_update(skip_locked=True)
+        row = select(Worker.name).where(self._is_own).with_for_update(skip_locked=True)
         values = {
             "seen_at": database_timestamp(), "tokens_per_second": tokens_per_second, "num_steps": num_steps,
             "mean_running": mean_running,
         }  # fmt: skip
         with self._database.begin() as connection:
             alive = update(Worker).where(Worker.name.in_(row)).values(values).returning(Worker.draining_since)
-            draining_since = connection.execute(alive).scalar()
+            beat = connection.execute(alive).first()
+            is_gone = beat is None and connection.execute(select(Worker.name).where(self._is_own)).first() is None
+        if is_gone and self._identity is not None:  # the database was restored from a copy
+            self.register(**self._identity)
         self.num_beats += 1
-        return draining_since is not None
+        return beat is not None and beat.draining_since is not None
+
+    @property
+    def _is_own(self) -> ColumnElement[bool]:
+        return Worker.name == self._worker
 
     def sign_off(self) -> None:
         """Records that the worker ended in order."""
         with self._database.begin() as connection:
             connection.execute(
                 update(Worker)
-                .where(Worker.name == self._worker)
+                .where(self._is_own)
                 .values(seen_at=database_timestamp(), stopped_at=database_timestamp(), tokens_per_second=0.0)
             )
 

@@ -12,19 +12,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any
 
 from sqlalchemy import Engine
 
-from models.database.sqlite_functions import INTERRUPTED_ERRORS, WRONG_VALUE, WRONG_VALUE_ERROR
+from models.database.read_only import MAX_SQLITE_MEMORY
+from models.database.sqlite_functions import WRONG_VALUE, WRONG_VALUE_ERROR
 from producer.errors import UsageError
 from producer.results.sql.function_names import called_names
 from producer.results.sql.spool import Spool
 
 DEFAULT_TIMEOUT = 60.0
 ROWS_PER_FETCH = 1_000
-OPCODES_PER_CHECK = 10_000
-MARGIN_SECONDS = 10.0  # for the server to say that it has stopped
+INTERRUPT_SECONDS = 0.05
+MARGIN_SECONDS = 10.0  # for the database to say that it has stopped
 
 #: Volatile functions of PostgreSQL that change nothing.
 HARMLESS = frozenset(
@@ -76,29 +78,75 @@ def _refused(error: BaseException) -> UsageError:
 
 
 def _sqlite_rows(database: Engine, statement: str, timeout: float, rows: Spool) -> list[str]:
+    """Reads in a thread: a single step of SQLite's may take minutes, and only an interruption from outside ends it."""
     connection: Any = database.raw_connection()
-    driver: sqlite3.Connection = connection.driver_connection
-    deadline = time.monotonic() + timeout
-    # A Ctrl-C is seen here too: Python raises it in the function, and SQLite takes the exception for a stop.
-    driver.set_progress_handler(lambda: time.monotonic() > deadline, OPCODES_PER_CHECK)
+    reading = _Reading(connection.driver_connection, statement, rows)
     try:
-        cursor = driver.execute(statement)
-        if cursor.description is None:
-            raise UsageError("the statement returns no rows; `producer sql` only reads")
-        while some := cursor.fetchmany(ROWS_PER_FETCH):
-            rows.extend(some)
-        return [column[0] for column in cursor.description]
+        return reading.run_within(timeout)
     except (sqlite3.Error, sqlite3.Warning) as error:
-        if str(error) in INTERRUPTED_ERRORS:
-            raise KeyboardInterrupt from error
-        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
-            raise _refused(error) from error
-        if time.monotonic() > deadline:
-            raise _took_too_long(timeout) from error
-        raise KeyboardInterrupt from error
+        raise (_took_too_long(timeout) if reading.is_late else _refused(error)) from error
+    except MemoryError as error:
+        raise UsageError(f"the statement needs more than {MAX_SQLITE_MEMORY >> 20:,} MiB of memory") from error
     finally:
-        connection.invalidate()  # ends a statement that was not read to its end
-        connection.close()
+        if reading.has_ended:
+            connection.invalidate()  # ends a statement that was not read to its end
+            connection.close()
+        else:
+            _stuck.append(connection)  # to close it would wait for the statement
+
+
+#: Connections whose statement could not be interrupted: one call of a function of SQLite's takes so long.
+_stuck: list[Any] = []
+
+
+class _Reading(Thread):
+    """One statement of SQLite: its columns, with its rows in the spool, or its error."""
+
+    def __init__(self, driver: sqlite3.Connection, statement: str, rows: Spool) -> None:
+        super().__init__(name="statement", daemon=True)
+        self._driver = driver
+        self._statement = statement
+        self._rows = rows
+        self._columns: list[str] = []
+        self._error: BaseException | None = None
+        self._has_ended = Event()
+        self.is_late = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self._has_ended.is_set()
+
+    def run_within(self, timeout: float) -> list[str]:
+        """The columns of the statement. Raises its error, which is an interruption's when it is late."""
+        self.start()
+        try:
+            self.is_late = not self._has_ended.wait(timeout)  # Ctrl-C raises here
+        finally:
+            self._interrupt()
+        if not self.has_ended:
+            raise _took_too_long(timeout)
+        if self._error is not None:
+            raise self._error
+        return self._columns
+
+    def _interrupt(self) -> None:
+        """Waits for the end of a statement that is to stop, but not for that of a single long call."""
+        given_up = time.monotonic() + MARGIN_SECONDS
+        while not self._has_ended.wait(INTERRUPT_SECONDS) and time.monotonic() < given_up:
+            self._driver.interrupt()
+
+    def run(self) -> None:
+        """The thread's main function."""
+        try:
+            cursor = self._driver.execute(self._statement)
+            if cursor.description is None:
+                raise UsageError("the statement returns no rows; `producer sql` only reads")
+            self._rows.extend(cursor)  # row by row: each may be large
+            self._columns = [column[0] for column in cursor.description]
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._has_ended.set()
 
 
 def _postgresql_rows(database: Engine, statement: str, timeout: float, rows: Spool) -> list[str]:
@@ -126,10 +174,17 @@ def _read_cursor(driver: Any, statement: str, deadline: float, rows: Spool) -> l
     with driver.cursor(name="nocturne_sql") as cursor:  # psycopg declares it by the protocol that takes one statement
         cursor.execute(statement)
         columns = [column.name for column in cursor.description or ()]
-        while some := cursor.fetchmany(ROWS_PER_FETCH):
-            rows.extend(some)
+        while _fetch(driver, rows):
             _limit(driver, deadline)
         return columns
+
+
+def _fetch(driver: Any, rows: Spool) -> bool:
+    """Takes some rows from the cursor one by one, since each may be large; false where they were the last."""
+    before = rows.num_rows
+    with driver.cursor() as cursor:
+        rows.extend(cursor.stream(f"FETCH {ROWS_PER_FETCH} FROM nocturne_sql"))
+    return rows.num_rows - before == ROWS_PER_FETCH
 
 
 def _limit(driver: Any, deadline: float) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 
 import pytest
 from sqlalchemy.exc import DatabaseError, DBAPIError, IntegrityError, OperationalError
 
 from worker.storage import outages as outages_module
-from worker.storage.outages import DatabaseOutages, RetryAborted
+from worker.storage.outages import MAX_PROMPT_RETRIES, DatabaseOutages, RetryAborted
 
 
 def fault(kind: type[sqlite3.Error], code: int, message: str) -> sqlite3.Error:
@@ -58,6 +59,35 @@ def test_an_aborted_retry_does_not_wait() -> None:
     with pytest.raises(RetryAborted, match="database is locked"):
         outages.retry_until_available(Away(1))
     assert outages.retry_until_available(Away(0)) == "written"
+
+
+class LostRace(Exception):
+    """An error of PostgreSQL's."""
+
+    sqlstate = "40001"
+
+
+def test_a_transaction_that_loses_again_and_again_waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once a few times, then as in an outage, told once, until it is aborted."""
+    monkeypatch.setattr(outages_module, "RETRY_SECONDS", (0.001,))
+    outages, calls = DatabaseOutages(), []
+
+    def write() -> None:
+        calls.append(time.monotonic())
+        if len(calls) == MAX_PROMPT_RETRIES + 20:
+            outages.abort_retries()
+        raise OperationalError("update", {}, LostRace("could not serialize access"))
+
+    with caplog.at_level(logging.WARNING), pytest.raises(RetryAborted, match="could not serialize access"):
+        outages.retry_until_available(write)
+    waits = [after - before for before, after in zip(calls, calls[1:], strict=False)]
+    assert all(seconds >= 0.001 for seconds in waits[MAX_PROMPT_RETRIES:])
+    assert len(calls) == MAX_PROMPT_RETRIES + 20 and len(caplog.records) == 1
+    with outages.noted():  # a loop: its next turn repeats it
+        raise OperationalError("update", {}, LostRace("could not serialize access"))
+    assert len(caplog.records) == 1 and outages.is_available
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_wheel_holds_every_file_of_the_product(wheel_files: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["worker/engine/cpu/csrc/*.c", "worker/engine/cpu/csrc/*.h", "producer/**/*.html", "producer/**/*.js"]
+    "pattern", ["worker/engine/cpu/csrc/**/*.c", "worker/engine/cpu/csrc/*.h", "producer/**/*.html", "producer/**/*.js"]
 )
 def test_a_wheel_holds_the_sources_that_are_not_python(wheel_files: set[str], pattern: str) -> None:
     """Named, so that a folder that moves away takes its test along."""

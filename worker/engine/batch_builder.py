@@ -21,6 +21,7 @@ from worker.engine.model.step_batch import (
     AttentionTiles,
     InFlightIds,
     PagedRows,
+    SequenceRows,
     StateChunk,
     StateRows,
     StepBatch,
@@ -178,6 +179,19 @@ class _Rows:
                 StateChunk(to_device(chunk.rows, None, device), to_device([state], None, device), chunk.begins)
                 for state, chunk in self._chunk_states.items()
             ],
+            sequences=self._sequence_rows(device),
+        )
+
+    def _sequence_rows(self, device: torch.device) -> SequenceRows:
+        num_decoding, chunks = len(self._decoding_states), self._chunk_states.values()
+        lengths = [1] * num_decoding + [len(chunk.rows) for chunk in chunks]
+        return SequenceRows(
+            rows=to_device(
+                [*range(num_decoding), *(row for chunk in chunks for row in chunk.rows)], torch.long, device
+            ),
+            cu_seqlens=to_device([0, *accumulate(lengths)], torch.long, device),
+            states=to_device([*self._decoding_states, *self._chunk_states], torch.long, device),
+            begins=to_device([False] * num_decoding + [chunk.begins for chunk in chunks], torch.bool, device),
         )
 
     def _add(self, sequence: Sequence, start: int, end: int) -> int:

@@ -21,7 +21,8 @@ from worker.engine.model.experts import pack_experts
 from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.kv_cache import LayerShape
 from worker.engine.model.linear import Linear, MakeLinear, PlainLinear
-from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
+from worker.engine.model.recurrent.delta_net import PackedDeltaNet
+from worker.engine.model.recurrent.mixer import RecurrentMixer
 from worker.engine.model.replace_modules import replace_linears
 from worker.engine.model.row_operations import PlainRowOperations
 from worker.engine.model.transformers_decoder import TransformersDecoder
@@ -91,7 +92,11 @@ def _transformers_decoder(model: Any, kernels: CpuKernels | None) -> tuple[Decod
     """The decoder, and the name of its gemm."""
     align_activations(model)
     num_experts = pack_experts(model, _make_linear(model.dtype, kernels))
-    has_states = any(isinstance(module, GroupedMixer) for module in model.modules())
+    has_states = any(isinstance(module, RecurrentMixer) for module in model.modules())
+    if kernels is not None:
+        for module in model.modules():
+            if isinstance(module, PackedDeltaNet):
+                module.rule = kernels.delta_rule
     if kernels is not None and kernels.has_matmul:
         replace_linears(model, partial(GemmModule, kernels=kernels))
     elif can_pack(model.dtype):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.engine.cpu.delta_rule import CpuDeltaRule
 from worker.engine.cpu.library import cpu_library, pointer
 from worker.engine.cpu.sampler import CpuSampler
 from worker.engine.cpu.weight_layout import TILE_DIM, VNNI_BYTES, pack_amx, pack_vnni
@@ -88,6 +89,7 @@ class CpuKernels(SeparateRowOperations):
         self._min_logits_n = ctypes.c_int64.in_dll(library, "min_logits_n").value
         self._rotate = getattr(library, f"rotate_{suffix}")
         self.sample = CpuSampler(library)
+        self.delta_rule = CpuDeltaRule(library, suffix)
         self._rms_norm = getattr(library, f"rms_norm_{suffix}")
         self._quantize = getattr(library, f"quantize_{suffix}")
         # Only where the processor has AVX-512, and for int8 VNNI.

@@ -56,7 +56,7 @@ def _build(compiler: str) -> Path:
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
             built = Path(work) / path.name
-            command = [compiler, *FLAGS, "-o", str(built), *map(str, sorted(FOLDER.glob("*.c"))), "-lm"]
+            command = [compiler, *FLAGS, "-o", str(built), *map(str, sorted(FOLDER.rglob("*.c"))), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS)
             built.replace(path)  # others may be building the same
     return path
@@ -78,7 +78,7 @@ def _cache_folder() -> Path:
 def _fingerprint(compiler: str) -> str:
     """A hash of the sources, the compiler with its flags, and the processor."""
     digest = hashlib.blake2b(repr((compiler, FLAGS)).encode(), digest_size=12)
-    for source in sorted(FOLDER.glob("*.[ch]")):
+    for source in sorted(FOLDER.rglob("*.[ch]")):
         digest.update(source.read_bytes())
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith(("flags", "Features", "model name")):

@@ -27,11 +27,13 @@ def load_packed(
     Raises `ModelUnavailable`, and whatever the model raises whose forward pass our rows do not suit.
     """
     model.set_attn_implementation(ATTENTION_NAME)
-    layers, states = _probe_layers(name, model, device)
+    layers, states = _probe_layers(name, model, device, pack=options.fuse)
     return replace(backend.load(model, layers, device, options), states=states)
 
 
-def _probe_layers(name: str, model: Any, device: torch.device) -> tuple[dict[int, LayerShape], StateLayout]:
+def _probe_layers(
+    name: str, model: Any, device: torch.device, *, pack: bool
+) -> tuple[dict[int, LayerShape], StateLayout]:
     """Runs two tokens through the model to see what each layer keeps; wraps the layers that keep a recurrent state."""
     probe, states = ShapeProbe(), StateProbe()
     ids = torch.zeros((1, 2), dtype=torch.long, device=device)
@@ -41,8 +43,7 @@ def _probe_layers(name: str, model: Any, device: torch.device) -> tuple[dict[int
     layout = _state_layout(states, probe)
     if len(probe.layers.keys() | states.state_layers) != _num_layers_with_memory(model.config.get_text_config()):
         raise ModelUnavailable(f"the attention of {name!r} ({type(model).__name__}) cannot be replaced; not supported")
-    states.wrap(model)
-    return probe.layers, layout
+    return probe.layers, states.wrap(model, layout, pack=pack)
 
 
 @torch.inference_mode()

@@ -92,12 +92,23 @@ class StateChunk:
 
 
 @dataclass(frozen=True)
+class SequenceRows:
+    """The decoding rows and prompt chunks of a step, one after another, for a kernel."""
+
+    rows: Tensor  # [tokens] int64
+    cu_seqlens: Tensor  # [sequences + 1] int64: where each sequence's tokens begin in `rows`, and where the last's end
+    states: Tensor  # [sequences] int64
+    begins: Tensor  # [sequences] bool: at the prompt's first token, where the state is empty
+
+
+@dataclass(frozen=True)
 class StateRows:
     """The rows of a step by the recurrent state that they read and write. Padding rows have none."""
 
     num_decoding: int  # of the rows; they come first
     decoding: Tensor  # [num_decoding] their state indices
     chunks: list[StateChunk]
+    sequences: SequenceRows  # the same
 
 
 @dataclass(frozen=True)

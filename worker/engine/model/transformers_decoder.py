@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worker.engine.model.attention import AttentionStep, step_at_hand
 from worker.engine.model.batch_invariant_mode import BatchInvariantMode
-from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
+from worker.engine.model.recurrent.mixer import RecurrentMixer
 
 
 class TransformersDecoder:
@@ -20,7 +20,7 @@ class TransformersDecoder:
         """`mode` is active while the model computes."""
         self._model = model
         self._mode = mode
-        self._mixers = [module for module in model.modules() if isinstance(module, GroupedMixer)]
+        self._mixers = [module for module in model.modules() if isinstance(module, RecurrentMixer)]
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         # Of a model on several devices the hidden rows, which are picked by index, are where its last norm is.
         self._device = list(model.base_model.parameters())[-1].device

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support.random_models import VOCAB, WINDOW, Pair
+from worker.engine.backend import LoadOptions
 from worker.engine.model_loader import prepare_model
 
 _IDS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -111,12 +112,17 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 
 
 @cache
-def hybrid_pair(kind: str, dtype: torch.dtype = torch.float32) -> Pair:
+def hybrid_pair(kind: str, dtype: torch.dtype = torch.float32, options: LoadOptions = LoadOptions()) -> Pair:
     """A model of the kind whose weights depend on its name alone."""
+    model = hybrid_model(kind, dtype)
+    return Pair(copy.deepcopy(model), prepare_model(kind, model, None, torch.device("cpu"), options))
+
+
+def hybrid_model(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(sum(map(ord, kind)))
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **HYBRIDS[kind])).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and not any(part in name for part in ("conv", "A_log", "dt_")):
                 parameter.mul_(6.0)
-    return Pair(copy.deepcopy(model), prepare_model(kind, model, None, torch.device("cpu")))
+    return model

@@ -13,6 +13,7 @@ from models.params import GenerationParams
 from models.states import Strategy
 from tests.integration.engine.hybrids.hybrid_models import HYBRIDS, hybrid_pair
 from tests.support.random_models import VOCAB
+from worker.engine.backend import LoadOptions
 from worker.engine.request import Request, RequestOutput
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -39,8 +40,8 @@ def content(output: RequestOutput) -> dict[str, Any]:
     return {name: value for name, value in asdict(output).items() if not name.endswith("_seconds")}
 
 
-def check(kind: str, dtype: torch.dtype) -> None:
-    pair = hybrid_pair(kind, dtype)
+def check(kind: str, dtype: torch.dtype, options: LoadOptions = LoadOptions()) -> None:
+    pair = hybrid_pair(kind, dtype, options)
     together = {o.request_id: content(o) for o in pair.engine(max_num_seqs=16).generate(requests())}
     in_pieces = pair.engine(max_num_seqs=2, prefill_tokens=64)
     for request in requests():
@@ -59,3 +60,8 @@ def test_fp32(kind: str) -> None:
 @pytest.mark.parametrize("kind", [RULES[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in RULES[1:])])
 def test_bf16(kind: str) -> None:
     check(kind, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_kernels(dtype: torch.dtype) -> None:
+    check("qwen3_next", dtype, LoadOptions(use_kernels=False))

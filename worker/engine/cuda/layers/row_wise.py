@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from worker.engine.model.attention import ShapeProbe, step_at_hand
-from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
+from worker.engine.model.recurrent.mixer import RecurrentMixer
 
 #: Operations that only move numbers, or make them; a layer norm gives a block of threads to each row.
 ROW_WISE = frozenset(
@@ -49,7 +49,7 @@ class _OtherOperations(TorchDispatchMode):
 @torch.inference_mode()
 def other_operations(model: Any, device: torch.device) -> set[str]:
     """The operations of a model's forward pass, beside attention and our kernels, that are not row-wise."""
-    if any(isinstance(module, GroupedMixer) for module in model.modules()):
+    if any(isinstance(module, RecurrentMixer) for module in model.modules()):
         return {"recurrent states"}
     ids, positions = (torch.zeros((1, 2), dtype=torch.long, device=device) for _ in range(2))
     others = _OtherOperations()

@@ -12,21 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.engine.model.attention import AttentionStep
+from worker.engine.model.recurrent.mixer import RecurrentMixer
 from worker.engine.model.recurrent.state_cache import CallCache
 from worker.engine.model.recurrent.state_pool import StateKey, StatePool
 from worker.engine.model.step_batch import MIN_ROWS, StateChunk, StateRows
 
 
-class GroupedMixer(nn.Module):
-    """Takes the place of the layer; the decoder sets `step` before it calls the model."""
+class GroupedMixer(RecurrentMixer):
+    """Takes the place of any layer."""
 
     def __init__(self, mixer: nn.Module, cache_name: str, keys: tuple[StateKey, ...], piece: int | None = None) -> None:
         """`piece` are the tokens of a prompt in each call of a layer that adds up its own chunks in another order when
         they come in several calls, as Mamba 2 does; None for one whose calls may be of any length."""
         super().__init__()
         self.mixer = mixer
-        self.step: AttentionStep | None = None
         self._cache_name = cache_name
         self._keys = keys
         self._piece = piece

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from math import lcm
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from worker.engine.model.recurrent.delta_net import DeltaNetPacker
 from worker.engine.model.recurrent.grouped_mixer import GroupedMixer, MixerCall
 from worker.engine.model.recurrent.state_cache import CallCache
 from worker.engine.model.recurrent.state_pool import StateKey, StateLayout, StateShape
@@ -89,14 +90,26 @@ class StateProbe(CallCache):
         units = [_prompt_unit(call.module) for layer, call in self._askers.items() if self._is_recurrent(layer)]
         return StateLayout(shapes, lcm(*units), all(map(self._remembers, self._askers)))
 
-    def wrap(self, model: nn.Module) -> None:
-        """Puts a `GroupedMixer` in the place of each layer that asked."""
+    @torch.inference_mode()
+    def wrap(self, model: nn.Module, layout: StateLayout, *, pack: bool) -> StateLayout:
+        """Puts a `RecurrentMixer` in the place of each layer that asked; returns the states as these keep them.
+
+        With `pack` one of our own, where it computes the same.
+        """
         layers = {id(call.module): layer for layer, call in self._askers.items()}
+        packer, shapes = DeltaNetPacker(), dict(layout.shapes)
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
-                if (layer := layers.get(id(child))) is not None:
-                    mixer = GroupedMixer(child, self._cache_name(layer), self._keys(layer), _own_chunk(child))
-                    setattr(parent, name, mixer)
+                if (layer := layers.get(id(child))) is None:
+                    continue
+                packed = packer.packed(child, self._cache_name(layer), self._keys(layer)) if pack else None
+                if packed is not None:
+                    shapes |= packed.own_shapes(shapes)
+                setattr(parent, name, packed or self._grouped(child, layer))
+        return replace(layout, shapes=shapes)
+
+    def _grouped(self, mixer: nn.Module, layer: int) -> GroupedMixer:
+        return GroupedMixer(mixer, self._cache_name(layer), self._keys(layer), _own_chunk(mixer))
 
     @property
     def state_layers(self) -> set[int]:

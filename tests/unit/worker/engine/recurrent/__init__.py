@@ -1,0 +1,1 @@
+"""Recurrent layers' kernels and their references."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -176,12 +180,24 @@ def test_versions_are_pinned_and_torch_is_the_one_that_is_installed_first() -> N
     assert not [name for name in wanted if name not in lowered]
 
 
+def exit_code_of_fork(function: Callable[[], object]) -> int:
+    """Runs a function in a copy of this process, which has imported torch, and leaves this one as it is."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def test_every_benchmark_can_be_imported_and_is_named_where_its_numbers_are() -> None:
     paths = [path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "benchmarks").rglob("*.py"))]
     # The scripts of peers/ import what only the peers' own environments have.
     names = [".".join(path.parts) for path in paths if path.name != "__init__" and "peers" not in path.parts]
-    program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
-    subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, env=clean_environment(), check=True)
+    assert exit_code_of_fork(lambda: [import_module(name) for name in names]) == 0
     documented = "".join(path.read_text(encoding="utf-8") for path in DOCS)
     without_numbers = {"benchmarks.compare", "benchmarks.storage.databases"}
     commands = {name.removesuffix(".__main__") for name in names if name.endswith(".__main__")}  # of their whole folder

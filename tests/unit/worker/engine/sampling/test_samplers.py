@@ -19,7 +19,7 @@ from worker.engine.sampling.philox import uniforms
 from worker.engine.sampling.row_sampler import argmax, sample_rows
 from worker.engine.sampling_row import SamplingRow
 
-NUM_DRAWS = 100_000
+NUM_DRAWS = 60_000
 TEMPERATURES = (0.001, 0.1, 0.5, 1.0, 10.0)
 
 

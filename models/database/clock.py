@@ -32,6 +32,13 @@ class database_epoch(GenericFunction[float]):
     inherit_cache = True
 
 
+class seconds_between(GenericFunction[float]):
+    """The seconds from the first time to the second one, on SQLite to a ten thousandth."""
+
+    type = Float()
+    inherit_cache = True
+
+
 def lease_end(lease_seconds: float) -> ColumnElement[float]:
     """The value of `lease_expires_at` for a lease that is taken or renewed now."""
     return database_epoch() + lease_seconds
@@ -91,3 +98,15 @@ def _sqlite_epoch(element: Any, compiler: Any, **kwargs: Any) -> str:
 @compiles(database_epoch, "postgresql")
 def _postgresql_epoch(element: Any, compiler: Any, **kwargs: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
+
+
+@compiles(seconds_between, "sqlite")
+def _sqlite_seconds(element: Any, compiler: Any, **kwargs: Any) -> str:
+    first, second = (compiler.process(each, **kwargs) for each in element.clauses)
+    return f"((julianday({second}) - julianday({first})) * 86400.0)"
+
+
+@compiles(seconds_between, "postgresql")
+def _postgresql_seconds(element: Any, compiler: Any, **kwargs: Any) -> str:
+    first, second = (compiler.process(each, **kwargs) for each in element.clauses)
+    return f"extract(epoch from ({second} - {first}))::double precision"

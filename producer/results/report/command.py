@@ -12,8 +12,9 @@ from producer.errors import UsageError
 from producer.home import home_options
 from producer.render import visible
 from producer.results.database import check_reading_role, reading
-from producer.results.queries import find_run, results, run_progress
+from producer.results.queries import find_run, run_progress
 from producer.results.report.comparison import Comparison, pair_chunks, pairs
+from producer.results.report.figure_rows import figure_rows
 from producer.results.report.overview import Overview
 from producer.results.report.page import write_page
 from producer.results.report.run_page import RunPage, page_chunks
@@ -52,7 +53,7 @@ def write_report(
         check_reading_role(database, as_superuser=as_superuser)
         progress = run_progress(database, find_run(database, reference))
         page = RunPage(database, progress, options.max_prompts, options.tokens)
-        page.read(results(database, progress.id, options.selection))
+        page.read(figure_rows(database, progress.id, options.selection))
         if options.tokens == "all":
             say(f"the page shows {page.num_tokens:,} tokens: about {page.num_tokens * BYTES_PER_TOKEN / 1e6:,.1f} MB")
         flags = home_options(settings) if settings.database is None else ""  # a page is passed on: no URL is in it

@@ -127,7 +127,7 @@ def _is_selected(row: dict[str, Any], selection: Selection) -> bool:
 def _figures(row: dict[str, Any]) -> Answer:
     text, length = row["text"], row["completion_tokens"]
     return Answer(
-        prompt=prompt_key(row),
+        prompt=prompt_key(row["prompt"], row["messages"], row["chat"]),
         text=text_key(text),
         length=length,
         logprob=row["cumulative_logprob"] / length if length else None,

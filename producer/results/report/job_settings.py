@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.states import Strategy
+from producer.results.report.figure_rows import decoded
 
 #: The parameters that tell settings apart, in the order of the columns, each with the value that changes nothing.
 PARAMETERS: dict[str, Any] = {
@@ -21,6 +22,9 @@ NO_SETTING = ("repeat", "strategy", "seed")
 #: Settings told apart; further ones are counted by their strategy alone.
 MAX_SETTINGS = 300
 
+#: Texts of parameters whose setting is remembered.
+MAX_TEXTS = 10_000
+
 Key = tuple[str, tuple[tuple[str, Any], ...]]
 
 
@@ -29,6 +33,7 @@ class JobSettings:
 
     def __init__(self) -> None:
         self._numbers: dict[Key, int] = {}
+        self._of_texts: dict[tuple[str, str, str | None], int] = {}
         self.is_folded = False  # there were more than are told apart
 
     def number_of(self, row: dict[str, Any]) -> int:
@@ -37,6 +42,17 @@ class JobSettings:
         if key not in self._numbers and len(self._numbers) >= MAX_SETTINGS:
             self.is_folded, key = True, (row["strategy"], (("others", "…"),))
         return self._numbers.setdefault(key, len(self._numbers))
+
+    def number_of_texts(self, strategy: str, params: str, grid_point: str | None) -> int:
+        """The number of the setting of a row whose JSON is text; rows of one setting have few texts."""
+        texts = (strategy, params, grid_point)
+        number = self._of_texts.get(texts)
+        if number is None:
+            values = {"strategy": strategy, "params": decoded(params), "grid_point": decoded(grid_point)}
+            number = self.number_of(values)
+            if len(self._of_texts) < MAX_TEXTS:
+                self._of_texts[texts] = number
+        return number
 
     def described(self) -> list[dict[str, Any]]:
         """Strategy and values of each setting, in the order of the numbers."""

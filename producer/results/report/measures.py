@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+from itertools import pairwise
 from typing import Any
 
 ASKS_FOR_JSON = re.compile(r"\bjson\b", re.IGNORECASE)
@@ -16,17 +16,21 @@ MAX_TEXT = 20_000
 def repetition(text: str) -> float:
     """The share of word pairs that occurred before; 0 for a text without repetition."""
     words = text.split()
-    pairs = list(zip(words, words[1:], strict=False))
-    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+    return 1 - len(set(pairwise(words))) / (len(words) - 1) if len(words) > 1 else 0.0
 
 
 def is_json(text: str) -> bool:
     """Whether a text is one JSON value."""
     try:
-        json.loads(text)
+        json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _refuse(constant: str) -> None:
+    """NaN and Infinity are Python's alone."""
+    raise ValueError(constant)
 
 
 def asked(row: dict[str, Any]) -> str | list[dict[str, Any]]:
@@ -45,19 +49,14 @@ def prompt_id(custom_id: str, grid_point: Any) -> str:
     return custom_id.rsplit("#", 1)[0] if grid_point else custom_id
 
 
-def prompt_key(row: dict[str, Any]) -> int:
-    """The same number for rows that ask the same."""
-    if row["prompt"] is not None:
-        return text_key(row["prompt"])
-    return text_key(json.dumps([row["messages"], row["chat"]], sort_keys=True))
+def prompt_key(prompt: str | None, messages: Any, chat: Any) -> int:
+    """The same number for what asks the same: a prompt, or the messages of a chat with its tools and arguments."""
+    return text_key(json.dumps([messages, chat], sort_keys=True) if prompt is None else prompt)
 
 
 def text_key(*texts: str) -> int:
-    """A number of 64 bits for some texts; unequal texts have unequal ones but for one chance in 2 ** 64."""
-    digest = hashlib.blake2b(digest_size=8)
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return int.from_bytes(digest.digest(), "big")
+    """A number of 64 bits for some texts, in this process; two that differ share it by one chance in 2 ** 64."""
+    return hash(texts) & 2**64 - 1
 
 
 def cut(text: str) -> str:

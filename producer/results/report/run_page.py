@@ -12,8 +12,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import Engine, select
 
-from models.schema.job import Job
-from models.schema.result import Environment, Result
+from models.schema.result import Environment
 from producer.render import visible
 from producer.results.queries import RunProgress
 from producer.results.report.overview import Overview
@@ -33,10 +32,11 @@ class RunPage:
         self.overview = Overview(max_prompts)
         self._statistics = TokenStatistics(database)
 
-    def read(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Adds rows of `job_results` to the figures."""
+    def read(self, rows: Iterable[Any]) -> None:
+        """Adds rows of `figure_rows` to the figures."""
         for setting, result_id in self.overview.read(rows):
             self._statistics.add(setting, result_id)
+        self._statistics.finish()
 
     @property
     def num_tokens(self) -> int:
@@ -71,7 +71,7 @@ class RunPage:
             "seconds": seconds,
             "speed": tokens / seconds if seconds else None,
             "options": options,
-            "environments": self._environments(is_part=is_part),
+            "environments": self._environments(),
             "all": overview.summary.described(),
             "settings": [
                 {
@@ -103,14 +103,11 @@ class RunPage:
             ],
         }
 
-    def _environments(self, *, is_part: bool) -> list[dict[str, Any]]:
+    def _environments(self) -> list[dict[str, Any]]:
         """The models, devices and libraries that the results were decoded by."""
-        shown = [job_id for prompt in self.overview.prompts for job_id in prompt.job_ids] if is_part else []
-        of_page = Job.id.in_(shown) if is_part else Job.run_id == self._progress.id
-        used = select(Result.environment_id).join(Job, Job.id == Result.job_id).where(of_page).distinct()
-        statement = select(Environment.__table__).where(Environment.id.in_(used))
+        statement = select(Environment.__table__).where(Environment.id.in_(self.overview.environments))
         with self._database.connect() as connection:
-            return [dict(each) for each in connection.execute(statement).mappings()]
+            return [dict(each) for each in connection.execute(statement.order_by(Environment.id)).mappings()]
 
 
 def numbers(overview: Overview, head: dict[str, Any]) -> list[tuple[str, str]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 from models.states import FinishReason
+from producer.results.report.distinct import DistinctCounter
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The figures of one returned sequence."""
 
     prompt: int  # its prompt's key
@@ -24,7 +25,7 @@ class Answer:
 
 @dataclass
 class Summary:
-    """The figures of the answers so far. Memory grows by a number for each distinct answer."""
+    """The figures of the answers so far. Memory grows by eight bytes for each distinct answer and prompt."""
 
     count: int = 0
     jobs: Counter[str] = field(default_factory=Counter)  # by state
@@ -36,8 +37,21 @@ class Summary:
     num_json: int = 0
     finish_reasons: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
-    texts: set[int] = field(default_factory=set)
-    prompts: set[int] = field(default_factory=set)
+    texts: DistinctCounter = field(default_factory=DistinctCounter)
+    prompts: DistinctCounter = field(default_factory=DistinctCounter)
+
+    @classmethod
+    def merged(cls, parts: Iterable[Summary]) -> Summary:
+        """The figures of all answers of the parts."""
+        whole = cls()
+        for part in parts:
+            for each in fields(cls):
+                mine, other = getattr(whole, each.name), getattr(part, each.name)
+                if isinstance(mine, Counter | DistinctCounter):
+                    mine.update(other)
+                else:
+                    setattr(whole, each.name, mine + other)
+        return whole
 
     def add(self, answer: Answer) -> None:
         self.count += 1

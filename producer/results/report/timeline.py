@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import ColumnElement, Engine, Integer, case, cast, func, select
 
+from models.database.clock import seconds_between
 from models.schema.job import Job
 from models.schema.job_event import JobEvent
 from models.schema.result import Result
@@ -15,6 +16,9 @@ from models.schema.run import Run
 from models.schema.worker_sample import WorkerSample
 from models.states import JobState
 from producer.results.queries import ROWS_PER_FETCH
+
+#: Jobs whose events and answers one statement counts.
+JOBS_PER_STATEMENT = 20_000
 
 #: Points in time that a page plots.
 NUM_BUCKETS = 160
@@ -32,18 +36,15 @@ class Timeline:
         self.restarts = [0] * NUM_BUCKETS
         self.has_samples = False
 
-    def add_event(self, at: datetime, before: str, after: str) -> None:
-        """Counts a job's change of state."""
-        bucket = self._bucket((at - self._begin).total_seconds())
+    def add_events(self, bucket: int, before: str, after: str, count: int) -> None:
+        """Counts changes of state in a bucket."""
         for name, state in (("running", JobState.RUNNING), ("waiting", JobState.QUEUED)):
-            self.changes[name][bucket] += (after == state) - (before == state)
-        self.changes["failed"][bucket] += after == JobState.FAILED
-        self.changes["requeued"][bucket] += before == JobState.RUNNING and after == JobState.QUEUED
+            self.changes[name][bucket] += count * ((after == state) - (before == state))
+        self.changes["failed"][bucket] += count * (after == JobState.FAILED)
+        self.changes["requeued"][bucket] += count * (before == JobState.RUNNING and after == JobState.QUEUED)
 
-    def add_tokens(self, finished_at: datetime, seconds: float, count: int) -> None:
-        """Spreads the tokens of an answer over the time that it was decoded in."""
-        end = (finished_at - self._begin).total_seconds()
-        first, last = self._bucket(end - seconds), self._bucket(end)
+    def add_tokens(self, first: int, last: int, count: int) -> None:
+        """Spreads the tokens of answers over the buckets that they were decoded in."""
         for bucket in range(first, last + 1):
             self.tokens[bucket] += count / (last - first + 1)
 
@@ -51,7 +52,7 @@ class Timeline:
         """Adds a worker's load over the seconds before a time."""
         self.has_samples = True
         end = (at - self._begin).total_seconds()
-        first, last = self._bucket(end - seconds), self._bucket(end)
+        first, last = self._bucket_of(end - seconds), self._bucket_of(end)
         for bucket in range(first, last + 1):
             covered = min(end, (bucket + 1) * self.span) - max(end - seconds, bucket * self.span)
             self.sequences[bucket] += running * max(0.0, covered)
@@ -71,7 +72,7 @@ class Timeline:
             "restarts": self.restarts,
         }
 
-    def _bucket(self, seconds: float) -> int:
+    def _bucket_of(self, seconds: float) -> int:
         return min(NUM_BUCKETS - 1, max(0, int(seconds / self.span)))
 
 
@@ -83,29 +84,52 @@ def timeline(database: Engine, run_id: str, num_jobs: int) -> dict[str, Any] | N
     if begin is None or end <= begin:
         return None
     made = Timeline(begin, end)
-    for at, before, after in _events(database, run_id):
-        made.add_event(at, before, after)
-    for finished_at, seconds, count in _answers(database, run_id):
-        made.add_tokens(finished_at, seconds, count)
+    for counted in _events(database, run_id, begin, made.span):
+        made.add_events(*counted)
+    for counted in _answers(database, run_id, begin, made.span):
+        made.add_tokens(*counted)
     for sample in _samples(database, run_id, begin, end):
         made.add_sample(*sample)
     return made.described(num_jobs)
 
 
-def _events(database: Engine, run_id: str) -> Iterator[Any]:
-    """(time, state before, state after) of each change, a page at a time."""
-    columns = (JobEvent.id, JobEvent.at, JobEvent.from_state, JobEvent.to_state)
-    statement = select(*columns).join(Job, Job.id == JobEvent.job_id).where(Job.run_id == run_id)
-    for _, *event in _pages(database, statement, JobEvent.id):
-        yield event
+def _events(database: Engine, run_id: str, begin: datetime, span: float) -> Iterator[Any]:
+    """(bucket, state before, state after, changes), counted some thousands of jobs at a time."""
+    bucket = _bucket(database, seconds_between(begin, JobEvent.at), span)
+    columns = (bucket, JobEvent.from_state, JobEvent.to_state)
+    statement = select(*columns, func.count()).join(Job, Job.id == JobEvent.job_id).group_by(*columns)
+    return _of_ranges(database, statement, run_id)
 
 
-def _answers(database: Engine, run_id: str) -> Iterator[Any]:
-    """(end, seconds of decoding, tokens) of each answer, a page at a time."""
-    columns = (Result.id, Job.finished_at, Result.decode_seconds, Result.completion_tokens)
-    statement = select(*columns).join(Job, Job.id == Result.job_id).where(Job.run_id == run_id)
-    for _, *answer in _pages(database, statement.where(Job.finished_at.is_not(None)), Result.id):
-        yield answer
+def _answers(database: Engine, run_id: str, begin: datetime, span: float) -> Iterator[Any]:
+    """(first bucket, last bucket, tokens) of the answers, counted some thousands of jobs at a time."""
+    end = seconds_between(begin, Job.finished_at)
+    buckets = (_bucket(database, end - Result.decode_seconds, span), _bucket(database, end, span))
+    tokens = func.sum(Result.completion_tokens)
+    statement = select(*buckets, tokens).join(Job, Job.id == Result.job_id).group_by(*buckets)
+    return _of_ranges(database, statement.where(Job.finished_at.is_not(None)), run_id)
+
+
+def _bucket(database: Engine, seconds: ColumnElement[float], span: float) -> ColumnElement[int]:
+    """The number of the span that a time after the beginning lies in; those outside are in the first or the last."""
+    is_rounded = database.dialect.name == "postgresql"  # by its casts; SQLite may be built without floor
+    number = cast(func.floor(seconds / span) if is_rounded else seconds / span, Integer)
+    return case((number < 0, 0), (number >= NUM_BUCKETS, NUM_BUCKETS - 1), else_=number)
+
+
+def _of_ranges(database: Engine, statement: Any, run_id: str) -> Iterator[Any]:
+    """The rows of a statement for each range of the run's jobs; each is a transaction of its own."""
+    ids = select(Job.id).where(Job.run_id == run_id).order_by(Job.id)
+    last = 0
+    while True:
+        with database.connect() as connection:
+            end = connection.execute(ids.where(Job.id > last).offset(JOBS_PER_STATEMENT - 1).limit(1)).scalar()
+            of_range = Job.id > last if end is None else Job.id.between(last + 1, end)
+            rows = connection.execute(statement.where(Job.run_id == run_id, of_range)).all()
+        yield from rows
+        if end is None:
+            return
+        last = end
 
 
 def _samples(database: Engine, run_id: str, begin: datetime, end: datetime) -> Iterator[Any]:

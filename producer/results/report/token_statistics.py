@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, case, cast, func, select
+from sqlalchemy import Engine
 
-from models.schema.trace import TokenTrace
+from producer.results.report.token_counts import STEPS, token_counts
 
 #: Results whose tokens one statement counts.
 RESULTS_PER_STATEMENT = 2_000
 
-#: Steps of a nat in which entropies are counted.
-STEPS = 20
+#: Statements that may wait for the thread.
+MAX_STATEMENTS = 8
 
 #: Positions that a page plots of each setting.
 MAX_POINTS = 60
 
 
 class TokenStatistics:
-    """Counts of each setting's tokens, by position and entropy. Results are counted some thousands at a time."""
+    """Counts of each setting's tokens, by position and entropy.
+
+    Results are counted some thousands at a time by a thread of its own, beside whoever reads the run.
+    """
 
     def __init__(self, database: Engine) -> None:
         self._database = database
+        self._thread = ThreadPoolExecutor(1, "token statistics")
+        self._counting: deque[Future[None]] = deque()
         self._waiting: dict[int, array[int]] = defaultdict(lambda: array("q"))
         self._entropies: dict[int, dict[int, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
         self._num_tokens: Counter[int] = Counter()
@@ -32,13 +38,21 @@ class TokenStatistics:
 
     def add(self, setting: int, result_id: int) -> None:
         """Notes a result of a setting."""
-        self._waiting[setting].append(result_id)
-        if len(self._waiting[setting]) >= RESULTS_PER_STATEMENT:
-            self._count(setting)
+        waiting = self._waiting[setting]
+        waiting.append(result_id)
+        if len(waiting) >= RESULTS_PER_STATEMENT:
+            self._count(setting, self._waiting.pop(setting))
+
+    def finish(self) -> None:
+        """Returns when all results are counted."""
+        while self._waiting:
+            self._count(*self._waiting.popitem())
+        while self._counting:
+            self._counting.popleft().result()
+        self._thread.shutdown()
 
     def described(self, setting: int) -> dict[str, Any]:
         """The share of tokens of rank 1, and quartiles of the entropy by position."""
-        self._count(setting)
         total = self._num_tokens[setting]
         return {
             "tokens": total,
@@ -46,23 +60,14 @@ class TokenStatistics:
             "entropy": _quartiles_by_position(self._entropies[setting]),
         }
 
-    def _count(self, setting: int) -> None:
-        if not self._waiting[setting]:
-            return
-        with self._database.connect() as connection:
-            self._add_counts(connection, setting)
-        del self._waiting[setting]
+    def _count(self, setting: int, result_ids: array[int]) -> None:
+        if len(self._counting) >= MAX_STATEMENTS:
+            self._counting.popleft().result()
+        self._counting.append(self._thread.submit(self._add_counts, setting, result_ids.tolist()))
 
-    def _add_counts(self, connection: Connection, setting: int) -> None:
-        step = cast(TokenTrace.entropy * STEPS, Integer)
-        is_first = func.sum(case((TokenTrace.rank == 1, 1), else_=0))
-        counted = (
-            select(TokenTrace.position, step, func.count(), is_first)
-            .where(TokenTrace.result_id.in_(self._waiting[setting].tolist()))
-            .group_by(TokenTrace.position, step)
-        )
-        for position, entropy, count, num_first in connection.execute(counted):
-            self._entropies[setting][position][entropy] += count
+    def _add_counts(self, setting: int, result_ids: list[int]) -> None:
+        for position, step, count, num_first in token_counts(self._database, result_ids):
+            self._entropies[setting][position][step] += count
             self._num_tokens[setting] += count
             self._num_first[setting] += num_first
 

@@ -25,6 +25,7 @@ from models.database.faults import DatabaseUnavailable, first_line
 from models.states import JobState
 from producer.errors import UsageError
 from producer.results.queries import RunProgress, find_job, find_run, recent_errors, run_progress
+from producer.results.report.figure_rows import figure_rows_of_jobs
 from producer.results.report.run_page import RunPage
 from producer.results.sql.examples import EXAMPLES
 from producer.results.sql.statement import answer
@@ -35,7 +36,6 @@ from producer.results.view.reads import (
     job_page,
     jobs_of_prompt,
     newest_answers,
-    rows_of_jobs,
     run_page,
 )
 from producer.results.view.run_reports import RunReports
@@ -107,7 +107,7 @@ class Pages:
             raise UsageError(f"run {progress.id} has no such job")
         name, job_ids = found
         page = RunPage(self._database, progress, None, "auto")
-        page.read(rows_of_jobs(self._database, job_ids))
+        page.read(figure_rows_of_jobs(self._database, job_ids))
         text = io.StringIO()
         page.write(text, self._options, title=name, back=f"/runs/{progress.id}", is_part=True)
         return HTMLResponse(text.getvalue())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, and_, column, func, or_, select, table
+from sqlalchemy import Engine, and_, func, or_, select
 
 from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
 from models.states import JobState
-from producer.results.queries import EXPORTED_COLUMNS, decode_row
 from producer.results.report.measures import prompt_id
 
 RUNS_PER_PAGE = 50
@@ -85,14 +83,6 @@ def jobs_of_prompt(database: Engine, run_id: str, job_id: int) -> tuple[str, lis
                     break
                 found.append(each.id)
     return name, sorted(found)
-
-
-def rows_of_jobs(database: Engine, job_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows of `job_results` of some jobs, as `results` has those of a run."""
-    view = table("job_results", *map(column, (*EXPORTED_COLUMNS, "result_id")))
-    statement = select(view).where(view.c.job_id.in_(job_ids)).order_by(view.c.job_id, view.c.sample_index)
-    with database.connect() as connection:
-        return [decode_row(dict(row)) for row in connection.execute(statement).mappings()]
 
 
 def newest_answers(database: Engine, run_id: str, limit: int = 5) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from producer.results.queries import RunProgress, results
+from producer.results.queries import RunProgress
+from producer.results.report.figure_rows import figure_rows
 from producer.results.report.run_page import RunPage
 
 #: Prompts on the page; the others are in the list of jobs.
@@ -30,7 +31,7 @@ class RunReport:
     error: Exception | None = None
     content: str | None = None  # None: it is not made yet
 
-    def counted(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def counted(self, rows: Iterable[Any]) -> Iterator[Any]:
         for row in rows:
             self.num_read += 1
             yield row
@@ -46,14 +47,19 @@ class RunReports:
         self._reports: OrderedDict[tuple[str, int], RunReport] = OrderedDict()
 
     def of(self, progress: RunProgress, back: str) -> RunReport:
-        """The report of a run as it is now; it may still be in the making."""
+        """The report of a run as it is now; it may still be in the making.
+
+        One that failed is returned once, with its error; who asks again has it made again.
+        """
         key = (progress.id, progress.num_final)
         with self._lock:
             report = self._reports.get(key)
-            if report is None or report.error is not None:
+            if report is None:
                 report = self._reports[key] = RunReport(progress.num_jobs)
                 Thread(target=self._make, args=(report, progress, back), name="report", daemon=True).start()
             self._reports.move_to_end(key)
+            if report.error is not None:
+                del self._reports[key]
             while len(self._reports) > MAX_REPORTS:
                 self._reports.popitem(last=False)
         return report
@@ -61,7 +67,7 @@ class RunReports:
     def _make(self, report: RunReport, progress: RunProgress, back: str) -> None:
         try:
             page = RunPage(self._database, progress, MAX_PROMPTS, "auto")
-            page.read(report.counted(results(self._database, progress.id)))
+            page.read(report.counted(figure_rows(self._database, progress.id)))
             text = io.StringIO()
             page.write(text, self._options, back=back)
             report.content = text.getvalue()

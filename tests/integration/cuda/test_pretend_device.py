@@ -27,11 +27,11 @@ from tests.support.pretend_cuda.machine import CaptureForbidden, DeviceMismatch,
 from tests.support.random_models import ARCHITECTURES, altered, random_pair
 from worker.engine.cuda.decode_graphs import graph_buckets, static_batch
 from worker.engine.cuda.layers import decoder as decoder_module
-from worker.engine.cuda.layers.layer_modules import NormModule, SwiGLUModule
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model.device_copies import fetch, send
 from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.kv_cache import KVCache
+from worker.engine.model.layer_modules import NormModule, SwiGLUModule
 from worker.engine.model.row_operations import Rotation
 from worker.engine.model.transformers_decoder import TransformersDecoder
 from worker.engine.model_loader import LoadedModel, prepare_model

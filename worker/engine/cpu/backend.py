@@ -20,6 +20,7 @@ from worker.engine.model.batch_invariant_mode import BatchInvariantMode
 from worker.engine.model.experts import pack_experts
 from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.kv_cache import LayerShape
+from worker.engine.model.layer_modules import replace_modules
 from worker.engine.model.linear import Linear, MakeLinear, PlainLinear
 from worker.engine.model.recurrent.delta_net import PackedDeltaNet
 from worker.engine.model.recurrent.mixer import RecurrentMixer
@@ -93,10 +94,11 @@ def _transformers_decoder(model: Any, kernels: CpuKernels | None) -> tuple[Decod
     align_activations(model)
     num_experts = pack_experts(model, _make_linear(model.dtype, kernels))
     has_states = any(isinstance(module, RecurrentMixer) for module in model.modules())
-    if kernels is not None:
-        for module in model.modules():
-            if isinstance(module, PackedDeltaNet):
-                module.rule = kernels.delta_rule
+    delta_nets = [module for module in model.modules() if isinstance(module, PackedDeltaNet)]
+    if kernels is not None and delta_nets:
+        for module in delta_nets:
+            module.rule = kernels.delta_rule
+        replace_modules(model, kernels, _make_linear(model.dtype, kernels))
     if kernels is not None and kernels.has_matmul:
         replace_linears(model, partial(GemmModule, kernels=kernels))
     elif can_pack(model.dtype):

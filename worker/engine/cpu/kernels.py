@@ -90,7 +90,8 @@ class CpuKernels(SeparateRowOperations):
         self._rotate = getattr(library, f"rotate_{suffix}")
         self.sample = CpuSampler(library)
         self.delta_rule = CpuDeltaRule(library, suffix)
-        self._rms_norm = getattr(library, f"rms_norm_{suffix}")
+        self._rms_norm = {dtype: getattr(library, f"rms_norm_{suffix}")}
+        self._rms_norm.setdefault(torch.float32, library.rms_norm_bf16_by_f32)  # by the dtype of the weight
         self._quantize = getattr(library, f"quantize_{suffix}")
         # Only where the processor has AVX-512, and for int8 VNNI.
         self._matmul = getattr(library, self.matmul_name, None)
@@ -98,11 +99,12 @@ class CpuKernels(SeparateRowOperations):
         self._epilogue = getattr(library, f"epilogue_{suffix}")
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """rows / sqrt(mean of squares + eps) * weight over the last dimension."""
+        """rows / sqrt(mean of squares + eps) * weight over the last dimension; weights of the dtype or fp32."""
+        assert rows.dtype is self.dtype
         rows = rows.contiguous()
         output = torch.empty_like(rows)
         size = rows.shape[-1]
-        self._rms_norm(
+        self._rms_norm[weight.dtype](
             pointer(output), pointer(rows), pointer(weight),
             ctypes.c_int64(rows.numel() // size), ctypes.c_int64(size), ctypes.c_float(eps),
         )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from worker.engine.cpu.kernels import CpuKernels, Epilogue, Int8PackedWeights, PackedWeights
 from worker.engine.cpu.weight_layout import interleave_gate_up
+from worker.engine.model.batch_invariant_mode import without_mode
 from worker.engine.model.linear import merged_weights
 
 #: The uint8 that stands for 0 in a quantized activation.
@@ -84,7 +85,8 @@ class GemmModule(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[…, in_features] to […, out_features]"""
-        return self._linear(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], -1)
+        with without_mode():
+            return self._linear(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], -1)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

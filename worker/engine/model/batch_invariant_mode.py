@@ -31,6 +31,10 @@ ELEMENTWISE = frozenset(
 CONVERSIONS = frozenset({Tensor.float, Tensor.to, Tensor.type})
 
 
+#: Around code that is batch-invariant by itself: each of torch's functions costs the mode microseconds.
+without_mode = torch._C.DisableTorchFunction
+
+
 class BatchInvariantMode(TorchFunctionMode):
     """Active while the model computes a step."""
 

@@ -6,9 +6,9 @@
 
 /* rows / sqrt(mean of squares + eps) * weight, for rows [num_rows, size]. */
 INLINE void rms_norm(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size, float eps,
-                     int is_bf16) {
+                     int is_bf16, int is_bf16_weight) {
     float w[size];
-    load(w, weight, size, is_bf16);
+    load(w, weight, size, is_bf16_weight);
 #pragma omp parallel for schedule(static) if (num_rows * size > 16384)
     for (int64_t row = 0; row < num_rows; row++) {
         float x[size], squares = 0;
@@ -21,11 +21,16 @@ INLINE void rms_norm(void *output, const void *rows, const void *weight, int64_t
 }
 
 void rms_norm_bf16(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size, float eps) {
-    rms_norm(output, rows, weight, num_rows, size, eps, 1);
+    rms_norm(output, rows, weight, num_rows, size, eps, 1, 1);
+}
+
+void rms_norm_bf16_by_f32(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size,
+                          float eps) {
+    rms_norm(output, rows, weight, num_rows, size, eps, 1, 0);
 }
 
 void rms_norm_f32(void *output, const void *rows, const void *weight, int64_t num_rows, int64_t size, float eps) {
-    rms_norm(output, rows, weight, num_rows, size, eps, 0);
+    rms_norm(output, rows, weight, num_rows, size, eps, 0, 0);
 }
 
 /* Rotates heads [num_rows, num_heads, dim] in place, rows `stride` elements apart, by their angles' cosines and sines

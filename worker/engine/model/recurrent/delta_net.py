@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine.model.attention import AttentionStep
+from worker.engine.model.batch_invariant_mode import without_mode
 from worker.engine.model.experts import as_linear
 from worker.engine.model.fused_decoder import drop_weights
 from worker.engine.model.kv_cache import KVCache
@@ -59,7 +60,9 @@ class PackedDeltaNet(RecurrentMixer):
         if states is None or pool is None:  # a step that only measures its memory
             return torch.zeros_like(hidden)
         inputs, state = (pool.pool(key) for key in self.keys)
-        mixed = self.rule(self.net, self.in_proj(hidden[0]), states, (inputs, state))
+        projected = self.in_proj(hidden[0])
+        with without_mode():
+            mixed = self.rule(self.net, projected, states, (inputs, state))
         output: Tensor = self.out_proj(mixed)
         return output[None]
 

@@ -6,6 +6,7 @@
  */
 #include "../vecmath.h"
 
+#include <omp.h>
 #include <string.h>
 
 typedef struct {
@@ -43,6 +44,7 @@ typedef struct {
     float *mixed;        /* [TOKENS, group] its outputs */
     float *core;         /* [TOKENS, value_dim] */
     float beta[TOKENS], decay[TOKENS];
+    int64_t ahead;       /* numbers from a state to the one that the thread updates next; 0 for none */
 } Tile;
 
 INLINE void load_channels(float *to, const Tile *tile, const void *row, int is_bf16) {
@@ -86,6 +88,12 @@ INLINE void normalize(float *x, int64_t size, float scale) {
     for (int64_t i = 0; i < size; i++) x[i] *= scale;
 }
 
+/* Brings memory into the L2 cache, while something else is computed. */
+INLINE void fetch(const Lanes *lines, const int count) {
+#pragma GCC unroll 2
+    for (int i = 0; i < count; i++) __builtin_prefetch(lines + i, 0, 2);
+}
+
 /* The delta rule on some columns of a head's state [key_dim, value_dim], token by token: the state decays, forgets what
  * it says for the key, learns the value, and is read by the query. `num_lanes` vectors of columns. */
 INLINE void update_columns(float *state, int64_t key_dim, int64_t value_dim, const Tile *tile, const float *values,
@@ -98,6 +106,7 @@ INLINE void update_columns(float *state, int64_t key_dim, int64_t value_dim, con
         for (int i = 0; i < num_lanes; i++) known[i] = read[i] = (Lanes){0};
         for (int64_t row = 0; row < key_dim; row++) {
             const Lanes *old = (const Lanes *)(state + row * value_dim);
+            fetch(old + tile->ahead / LANES, num_lanes / 2);
 #pragma GCC unroll 4
             for (int i = 0; i < num_lanes; i++) known[i] += old[i] * key[row];
         }
@@ -106,6 +115,7 @@ INLINE void update_columns(float *state, int64_t key_dim, int64_t value_dim, con
         for (int i = 0; i < num_lanes; i++) known[i] = (value[i] - known[i] * decay) * beta;
         for (int64_t row = 0; row < key_dim; row++) {
             Lanes *kept = (Lanes *)(state + row * value_dim);
+            fetch(kept + tile->ahead / LANES + num_lanes / 2, num_lanes / 2);
 #pragma GCC unroll 4
             for (int i = 0; i < num_lanes; i++) {
                 Lanes updated = kept[i] * decay + known[i] * key[row];
@@ -231,11 +241,17 @@ INLINE int delta_net(void *output, const void *projected, void *conv_states, flo
         failed |= !memory;
         Tile tile = {group, {0}, {net->key_dim, net->key_dim, group - 2 * net->key_dim}};
         tile.window = memory, tile.mixed = memory + (kept + TOKENS) * group, tile.core = tile.mixed + TOKENS * group;
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < sequences->num_sequences * num_heads; item++) {
+        int64_t num_items = sequences->num_sequences * num_heads, num_threads = omp_get_num_threads();
+        /* In turns: a thread knows which state comes next, and the heads of a prompt are divided evenly. */
+#pragma omp for schedule(static, 1)
+        for (int64_t item = 0; item < num_items; item++) {
             if (!memory) continue;
             int64_t sequence = item / num_heads, first = sequences->cu_seqlens[sequence];
-            int64_t index = sequences->states[sequence];
+            int64_t index = sequences->states[sequence], next = item + num_threads;
+            tile.ahead = 0;
+            if (next < num_items && sequences->cu_seqlens[sequence + 1] == first + 1)
+                tile.ahead = (sequences->states[next / num_heads] - index) * state_size +
+                             (next % num_heads - item % num_heads) * (state_size / num_heads);
             key_head(net, &tile, item % num_heads, output, projected,
                      (void *)at(conv_states, index * kept * channels, is_bf16), states + index * state_size,
                      sequences->begins[sequence], sequences->rows + first,

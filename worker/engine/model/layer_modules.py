@@ -8,20 +8,17 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from worker.engine.cuda.paged_attention import TOLERANCES
+from worker.engine.model.batch_invariant_mode import without_mode
 from worker.engine.model.experts import halves
 from worker.engine.model.fused_decoder import drop_weights
 from worker.engine.model.linear import Linear, MakeLinear
 from worker.engine.model.replace_modules import WEIGHT_IS_READ
 from worker.engine.model.row_operations import RMSNorm
-
-if TYPE_CHECKING:  # Triton is there where torch has CUDA
-    from worker.engine.cuda.layers.layer_kernels import LayerKernels
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +28,27 @@ EPSILONS = ("variance_epsilon", "eps")
 #: Sizes of the random rows: at the smallest a norm's epsilon counts, at the largest an activation's curve.
 SCALES = (1e-3, 1.0, 10.0)
 
+#: Largest difference, relative to the largest output, that the rounding of a dtype explains.
+TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.01, torch.float32: 1e-4}
+
+
+class NormKernel(Protocol):
+    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """rows / sqrt(mean of squares + eps) * weight over the last dimension; weights in the rows' dtype or fp32."""
+
 
 class NormModule(nn.Module):
     """Stands in for an RMSNorm."""
 
-    def __init__(self, norm: RMSNorm, kernels: LayerKernels) -> None:
+    def __init__(self, norm: RMSNorm, kernels: NormKernel) -> None:
         super().__init__()
         self.weight = nn.Parameter(norm.weight, requires_grad=False)
         self.variance_epsilon = norm.eps
         self._kernels = kernels
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self._kernels.rms_norm(rows, self.weight, self.variance_epsilon)
+        with without_mode():
+            return self._kernels.rms_norm(rows, self.weight, self.variance_epsilon)
 
 
 class SwiGLUModule(nn.Module):
@@ -54,10 +60,11 @@ class SwiGLUModule(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[…, in_features] to […, out_features]"""
-        return self._down(self._gate_up.swiglu(rows.reshape(-1, rows.shape[-1]))).view(*rows.shape[:-1], -1)
+        with without_mode():
+            return self._down(self._gate_up.swiglu(rows.reshape(-1, rows.shape[-1]))).view(*rows.shape[:-1], -1)
 
 
-def replace_modules(model: nn.Module, kernels: LayerKernels, make_linear: MakeLinear) -> int:
+def replace_modules(model: nn.Module, kernels: NormKernel, make_linear: MakeLinear) -> int:
     """Replaces the model's norms and SwiGLU layers; returns how many. Their own weights are dropped."""
     made: dict[nn.Module, nn.Module | None] = {}  # some models use a module at several places
     for parent in list(model.modules()):
@@ -70,7 +77,7 @@ def replace_modules(model: nn.Module, kernels: LayerKernels, make_linear: MakeLi
     return len(replaced)
 
 
-def _norm_module(module: nn.Module, kernels: LayerKernels) -> nn.Module | None:
+def _norm_module(module: nn.Module, kernels: NormKernel) -> nn.Module | None:
     parameters = dict(module.named_parameters())
     eps = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
     if parameters.keys() != {"weight"} or eps is None or parameters["weight"].dim() != 1:

@@ -1,0 +1,1 @@
+"""Decode steps of a hybrid beside their bound."""

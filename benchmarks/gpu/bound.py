@@ -28,7 +28,7 @@ class Ceilings:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        size = 8192 if setting.device.type == "cuda" else 512
+        size = 8192 if setting.device.type == "cuda" and not setting.is_tiny else 512
         source = torch.empty(size * size * 8, dtype=torch.uint8, device=setting.device)
         self.bandwidth = 2 * source.numel() / self._best(source.clone)
         square = torch.randn(size, size, device=setting.device).to(torch.bfloat16)
@@ -64,9 +64,13 @@ def num_multiplied(config: Any) -> int:
     return int(sum(parameter.numel() for parameter in model.parameters()) - untied)
 
 
-def decode(loaded: LoadedModel, requests: Sequence[Request], **config: Any) -> list[Step]:
-    """Decodes all requests with a fresh engine; returns its steps."""
-    engine = Engine(loaded, EngineConfig(**config))
+def engine_of(loaded: LoadedModel, **config: Any) -> Engine:
+    """An engine that decodes the same requests again and again: it shares no prefixes."""
+    return Engine(loaded, EngineConfig(**{"share_prefixes": False, **config}))
+
+
+def decode(engine: Engine, requests: Sequence[Request]) -> list[Step]:
+    """Decodes all requests; returns the steps."""
     for request in requests:
         engine.submit(request)
     return decode_with(engine)

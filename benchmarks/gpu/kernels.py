@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 import torch.utils.deterministic as deterministic
 from torch import Tensor
 
-from benchmarks.gpu import samplers
+from benchmarks.gpu import layers, samplers
 from benchmarks.gpu.bound import Ceilings
 from benchmarks.gpu.setting import Setting
 from worker.engine.model.attention import AttentionLayer
@@ -48,14 +50,17 @@ CASES = [
 
 def measure(setting: Setting) -> None:
     attention = attention_of(setting)
+    # The interpreter has no matmuls of bf16.
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)[: 1 if setting.is_tiny else 3]
     with poisoned_outputs():
-        # The interpreter has no matmuls of bf16.
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)[: 1 if setting.is_tiny else 3]:
-            for heads in LAYERS[: 1 if setting.is_tiny else None]:
-                check_attention(setting, attention, dtype, heads)
+        for dtype, heads in product(dtypes, LAYERS[: 1 if setting.is_tiny else None]):
+            setting.attempt(f"attention {heads}", partial(check_attention, setting, attention, dtype, heads))
+        for dtype in dtypes:
+            setting.attempt("layer kernels", partial(layers.compare, setting, dtype))
     ceilings = Ceilings(setting)
-    time_attention(setting, attention, ceilings)
-    time_matmuls(setting, ceilings)
+    setting.attempt("time of attention", lambda: time_attention(setting, attention, ceilings))
+    setting.attempt("times of layer kernels", lambda: layers.time_all(setting, ceilings))
+    setting.attempt("times of matmuls", lambda: time_matmuls(setting, ceilings))
     samplers.measure(setting, ceilings)
 
 
@@ -86,9 +91,9 @@ def check_attention(setting: Setting, attention: Any, dtype: torch.dtype, heads:
             found = attention(layer, inputs.query, inputs.cache, inputs.rows).double()
             expected = inputs.expected(layer)
             error = float((found - expected).norm() / expected.norm())
-            verdict = "right" if error <= TOLERANCES[dtype] else "WRONG"  # NaN is wrong
             name = f"{str(dtype).removeprefix('torch.')}, {num_heads}/{num_kv_heads} heads of {dim}, window {window}"
-            print(f"attention, {name:45} {case.name:26} error {error:.1e} {verdict}", flush=True)
+            line = f"attention, {name:45} {case.name:26} error {error:.1e}"
+            setting.tell(line, error <= TOLERANCES[dtype])  # NaN is wrong
 
 
 @dataclass(frozen=True)

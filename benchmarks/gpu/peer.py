@@ -7,8 +7,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,55 +16,68 @@ from benchmarks.gpu.setting import Setting
 from benchmarks.support.workload import TOY_MODEL
 from worker.engine.request import Request
 
-#: Decodes all requests; with it comes a word about how.
-Contender = tuple[Callable[[], object], str]
+#: Decodes all of the requests given; with it comes a word about how.
+Contender = tuple[Callable[[Sequence[Request]], object], str]
+
+#: Requests that are decoded before the clock starts: kernels are compiled, and graphs recorded.
+NUM_WARM_REQUESTS = 2
 
 
-def ours(setting: Setting, requests: Sequence[Request]) -> Contender:
-    from benchmarks.gpu.bound import decode
+def ours(setting: Setting) -> Contender:
+    from benchmarks.gpu.bound import decode, engine_of
 
     loaded = setting.loaded()
     attention = loaded.model.paged_attention
     told = "SDPA tiles" if attention is None else type(attention).__name__
-    return lambda: decode(loaded, requests, **setting.sizes), told
+    return partial(decode, engine_of(loaded, **setting.sizes)), told
 
 
-def transformers_way(name: str) -> Callable[[Setting, Sequence[Request]], Contender]:
-    def contender(setting: Setting, requests: Sequence[Request]) -> Contender:
+def transformers_way(name: str) -> Callable[[Setting], Contender]:
+    def contender(setting: Setting) -> Contender:
         from benchmarks.throughput import Transformers
 
-        peer = Transformers(setting.plain_model(), static_batch=min(64, setting.max_num_seqs))
-        peer.requests = requests
-        return getattr(peer, name), f"attention {peer.model.config._attn_implementation}"
+        peer = Transformers(setting.plain_model(), static_batch=setting.max_num_seqs)
+
+        def run(requests: Sequence[Request]) -> None:
+            peer.requests = requests
+            getattr(peer, name)()
+
+        return run, f"attention {peer.model.config._attn_implementation}"
 
     return contender
 
 
-def nano_vllm(setting: Setting, requests: Sequence[Request]) -> Contender:
+def nano_vllm(setting: Setting) -> Contender:
     from nanovllm import LLM, SamplingParams
 
     engine = LLM(saved_model(setting), max_model_len=2 * setting.longest, max_num_seqs=setting.max_num_seqs)
-    prompts = [list(request.prompt_ids) for request in requests]
-    params = [
-        SamplingParams(temperature=0.6, ignore_eos=True, max_tokens=request.params.max_new_tokens)
-        for request in requests
-    ]
-    return lambda: engine.generate(prompts, params, use_tqdm=False), "sampled at 0.6: it has no greedy"
+
+    def run(requests: Sequence[Request]) -> None:
+        params = [
+            SamplingParams(temperature=0.6, ignore_eos=True, max_tokens=request.params.max_new_tokens)
+            for request in requests
+        ]
+        engine.generate([list(request.prompt_ids) for request in requests], params, use_tqdm=False)
+
+    return run, "sampled at 0.6: it has no greedy"
 
 
-def vllm(setting: Setting, requests: Sequence[Request]) -> Contender:
+def vllm(setting: Setting) -> Contender:
     from vllm import LLM, SamplingParams
 
     engine = LLM(
         model=saved_model(setting), dtype="bfloat16", max_model_len=2 * setting.longest,
         max_num_seqs=setting.max_num_seqs, enable_prefix_caching=False,
     )  # fmt: skip
-    prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
-    params = [
-        SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=request.params.max_new_tokens, detokenize=False)
-        for request in requests
-    ]
-    return lambda: engine.generate(prompts, params, use_tqdm=False), "greedy"
+
+    def run(requests: Sequence[Request]) -> None:
+        params = [
+            SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=request.params.max_new_tokens, detokenize=False)
+            for request in requests
+        ]
+        engine.generate([{"prompt_token_ids": list(each.prompt_ids)} for each in requests], params, use_tqdm=False)
+
+    return run, "greedy"
 
 
 def saved_model(setting: Setting) -> str:
@@ -76,7 +89,7 @@ def saved_model(setting: Setting) -> str:
     return str(folder)
 
 
-CONTENDERS: dict[str, Callable[[Setting, Sequence[Request]], Contender]] = {
+CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
     "ours": ours,
     "continuous": transformers_way("continuous"),
     "static": transformers_way("static"),
@@ -91,9 +104,10 @@ def main() -> None:
         torch.device(given["device"]), given["shape"], [given["count"]], given["max_num_seqs"], given["longest"],
         given["is_tiny"],
     )  # fmt: skip
-    decode, told = CONTENDERS[name](setting, setting.requests(given["count"]))
-    seconds: list[Any] = [setting.seconds(decode) for _ in range(2)]
-    print(json.dumps({"seconds": seconds[-1], "told": told}))
+    decode, told = CONTENDERS[name](setting)
+    decode(setting.requests(NUM_WARM_REQUESTS))
+    seconds = setting.seconds(lambda: decode(setting.requests(given["count"])))
+    print(json.dumps({"seconds": seconds, "told": told}))
 
 
 if __name__ == "__main__":

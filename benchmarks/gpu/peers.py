@@ -1,6 +1,6 @@
 """Part five: the same requests by ours and by others, each in a process of its own that is ended when it is late.
 
-Every contender decodes all requests twice, in turn; the second time counts. Prompts and forced lengths are nano-vllm's
+Every contender decodes a few requests to warm up, then all of them once. Prompts and forced lengths are nano-vllm's
 workload: 100 to 1,024 ids in and out.
 """
 
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from benchmarks.gpu.limited import run_limited
 from benchmarks.gpu.setting import Setting, num_output_tokens
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +40,11 @@ def measure(setting: Setting) -> None:
         num_tokens = num_output_tokens(setting.requests(count))
         print(f"\n{count} requests, {num_tokens} tokens, at most {setting.max_num_seqs} running", flush=True)
         ours = run(setting, "ours", count)
-        print(line("ours", ours, num_tokens, ours), flush=True)
+        told = line("ours", ours, num_tokens, ours)
+        if ours.seconds is None:
+            setting.tell_failure(told)
+        else:
+            print(told, flush=True)
         for name in setting.peers:
             print(line(name, run(setting, name, count), num_tokens, ours), flush=True)
 
@@ -63,15 +65,14 @@ def run(setting: Setting, name: str, count: int) -> Outcome:
         "device": str(setting.device), "shape": setting.shape, "count": count, "max_num_seqs": setting.max_num_seqs,
         "longest": setting.longest, "is_tiny": setting.is_tiny,
     }  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.gpu.peer", name, json.dumps(given)]
+    seconds = min(setting.peer_seconds, setting.seconds_left)
+    if seconds <= 0:
+        return Outcome(None, f"left out, the part has taken {setting.budget_seconds:.0f} s")
+    ended = run_limited([sys.executable, "-m", "benchmarks.gpu.peer", name, json.dumps(given)], seconds, cwd=ROOT)
+    if ended.status is None:
+        return Outcome(None, f"did not end within {seconds:g} s")
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=setting.peer_seconds)
-    except subprocess.TimeoutExpired:
-        return Outcome(None, f"did not end within {setting.peer_seconds:g} s")
-    if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        return Outcome(None, f"failed: {reason[:300]}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return Outcome(answer["seconds"], answer["told"])
+        answer = json.loads(ended.stdout.strip().splitlines()[-1])
+        return Outcome(answer["seconds"], answer["told"])
+    except (ValueError, IndexError, TypeError, KeyError):  # it ended before its last line
+        return Outcome(None, f"failed: {ended.last_line[:300]}")

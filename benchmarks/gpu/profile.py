@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 from torch._C._autograd import DeviceType
@@ -12,31 +13,38 @@ from benchmarks.gpu.bound import decode_with
 from benchmarks.gpu.setting import Setting
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
+from worker.engine.model_loader import LoadedModel
 
-NUM_STEPS, NUM_WARM_STEPS = 20, 10
+NUM_STEPS, NUM_WARM_STEPS, MOST_STEPS = 20, 10, 5000
 MOST_KERNELS = 25
 
 
 def measure(setting: Setting) -> None:
     loaded = setting.loaded()
     for params in ({}, {"trace": "tokens"}, {"strategy": "nucleus", "top_p": 0.9, "trace": "tokens"}):
-        engine = full_engine(setting, loaded, params)
-        decode_with(engine, NUM_WARM_STEPS)
-        seconds = setting.seconds(lambda engine=engine: decode_with(engine, NUM_STEPS))  # type: ignore[misc]
-        print(f"\n{params or 'greedy'}: {1000 * seconds / NUM_STEPS:.2f} ms a step", flush=True)
-        print_profile(setting, engine)
+        setting.attempt(str(params or "greedy"), partial(profile_steps, setting, loaded, params))
 
 
-def full_engine(setting: Setting, loaded: Any, params: dict[str, Any]) -> Engine:
+def profile_steps(setting: Setting, loaded: LoadedModel, params: dict[str, Any]) -> None:
+    engine = full_engine(setting, loaded, params)
+    decode_with(engine, NUM_WARM_STEPS)
+    seconds = setting.seconds(lambda: decode_with(engine, NUM_STEPS))
+    print(f"\n{params or 'greedy'}: {1000 * seconds / NUM_STEPS:.2f} ms a step", flush=True)
+    print_profile(setting, engine)
+
+
+def full_engine(setting: Setting, loaded: LoadedModel, params: dict[str, Any]) -> Engine:
     """An engine whose batch is full of sequences past their prompts."""
     engine = Engine(loaded, EngineConfig(**setting.sizes))
     for request in setting.requests(setting.max_num_seqs, **params):
         # The longest answer for all: none ends while it is looked at.
         longest = request.params.model_copy(update={"max_new_tokens": setting.longest + 4 * NUM_STEPS})
         engine.submit(type(request)(request.id, request.prompt_ids, longest))
-    while engine.stats.num_decode_rows < setting.max_num_seqs * 2:
+    for _ in range(MOST_STEPS):
         engine.step()
-    return engine
+        if engine.stats.num_decode_rows >= setting.max_num_seqs * 2:
+            return engine
+    raise RuntimeError(f"the batch is not full after {MOST_STEPS} steps: {engine.stats}")
 
 
 def print_profile(setting: Setting, engine: Engine) -> None:

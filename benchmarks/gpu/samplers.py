@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ def measure(setting: Setting, ceilings: Ceilings) -> None:
     rows, vocab = (2, 5000) if setting.is_tiny else (setting.max_num_seqs, 151_936)
     sampler = TritonSampler(rows, vocab, setting.device)
     for rule in RULES[::4] if setting.is_tiny else RULES:
-        compare(setting, sampler, rule, rows, vocab)
-        time_rule(setting, sampler, rule, ceilings, rows, vocab)
+        setting.attempt(rule.name, partial(compare, setting, sampler, rule, rows, vocab))
+        setting.attempt(rule.name, partial(time_rule, setting, sampler, rule, ceilings, rows, vocab))
 
 
 def compare(setting: Setting, sampler: TritonSampler, rule: Rule, rows: int, vocab: int) -> None:
@@ -70,11 +71,7 @@ def compare(setting: Setting, sampler: TritonSampler, rule: Rule, rows: int, voc
     # Sums in another order move the edge of a kept set, and a draw that falls on it, by a token once in a while.
     is_right = max(others.values()) <= rows // 64 and all(error < 1e-3 for error in errors)
     told = ", ".join(f"{name} {count}" for name, count in others.items())
-    print(
-        f"sampler, {rule.name:27} of {rows} rows other {told}; largest error {max(errors):.1e} "
-        f"{'right' if is_right else 'WRONG'}",
-        flush=True,
-    )
+    setting.tell(f"sampler, {rule.name:27} of {rows} rows other {told}; largest error {max(errors):.1e}", is_right)
 
 
 def time_rule(setting: Setting, sampler: TritonSampler, rule: Rule, ceilings: Ceilings, rows: int, vocab: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,6 +16,7 @@ import transformers
 
 from benchmarks.support.timing import timed
 from benchmarks.support.workload import qwen2_half_billion_config, random_model
+from models.engine_options import default_sizes
 from models.params import GenerationParams
 from worker.engine.backend import LoadOptions
 from worker.engine.model_loader import LoadedModel, prepare_model
@@ -44,7 +48,46 @@ class Setting:
     longest: int  # tokens of the longest prompt and of the longest answer
     is_tiny: bool = False
     peers: tuple[str, ...] = ()
-    peer_seconds: float = 240.0
+    peer_seconds: float = 100.0
+    budget_seconds: float = 270.0  # no case begins later
+    failed: list[str] = field(default_factory=list)  # the cases that failed or were wrong
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.budget_seconds - (time.monotonic() - self._started)
+
+    def attempt(self, name: str, case: Callable[[], object]) -> None:
+        """Does a case; one that fails is told of, and the next one goes on. None begins after the budget's end."""
+        if self.seconds_left <= 0:
+            print(f"{name}: left out, the part has taken {self.budget_seconds:.0f} s", flush=True)
+            return
+        try:
+            case()
+        except Exception as error:  # whatever it is, the cases after it are of use
+            frames = traceback.extract_tb(error.__traceback__)[-3:]
+            place = ", ".join(f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in reversed(frames))
+            reason = (str(error).strip() or "no message").splitlines()[0][:300]
+            self.tell_failure(f"{name}: FAILED, {type(error).__name__}: {reason} ({place})")
+        gc.collect()  # the memory that the case has taken is the next one's
+        if self.device.type == "cuda":
+            self._empty_cache()
+
+    def tell(self, line: str, is_right: bool) -> None:
+        if is_right:
+            print(f"{line} right", flush=True)
+        else:
+            self.tell_failure(f"{line} WRONG")
+
+    def tell_failure(self, line: str) -> None:
+        self.failed.append(line)
+        print(line, flush=True)
+
+    def _empty_cache(self) -> None:
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # of a device that has failed
+            print(f"the device gives no memory back: {str(error).splitlines()[0]}", flush=True)
 
     @property
     def title(self) -> str:
@@ -105,8 +148,9 @@ class Setting:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """The engine's size; a CPU's cache is small."""
-        return {"max_num_seqs": self.max_num_seqs, **({"kv_memory": 0.1} if self.device.type == "cpu" else {})}
+        """The engine's size, a device's own but for the rows that run; a CPU's cache is small."""
+        sizes = {**default_sizes(str(self.device)), "max_num_seqs": self.max_num_seqs}
+        return {**sizes, **({"kv_memory": 0.1} if self.device.type == "cpu" else {})}
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

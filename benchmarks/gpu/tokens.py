@@ -6,23 +6,25 @@ The CPU's tokens are decoded beforehand and stored: `python -m benchmarks.gpu.to
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from benchmarks.gpu.bound import decode_with
+from benchmarks.gpu.limited import run_limited
 from benchmarks.gpu.setting import Setting
 from benchmarks.support.workload import TOY_MODEL
 from models.params import GenerationParams
 from worker.engine.config import EngineConfig
+from worker.engine.cuda.decode_graphs import waiting_refused
 from worker.engine.engine import Engine
-from worker.engine.model_loader import load_model
+from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.request import Request
 
+ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).with_name("toy_tokens.json")
 NUM_PROMPTS, NUM_TOKENS, NUM_WARM_STEPS = 64, 48, 8
 
@@ -32,10 +34,14 @@ Tokens = dict[str, list[int]]
 def measure(setting: Setting) -> None:
     stored = json.loads(STORED.read_text())
     for dtype in ("float32",) if setting.is_tiny else ("float32", "bfloat16"):
-        compare(dtype, tokens_of(str(setting.device), dtype, 8 if setting.is_tiny else NUM_PROMPTS), stored[dtype])
+        setting.attempt(dtype, partial(compare_stored, setting, dtype, stored[dtype]))
     if setting.device.type == "cuda":
-        look_for_synchronizations(setting)
-        check_memory(setting)
+        setting.attempt("synchronizations", lambda: look_for_synchronizations(setting))
+        setting.attempt("memcheck", lambda: check_memory(setting))
+
+
+def compare_stored(setting: Setting, dtype: str, stored: Tokens) -> None:
+    compare(dtype, tokens_of(str(setting.device), dtype, 8 if setting.is_tiny else NUM_PROMPTS), stored)
 
 
 def tokens_of(device: str, dtype: str, num_prompts: int = NUM_PROMPTS) -> Tokens:
@@ -61,29 +67,24 @@ def look_for_synchronizations(setting: Setting) -> None:
     """Plain steps in which torch refuses to wait for the device."""
     loaded = setting.loaded()
     for strategy in ("greedy", "sample", "nucleus"):
-        engine = Engine(loaded, EngineConfig(max_num_seqs=16))
-        top_p = {"top_p": 0.9} if strategy == "nucleus" else {}
-        for request in setting.requests(16, strategy=strategy, **top_p):
-            engine.submit(request)
-        while engine.stats.num_decode_rows < 16 * NUM_WARM_STEPS:
-            engine.step()
-        try:
-            with synchronizations_refused():
-                for _ in range(NUM_WARM_STEPS):
-                    engine.step()
-        except RuntimeError as error:
-            print(f"plain steps, {strategy}: A SYNCHRONIZATION: {str(error).splitlines()[0]}", flush=True)
-        else:
-            print(f"plain steps, {strategy}: none waits for the device", flush=True)
+        setting.attempt(f"plain steps, {strategy}", partial(plain_steps, setting, loaded, strategy))
 
 
-@contextmanager
-def synchronizations_refused() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
+def plain_steps(setting: Setting, loaded: LoadedModel, strategy: str) -> None:
+    engine = Engine(loaded, EngineConfig(max_num_seqs=16, kv_memory=2.0))
+    params: dict[str, Any] = {"ignore_eos": True, "max_new_tokens": 4 * NUM_WARM_STEPS, "strategy": strategy}
+    if strategy == "nucleus":
+        params["top_p"] = 0.9
+    for number in range(16):
+        engine.submit(Request(number, (number + 10, 11, 12), GenerationParams(seed=number, **params)))
+    decode_with(engine, NUM_WARM_STEPS)
     try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        with waiting_refused():
+            decode_with(engine, NUM_WARM_STEPS)
+    except RuntimeError as error:
+        setting.tell_failure(f"plain steps, {strategy}: A SYNCHRONIZATION: {str(error).splitlines()[0]}")
+    else:
+        print(f"plain steps, {strategy}: none waits for the device", flush=True)
 
 
 def check_memory(setting: Setting) -> None:
@@ -94,11 +95,13 @@ def check_memory(setting: Setting) -> None:
         return
     program = "import sys; from benchmarks.gpu.tokens import tokens_of; tokens_of(sys.argv[1], 'bfloat16', 4)"
     command = [tool, "--tool", "memcheck", sys.executable, "-c", program, str(setting.device)]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=200)
-        print("memcheck:", (told.stdout.strip() or told.stderr.strip()).splitlines()[-1], flush=True)
-    except subprocess.TimeoutExpired:
-        print("memcheck did not end within 200 s", flush=True)
+    seconds = min(200.0, setting.seconds_left)
+    ended = run_limited(command, seconds, cwd=ROOT)
+    if ended.status is None:
+        print(f"memcheck did not end within {seconds:.0f} s", flush=True)
+        return
+    found = re.search(r"ERROR SUMMARY: (\d+) errors?", ended.stdout + ended.stderr)
+    setting.tell(f"memcheck: {found[0] if found else ended.last_line}", found is not None and found[1] == "0")
 
 
 if __name__ == "__main__":

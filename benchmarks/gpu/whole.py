@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from benchmarks import reproducibility
-from benchmarks.gpu.bound import Bound, Ceilings, Step, decode, num_multiplied
+from benchmarks.gpu.bound import Bound, Ceilings, Step, decode, engine_of, num_multiplied
 from benchmarks.gpu.setting import Setting, num_output_tokens
 from benchmarks.support.timing import alternate
 from worker.engine.backend import LoadOptions
+from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel
 
 ROUNDS = 3
@@ -23,20 +24,25 @@ def measure(setting: Setting) -> None:
     loaded = setting.loaded()
     bound = Bound(Ceilings(setting), loaded, num_multiplied(setting.config()))
     for count in setting.num_requests:
-        beside_the_bound(setting, loaded, bound, count)
-    variants(setting, loaded)
-    batch_invariance(setting)
+        setting.attempt(f"{count} requests", partial(beside_the_bound, setting, loaded, bound, count))
+    setting.attempt("variants", lambda: variants(setting, loaded))
+    for options in (LoadOptions(deterministic=True), LoadOptions()):
+        setting.attempt("batch invariance", partial(batch_invariance, setting, options))
 
 
 def beside_the_bound(setting: Setting, loaded: LoadedModel, bound: Bound, count: int) -> None:
+    """Rounds as many as time is left for; the engine is made before."""
     requests, steps = setting.requests(count), list[Step]()
     num_tokens = num_output_tokens(requests)
+    engine = engine_of(loaded, **setting.sizes)
 
     def ours() -> None:
-        steps[:] = decode(loaded, requests, **setting.sizes)
+        steps[:] = decode(engine, requests)
 
-    seconds = []
+    seconds: list[float] = []
     for number in range(1 if setting.is_tiny else ROUNDS):
+        if seconds and setting.seconds_left < 1.2 * seconds[-1]:
+            break
         seconds.append(setting.seconds(ours))
         print(f"round {number + 1}: {num_tokens / seconds[-1]:,.0f} tokens/s", flush=True)
     median, least = statistics.median(seconds), sum(map(bound.seconds, steps))
@@ -48,38 +54,51 @@ def beside_the_bound(setting: Setting, loaded: LoadedModel, bound: Bound, count:
 
 
 def variants(setting: Setting, loaded: LoadedModel) -> None:
-    """Traces, nucleus, eager and synchronous steps beside greedy without traces, alternately."""
-    count = min(setting.num_requests)
-    synchronous = replace(loaded, model=replace(loaded.model, launch_sample_batch=None, logits=None))
-    runs: dict[str, Callable[[], Any]] = {
-        "greedy": lambda: decode(loaded, setting.requests(count), **setting.sizes),
-        "greedy, traces": lambda: decode(loaded, setting.requests(count, trace="tokens"), **setting.sizes),
-        "sample": lambda: decode(loaded, setting.requests(count, strategy="sample"), **setting.sizes),
-        "nucleus 0.9": lambda: decode(loaded, setting.requests(count, strategy="nucleus", top_p=0.9), **setting.sizes),
-        "greedy, eager": lambda: decode(loaded, setting.requests(count), use_graphs=False, **setting.sizes),
-        "greedy, synchronous": lambda: decode(synchronous, setting.requests(count), **setting.sizes),
+    """Traces, sampling and nucleus beside greedy, alternately; then eager and synchronous steps, an engine each."""
+    kinds: dict[str, dict[str, Any]] = {
+        "greedy": {},
+        "greedy, traces": {"trace": "tokens"},
+        "sample": {"strategy": "sample"},
+        "nucleus 0.9": {"strategy": "nucleus", "top_p": 0.9},
     }
-    timed = {name: partial(setting.seconds, action) for name, action in runs.items()}
-    seconds = alternate(timed, 1 if setting.is_tiny else 2)
-    baseline = statistics.median(seconds["greedy"])
-    for name, values in seconds.items():
-        print(f"{name:20} {statistics.median(values) / baseline:6.3f} x the time of greedy", flush=True)
+    baseline = _beside_greedy(setting, engine_of(loaded, **setting.sizes), kinds, None)
+    synchronous = replace(loaded, model=replace(loaded.model, launch_sample_batch=None, logits=None))
+    engines: dict[str, Callable[[], Engine]] = {
+        "greedy, eager": lambda: engine_of(loaded, **setting.sizes, use_graphs=False),
+        "greedy, synchronous": lambda: engine_of(synchronous, **setting.sizes),
+    }
+    for name, make_engine in engines.items():
+        setting.attempt(name, lambda: _beside_greedy(setting, make_engine(), {name: {}}, baseline))  # noqa: B023
 
 
-def batch_invariance(setting: Setting) -> None:
-    """The cost of `--deterministic`, and the sequences and logprobs of each variant that are not the reference's."""
+def _beside_greedy(setting: Setting, engine: Engine, kinds: dict[str, dict[str, Any]], baseline: float | None) -> float:
+    """Prints each kind's time beside greedy's, which is that of the first kind where it is not given; returns it."""
+    count = min(setting.num_requests)
+    runs = {
+        name: partial(setting.seconds, partial(decode, engine, setting.requests(count, **params)))
+        for name, params in kinds.items()
+    }
+    seconds = alternate(runs, 1 if setting.is_tiny or setting.seconds_left < 150 else 2)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    baseline = baseline or next(iter(medians.values()))
+    for name, median in medians.items():
+        print(f"{name:20} {median / baseline:6.3f} x the time of greedy", flush=True)
+    return baseline
+
+
+def batch_invariance(setting: Setting, options: LoadOptions) -> None:
+    """The rate with `--deterministic` or without, and each variant's sequences and logprobs unlike the reference's."""
     count, num_tokens = (2, 4) if setting.is_tiny else (32, 64)
     requests = reproducibility.requests_of(count, num_tokens)
-    reference: reproducibility.Answers = {}
-    rates = {}
-    for is_deterministic in (True, False):
-        loaded = setting.loaded(LoadOptions(deterministic=is_deterministic))
-        stored = reproducibility.StoredAnswers(None)
-        rates[is_deterministic] = reproducibility.decode(loaded, reproducibility.REFERENCE, requests, stored, reference)
-        for variant in reproducibility.VARIANTS[: 1 if setting.is_tiny else None]:
-            again = reproducibility.StoredAnswers(None)
-            reproducibility.decode(loaded, variant, variant.requests(requests), again, stored.answers)
-            differences = reproducibility.count_differences(again.answers, stored.answers)
-            name = f"deterministic {is_deterministic}, {variant.name}"
-            print(f"{name:58} differing: {differences}", flush=True)
-    print(f"--deterministic: {rates[False] / rates[True]:.2f} x the time without it", flush=True)
+    loaded, stored = setting.loaded(options), reproducibility.StoredAnswers(None)
+    rate = reproducibility.decode(loaded, reproducibility.REFERENCE, requests, stored, {})
+    print(f"deterministic {options.deterministic}: {rate:,.0f} tokens/s", flush=True)
+    for variant in reproducibility.VARIANTS[: 1 if setting.is_tiny else None]:
+        again = reproducibility.StoredAnswers(None)
+        reproducibility.decode(loaded, variant, variant.requests(requests), again, stored.answers)
+        differences = reproducibility.count_differences(again.answers, stored.answers)
+        line = f"deterministic {options.deterministic}, {variant.name}, differing: {differences}"
+        if options.deterministic:
+            setting.tell(line, differences == reproducibility.Differences(0, 0))
+        else:
+            print(line, flush=True)

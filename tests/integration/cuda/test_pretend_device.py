@@ -24,6 +24,7 @@ from tests.support.pretend_cuda.engines import (
 from tests.support.pretend_cuda.graphs import CUDAGraph
 from tests.support.pretend_cuda.kernels import ReferenceLayerKernels
 from tests.support.pretend_cuda.machine import CaptureForbidden, DeviceMismatch, OverwrittenInFlight
+from tests.support.pretend_cuda.runtime import Stream
 from tests.support.random_models import ARCHITECTURES, altered, random_pair
 from worker.engine.cuda.decode_graphs import graph_buckets, static_batch
 from worker.engine.cuda.layers import decoder as decoder_module
@@ -86,10 +87,11 @@ def test_every_graph_is_recorded_at_the_start() -> None:
     expected = expected_of("qwen2", requests)
     for kv_memory, num_dropped in ((0.01, 0), (None, 1)):
         with device_with_kernels(memory=2**24) as machine:
-            before = CUDAGraph.num_made
+            before, before_streams = CUDAGraph.num_made, Stream.num_made
             engine = engine_of(model_on("cuda:0", "qwen2"), kv_memory=kv_memory, prefill_tokens=64)
             assert CUDAGraph.num_made - before == len(graph_buckets(12)) + num_dropped
             assert machine.allocated[0] <= 0.9 * machine.memory
+            assert Stream.num_made - before_streams == 1 + num_dropped  # cuBLAS keeps a workspace for each
             assert answers(engine, requests) == expected
             assert CUDAGraph.num_made - before == len(graph_buckets(12)) + num_dropped
 
@@ -152,14 +154,17 @@ def test_deterministic_steps_have_their_own_sizes(architecture: str) -> None:
 def shapes_of_steps(
     loaded: LoadedModel, requests: list[Request], **config: Any
 ) -> tuple[dict[int, Any], set[tuple[int, int]]]:
-    """The requests' tokens, and rows and logits of each step that decodes them."""
-    shapes = set()
+    """The requests' tokens, and rows and logits of each step that decodes them; not of those at the start."""
+    shapes = set[tuple[int, int]]()
 
     def noting(step: Any) -> Tensor:
         shapes.add((step.batch.input_ids.shape[1], len(step.batch.logit_rows)))
         return loaded.model.decoder(step)
 
-    return answers(engine_of(altered(loaded, decoder=noting), **config), requests), shapes
+    engine = engine_of(altered(loaded, decoder=noting), **config)
+    in_graphs = shapes & {(12, 12)}
+    shapes.clear()
+    return answers(engine, requests), shapes | in_graphs
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama-grouped", "qwen3", "mistral-window"])
@@ -199,7 +204,7 @@ def test_cancelled_requests_and_memory_that_runs_out() -> None:
     expected = expected_of("qwen2", requests)
     with device_with_kernels():
         loaded = model_on("cuda:0", "qwen2")
-        due = [5, 12]
+        due: list[int] = []
 
         def decode(step: Any) -> Tensor:
             if due and engine.stats.num_steps >= due[0] and len(engine.scheduler.running) > 1:
@@ -208,6 +213,7 @@ def test_cancelled_requests_and_memory_that_runs_out() -> None:
             return loaded.model.decoder(step)
 
         engine = engine_of(altered(loaded, decoder=decode), use_graphs=False)
+        due += [5, 12]
         for request in requests:
             engine.submit(request)
         found: dict[int, Any] = {}

@@ -19,6 +19,7 @@ class Activity:
     copies_to_device: int = 0
     copies_to_host: int = 0
     waits: list[str] = field(default_factory=list)  # synchronizations and blocking copies, each with its place
+    refuses_waits: bool = False
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -28,6 +29,8 @@ class Activity:
         return self.kernels.total()
 
     def wait(self, what: str) -> None:
+        if self.refuses_waits:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {what} at {place()}")
         self.waits.append(f"{what} at {place()}")
 
 

@@ -38,6 +38,8 @@ class graph:  # noqa: N801 torch's name
 
     def __init__(self, cuda_graph: CUDAGraph, **options: Any) -> None:
         assert options.get("capture_error_mode") == "thread_local", "another thread's call would break the capture"
+        stream = options.get("stream")  # torch's own is of the device that the process captured on first
+        assert stream is None or stream.device_index == State.machine.current
         self._graph = cuda_graph
 
     def __enter__(self) -> None:

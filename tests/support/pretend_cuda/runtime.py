@@ -22,7 +22,10 @@ GIB = 2**30
 class Stream:
     """Stands in for `torch.cuda.Stream`; all streams of a device are one here."""
 
+    num_made = 0
+
     def __init__(self, device: Any = None, **options: Any) -> None:  # noqa: ARG002
+        type(self).num_made += 1
         self.device_index = State.machine.index_of(device)
 
     def wait_stream(self, stream: Stream) -> None:
@@ -34,6 +37,12 @@ class Stream:
     def synchronize(self) -> None:
         State.machine.activity.wait("stream")
         State.machine.finish_copies(self.device_index, State.machine.num_begun(self.device_index))
+
+
+class CurrentStream(Stream):
+    """The stream that is there already."""
+
+    num_made = 0
 
 
 class Event:
@@ -126,7 +135,10 @@ def _functions(capability: tuple[int, int]) -> dict[str, Any]:
         "Stream": Stream,
         "Event": Event,
         "stream": on_stream,
-        "current_stream": Stream,
+        "set_stream": lambda stream: _set_device(stream.device_index),
+        "set_sync_debug_mode": lambda mode: setattr(machine.activity, "refuses_waits", mode == "error"),
+        "get_sync_debug_mode": lambda: "error" if machine.activity.refuses_waits else "default",
+        "current_stream": CurrentStream,
         "CUDAGraph": graphs.CUDAGraph,
         "graph": graphs.graph,
         "graph_pool_handle": object,

@@ -73,6 +73,9 @@ class DeviceTensor(Tensor):
         State.machine.activity.wait("tolist")
         return self.on_host.tolist()
 
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:  # type: ignore[override]
+        return torch.tensor(data, dtype=options.pop("dtype", self.dtype), **options).to(self.device)
+
     def pin_memory(self, device: Any = None) -> Tensor:  # noqa: ARG002
         raise RuntimeError("cannot pin a tensor of a device")
 
@@ -148,7 +151,10 @@ def _device_of(
     devices = {each.device.index for each in on_device}
     if asked is not None and asked.type == "cuda":
         devices.add(machine.index_of(asked))
-    strangers = [each for each in tensors_in(args, kwargs) if not isinstance(each, DeviceTensor) and each.dim()]
+    strangers = [
+        each for each in tensors_in(args, kwargs)
+        if not isinstance(each, DeviceTensor) and each.dim() and not (name == "empty_like" and each.is_meta)
+    ]  # fmt: skip
     if strangers and name in INDEXING and len(devices) == 1:  # torch copies the indices, and waits
         machine.check_capture(False, "an index on the host")
         machine.activity.wait("index on the host")

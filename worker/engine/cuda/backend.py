@@ -19,9 +19,11 @@ from worker.engine.cuda.paged_attention import PAGE_SIZE, NoKernel, OnItsDevice,
 from worker.engine.cuda.running_rows import RowUpdates, RunningRows
 from worker.engine.cuda.sampling.device_sampler import DeviceSampler
 from worker.engine.cuda.usable import check_fill, check_sampler
+from worker.engine.cuda.warm_up import decode_step, prompt_step
 from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.step_batch import MIN_ROWS, StepBatch
+from worker.engine.out_of_memory import first_line, is_out_of_memory
 from worker.engine.request import ModelUnavailable
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
 from worker.engine.sampling.in_flight import InFlight
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
+#: Rows of the prompt that is computed before the first request.
+WARM_UP_ROWS = 33
+
 
 class CudaBackend(Backend):
     """Does the base's steps, and replays those that only decode as graphs, where there is a paged kernel."""
@@ -38,13 +43,13 @@ class CudaBackend(Backend):
     def __init__(
         self, model: DeviceModel, limits: ModelLimits, config: EngineConfig, record: Record | None = None
     ) -> None:
+        self._can_record = True
         with torch.cuda.device(model.device):
             # Before the cache, which takes all memory that is left.
             self._sampler = None if model.logits is None else self._make_sampler(model.logits, model, limits, config)
             super().__init__(model, limits, config)
-            self._graphs = self._make_graphs(self._cache, self._buckets(), record)
-            if self._graphs is not None:
-                self._graphs.record_all()
+            self._warm_up()
+            self._graphs = self._recorded(self._make_graphs(self._cache, self._buckets(), record))
 
     @classmethod
     def prepare_process(cls, dtype: torch.dtype, options: LoadOptions) -> None:  # noqa: ARG003
@@ -114,7 +119,7 @@ class CudaBackend(Backend):
         gc.collect()  # the model's own layers, whose weights were merged, are in cycles
         devices = list(dict.fromkeys([model.device, *(each.device or model.device for each in model.layers.values())]))
         empty_cache = KVCache(model.layers, 1, self.block_size, model.dtype, model.device)
-        step = step_memory(model.decoder, empty_cache, devices, self._config, limits)
+        step = step_memory(model, empty_cache, devices, self._config, limits)
         step[model.device] += self._graph_memory(empty_cache)
         del empty_cache
         gc.collect()
@@ -132,11 +137,43 @@ class CudaBackend(Backend):
     def _make_graphs(self, cache: KVCache, buckets: list[int], record: Record | None = None) -> DecodeGraphs | None:
         """Graphs of decode steps on a cache, none recorded yet; None for a model whose steps are not recorded."""
         model = self._model
-        if not self._config.use_graphs or model.paged_attention is None or model.is_spread or model.states:
+        is_asked_for = self._config.use_graphs and self._can_record
+        if not is_asked_for or model.paged_attention is None or model.is_spread or model.states:
             return None
         window = self._limits.context_window
         state = None if self._sampler is None else _device_state(self._sampler, cache.block_size)
         return DecodeGraphs(model.decoder, cache, model.paged_attention, buckets, window, model.device, record, state)
+
+    def _recorded(self, graphs: DecodeGraphs | None) -> DecodeGraphs | None:
+        """The graphs, recorded; None where the model does what cannot be recorded, such as to wait for the device."""
+        if graphs is None:
+            return None
+        try:
+            graphs.record_all()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self._can_record = False
+            logger.warning(
+                "decode steps are launched operation by operation, which is slower, for they cannot be recorded: %s",
+                first_line(error),
+            )
+            return None
+        return graphs
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Computes a step of each form that a run has, so that no kernel is compiled while requests wait."""
+        model = self._model
+        if model.paged_attention is None or model.states:
+            return
+        window = self._limits.context_window
+        for batch in (
+            prompt_step(min(WARM_UP_ROWS, window), MIN_ROWS, self.block_size, model.device),
+            decode_step(1, self.block_size, model.device),
+            decode_step(window, self.block_size, model.device),
+        ):
+            model.decoder(self._attention_step(batch))
 
     def _graph_memory(self, cache: KVCache) -> int:
         """The bytes that the graphs will keep: the largest is recorded on a small cache to see, and dropped."""
@@ -146,7 +183,8 @@ class CudaBackend(Backend):
             return 0
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._model.device)
-        graphs.record_all()
+        if self._recorded(graphs) is None:
+            return 0
         left, _ = torch.cuda.mem_get_info(self._model.device)
         table_width = -(-self._limits.context_window // cache.block_size)
         # The others share its pool; their logits and block tables are their own.

@@ -6,8 +6,10 @@ function: all except CUDA's own recording runs, and is tested, on any device.
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -156,26 +158,30 @@ def fill(static: StepBatch, batch: StepBatch) -> None:
 
 
 class CudaRecorder:
-    """Records CUDA graphs of one device that share one pool of memory: only one of them runs at a time."""
+    """Records CUDA graphs of one device that share one pool of memory: only one of them runs at a time.
+
+    All are recorded on one stream, for cuBLAS keeps a workspace of up to 32 MiB for each stream that it runs on.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
 
     def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Raises `RuntimeError` where the function cannot be recorded."""
         with torch.cuda.device(self._device):  # on another device's stream the capture would be empty
-            return self._recorded(function)
+            current = torch.cuda.current_stream()
+            try:
+                return self._recorded(function)
+            finally:  # a capture that fails leaves its own
+                torch.cuda.set_stream(current)
 
     def _recorded(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries initialize themselves in their first call, which cannot be recorded
-            for _ in range(2):
-                function()
-        torch.cuda.current_stream().wait_stream(side)
+        self._run_before(function)
         graph = torch.cuda.CUDAGraph()
         # Calls of other threads, such as a profiler's, are none of the capture's business.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             output = function()
 
         def replay() -> Tensor:
@@ -183,3 +189,28 @@ class CudaRecorder:
             return output
 
         return replay
+
+    def _run_before(self, function: Callable[[], Tensor]) -> None:
+        """Libraries initialize themselves and kernels are compiled in a first call, which cannot be recorded.
+
+        A second one that waits for the device could not either, and is refused before it spoils a capture.
+        """
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            function()
+            with waiting_refused():
+                function()
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+
+@contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Operations that wait for the device raise `RuntimeError`."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype feature")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -7,14 +7,16 @@ from collections.abc import Iterable
 
 import torch
 
-from worker.engine.backend import Decoder
+from worker.engine.backend import DeviceModel
 from worker.engine.config import EngineConfig, ModelLimits
+from worker.engine.cuda.warm_up import prompt_step
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.step_batch import SCRATCH_BLOCK, StepBatch
 
-#: fp32 copies of the logits that the sampler makes of a step's rows.
-SAMPLER_COPIES = 4
+#: fp32 copies of a step's logits that torch's operations make of them to sample: of all rows, where the fused sampler
+#: takes none, and of those that are left to them beside it.
+SAMPLER_COPIES, COPIES_BESIDE_SAMPLER = 12, 4
 
 
 def left_for_cache(total: int, free: int, utilization: float, step: int) -> int:
@@ -34,7 +36,7 @@ def least_memory(layers: dict[int, LayerShape], left: dict[torch.device, int], d
 
 @torch.inference_mode()
 def step_memory(
-    decoder: Decoder, empty_cache: KVCache, devices: Iterable[torch.device], config: EngineConfig, limits: ModelLimits
+    model: DeviceModel, empty_cache: KVCache, devices: Iterable[torch.device], config: EngineConfig, limits: ModelLimits
 ) -> dict[torch.device, int]:
     """The bytes of the largest step on each device beside weights and cache, measured by a step with an empty cache.
 
@@ -44,8 +46,14 @@ def step_memory(
     before = {device: torch.cuda.memory_allocated(device) for device in (first, *others)}
     for device in before:
         torch.cuda.reset_peak_memory_stats(device)
-    decoder(AttentionStep(empty_step(config.prefill_tokens, config.max_num_seqs, first), empty_cache))
-    sampler = SAMPLER_COPIES * 4 * config.max_num_seqs * limits.vocab_size
+    sizes = config.prefill_tokens, config.max_num_seqs
+    if model.paged_attention is None or model.states:
+        batch = empty_step(*sizes, first)
+    else:
+        batch = prompt_step(*sizes, empty_cache.block_size, first)
+    model.decoder(AttentionStep(batch, empty_cache, model.paged_attention))
+    copies = SAMPLER_COPIES if model.logits is None else COPIES_BESIDE_SAMPLER
+    sampler = copies * 4 * config.max_num_seqs * limits.vocab_size
     return {device: torch.cuda.max_memory_allocated(device) - used + sampler for device, used in before.items()}
 
 

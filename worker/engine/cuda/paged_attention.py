@@ -22,7 +22,7 @@ from worker.engine.out_of_memory import is_out_of_memory
 #: Tokens of a KV block. The kernel takes any number from 16 on; few waste less memory and share more prefixes.
 PAGE_SIZE = 64
 
-#: Largest difference to the reference that the rounding of a dtype explains.
+#: Largest difference to the reference, relative to it beyond 1, that the rounding of a dtype explains.
 TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.01, torch.float32: 1e-4}
 
 #: Older GPUs lack bfloat16 and asynchronous copies, which the kernel's tiles are made for.
@@ -94,7 +94,10 @@ def difference_to_reference(
     num_heads: int,
     block_size: int = PAGE_SIZE,
 ) -> float:
-    """The largest difference of any output between a kernel and SDPA, with a window and without; NaN if one is NaN."""
+    """The largest difference of any output of a kernel to SDPA's, relative to it beyond 1; NaN if one is NaN.
+
+    With a window and without.
+    """
     layers = [AttentionLayer(0, shape.key_dim**-0.5, window) for window in (None, 24)]
     cases = [(layer, segments) for layer in layers for segments in CASES]
     differences = [
@@ -127,7 +130,8 @@ def _difference(
         _reference(layer, rows, cache, table[index], seqlen_k)
         for index, (rows, (_, seqlen_k)) in enumerate(zip(query.split(num_rows), segments, strict=True))
     ]
-    return (found.float() - torch.cat(expected)).abs().max()
+    exact = torch.cat(expected)
+    return ((found.float() - exact).abs() / exact.abs().clamp(min=1)).max()
 
 
 def _rows_of(segments: Sequence[tuple[int, int]], table: Tensor, device: torch.device) -> PagedRows:

@@ -48,7 +48,9 @@ class TileShape:
         # More rows than these spill registers; a matmul of fp32 takes no tensor core and many of them.
         most_rows = MIN_TILE_ROWS if itemsize == 4 or most > 256 else 64 if most <= 64 else 32
         rows = max(_padded(group), min(wanted_rows, most_rows))
-        return cls(rows, keys, dim, padded_value_dim, 4 if rows * padded_value_dim <= 64 * 128 else 8)
+        # A larger accumulator, and the operands beside it, spill the registers of so few threads.
+        num_warps = 4 if rows * padded_value_dim * itemsize <= 8192 else 8
+        return cls(rows, keys, dim, padded_value_dim, num_warps)
 
 
 class TritonAttention:

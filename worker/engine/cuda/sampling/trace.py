@@ -48,7 +48,7 @@ def count_ranks(
             tl.atomic_add(packed + row.to(tl.int64) * width + RANK, above)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_alternatives"])  # jobs of a run may ask for several numbers
 def find_alternatives(
     packed, width, max_alternatives, statistics, partial, submax, num_blocks, candidate_scores, candidate_ids, logits,
     row_stride, vocab, batch_indices, integers,

@@ -1,13 +1,16 @@
 """The values that every sampler returns: one row's `Choice`, or the `Choices` of many rows.
 
-Plain numbers on the host, without torch: storing a trace must not load it.
+Numbers on the host, without torch: storing a trace must not load it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +52,42 @@ COLUMNS = ("token_id", "logprob", "sampling_logprob", "entropy", "rank", "kept")
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of several rows, as a batch sampler returns them."""
+    """The choices of several rows, as a batch sampler returns them. Impossible alternatives have a logprob of -inf."""
 
-    columns: list[list[float]]  # [rows][len(COLUMNS)]
-    alternative_ids: list[list[int]]  # [rows][k], the most probable tokens
-    alternative_logprobs: list[list[float]]  # [rows][k]
+    columns: NDArray[np.float64]  # [rows, len(COLUMNS)]
+    alternative_ids: NDArray[np.int32]  # [rows, k], the most probable tokens
+    alternative_logprobs: NDArray[np.float32]  # [rows, k]
+
+    @classmethod
+    def stacked(cls, choices: Sequence[Choice]) -> Choices:
+        width = max((len(choice.alternatives) for choice in choices), default=0)
+        impossible = (-1, -math.inf)
+        pairs = [[*choice.alternatives, *[impossible] * (width - len(choice.alternatives))] for choice in choices]
+        numbers = np.array(pairs, np.float64).reshape(len(choices), width, 2)
+        return cls(
+            np.array([[getattr(choice, name) for name in COLUMNS] for choice in choices], np.float64),
+            numbers[..., 0].astype(np.int32),
+            numbers[..., 1].astype(np.float32),
+        )
+
+    def ordered(self) -> Choices:
+        """With the alternatives of each row in order: the most probable first, equal ones by id."""
+        if self.alternative_ids.shape[1] < 2:
+            return self
+        order = np.lexsort((self.alternative_ids, -self.alternative_logprobs), axis=-1)
+        return Choices(
+            self.columns,
+            np.take_along_axis(self.alternative_ids, order, 1),
+            np.take_along_axis(self.alternative_logprobs, order, 1),
+        )
+
+    def of_rows(self, rows: Sequence[int]) -> Choices:
+        return Choices(self.columns[rows], self.alternative_ids[rows], self.alternative_logprobs[rows])
 
     def of_row(self, row: int, num_alternatives: int) -> Choice:
         """The choice of one row, with at most `num_alternatives` of its alternatives, equal ones by id."""
-        token_id, logprob, sampling_logprob, entropy, rank, kept = self.columns[row]
-        if not num_alternatives:
-            return Choice(int(token_id), logprob, sampling_logprob, entropy, int(rank), int(kept), [])
-        pairs = zip(self.alternative_ids[row], self.alternative_logprobs[row], strict=True)
+        token_id, logprob, sampling_logprob, entropy, rank, kept = self.columns[row].tolist()
+        pairs = zip(self.alternative_ids[row].tolist(), self.alternative_logprobs[row].tolist(), strict=True)
         ordered = order_alternatives(pairs)[:num_alternatives]
         return Choice(int(token_id), logprob, sampling_logprob, entropy, int(rank), int(kept), ordered)
 

@@ -10,12 +10,14 @@ from math import isfinite
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
 from models.chat import prompt_hash
-from worker.engine.choices import Choice
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.request import Completion, EngineError, Hypothesis, InvalidRequest, Request, RequestOutput, Trace
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.stopping import ends_with_end_token
+from worker.engine.scheduling.trace_buffer import TraceBuffer
 from worker.engine.text.token_texts import REPLACEMENT
 
 
@@ -97,18 +99,18 @@ def _completion(
 
 def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | None) -> Trace:
     """The sequence's choices as columns, with the text of each token."""
-    choices = sequence.trace
-    has_alternatives = sequence.request.params.top_logprobs > 0
+    trace = sequence.trace
+    assert trace is not None
     return Trace(
         tokens=pieces,
         token_bytes=_token_bytes(sequence.token_ids, pieces, detokenizer),
-        logprobs=[choice.logprob for choice in choices],
-        sampling_logprobs=[choice.sampling_logprob for choice in choices],
-        entropies=[choice.entropy for choice in choices],
-        ranks=[choice.rank for choice in choices],
-        kept=[choice.kept for choice in choices],
-        top_logprobs=[_top_logprobs(choice, detokenizer) for choice in choices] if has_alternatives else None,
-        beams=[choice.beam for choice in choices if choice.beam is not None] or None,
+        logprobs=trace.column("logprob").tolist(),
+        sampling_logprobs=trace.column("sampling_logprob").tolist(),
+        entropies=trace.column("entropy").tolist(),
+        ranks=trace.column("rank").astype(np.int64).tolist(),
+        kept=trace.column("kept").astype(np.int64).tolist(),
+        top_logprobs=_top_logprobs(trace, detokenizer) if trace.num_alternatives else None,
+        beams=trace.beams or None,
     )
 
 
@@ -130,11 +132,14 @@ def _token_bytes(
     return found if any(found) else None
 
 
-def _top_logprobs(choice: Choice, detokenizer: Detokenizer | None) -> list[dict[str, Any]]:
-    """The alternatives of one token, with their texts."""
+def _top_logprobs(trace: TraceBuffer, detokenizer: Detokenizer | None) -> list[list[dict[str, Any]]]:
+    """The alternatives of each token, with their texts."""
     return [
-        {"token_id": token_id, **_alternative_text(token_id, detokenizer), "logprob": logprob}
-        for token_id, logprob in choice.alternatives
+        [
+            {"token_id": token_id, **_alternative_text(token_id, detokenizer), "logprob": logprob}
+            for token_id, logprob in alternatives
+        ]
+        for alternatives in trace.alternatives()
     ]
 
 

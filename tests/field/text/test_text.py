@@ -91,13 +91,18 @@ def test_stop_strings_are_found_in_exactly_this_text(family: str, data: Any) -> 
     text = ours.text(answer_ids, prompt_ids)
     parts = st.tuples(st.integers(0, len(text)), st.integers(1, 4)).map(lambda part: text[part[0] : sum(part)])
     stops = data.draw(st.lists((parts | st.sampled_from(SNIPPETS)).filter(bool), min_size=1, max_size=3))
-    search = StopSearch(ours.stream(prompt_ids), stops)
+    search, lazy = StopSearch(ours.stream(prompt_ids), stops), StopSearch(ours.stream(prompt_ids), stops)
     found, end = None, 0
     while found is None and end < len(answer_ids):
         assert not any(stop in ours.text(answer_ids[:end], prompt_ids).rstrip(REPLACEMENT) for stop in stops)
         end += 1
-        found = search.copy().extend(answer_ids[:end]) if end % 2 else search.extend(answer_ids[:end])
-        assert found is not None or search.extend(answer_ids[:end]) is None
+        found = (search.copy() if end % 2 else search).extend(answer_ids, end)
+        assert found is not None or search.extend(answer_ids, end) is None
+        # Looking only after tokens that may complete one finds the same.
+        assert (lazy.extend(answer_ids, end) if lazy.may_complete(answer_ids[end - 1]) else None) == found
+    if found is None:
+        lazy.extend(answer_ids, end)
+        assert lazy.close() == search.copy().close()
     found = search.close() if found is None else found
     until = ours.text(answer_ids[:end], prompt_ids)
     starts = [until.find(stop) for stop in stops if stop in until]

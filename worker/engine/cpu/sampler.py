@@ -46,7 +46,7 @@ class CpuSampler:
         sizes = map(ctypes.c_int64, (num_rows, vocab, k))
         if self._sample[logits.dtype](*pointers, ctypes.c_void_p(block.ctypes.data), *sizes):
             raise MemoryError("not enough memory to sample tokens")
-        return Choices(columns.tolist(), top_ids.tolist(), top_logprobs.tolist())
+        return Choices(columns.numpy(), top_ids.numpy(), top_logprobs.numpy())
 
 
 def parameter_block(rows: Sequence[SamplingRow]) -> NDArray[np.void]:

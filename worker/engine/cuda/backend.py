@@ -86,7 +86,11 @@ class CudaBackend(Backend):
 
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
         with torch.cuda.device(self._model.device):  # Triton launches on the current device
-            if self._sampler is None or self._graphs is None or not self._is_recorded(plan):
+            if self._sampler is None or self._graphs is None:
+                return super().launch(plan, previous)
+            self._sampler.updates.grow(plan.grown)
+            if not self._is_recorded(plan):
+                self._sampler.updates.send()
                 return super().launch(plan, previous)
             self._prepare_cache(plan)
             self._sampler.updates.decode(plan.decodes)

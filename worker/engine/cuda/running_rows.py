@@ -56,17 +56,18 @@ class RowUpdates:
         update_row(self._updates, self.rows.table, index, row, prompt_ids, sequence.token_ids)
         self._updates.write(self.rows.num_prompt_ids, index, np.array([len(prompt_ids)], np.int32))
 
+    def grow(self, sequences: SequenceOf[Sequence]) -> None:
+        """Writes the blocks that sequences have got since they were last sent; those of every step, recorded or not."""
+        for sequence in sequences:
+            self._write_blocks(sequence)
+
     def decode(self, sequences: SequenceOf[Sequence]) -> None:
         """Writes the rows of a step that decodes these sequences alone."""
-        of_host = []
-        for sequence in sequences:
-            if sequence.num_blocks_sent != len(sequence.table.block_ids):
-                self._write_blocks(sequence)
-            if sequence.row_state is None or not sequence.row_state.is_in_table:
-                of_host.append(sequence)
+        states = [sequence.row_state for sequence in sequences]
+        of_host = [index for index, state in enumerate(states) if state is None or not state.is_in_table]
         if of_host:
-            self._write_newest(of_host)
-        indices = [batch_index_of(sequence) for sequence in sequences]
+            self._write_newest([sequences[index] for index in of_host])
+        indices = [sequence.batch_index or 0 for sequence in sequences]
         if indices != self._step_rows:
             padding = [0] * (len(self._step_rows) - len(indices))
             self._updates.write(self.rows.step_rows, 0, np.array(indices + padding, np.int32))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,12 +32,12 @@ class ChoicesInFlight:
 
     def collect(self) -> Choices:
         """Waits for the copy to the host."""
-        rows = self._columns().tolist()
+        rows = self._columns().numpy()
         width, k = len(COLUMNS), self._num_alternatives
         return Choices(
-            columns=[row[:width] for row in rows],
-            alternative_ids=[[int(token_id) for token_id in row[width : width + k]] for row in rows],
-            alternative_logprobs=[row[width + k :] for row in rows],
+            columns=rows[:, :width],
+            alternative_ids=rows[:, width : width + k].astype(np.int32),
+            alternative_logprobs=rows[:, width + k :].astype(np.float32),
         )
 
 

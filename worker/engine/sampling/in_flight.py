@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
 
 from models.states import Strategy
-from worker.engine.choices import Choice, Choices
+from worker.engine.choices import Choices
 from worker.engine.model.device_copies import to_device
 from worker.engine.sampling.batch_sampler import LaunchSampleBatch, may_wait
 from worker.engine.sampling.philox import uniforms
 from worker.engine.sampling_row import RowState, SamplingRow
 from worker.engine.scheduling.sequence import Sequence
-from worker.engine.scheduling.step_plan import SampledRow
+from worker.engine.scheduling.step_plan import SampledRow, SampledTokens
 from worker.engine.scheduling.stopping import eos_ids_of
 
 
@@ -66,15 +67,14 @@ class InFlight:
         assert logits is not None
         return logits
 
-    def collect(self) -> list[Choice]:
+    def collect(self) -> list[SampledTokens]:
         """Waits for the tokens of the rows `on_device`."""
-        if self._launched is None:
-            return []
-        choices = self._launched.collect()
-        return [
-            choices.of_row(index, sequence.request.params.top_logprobs)
-            for index, (_, sequence) in enumerate(self.on_device)
-        ]
+        return [] if self._launched is None else [SampledTokens(self.sampled_sequences, self._launched.collect())]
+
+    @cached_property
+    def sampled_sequences(self) -> list[Sequence]:
+        """Those of the rows `on_device`."""
+        return [sequence for _, sequence in self.on_device]
 
 
 class BatchInFlight(InFlight):
@@ -107,7 +107,7 @@ class BatchInFlight(InFlight):
         if self.on_device and self._launched is None:
             assert self._logits is not None and self._launch_sample_batch is not None
             picked = pick_rows(self._logits, self.on_device)
-            sampling_rows = sampling_rows_of([sequence for _, sequence in self.on_device], self._model_eos_ids)
+            sampling_rows = sampling_rows_of(self.sampled_sequences, self._model_eos_ids)
             self._launched = self._launch_sample_batch(picked, sampling_rows, ids_in_flight)
 
 

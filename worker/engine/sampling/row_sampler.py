@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.engine.choices import Choice, order_alternatives
+from worker.engine.choices import Choice, Choices, order_alternatives
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.sampling.batch_sampler import SampleBatch
 from worker.engine.sampling.draw import Draw, draw_nucleus
@@ -43,6 +43,13 @@ def sample_rows(logits: Tensor, rows: Sequence[SamplingRow], sample_batch: Sampl
         sampled = _sample_in_chunks(logits[rare], [rows[index] for index in rare])
         choices |= zip(rare, sampled, strict=True)
     return [choices[index] for index in range(len(rows))]
+
+
+def sample_together(logits: Tensor, rows: Sequence[SamplingRow], sample_batch: SampleBatch | None) -> Choices:
+    """`sample_rows` with its choices as arrays, as they come where `sample_batch` has every rule of the rows."""
+    if sample_batch is None or any(row.rules.is_rare for row in rows):
+        return Choices.stacked(sample_rows(logits, rows, sample_batch))
+    return sample_batch(logits, rows)
 
 
 def _sample_in_chunks(logits: Tensor, rows: Sequence[SamplingRow]) -> list[Choice]:

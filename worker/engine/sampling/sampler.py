@@ -10,23 +10,21 @@ from itertools import groupby
 
 from torch import Tensor
 
-from worker.engine.choices import Choice
+from worker.engine.choices import Choices
 from worker.engine.config import ModelLimits
 from worker.engine.out_of_memory import is_device_error
 from worker.engine.sampling.batch_sampler import SampleBatch
 from worker.engine.sampling.beam_scores import score_beams
 from worker.engine.sampling.in_flight import InFlight, is_beam, pick_rows, sampling_rows_of
-from worker.engine.sampling.row_sampler import sample_rows
+from worker.engine.sampling.row_sampler import sample_together
 from worker.engine.scheduling.sequence import Sequence
-from worker.engine.scheduling.step_plan import Sampled, SampledRow, TokenInFlight
+from worker.engine.scheduling.step_plan import Sampled, SampledAlone, SampledRow, SampledTokens, TokensInFlight
 from worker.engine.scheduling.stopping import eos_ids_of
 
 
 def collect(step: InFlight | None) -> list[Sampled]:
     """Waits for the tokens that the device sampled in a step."""
-    if step is None:
-        return []
-    return [Sampled(sequence, choice) for (_, sequence), choice in zip(step.on_device, step.collect(), strict=True)]
+    return [] if step is None else [*step.collect()]
 
 
 class Sampler:
@@ -45,14 +43,11 @@ class Sampler:
             return []
         step.start_sampling()
         logits = step.take_logits()
-        in_flight = [
-            Sampled(sequence, TokenInFlight(index))
-            for index, (_, sequence) in zip(step.in_flight_indices, step.on_device, strict=True)
-        ]
+        in_flight = TokensInFlight(step.sampled_sequences, step.in_flight_indices)
         rows = [each for each in step.on_host if self._is_live(each[1])]
         beams = [each for each in rows if is_beam(each)]
         plain = rows if not beams else [each for each in rows if not is_beam(each)]
-        return [*in_flight, *self._sample_beams(logits, beams), *self._sample_plain(logits, plain)]
+        return [in_flight, *self._sample_beams(logits, beams), *self._sample_plain(logits, plain)]
 
     def _sample_beams(self, logits: Tensor, rows: list[SampledRow]) -> list[Sampled]:
         """The scores of each request's beams."""
@@ -63,30 +58,30 @@ class Sampler:
         groups = groupby(sorted(rows, key=order), key=lambda row: row[1].request.id)
         return [self._score_beams(logits, list(members)) for _, members in groups]
 
-    def _score_beams(self, logits: Tensor, rows: list[SampledRow]) -> Sampled:
+    def _score_beams(self, logits: Tensor, rows: list[SampledRow]) -> SampledAlone:
         sequences = [sequence for _, sequence in rows]
         eos_ids = eos_ids_of(sequences[0].request.params, self._limits.eos_token_ids)
         try:
-            return Sampled(sequences[0], score_beams(sequences, pick_rows(logits, rows), eos_ids))
+            return SampledAlone(sequences[0], score_beams(sequences, pick_rows(logits, rows), eos_ids))
         except Exception as error:
             if is_device_error(error):
                 raise
-            return Sampled(sequences[0], error)
+            return SampledAlone(sequences[0], error)
 
     def _sample_plain(self, logits: Tensor, rows: list[SampledRow]) -> list[Sampled]:
         """The choice of each row; where the rows cannot be sampled together, each alone, or its error."""
         if not rows:
             return []
         try:
-            return [Sampled(row[1], choice) for row, choice in zip(rows, self._choices(logits, rows), strict=True)]
+            return [SampledTokens([sequence for _, sequence in rows], self._choices(logits, rows))]
         except Exception as error:
             if is_device_error(error):
                 raise
             if len(rows) == 1:
-                return [Sampled(rows[0][1], error)]
+                return [SampledAlone(rows[0][1], error)]
         return [sampled for row in rows for sampled in self._sample_plain(logits, [row])]
 
-    def _choices(self, logits: Tensor, rows: list[SampledRow]) -> list[Choice]:
+    def _choices(self, logits: Tensor, rows: list[SampledRow]) -> Choices:
         sequences = [sequence for _, sequence in rows]
         sampling_rows = sampling_rows_of(sequences, self._limits.eos_token_ids)
-        return sample_rows(pick_rows(logits, rows), sampling_rows, self._sample_batch)
+        return sample_together(pick_rows(logits, rows), sampling_rows, self._sample_batch)

@@ -110,7 +110,8 @@ class Scheduler:
         plan = StepPlan(admitted=self._admit())
         budget = self._prefill_limit
         for group in self.running:
-            if group.sequences[0].is_prefilled:
+            first = group.sequences[0]
+            if first.num_computed >= first.num_prompt_tokens:
                 plan.decodes += [sequence for sequence in group.sequences if sequence.decodes]
             elif budget > 0:
                 chunk = self._chunk(group, budget)
@@ -118,8 +119,9 @@ class Scheduler:
                 budget -= self._chunk_rule.whole_units(chunk.num_tokens)
         if plan.prefills and self._keep_phases_apart:
             plan.decodes = []
-        self.batch_indices.give(plan.decodes)
-        for sequence in plan.decodes:
+        plan.grown = [sequence for sequence in plan.decodes if sequence.num_computed >= sequence.num_writable]
+        self.batch_indices.give(plan.grown)  # every sequence grows first of all
+        for sequence in plan.grown:
             plan.block_copies += self._append_writable(sequence)
         if self.blocks.states is not None:
             plan.state_copies += [copy for sequence in plan.decodes for copy in self._state_copy(sequence)]
@@ -212,6 +214,7 @@ class Scheduler:
 
     def _stop(self, group: SequenceGroup) -> None:
         for sequence in group.sequences:
+            sequence.is_dropped = True
             self.blocks.free(sequence.table)
             self.blocks.cancel(sequence.table.reservation)
             self.batch_indices.take_back(sequence)
@@ -268,11 +271,8 @@ class Scheduler:
 
     def _append_writable(self, sequence: Sequence) -> list[tuple[int, int]]:
         """Gives a decoding sequence a block of its own to write to; returns the copy that this needs, if any."""
-        num_tokens = sequence.num_tokens
-        if num_tokens <= sequence.num_writable:
-            return []
-        self.blocks.append(sequence.table, num_tokens)
-        index = (num_tokens - 1) // self.blocks.block_size
+        self.blocks.append(sequence.table, sequence.num_computed + 1)
+        index = sequence.num_computed // self.blocks.block_size
         copy = self.blocks.copy_on_write(sequence.table, index)
         sequence.num_writable = (index + 1) * self.blocks.block_size
         if copy is None:

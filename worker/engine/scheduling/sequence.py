@@ -12,9 +12,10 @@ from worker.engine.sampling_row import RowState
 from worker.engine.scheduling.beam_state import BeamSearchState
 from worker.engine.scheduling.block_manager import BlockTable, Prefix
 from worker.engine.scheduling.stop_search import StopSearch
+from worker.engine.scheduling.trace_buffer import TraceBuffer
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Sequence:
     """One decode: a sample of a request, or one of its beams."""
 
@@ -25,15 +26,23 @@ class Sequence:
     token_ids: list[int] = field(default_factory=list)  # generated
     num_computed: int = 0  # tokens whose keys and values are in the cache
     num_writable: int = 0  # tokens that its own blocks hold, shared with nobody where it writes
-    trace: list[Choice] = field(default_factory=list)  # one entry per generated token, where a trace is asked for
+    trace: TraceBuffer | None = None  # of its generated tokens; None where no trace is asked for
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
+    is_dropped: bool = False  # its request has left the batch, whether the sequence has ended or not
+    watched: dict[int, bool] | None = None  # whether it may end with a token; None before its first one
     text_end: int | None = None  # where a stop string cuts the text
     stop_search: StopSearch | None = None  # only where stop strings must be looked for
     row_state: RowState | None = None  # of its sampler, from its first token on
     batch_index: int | None = None  # its row of the backend's persistent tensors, from its first token on
     num_blocks_sent: int = 0  # of its table's blocks, as far as that row has them
     in_flight_index: int | None = None  # of its newest token among those that are still on the device
+    num_prompt_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.request.prompt_ids)
+        if self.trace is None and self.request.params.trace != "none":
+            self.trace = TraceBuffer(self.request.params.top_logprobs)
 
     def fork(self, index: int) -> Sequence:
         """A copy with the same tokens and trace, and no blocks yet."""
@@ -43,7 +52,7 @@ class Sequence:
             max_new_tokens=self.max_new_tokens,
             token_ids=list(self.token_ids),
             num_computed=self.num_computed,
-            trace=list(self.trace),
+            trace=None if self.trace is None else self.trace.copy(),
             cumulative_logprob=self.cumulative_logprob,
             stop_search=None if self.stop_search is None else self.stop_search.copy(),
         )
@@ -53,12 +62,8 @@ class Sequence:
         check_finite(choice)
         self.token_ids.append(choice.token_id)
         self.cumulative_logprob += choice.logprob
-        if self.request.params.trace != "none":
+        if self.trace is not None:
             self.trace.append(choice)
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_ids)
 
     @property
     def num_generated(self) -> int:
@@ -67,12 +72,7 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.request.prompt_ids) + len(self.token_ids) + (self.in_flight_index is not None)
-
-    @property
-    def ends_in_flight(self) -> bool:
-        """Whether its token in flight is its last one, whatever it is."""
-        return self.in_flight_index is not None and self.num_generated >= self.max_new_tokens
+        return self.num_prompt_tokens + len(self.token_ids) + (self.in_flight_index is not None)
 
     @property
     def is_prefilled(self) -> bool:
@@ -80,10 +80,11 @@ class Sequence:
 
     @property
     def decodes(self) -> bool:
-        """Whether the next step computes its newest token."""
+        """Whether the next step computes its newest token: not if one in flight is the last, whatever it is."""
         if self.finish_reason is not None:
             return False
-        return self.in_flight_index is None or not self.ends_in_flight
+        # Of a token in flight all others are computed.
+        return self.in_flight_index is None or self.num_computed + 1 - self.num_prompt_tokens < self.max_new_tokens
 
     def tokens_between(self, start: int, end: int) -> SequenceOf[int]:
         """Prompt and generated ids from `start` to `end`; a chunk never straddles both. An id in flight is a 0."""
@@ -94,7 +95,7 @@ class Sequence:
         return self.token_ids[start - self.num_prompt_tokens : end - self.num_prompt_tokens]
 
 
-@dataclass
+@dataclass(eq=False)
 class SequenceGroup:
     """A request in the engine, with its sequences and its times in seconds of the monotonic clock.
 

@@ -5,10 +5,11 @@ A plan says who decodes, whose prompt is prefilled, and which KV blocks are copi
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from worker.engine.choices import Choice
+from worker.engine.choices import Choices
 from worker.engine.scheduling.beam_state import BeamScores
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 
@@ -16,18 +17,28 @@ from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 SampledRow = tuple[int, Sequence]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenInFlight:
-    """A token that is still on the device."""
+class TokensInFlight(NamedTuple):
+    """Sequences whose next tokens are still on the device."""
 
-    index: int  # among the tokens of its step
+    sequences: SequenceOf[Sequence]
+    indices: SequenceOf[int]  # among the tokens of their step
 
 
-class Sampled(NamedTuple):
-    """The next token of a sequence, or the error of its sampling; for all beams of a request, the scores to search."""
+class SampledTokens(NamedTuple):
+    """The next token of each sequence."""
+
+    sequences: SequenceOf[Sequence]
+    choices: Choices
+
+
+class SampledAlone(NamedTuple):
+    """For all beams of a request, the scores to search; or the error of a sequence that gets no next token."""
 
     sequence: Sequence
-    outcome: Choice | TokenInFlight | BeamScores | Exception
+    outcome: BeamScores | Exception
+
+
+Sampled = TokensInFlight | SampledTokens | SampledAlone
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class StepPlan:
     block_copies: list[tuple[int, int]] = field(default_factory=list)  # (from, to), before anything is computed
     state_copies: list[tuple[int, int]] = field(default_factory=list)  # of recurrent states, likewise
     admitted: list[SequenceGroup] = field(default_factory=list)  # running from this step on
+    grown: list[Sequence] = field(default_factory=list)  # of those that decode, whose block tables are not as before
 
     @property
     def is_empty(self) -> bool:

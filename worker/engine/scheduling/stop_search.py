@@ -13,17 +13,34 @@ class StopSearch:
     def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
         self._stream = stream
         self._stops = stops
+        self._last_characters = frozenset(stop[-1] for stop in stops)
         self._num_kept = max(map(len, stops)) - 1
         self._end = ""  # the last characters that no later token changes
         self._num_dropped = 0  # characters before those
         self._num_tokens = 0
 
-    def extend(self, token_ids: Sequence[int]) -> int | None:
-        """Adds the tokens of the answer that are new; the place of the first stop string that they complete."""
-        start = None
-        while self._num_tokens < len(token_ids) and start is None:
-            start = self._append(token_ids[self._num_tokens])
-            self._num_tokens += 1
+    @property
+    def kind(self) -> type:
+        """The kind of its stream: `may_complete` is the same for all searches of a kind for the same strings."""
+        return type(self._stream)
+
+    def may_complete(self, token_id: int) -> bool:
+        """Whether a stop string may end with the token, whatever comes before it."""
+        return self._stream.may_show(token_id, self._last_characters)
+
+    def extend(self, token_ids: Sequence[int], end: int) -> int | None:
+        """Adds the tokens of the answer up to `end` that are new; the place of the first stop string in their text.
+
+        None but the last of them may complete one.
+        """
+        if end <= self._num_tokens:
+            return None
+        text = self._end + "".join([self._stream.append(token_id) for token_id in token_ids[self._num_tokens : end]])
+        self._num_tokens = end
+        start = self._find(text + self._stream.open)
+        num_final = max(0, len(text) - self._num_kept)
+        self._num_dropped += num_final
+        self._end = text[num_final:]
         return start
 
     def close(self) -> int | None:
@@ -34,13 +51,6 @@ class StopSearch:
         other = StopSearch(self._stream.copy(), self._stops)
         other._end, other._num_dropped, other._num_tokens = self._end, self._num_dropped, self._num_tokens
         return other
-
-    def _append(self, token_id: int) -> int | None:
-        text = self._end + self._stream.append(token_id)
-        start = self._find(text + self._stream.open)
-        self._num_dropped += max(0, len(text) - self._num_kept)
-        self._end = text[max(0, len(text) - self._num_kept) :]
-        return start
 
     def _find(self, text: str) -> int | None:
         starts = [start for start in map(text.find, self._stops) if start >= 0]

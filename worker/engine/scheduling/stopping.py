@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from models.params import GenerationParams
 from models.states import FinishReason
 from worker.engine.detokenizer import Detokenizer
@@ -19,6 +21,18 @@ def eos_ids_of(params: GenerationParams, model_eos_ids: tuple[int, ...]) -> tupl
     return model_eos_ids if stored is None else stored
 
 
+class WatchedTokens(dict[int, bool]):
+    """Whether a sequence may end with a token, whatever comes before it; found when it is first asked for."""
+
+    def __init__(self, end_ids: Collection[int], search: StopSearch | None) -> None:
+        super().__init__(dict.fromkeys(end_ids, True))
+        self._search = search
+
+    def __missing__(self, token_id: int) -> bool:
+        found = self[token_id] = self._search is not None and self._search.may_complete(token_id)
+        return found
+
+
 def check_stop(sequence: Sequence, eos_ids: tuple[int, ...], detokenizer: Detokenizer | None) -> None:
     """Sets the sequence's `finish_reason` if its newest token ends it, and `text_end` where a stop string begins.
 
@@ -31,7 +45,7 @@ def check_stop(sequence: Sequence, eos_ids: tuple[int, ...], detokenizer: Detoke
         sequence.finish_reason = FinishReason.EOS
     elif token_ids[-1] in params.stop_token_ids:
         sequence.finish_reason = FinishReason.STOP
-    elif search is not None and (start := search.extend(token_ids)) is not None:
+    elif search is not None and (start := search.extend(token_ids, len(token_ids))) is not None:
         sequence.finish_reason, sequence.text_end = FinishReason.STOP, start
     elif len(token_ids) >= sequence.max_new_tokens:
         sequence.finish_reason = FinishReason.LENGTH
@@ -54,5 +68,5 @@ def stop_search_of(sequence: Sequence, detokenizer: Detokenizer | None) -> StopS
     if sequence.stop_search is None:
         stream = detokenizer.stream(sequence.request.prompt_ids)
         sequence.stop_search = StopSearch(stream, sequence.request.params.stop)
-    sequence.stop_search.extend(sequence.token_ids[:-1])
+    sequence.stop_search.extend(sequence.token_ids, len(sequence.token_ids) - 1)
     return sequence.stop_search

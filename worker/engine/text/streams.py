@@ -28,6 +28,9 @@ class TextStream(Protocol):
     def copy(self) -> TextStream:
         """A stream that goes on from here by itself."""
 
+    def may_show(self, token_id: int, characters: frozenset[str]) -> bool:
+        """Whether one of the characters may appear with the token, whatever comes before it."""
+
 
 class ByteLevelText:
     """Of byte-level tokens: a character appears with its last byte."""
@@ -53,6 +56,13 @@ class ByteLevelText:
     def close(self) -> str:
         text = self._unfinished.decode(errors="replace")
         return self._without_first(text) if self._hides_first and text else text
+
+    def may_show(self, token_id: int, characters: frozenset[str]) -> bool:
+        """A character comes with its last byte, and the replacement of an invalid one with any."""
+        data = self._texts[token_id]
+        if not isinstance(data, bytes):
+            return False
+        return REPLACEMENT in characters or any(character.encode()[-1] in data for character in characters)
 
     def copy(self) -> Self:
         return copy.copy(self)
@@ -87,6 +97,13 @@ class SpelledText:
     def close(self) -> str:
         return text_of_bytes(self._run, self._num_prompt_bytes, is_final=True)
 
+    def may_show(self, token_id: int, characters: frozenset[str]) -> bool:
+        """The end of a run of bytes, which any text is, may show that they are no characters."""
+        text = self._texts[token_id]
+        if isinstance(text, str) and REPLACEMENT not in characters:
+            return not characters.isdisjoint(text)
+        return text is not None
+
     def copy(self) -> Self:
         return copy.copy(self)
 
@@ -111,6 +128,9 @@ class CleanedText:
     def close(self) -> str:
         return cleaned(self._text + self._source.close(), self._num_prompt)
 
+    def may_show(self, token_id: int, characters: frozenset[str]) -> bool:  # noqa: ARG002
+        return True
+
     def copy(self) -> Self:
         other = copy.copy(self)
         other._source = self._source.copy()
@@ -133,6 +153,9 @@ class WholeText:
 
     def close(self) -> str:
         return self._text_of(self._token_ids)
+
+    def may_show(self, token_id: int, characters: frozenset[str]) -> bool:  # noqa: ARG002
+        return True
 
     def copy(self) -> Self:
         other = copy.copy(self)

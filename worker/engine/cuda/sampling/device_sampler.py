@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.backend import LogitsLayout
-from worker.engine.choices import Choice, Choices
+from worker.engine.choices import Choices
 from worker.engine.cuda.running_rows import RowUpdates, batch_index_of
 from worker.engine.cuda.sampling.output import Column, SamplerOutput, choices_of
 from worker.engine.cuda.sampling.table import fits_table, table_row
@@ -32,12 +32,14 @@ class PackedChoices:
     token_ids: Tensor  # the table's newest tokens [max_num_seqs + 1], by batch index
     _packed: Callable[[], Tensor]
     _alternatives: Callable[[], Tensor] | None = None  # where they are not packed with the others
+    _places: SequenceOf[int] | None = None  # of the rows that the device samples; None: all
 
     def collect(self) -> Choices:
         packed = self._packed().numpy()
         if self._alternatives is not None:
             packed = np.concatenate([packed, self._alternatives().numpy()[:, len(Column) :]], axis=1)
-        return choices_of(packed)
+        choices = choices_of(packed)
+        return choices if self._places is None else choices.of_rows(self._places)
 
 
 class TableInFlight(InFlight):
@@ -49,25 +51,13 @@ class TableInFlight(InFlight):
         on_device: list[SampledRow],
         on_host: list[SampledRow],
         launched: PackedChoices | None,
-        places: SequenceOf[int],
     ) -> None:
-        """`places` are those of the rows `on_device` among the choices."""
         super().__init__(logits, on_device, on_host, launched)
-        self._indices = [batch_index_of(sequence) for _, sequence in on_device]
-        self._places = places
+        self._indices = [batch_index_of(sequence) for sequence in self.sampled_sequences]
 
     @property
     def in_flight_indices(self) -> SequenceOf[int]:
         return self._indices
-
-    def collect(self) -> list[Choice]:
-        if self._launched is None:
-            return []
-        choices = self._launched.collect()
-        return [
-            choices.of_row(place, sequence.request.params.top_logprobs)
-            for place, (_, sequence) in zip(self._places, self.on_device, strict=True)
-        ]
 
 
 class DeviceSampler:
@@ -90,7 +80,7 @@ class DeviceSampler:
         assert logits.shape[1] == self._layout.vocab, "the logits are not those that the table was made for"
         on_device, on_host = self._divided(rows)
         launched = self._sample(logits, on_device) if on_device else None
-        return TableInFlight(logits, on_device, on_host, launched, range(len(on_device)))
+        return TableInFlight(logits, on_device, on_host, launched)
 
     def sample_step(self, logits: Tensor) -> None:
         """The kernels of a recorded step: samples every row [rows, vocab], those that are the host's in vain."""
@@ -102,10 +92,12 @@ class DeviceSampler:
         """Begins to bring what a recorded step has sampled to the host; its rows are those of the logits, in order."""
         on_device, on_host = self._divided(rows)
         if not on_device:
-            return TableInFlight(logits, [], on_host, None, ())
+            return TableInFlight(logits, [], on_host, None)
         packed = fetch(self._output.packed[: len(rows)])
-        found = PackedChoices(self._table.last_token_ids, packed, self._alternatives(logits[: len(rows)], on_device))
-        return TableInFlight(logits, on_device, on_host, found, [row for row, _ in on_device])
+        alternatives = self._alternatives(logits[: len(rows)], on_device)
+        places = [row for row, _ in on_device] if on_host else None
+        found = PackedChoices(self._table.last_token_ids, packed, alternatives, places)
+        return TableInFlight(logits, on_device, on_host, found)
 
     def _alternatives(self, logits: Tensor, rows: list[SampledRow]) -> Callable[[], Tensor] | None:
         if not (num_alternatives := num_alternatives_of(rows)):
@@ -116,7 +108,11 @@ class DeviceSampler:
 
     def _divided(self, rows: list[SampledRow]) -> tuple[list[SampledRow], list[SampledRow]]:
         """The rows that the table fits, and those that are the host's."""
-        is_taken = [not is_beam(row) and self._takes(row[1]) for row in rows]
+        is_taken = [
+            (state.is_in_table if (state := row[1].row_state) is not None else None)
+            or (not is_beam(row) and self._takes(row[1]))
+            for row in rows
+        ]
         if all(is_taken):
             return rows, []
         return (

@@ -55,6 +55,4 @@ def choices_of(packed: NDArray[np.int32]) -> Choices:
     columns = packed.astype(np.float64)
     columns[:, FLOATS] = floats[:, FLOATS]
     end = (packed.shape[1] + len(Column)) // 2
-    return Choices(
-        columns[:, : Column.SAW_NAN].tolist(), packed[:, len(Column) : end].tolist(), floats[:, end:].tolist()
-    )
+    return Choices(columns[:, : Column.SAW_NAN], packed[:, len(Column) : end], floats[:, end:])

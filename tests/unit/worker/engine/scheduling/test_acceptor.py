@@ -9,7 +9,7 @@ import pytest
 
 from models.params import GenerationParams
 from models.states import FinishReason
-from worker.engine.choices import Choice
+from worker.engine.choices import Choice, Choices
 from worker.engine.config import ModelLimits
 from worker.engine.request import Request
 from worker.engine.sampling.beam_search import BeamSearch
@@ -17,15 +17,15 @@ from worker.engine.scheduling.acceptor import Acceptor
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
-from worker.engine.scheduling.step_plan import Sampled, TokenInFlight
+from worker.engine.scheduling.step_plan import Sampled, SampledAlone, SampledTokens, TokensInFlight
 from worker.engine.stats import EngineStats
 
 EOS = 2
 LIMITS = ModelLimits("toy", 100, 64, (EOS,), has_tokenizer=False, dtype="bfloat16")
 
 
-def choice(token_id: int, logprob: float = -1.0) -> Choice:
-    return Choice(token_id, logprob, -1.0, 0.5, 1, 1, [])
+def choice(token_id: int, logprob: float = -1.0) -> Choices:
+    return Choices.stacked([Choice(token_id, logprob, -1.0, 0.5, 1, 1, [])])
 
 
 class Prefilled:
@@ -45,7 +45,13 @@ class Prefilled:
         return group
 
     def accept(self, *sampled: tuple[Sequence, Any]) -> list[SequenceGroup]:
-        return list(self.acceptor.accept([Sampled(*each) for each in sampled]))
+        return self.acceptor.accept([as_sampled(*each) for each in sampled])
+
+
+def as_sampled(sequence: Sequence, outcome: Any) -> Sampled:
+    if isinstance(outcome, int):
+        return TokensInFlight([sequence], [outcome])
+    return SampledTokens([sequence], outcome) if isinstance(outcome, Choices) else SampledAlone(sequence, outcome)
 
 
 def test_a_token_is_added_and_may_end_its_sequence() -> None:
@@ -71,7 +77,7 @@ def test_the_token_of_a_failed_sample_is_in_flight_no_longer() -> None:
     """The step that computes beside it still samples its row."""
     batch = Prefilled()
     samples = batch.add(0, strategy="sample", n=3).sequences
-    batch.accept(*[(sample, TokenInFlight(number)) for number, sample in enumerate(samples)])
+    batch.accept(*[(sample, number) for number, sample in enumerate(samples)])
     batch.accept(*[(sample, choice(9, math.nan)) for sample in samples])
     assert [sample.in_flight_index for sample in samples] == [None, None, None]
 
@@ -79,7 +85,7 @@ def test_the_token_of_a_failed_sample_is_in_flight_no_longer() -> None:
 def test_a_token_in_flight_is_counted_once_it_is_collected() -> None:
     batch = Prefilled()
     (sequence,) = batch.add(0).sequences
-    assert batch.accept((sequence, TokenInFlight(3))) == []
+    assert batch.accept((sequence, 3)) == []
     assert (sequence.in_flight_index, sequence.num_generated, batch.stats.num_generated_tokens) == (3, 1, 0)
     batch.accept((sequence, choice(9)))
     assert (sequence.in_flight_index, sequence.num_generated, batch.stats.num_generated_tokens) == (None, 1, 1)

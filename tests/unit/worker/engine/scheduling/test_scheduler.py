@@ -122,6 +122,7 @@ def test_a_sequence_whose_last_token_is_in_flight_is_not_decoded() -> None:
     scheduling = scheduler()
     (sequence,) = enqueue(scheduling, 0, max_new_tokens=2).sequences
     run(scheduling)
+    scheduling.complete(scheduling.plan())
     sequence.in_flight_index = 0
     assert scheduling.plan().is_empty
 

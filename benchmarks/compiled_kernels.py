@@ -86,8 +86,8 @@ def compile_kernel(kernel: Any, arch: int, element: str, dim: int, group: int, w
     tile = TileShape.of(dim, dim, 4 if element == "fp32" else 2, group, wanted_rows)
     constants = {
         "GROUP": group, "DIM": dim, "DIM_PADDED": tile.dim, "VALUE_DIM": dim, "VALUE_DIM_PADDED": tile.value_dim,
-        "BLOCK_SIZE": 64, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "SECTION": SECTION, "WINDOW": 0, "SOFTCAP": 0.0,
-        "HAS_SINKS": True,
+        "BLOCK_SIZE": 64, "BLOCK_M": tile.rows, "BLOCK_N": tile.keys, "SECTION": SECTION, "WINDOW": 0, "CHUNK": 0,
+        "SOFTCAP": 0.0,        "HAS_SINKS": True,
     }  # fmt: skip
     types = {name: _type_of(name, element) for name in kernel.arg_names}
     aligned = [name for name in types if name.endswith("_stride")]

@@ -19,7 +19,8 @@ from worker.engine.backend import LoadOptions
 from worker.engine.config import EngineConfig
 from worker.engine.device_selection import backend_for
 from worker.engine.engine import Engine
-from worker.engine.loading.self_check import TookTooLong, check
+from worker.engine.loading.deadline import TookTooLong
+from worker.engine.loading.self_check import check
 from worker.engine.loading.twin import TOKEN_IDS, VOCAB
 from worker.engine.model_loader import LoadedModel, prepare_model
 from worker.engine.request import Request

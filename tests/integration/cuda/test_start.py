@@ -14,7 +14,13 @@ from torch import Tensor
 
 from tests.conftest import ROOT
 from tests.support.pretend_cuda.engines import answers, device_with_kernels, engine_of, mixed_requests, model_on
-from tests.support.random_models import altered, random_pair
+from tests.support.pretend_cuda.kernels import ReferenceAttention
+from tests.support.random_models import ARCHITECTURES, altered, random_pair
+from worker.engine.backend import LoadOptions
+from worker.engine.cuda import triton_attention
+from worker.engine.cuda.backend import CudaBackend
+from worker.engine.loading import deadline
+from worker.engine.loading.self_check import check
 from worker.engine.request import OutOfMemory
 
 
@@ -54,6 +60,22 @@ def test_memory_that_lacks_in_a_capture_is_the_engines_own_error() -> None:
 
         with pytest.raises(OutOfMemory):
             engine_of(altered(loaded, decoder=decode))
+
+
+def test_the_self_check_does_not_count_the_time_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that no cache has take longer than the check may; its steps alone are what it is about."""
+    clock = [0.0]
+    monkeypatch.setattr(deadline, "monotonic", lambda: clock[0])
+
+    class Slow(ReferenceAttention):
+        def __init__(self, num_processors: int = 132) -> None:
+            clock[0] += 1000
+            super().__init__(num_processors)
+
+    with device_with_kernels():
+        monkeypatch.setattr(triton_attention, "TritonAttention", Slow)
+        verdict = check(ARCHITECTURES["qwen2"](), CudaBackend, torch.device("cuda:0"), LoadOptions(allow_slow=True))
+    assert clock[0] >= 1000 and verdict.path == "packed", verdict.sentence
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,8 @@ def _attend_segment(layer: AttentionLayer, query: Tensor, keys: Tensor, values: 
     is_visible = torch.arange(seqlen_k) <= positions
     if layer.window is not None:
         is_visible &= torch.arange(seqlen_k) > positions - layer.window
+    if layer.chunk is not None:
+        is_visible &= torch.arange(seqlen_k) >= positions // layer.chunk * layer.chunk
     if layer.softcap is None:
         return F.scaled_dot_product_attention(
             query, keys, values, attn_mask=is_visible, scale=layer.scale, enable_gqa=True

@@ -65,7 +65,11 @@ class AttentionBytes:
 
     def _first(self, position: int) -> int:
         """The section's first key, for the first of a tile's rows."""
-        return 0 if self.layer.window is None else max(position - self.layer.window + 1, 0) // SECTION * SECTION
+        window, chunk = self.layer.window, self.layer.chunk
+        first = 0 if window is None else max(position - window + 1, 0)
+        if chunk is not None:
+            first = max(first, position // chunk * chunk)
+        return first // SECTION * SECTION
 
     def _tile(self, wanted_rows: int) -> TileShape:
         return TileShape.of(self.shape.key_dim, self.shape.value_dim, self.itemsize, self._group, wanted_rows)

@@ -53,12 +53,23 @@ def _add_sink(row_max, row_sum, accumulator, sinks, heads, is_row, HAS_SINKS: tl
 
 
 @triton.jit
+def _first_key(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr) -> Any:
+    """The first key that a row sees."""
+    first = position * 0
+    if WINDOW > 0:
+        first = tl.maximum(position - WINDOW + 1, 0)
+    if CHUNK > 0:
+        first = tl.maximum(first, position // CHUNK * CHUNK)
+    return first
+
+
+@triton.jit
 def _attend_section(
     query, keys, values, block_table, start, end, seqlen_k, position, is_row, head, scale_log2,
     key_slot_stride, key_head_stride, value_slot_stride, value_head_stride,
     DIM: tl.constexpr, DIM_PADDED: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_DIM_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """Maximum, sum and accumulator of the keys `start` … `end` for a tile of rows; BLOCK_N keys at a time."""
     dims = tl.arange(0, DIM_PADDED)
@@ -86,6 +97,8 @@ def _attend_section(
         is_visible = is_row[:, None] & is_key[None, :] & (places[None, :] <= position[:, None])
         if WINDOW > 0:
             is_visible = is_visible & (places[None, :] > position[:, None] - WINDOW)
+        if CHUNK > 0:
+            is_visible = is_visible & (places[None, :] >= position[:, None] // CHUNK * CHUNK)
         scores = tl.where(is_visible, scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
@@ -141,7 +154,7 @@ def attend(
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_DIM_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SECTION: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Grid (segments, key heads, tiles of rows): a tile's rows over all of their keys."""
     segment = first_segment + tl.program_id(0)
@@ -156,9 +169,7 @@ def attend(
             query, first_row, num_rows, tile, head, query_row_stride, query_head_stride, GROUP, DIM, DIM_PADDED, BLOCK_M
         )
         position = seqlen_k - num_rows + row_in_segment
-        start = 0
-        if WINDOW > 0:
-            start = tl.maximum(seqlen_k - num_rows + tile * rows_per_tile - WINDOW + 1, 0) // SECTION * SECTION
+        start = _first_key(seqlen_k - num_rows + tile * rows_per_tile, WINDOW, CHUNK) // SECTION * SECTION
         end = tl.minimum(seqlen_k, seqlen_k - num_rows + (tile + 1) * rows_per_tile)
         row_max, row_sum, accumulator = _no_keys(BLOCK_M, VALUE_DIM_PADDED)
         for section in range(start, end, SECTION):
@@ -166,7 +177,8 @@ def attend(
                 tile_query, keys, values, block_table + segment * max_blocks, section,
                 tl.minimum(section + SECTION, end), seqlen_k, position, is_row, head, scale_log2,
                 key_slot_stride, key_head_stride, value_slot_stride, value_head_stride,
-                DIM, DIM_PADDED, VALUE_DIM, VALUE_DIM_PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N, WINDOW, SOFTCAP,
+                DIM, DIM_PADDED, VALUE_DIM, VALUE_DIM_PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N,
+                WINDOW, CHUNK, SOFTCAP,
             )  # fmt: skip
             row_max, row_sum, accumulator = _join(
                 row_max, row_sum, accumulator, section_max, section_sum, section_accumulator
@@ -186,7 +198,7 @@ def attend_split(
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_DIM_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SECTION: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Grid (decoding rows, key heads, programs): each program writes the sections that fall to it.
 
@@ -200,9 +212,7 @@ def attend_split(
         query, row, 1, 0, head, query_row_stride, query_head_stride, GROUP, DIM, DIM_PADDED, BLOCK_M
     )
     position = seqlen_k - 1 + row_in_segment
-    first_section = 0
-    if WINDOW > 0:
-        first_section = tl.maximum(seqlen_k - WINDOW, 0) // SECTION
+    first_section = _first_key(seqlen_k - 1, WINDOW, CHUNK) // SECTION
     tile_rows = tl.arange(0, BLOCK_M)
     value_dims = tl.arange(0, VALUE_DIM_PADDED)
     of_row = (row * tl.num_programs(1) + head).to(tl.int64) * max_sections
@@ -211,7 +221,8 @@ def attend_split(
             tile_query, keys, values, block_table + row * max_blocks, section * SECTION,
             tl.minimum(section * SECTION + SECTION, seqlen_k), seqlen_k, position, is_row, head, scale_log2,
             key_slot_stride, key_head_stride, value_slot_stride, value_head_stride,
-            DIM, DIM_PADDED, VALUE_DIM, VALUE_DIM_PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N, WINDOW, SOFTCAP,
+            DIM, DIM_PADDED, VALUE_DIM, VALUE_DIM_PADDED, BLOCK_SIZE, BLOCK_M, BLOCK_N,
+            WINDOW, CHUNK, SOFTCAP,
         )  # fmt: skip
         places = (of_row + section) * BLOCK_M + tile_rows
         tl.store(partial_max + places, section_max)
@@ -224,15 +235,14 @@ def join_sections(
     output, sinks, partial_max, partial_sum, partial_accumulator, seqused_k, max_sections,
     output_row_stride, output_head_stride,
     GROUP: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_DIM_PADDED: tl.constexpr,
-    BLOCK_M: tl.constexpr, SECTION: tl.constexpr, WINDOW: tl.constexpr, HAS_SINKS: tl.constexpr,
+    BLOCK_M: tl.constexpr, SECTION: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Grid (decoding rows, key heads): joins what `attend_split` wrote, in the order in which `attend` does."""
     row = tl.program_id(0)
     head = tl.program_id(1)
     seqlen_k = tl.load(seqused_k + row)
-    first_section = 0
-    if WINDOW > 0:
-        first_section = tl.maximum(seqlen_k - WINDOW, 0) // SECTION
+    first_section = _first_key(seqlen_k - 1, WINDOW, CHUNK) // SECTION
     tile_rows = tl.arange(0, BLOCK_M)
     value_dims = tl.arange(0, VALUE_DIM_PADDED)
     row_max, row_sum, accumulator = _no_keys(BLOCK_M, VALUE_DIM_PADDED)

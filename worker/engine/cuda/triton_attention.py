@@ -98,8 +98,8 @@ class TritonAttention:
         join_sections[grid](
             output, call.sinks, *partial, rows.seqused_k, max_sections, *output.stride()[:2],
             GROUP=call.group, VALUE_DIM=output.shape[2], VALUE_DIM_PADDED=call.tile.value_dim,
-            BLOCK_M=call.tile.rows, SECTION=SECTION, WINDOW=call.constants["WINDOW"], HAS_SINKS=call.has_sinks,
-            **call.options,
+            BLOCK_M=call.tile.rows, SECTION=SECTION, WINDOW=call.constants["WINDOW"], CHUNK=call.constants["CHUNK"],
+            HAS_SINKS=call.has_sinks, **call.options,
         )  # fmt: skip
 
 
@@ -143,6 +143,7 @@ class _Call:
             "BLOCK_N": tile.keys,
             "SECTION": SECTION,
             "WINDOW": layer.window or 0,
+            "CHUNK": layer.chunk or 0,
             "SOFTCAP": layer.softcap or 0.0,
         }
         sinks = query if layer.sinks is None else layer.sinks

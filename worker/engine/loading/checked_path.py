@@ -10,7 +10,8 @@ import torch
 
 from models.checkpoint.paths.verdict import Verdict, store_verdict, stored_verdict, verdict_key
 from worker.engine.backend import Backend, LoadOptions
-from worker.engine.loading.self_check import SECONDS, TookTooLong, check
+from worker.engine.loading.deadline import TookTooLong
+from worker.engine.loading.self_check import SECONDS, check
 
 logger = logging.getLogger(__name__)
 

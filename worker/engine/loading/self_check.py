@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from functools import partial
-from time import monotonic
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from models.checkpoint.paths.verdict import Verdict
 from models.checkpoint.small_files import one_line
 from worker.engine.backend import Backend, LoadOptions
 from worker.engine.fallback.own_cache import OwnCacheDecoder
+from worker.engine.loading.deadline import Deadline, TookTooLong
 from worker.engine.loading.twin import twins
 from worker.engine.loading.twin_steps import LONG, NUM_STEPS, SHORT, TwinSteps, prompt_tokens
 
@@ -33,10 +32,6 @@ TOLERANCE = 1e-3
 #: The least that other tokens must change a twin's logits, so that a wrong path shows.
 SENSITIVITY = 20 * TOLERANCE
 SECONDS = 20.0
-
-
-class TookTooLong(Exception):
-    """The check's time is over."""
 
 
 class _Insensitive(Exception):
@@ -55,7 +50,7 @@ def check(
 ) -> Verdict:
     """The path that computes a configuration's language model. Raises `TookTooLong`, by default after `SECONDS`."""
     backend.prepare_process(torch.float32, options)  # builds the kernels, which is not the check's time
-    deadline = monotonic() + (SECONDS if seconds is None else seconds)
+    deadline = Deadline(SECONDS if seconds is None else seconds)
     found = _smallest_twin(config, device, deadline)
     if isinstance(found, str):
         return Verdict("fallback", f"no small twin of its configuration is of use ({found})")
@@ -75,7 +70,7 @@ def check(
     return replace(verdict, path="fallback", reason=problem)
 
 
-def _smallest_twin(config: Any, device: torch.device, deadline: float) -> _Twin | str:
+def _smallest_twin(config: Any, device: torch.device, deadline: Deadline) -> _Twin | str:
     """The smallest twin that runs and tells right from wrong; or the reason that there is none."""
     problem = ""
     for make_twin in twins(config, device):
@@ -90,17 +85,17 @@ def _smallest_twin(config: Any, device: torch.device, deadline: float) -> _Twin 
             problem = problem or str(error)
         except Exception as error:  # Transformers' classes raise types of their own
             problem = problem or _cause(error)
-        _check_time(deadline)
+        deadline.check()
     return problem
 
 
 def _packed_verdict(
-    twin: _Twin, backend: type[Backend], device: torch.device, options: LoadOptions, deadline: float
+    twin: _Twin, backend: type[Backend], device: torch.device, options: LoadOptions, deadline: Deadline
 ) -> tuple[Verdict, str | None]:
     """The verdict on our steps, and the sentence about them where they differ from the twin's own."""
     verdict = Verdict("packed", "a small twin computes what its own forward pass does")
     try:
-        steps = TwinSteps(twin.model, backend, device, options, partial(_check_time, deadline))
+        steps = TwinSteps(twin.model, backend, device, options, deadline)
         together = steps.logits((LONG, SHORT), in_pieces=True)
         difference = _spreads(together, twin.alone)
         if not difference <= TOLERANCE:
@@ -122,7 +117,7 @@ def _is_batch_invariant(steps: TwinSteps, together: Tensor) -> bool:
 
 
 @torch.inference_mode()
-def _check_sensitivity(twin: Any, alone: Tensor, deadline: float) -> None:
+def _check_sensitivity(twin: Any, alone: Tensor, deadline: Deadline) -> None:
     """Raises `_Insensitive` where another token, or two in another order, change less than a wrong path would have to.
 
     A deep stack of random layers can make every row the average of its prompt.
@@ -136,7 +131,7 @@ def _check_sensitivity(twin: Any, alone: Tensor, deadline: float) -> None:
 
 
 @torch.inference_mode()
-def _own_logits(twin: Any, deadline: float, *, interleaved: bool) -> Tensor:
+def _own_logits(twin: Any, deadline: Deadline, *, interleaved: bool) -> Tensor:
     """[steps, prompts, vocab] by the model's own cache: each prompt by itself, or the two in turns, from copies."""
     decoder = OwnCacheDecoder(twin)
     tokens = prompt_tokens()
@@ -152,17 +147,17 @@ def _own_logits(twin: Any, deadline: float, *, interleaved: bool) -> Tensor:
             *(decoder.decode(state, each[-step]) for state, each in zip(copies, tokens, strict=True)), strict=True
         )
         rows.append(torch.stack(logits))
-        _check_time(deadline)
+        deadline.check()
     return torch.stack(rows).float()
 
 
-def _decoded_alone(decoder: OwnCacheDecoder, tokens: SequenceOf[int], deadline: float) -> Tensor:
+def _decoded_alone(decoder: OwnCacheDecoder, tokens: SequenceOf[int], deadline: Deadline) -> Tensor:
     state, logits = decoder.prefill(tokens[:-NUM_STEPS])
     rows = [logits]
     for token_id in tokens[-NUM_STEPS:]:
         state, logits = decoder.decode(state, token_id)
         rows.append(logits)
-        _check_time(deadline)
+        deadline.check()
     return torch.stack(rows).float()
 
 
@@ -174,11 +169,6 @@ def _spreads(found: Tensor, expected: Tensor) -> float:
 def _differences(found: Tensor, expected: Tensor) -> Tensor:
     """The largest difference of each row's logits, in standard deviations of the row."""
     return (found - expected).abs().amax(-1) / expected.std(-1)
-
-
-def _check_time(deadline: float) -> None:
-    if monotonic() > deadline:
-        raise TookTooLong
 
 
 def _cause(error: BaseException) -> str:

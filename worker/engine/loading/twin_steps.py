@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from models.params import GenerationParams
 from worker.engine.backend import Backend, LoadOptions
 from worker.engine.config import EngineConfig, ModelLimits
+from worker.engine.loading.deadline import Deadline
 from worker.engine.loading.prepare import load_packed
 from worker.engine.loading.twin import TOKEN_IDS, VOCAB
 from worker.engine.request import Request
@@ -44,19 +45,21 @@ class TwinSteps:
         backend: type[Backend],
         device: torch.device,
         options: LoadOptions,
-        check_time: Callable[[], None],
+        deadline: Deadline,
     ) -> None:
         vocab_size = twin.config.get_text_config().vocab_size
-        self._model = load_packed("twin", twin, backend, device, options)
+        with deadline.stopped():
+            self._model = load_packed("twin", twin, backend, device, options)
         self._limits = ModelLimits("twin", PROMPT_LENGTHS[LONG] + BLOCK_SIZE, vocab_size)
         self._backend = backend
-        self._check_time = check_time  # called after each step
+        self._deadline = deadline
 
     @torch.inference_mode()
     def logits(self, prompts: SequenceOf[int], *, in_pieces: bool) -> Tensor:
         """[steps, prompts, vocab] of some of the prompts, decoded together."""
         config = EngineConfig(block_size=BLOCK_SIZE, max_num_seqs=2, kv_memory=KV_MEMORY, use_graphs=False)
-        runner = self._backend(self._model, self._limits, config)
+        with self._deadline.stopped():
+            runner = self._backend(self._model, self._limits, config)
         states = StateManager(runner.num_states) if runner.num_states else None
         blocks = BlockManager(runner.num_blocks, runner.block_size, share_prefixes=False, states=states)
         rows: list[dict[int, Tensor]] = []
@@ -65,7 +68,7 @@ class TwinSteps:
             logits = step.take_logits()
             each = [*step.on_device, *step.on_host]
             rows.append({sequence.request.id: logits[row].float() for row, sequence in each})
-            self._check_time()
+            self._deadline.check()
         return torch.stack([torch.stack([row[index] for index in prompts]) for row in rows if row])
 
     @property
@@ -103,4 +106,5 @@ def _group(index: int, blocks: BlockManager) -> SequenceGroup:
     allocated = blocks.allocate(Prefix(), blocks.blocks_for(len(tokens) + 1))
     assert allocated is not None
     sequence.table, _ = allocated
+    sequence.batch_index = index + 1  # a GPU samples by its row, from 1 on
     return SequenceGroup(request, [sequence], arrived=0.0)

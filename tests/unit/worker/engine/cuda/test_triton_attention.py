@@ -84,6 +84,8 @@ class Case:
         is_hidden = places > positions
         if layer.window is not None:
             is_hidden |= places <= positions - layer.window
+        if layer.chunk is not None:
+            is_hidden |= places < positions // layer.chunk * layer.chunk
         scores = scores.masked_fill(is_hidden, -math.inf)
         if layer.sinks is not None:
             sinks = layer.sinks.double()[:, None, None].expand(-1, segment.num_rows, 1)
@@ -118,6 +120,7 @@ CASES = {
     "qwen2": (LayerShape(2, 64, 64), 7, 64, torch.float32, PLAIN),
     "one head, odd dims": (LayerShape(1, 24, 40), 1, 16, torch.float32, PLAIN),
     "window": (LayerShape(2, 32, 32), 2, 16, torch.float32, replace(PLAIN, window=50)),
+    "chunks": (LayerShape(1, 32, 32), 2, 16, torch.float32, replace(PLAIN, chunk=40)),
     "softcap": (LayerShape(1, 32, 32), 4, 32, torch.float32, replace(PLAIN, softcap=5.0)),
     "sinks": (LayerShape(2, 16, 32), 3, 16, torch.float32, replace(PLAIN, window=50, sinks=torch.linspace(-3, 9, 6))),
     "wide": (LayerShape(1, 512, 512), 2, 48, torch.float32, replace(PLAIN, scale=0.05)),

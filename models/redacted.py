@@ -23,10 +23,18 @@ SHOWN_OPTIONS = frozenset(
 
 SECRET_OPTIONS = frozenset({"password", "sslpassword", "ssl_password", "passfile", "options"})
 
+#: Schemes of URLs that name a file.
+PATH_SCHEMES = ("sqlite", "redis+socket", "unix")
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(:/{0,2})(.*)", re.DOTALL)
 _PLACE = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.%]*\]|[^:/?#\[\]]*)(?::(?P<port>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?"
 )
+#: Hosts, names of databases and values of options that hold nothing else; neither of these has options of its own.
+_PLAIN_NAME = re.compile(r"[\w.,\-]*")
+_PLAIN_PATH = re.compile(r"[\w.,/\-]*")
+_PLAIN_VALUE = re.compile(r"[\w.,:/+\-\[\]]*")
+
 _SETTING = re.compile(r"([A-Za-z_]+)\s*=\s*('[^']*'|\S*)")
 
 
@@ -37,9 +45,9 @@ def redacted(url: str) -> str:
     if match is None or (not match[2].endswith("//") and "@" not in url and "=" in url):
         return _without_scheme(url)
     scheme, mark, rest = match.groups()
-    if scheme.lower().startswith(("sqlite", "redis+socket", "unix")) and mark == "://" and "@" not in rest:
-        return url  # a path
     login, at, place = rest.rpartition("@")
+    if scheme.lower().startswith(PATH_SCHEMES) and mark == "://" and not (at and place.startswith("/")):
+        return _path(scheme, rest)
     if re.search("[/?#]", login):
         return f"{scheme}{mark}{HIDDEN}"  # is it a password with a slash, or an option with an @?
     shown = _login(scheme, login) if mark == "://" else HIDDEN
@@ -58,14 +66,22 @@ def _is_plain(user: str) -> bool:
     return re.fullmatch(r"[\w.\-]*", user) is not None
 
 
+def _path(scheme: str, rest: str) -> str:
+    """A file's URL: nothing stands before its path, which may be any; options may follow."""
+    path, question, query = rest.partition("?")
+    if "@" in rest or (path and not path.startswith("/")):
+        return f"{scheme}://{HIDDEN}"
+    return f"{scheme}://{path}" + (f"?{'&'.join(map(_option, query.split('&')))}" if question else "")
+
+
 def _place(place: str) -> str:
     match = _PLACE.fullmatch(place)
-    if match is None:
+    if match is None or not _PLAIN_NAME.fullmatch(match["host"].strip("[]").replace(":", "").partition("%")[0]):
         return HIDDEN
     host, port, path, query = match["host"], match["port"], match["path"], match["query"]
     if port is not None and not _is_port(port, host):
         return f"{host}:{HIDDEN}"  # a login whose @ is missing
-    shown = host + (f":{port}" if port is not None else "") + path
+    shown = host + (f":{port}" if port is not None else "") + (path if _PLAIN_PATH.fullmatch(path) else f"/{HIDDEN}")
     return shown if query is None else f"{shown}?{'&'.join(map(_option, query.split('&')))}"
 
 
@@ -75,7 +91,7 @@ def _is_port(port: str, host: str) -> bool:
 
 def _option(option: str) -> str:
     name, _, value = option.partition("=")
-    if name.lower() in SHOWN_OPTIONS:
+    if name.lower() in SHOWN_OPTIONS and _PLAIN_VALUE.fullmatch(value):
         return f"{name}={value}"
     return f"{name}={HIDDEN}" if name.lower() in SECRET_OPTIONS else HIDDEN
 
@@ -108,8 +124,8 @@ def check_url(url: str, example: str) -> None:
     match = _SCHEME.fullmatch(url)
     if match is None or not match[2].endswith("//"):
         raise ValueError(f"{redacted(url)!r} is no URL; give {example}")
-    if match[1].lower().startswith(("sqlite", "redis+socket", "unix")):
-        return  # a path
+    if match[1].lower().startswith(PATH_SCHEMES):
+        return
     authority = re.split(r"[/?#]", match[3], maxsplit=1)[0]
     behind = match[3][len(authority) :]
     place = authority.rpartition("@")[2]

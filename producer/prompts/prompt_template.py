@@ -42,6 +42,8 @@ class PromptTemplate:
             raise _not_a_template(error.message or "", error.lineno) from error
         except RecursionError as error:
             raise UsageError("--template is nested too deeply") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise _not_a_template(str(error), None) from error
         self.names, self.uses_row = names - {"row"}, "row" in names
         self.literal_names = frozenset(LITERAL_NAME.findall(JINJA.sub("", source)))  # {name} that is printed as it is
 

@@ -45,6 +45,20 @@ SHAPES = [
     "host=127.0.0.1 password='{password}'",
     "{scheme}://user:{password}@127.0.0.1:1,127.0.0.1:2/name",
     "{scheme}://user:{password}@127.0.0.1:99999/name",
+    "{scheme}://user@127.0.0.1:1/name;password={password}",
+    "{scheme}://user@127.0.0.1:1/name?sslmode=disable;password={password}",
+    "{scheme}://user@127.0.0.1:1/name?dbname=password%3D{password}",
+    "{scheme}://user@127.0.0.1:1/password={password}",
+    "{scheme}://127.0.0.1:1/0 password={password}",
+    "jdbc:{scheme}://127.0.0.1:1/name?user=a&password={password}",
+]
+
+#: Of URLs that name a file.
+FILE_SHAPES = [
+    "{scheme}:///name?password={password}",
+    "{scheme}:///folder/name?mode=ro&key={password}",
+    "{scheme}://:{password}/name",
+    "{scheme}://{password}/name",
 ]
 schemes = st.sampled_from(["postgresql", "postgresql+psycopg", "redis", "rediss", "mysql", "postgres"])
 
@@ -59,7 +73,16 @@ def hides(told: str) -> bool:
     return SECRET not in told.lower()
 
 
-@settings(max_examples=300)
+@given(
+    st.sampled_from(FILE_SHAPES), st.sampled_from(["sqlite", "sqlite+pysqlcipher", "redis+socket", "unix"]), passwords
+)
+def test_no_url_of_a_file_shows_its_password(shape: str, scheme: str, password: str) -> None:
+    url = shape.format(scheme=scheme, password=password)
+    assert hides(redacted(url)), redacted(url)
+    assert redacted(f"{scheme}:////home/a b/x=1.db") == f"{scheme}:////home/a b/x=1.db"  # a path is shown as it is
+
+
+@settings(max_examples=400)
 @given(st.sampled_from(SHAPES), schemes, passwords)
 @example(SHAPES[0], "redis", f"{SECRET}@{SECRET}/{SECRET}")
 def test_no_url_shows_its_password(shape: str, scheme: str, password: str) -> None:

@@ -121,6 +121,8 @@ def test_a_file_s_line_is_named_and_a_template_that_never_ends_is_given_up(tmp_p
             next(records)
         with pytest.raises(UsageError, match="is not a Jinja2 template"):
             PromptTemplate("{% for %}")
+        with pytest.raises(UsageError, match="is not a Jinja2 template: Exceeds the limit"):
+            PromptTemplate(f"{{{{ {'9' * 5_000} }}}}")
         with pytest.raises(LineProblem, match="does not go with --template: 'nothing' is undefined"):
             PromptTemplate("{{ nothing ~ 1 }}").render({})
     process.close()

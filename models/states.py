@@ -13,6 +13,11 @@ NUM_PRIORITIES = 10  # 0 … 9, 9 goes first
 DEFAULT_PRIORITY = 5
 
 
+def clamped_priority(stored: int) -> int:
+    """The priority of a row, whose number may be any where another program has written it."""
+    return min(max(stored, 0), NUM_PRIORITIES - 1)
+
+
 class JobState(StrEnum):
     """The state of one job; the last four are final."""
 

@@ -47,10 +47,10 @@ def lease_end(lease_seconds: float) -> ColumnElement[float]:
 def is_lease_doubtful(lease_seconds: float, least_part: float) -> ColumnElement[bool]:
     """The condition on a running job whose lease has less than that part left, or more than a lease can have.
 
-    Either its worker does not renew it, or the clock was set.
+    Either its worker does not renew it, or the clock was set, or another program has written the row.
     """
-    now = database_epoch()
-    return or_(Job.lease_expires_at < now + least_part * lease_seconds, Job.lease_expires_at > now + lease_seconds)
+    now, end = database_epoch(), Job.lease_expires_at
+    return or_(end < now + least_part * lease_seconds, end > now + lease_seconds, end.is_(None))
 
 
 def is_older_than(time: InstrumentedAttribute[Any], seconds: float) -> ColumnElement[bool]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     and_,
     exists,
     func,
+    not_,
     or_,
     select,
     text,
@@ -32,7 +34,7 @@ from models.message import ChunkMessage, SentJob
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
 from models.settings import DEFAULT_CONCURRENCY
-from models.states import NUM_PRIORITIES, JobState, RunState
+from models.states import NUM_PRIORITIES, JobState, RunState, clamped_priority
 
 MAX_CHUNK_JOBS = 32
 
@@ -75,6 +77,13 @@ def send_outbox(
     return num_sent + _send_all(database, send, condition, concurrency)
 
 
+#: The conditions on a job to be sent, one after the other; by the last one those that another program has written.
+_PRIORITIES = (
+    *(Job.priority == priority for priority in reversed(range(NUM_PRIORITIES))),
+    not_(Job.priority.between(0, NUM_PRIORITIES - 1)),
+)
+
+
 def _send_all(
     database: Engine, send: Send, condition: ColumnElement[bool], concurrency: int, most: int | None = None
 ) -> int:
@@ -84,8 +93,8 @@ def _send_all(
         return 0
     num_left = num_left if most is None else min(num_left, most)
     num_in_flight = chunks_in_flight(database, concurrency)
-    for priority in reversed(range(NUM_PRIORITIES)):
-        of_priority = rest = and_(condition, Job.priority == priority)
+    for has_priority in _PRIORITIES:
+        of_priority = rest = and_(condition, has_priority)
         while page := _read_page(database, rest, PAGE_JOBS if most is None else min(PAGE_JOBS, most - num_sent)):
             for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_in_flight):
                 send(chunk)
@@ -166,27 +175,35 @@ def _chunks(rows: list[Row[Any]], num_left: int, num_in_flight: int) -> Iterator
             if num_bytes > MAX_CHUNK_BYTES:
                 break
             jobs.append(_sent_job(row, own_bytes))
-        yield ChunkMessage(run_id=first.run_id, model=first.model, priority=first.priority, jobs=jobs)
+        priority = clamped_priority(first.priority)
+        yield ChunkMessage(run_id=first.run_id, model=first.model, priority=priority, jobs=jobs)
         start += len(jobs)
 
 
 def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
-    """Whether two jobs fit one chunk: a chunk has one run, and a suspect travels alone."""
-    return first.run_id == other.run_id and not other.is_suspect
+    """Whether two jobs fit one chunk: a chunk has one run and one priority, and a suspect travels alone."""
+    is_as_urgent = clamped_priority(first.priority) == clamped_priority(other.priority)
+    return first.run_id == other.run_id and is_as_urgent and not other.is_suspect
 
 
 def _num_bytes(row: Row[Any]) -> int:
-    """The size of a job's content as a message shows it."""
-    params = len(row.params.get("logit_bias") or ()) * 30  # the only long one
+    """The size of a job's content as a message shows it; more than it may show of what cannot be such a content."""
+    if not isinstance(row.params, dict) or (row.prompt is None and row.messages is None):
+        return MAX_SHOWN_BYTES + 1
+    bias = row.params.get("logit_bias")
+    params = len(bias) * 30 if isinstance(bias, dict) else 0  # the only long one
     if row.messages is None and row.chat is None:
         return len(row.prompt) * (1 if row.prompt.isascii() else 6) + params
     return len(json.dumps([row.prompt, row.messages, row.chat])) + params
 
 
 def _sent_job(row: Row[Any], num_bytes: int) -> SentJob:
-    """The job as its message shows it. Where that would be too large it only names the row, which is decoded anyway."""
+    """The job as its message shows it. Where that is too large or cannot be it only names the row, which decides."""
     if num_bytes > MAX_SHOWN_BYTES:
         return SentJob(id=row.id)
     params = {**row.params, "seed": row.seed}
     given = {"prompt": row.prompt, "messages": row.messages, "chat": row.chat}
-    return SentJob(id=row.id, params=params, **{name: value for name, value in given.items() if value is not None})
+    try:
+        return SentJob(id=row.id, params=params, **{name: value for name, value in given.items() if value is not None})
+    except ValidationError:  # another program has written the row
+        return SentJob(id=row.id)

@@ -20,7 +20,7 @@ from models.database.live_workers import num_running
 from models.message import JobMessage
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
-from models.states import JobState
+from models.states import JobState, clamped_priority
 
 #: Parameters of one statement; both databases take at least this many.
 IDS_PER_STATEMENT = 10_000
@@ -168,16 +168,24 @@ def _lock_claims_of(connection: Connection, run_id: str) -> None:
 
 
 def _read(row: Row[Any], lease_seconds: float, *, is_limited: bool) -> Claim | UnreadableRow:
-    params = {**row.params, "seed": row.seed}
-    content = {"id": row.id, "prompt": row.prompt, "messages": row.messages, "chat": row.chat, "params": params}
+    params = {**row.params, "seed": row.seed} if isinstance(row.params, dict) else row.params
+    content: dict[str, Any] = {
+        "id": row.id,
+        "prompt": row.prompt,
+        "messages": row.messages,
+        "chat": row.chat,
+        "params": params,
+    }
     try:
         job = JobMessage(created_at=row.created_at, **content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         return UnreadableRow(row.id, row.run_id, f"its row cannot be decoded: {place}: {first['msg']}")
+    if job.prompt is None and job.messages is None:
+        return UnreadableRow(row.id, row.run_id, "its row cannot be decoded: it has neither a prompt nor messages")
     waited = row.lease_expires_at - lease_seconds - row.created_at.timestamp()  # the database's clock, both times
     return Claim(
-        row.id, row.run_id, row.attempts, row.num_crashes, row.is_suspect, row.created_at, row.priority, is_limited,
-        content, job, max(0.0, waited),
+        row.id, row.run_id, row.attempts, row.num_crashes, row.is_suspect, row.created_at,
+        clamped_priority(row.priority), is_limited, content, job, max(0.0, waited),
     )  # fmt: skip

@@ -33,7 +33,7 @@ MIN_BEATS = 3
 CLOCK_STEP_SECONDS = 1.0
 
 #: Job, attempt and end of a lease.
-Lease = tuple[int, int, float]
+Lease = tuple[int, int, float | None]
 
 
 class Reaper:

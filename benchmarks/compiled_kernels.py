@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 
 from worker.engine.cuda import fill_kernel
 from worker.engine.cuda.attention_kernels import attend, attend_split, join_sections
-from worker.engine.cuda.kernels import matmul, rms_norm, rotation, swiglu
+from worker.engine.cuda.kernels import delta_rule, matmul, rms_norm, rotation, swiglu
 from worker.engine.cuda.sampling import cuts, reduction, sampler, trace
 from worker.engine.cuda.triton_attention import MIN_TILE_ROWS, PROMPT_TILE_ROWS, SECTION, TileShape
 
@@ -61,6 +61,14 @@ LAYER_TYPES = {
     **dict.fromkeys(("bias", "cos", "gate_up", "heads", "keys", "key_weight", "output", "query", "query_weight"), ""),
     **dict.fromkeys(("residual", "rows", "signed_sin", "values", "weight", "x"), ""),
     "partial": "*fp32", "slot_mapping": "*i64", "eps": "fp32", "query_eps": "fp32", "key_eps": "fp32",
+}  # fmt: skip
+
+RECURRENT_TYPES = {
+    **dict.fromkeys(("output", "inputs", "projected"), ""),
+    **dict.fromkeys(("mixed", "core", "matrices", "weight", "bias", "decay_rates", "dt_bias", "norm_weight"), "*fp32"),
+    **dict.fromkeys(("rows", "cu_seqlens", "states"), "*i64"),
+    **dict.fromkeys(("eps", "scale", "squares_eps"), "fp32"),
+    "begins": "*i1",
 }  # fmt: skip
 
 
@@ -134,6 +142,21 @@ def layer_kernels(element: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield f"rotation {dim}", rotation.rotate, {**heads, "HAS_NORMS": True, "num_warps": 4}
 
 
+def recurrent_kernels() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The kernels of a Gated DeltaNet, by a name, with the sizes of Qwen3.5's heads."""
+    sizes = {"NUM_HEADS": 32, "VALUE_DIM": 128}
+    keys = {"SHARING": 2, "KEY_DIM": 128, "KEYS": 128, "COLUMNS": delta_rule.COLUMNS}
+    yield "convolution", delta_rule.convolve, {"TAPS": 4, "HAS_BIAS": False, "BLOCK": delta_rule.CHANNELS}
+    yield "delta rule", delta_rule.update_states, sizes | keys
+    yield "norm and gate", delta_rule.norm_and_gate, sizes | {"BLOCK": 128}
+
+
+def compile_recurrent_kernel(kernel: Any, arch: int, element: str, sizes: dict[str, Any]) -> Compiled:
+    types = {name: RECURRENT_TYPES.get(name, "i32") or f"*{element}" for name in kernel.arg_names}
+    aligned = [name for name in types if name in ("row_stride", "channels")]
+    return _compile(kernel, arch, types, sizes, aligned, {"enable_fp_fusion": False, "num_warps": 4})
+
+
 def _compile(
     kernel: Any,
     arch: int,
@@ -198,6 +221,8 @@ def _compiled(arch: int) -> Iterator[tuple[str, Compiled]]:
     for element in ("bf16", "fp16", "fp32"):
         for name, kernel, sizes in layer_kernels(element):
             yield f"{name:20} {element}", compile_layer_kernel(kernel, arch, element, sizes)
+        for name, kernel, sizes in recurrent_kernels():
+            yield f"{name:20} {element}", compile_recurrent_kernel(kernel, arch, element, sizes)
     for name, (kernel, rows) in KERNELS.items():
         for element, dim, group in LAYERS:
             yield f"{name:20} {element} dim {dim:3}", compile_kernel(kernel, arch, element, dim, group, rows)

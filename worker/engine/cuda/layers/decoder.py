@@ -10,6 +10,7 @@ import torch
 
 from worker.engine.backend import Decoder, DeviceModel, LoadOptions
 from worker.engine.cuda.layers.linear import BatchInvariantLinear, BatchInvariantModule, CublasLinear
+from worker.engine.cuda.layers.recurrent import enter_delta_rules
 from worker.engine.cuda.layers.row_wise import other_operations
 from worker.engine.cuda.paged_attention import TOLERANCES
 from worker.engine.model.fused_decoder import FusedDecoder
@@ -69,6 +70,7 @@ def load_with_kernels(
         decoder, gemm = FusedDecoder(model, make_linear, kernels), f"fused decoder, {gemm}"
     else:
         replace_modules(model, kernels, make_linear)
+        enter_delta_rules(model, device)
         if options.deterministic:
             replace_linears(model, partial(BatchInvariantModule, kernels=kernels))
             others = other_operations(model, device)

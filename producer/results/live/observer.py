@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
+from math import inf
+from statistics import fmean
 from typing import Any
 
 from sqlalchemy import Engine, and_, func, select
@@ -67,6 +70,23 @@ def worker_state(worker: Any, running: RunningSequences) -> WorkerState:
     )  # fmt: skip
 
 
+def _end(
+    at: datetime,
+    most: int | None,
+    n: int | None,
+    num_beams: int | None,
+    prefill: float | None,
+    decode: float | None,
+    tokens: int | None,
+) -> End:
+    """The end of a job, with the time that it would have taken to its last allowed token; a failed one has no times."""
+    width = max(n or 1, num_beams or 1)
+    if prefill is None or decode is None:
+        return End(at.timestamp(), num_sequences=width)
+    longest = prefill + decode * most / tokens if most and tokens else inf
+    return End(at.timestamp(), prefill + decode, longest, width)
+
+
 class Observer:
     """One run, looked at repeatedly; `is_loading` says whether a worker is being started here."""
 
@@ -74,7 +94,7 @@ class Observer:
         self._database, self._run_id, self._is_loading = database, run_id, is_loading
         self._running, self._speed = RunningSequences(), MeanSpeed()
         self._pace_due = 0.0
-        self._ends: list[End] = []
+        self._finish: float | None = None  # by the database's clock, estimated
         self._newest: tuple[str, str] | None = None
 
     def look(self) -> Snapshot:
@@ -82,15 +102,15 @@ class Observer:
         workers = tuple(
             worker_state(each, self._running) for each in live_workers(self._database) if each.model == progress.model
         )
-        if time.monotonic() >= self._pace_due or progress.is_finished:
-            self._measure()
         with self._database.begin() as connection:
             now = read_timestamp(connection)
+        if time.monotonic() >= self._pace_due or progress.is_finished:
+            self._measure(progress, workers, now.timestamp())
         mean = self._speed.add(progress.tokens_per_second)
         return Snapshot(
             progress,
             elapsed=max(0.0, ((progress.finished_at or now) - progress.created_at).total_seconds()),
-            seconds_left=self._seconds_left(progress, workers, now.timestamp()),
+            seconds_left=None if self._finish is None else max(1.0, self._finish - now.timestamp()),
             mean_tokens_per_second=self._whole_mean(progress) if progress.is_finished else mean,
             workers=workers,
             is_loading=not workers and not progress.is_finished and self._is_loading(),
@@ -98,20 +118,25 @@ class Observer:
             errors=tuple(recent_errors(self._database, self._run_id)),
         )
 
-    def _seconds_left(self, progress: RunProgress, workers: tuple[WorkerState, ...], now: float) -> float | None:
-        slots = min(sum(each.max_num_seqs for each in workers), progress.max_running or progress.num_jobs)
-        is_whole = len(self._ends) >= progress.succeeded + progress.failed
-        return seconds_left(self._ends, progress.num_jobs - progress.num_final, slots, now, is_whole=is_whole)
-
-    def _measure(self) -> None:
-        """Reads the latest ends of jobs that ran, and the newest answer among them."""
+    def _measure(self, progress: RunProgress, workers: tuple[WorkerState, ...], now: float) -> None:
+        """Reads the latest ends of jobs that ran, and the newest answer among them; estimates the end of the run."""
         self._pace_due = time.monotonic() + PACE_SECONDS
+        ends = self._latest_ends()
+        sequences = sum(min(each.running or each.max_num_seqs, each.max_num_seqs) for each in workers)
+        slots = round(sequences / fmean(end.num_sequences for end in ends)) if ends else 1
+        slots = max(1, min(slots, progress.max_running or slots, progress.running or slots))
+        is_whole = len(ends) >= progress.succeeded + progress.failed
+        left = seconds_left(ends, progress.num_jobs - progress.num_final, slots, now, is_whole=is_whole)
+        self._finish = None if left is None else now + left
+
+    def _latest_ends(self) -> list[End]:
         event = JobEvent.__table__.c
         recent = select(event.id, event.job_id, event.at, event.from_state, event.to_state)
         latest = recent.order_by(event.id.desc()).limit(EVENTS).subquery()
-        seconds = Result.prefill_seconds + Result.decode_seconds
+        columns = (Result.prefill_seconds, Result.decode_seconds, Result.completion_tokens)
+        params = (Job.params[name].as_integer() for name in ("max_new_tokens", "n", "num_beams"))
         statement = (
-            select(latest.c.at, func.coalesce(seconds, 0.0), latest.c.job_id, latest.c.to_state)
+            select(latest.c.job_id, latest.c.to_state, latest.c.at, *params, *columns)
             .join(Job, Job.id == latest.c.job_id)
             .outerjoin(Result, and_(Result.job_id == Job.id, Result.sample_index == 0))
             .where(Job.run_id == self._run_id, latest.c.from_state == JobState.RUNNING)
@@ -120,10 +145,10 @@ class Observer:
         )
         with self._database.begin() as connection:
             found = connection.execute(statement).all()
-        self._ends = [End(at.timestamp(), float(worked)) for at, worked, _, _ in found]
-        answered = [job_id for _, _, job_id, state in found if state == JobState.SUCCEEDED]
+        answered = [job_id for job_id, state, *_ in found if state == JobState.SUCCEEDED]
         if answered:
             self._newest = self._answer(answered[-1])
+        return [_end(*times) for _, _, *times in found]
 
     def _answer(self, job_id: int) -> tuple[str, str] | None:
         statement = select(Job.custom_id, Result.text).join(Result, Result.job_id == Job.id)

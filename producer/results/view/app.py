@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from importlib.resources import files
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -133,7 +135,8 @@ class Pages:
             except UsageError as error:
                 shown["problem"] = str(error)
         examples = [(example.question, example.statement(dialect)) for example in EXAMPLES]
-        file = self._database.url.database if dialect == "sqlite" and shutil.which("datasette") else None
+        file = self._database.url.database if dialect == "sqlite" and has_datasette() else None
+        file = None if file is None else shlex.quote(file)
         return self._page("sql.html", statement=statement, examples=examples, file=file, most=MAX_ROWS, **shown)
 
     def _progress(self, request: Request) -> RunProgress:
@@ -156,6 +159,11 @@ class Pages:
     def fault(self, request: Request, error: Exception) -> Response:  # noqa: ARG002
         """A database that does not answer: one line, and the server goes on."""
         return self._page("problem.html", 503, problem=first_line(getattr(error, "orig", None) or error))
+
+
+def has_datasette() -> bool:
+    """Whether Datasette is installed: in this environment, or as a program of its own."""
+    return find_spec("datasette") is not None or shutil.which("datasette") is not None
 
 
 def make_app(database: Engine, token: str, host: str, port: int, options: str) -> Starlette:

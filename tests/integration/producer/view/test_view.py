@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from html import unescape
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from threading import Thread
+from time import sleep
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -272,3 +274,42 @@ def test_a_database_that_goes_away_is_one_line(tmp_path: Path) -> None:
         answer, text = reader.ask("/runs")
         assert answer.status == 503 and "no such table: runs" in unescape(text)
     database.dispose()
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_datasette_is_named_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
+) -> None:
+    from migrations.upgrade import upgrade
+
+    monkeypatch.setenv("PATH", str(tmp_path))  # with no program of that name
+    if is_installed:
+        (tmp_path / "datasette.py").write_text("")
+        monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "a night's.db"
+    database = open_database(f"sqlite:///{path}")
+    upgrade(database)
+    with serving(database) as reader:
+        text = unescape(reader.read("/sql"))
+    database.dispose()
+    assert ("Datasette is installed" in text) is is_installed
+    assert (f"datasette {shlex.quote(str(path))}" in text) is is_installed
+
+
+def test_a_report_that_cannot_be_made_says_why_and_is_made_when_it_can(sqlite_database: Engine) -> None:
+    fill(sqlite_database)
+    path = f"/runs/{RUN_ID}/report"
+
+    def end_of(reader: Reader) -> str:
+        """The page that comes after those which say how far the report is."""
+        while "The report is made" in (text := reader.ask(path)[1]):
+            sleep(0.02)
+        return unescape(text)
+
+    with serving(sqlite_database) as reader:
+        with sqlite_database.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE token_traces RENAME TO gone")
+        assert "no such table: token_traces" in end_of(reader)
+        with sqlite_database.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE gone RENAME TO token_traces")
+        assert 'data-chunk="overview"' in end_of(reader)

@@ -144,6 +144,19 @@ def test_the_dashboard_names_series_and_labels_that_exist(expression: str) -> No
     assert set(matched) | set(grouped) <= labels
 
 
+@pytest.mark.parametrize("expression", expressions())
+def test_rates_are_of_counters_and_quantiles_of_buckets(expression: str) -> None:
+    text = generate_latest(metrics_registry(lambda: state_of(busy_counts()))).decode()
+    counters = {f"{family.name}_total" for family in text_string_to_metric_families(text) if family.type == "counter"}
+    rated = set(re.findall(r"\b(?:rate|increase)\((\w+)", expression))
+    buckets = {name for name in rated if name.endswith("_bucket")}
+    assert rated - buckets <= counters
+    assert counters & set(re.findall(r"\w+_total\b", expression)) <= rated  # the height of a counter says nothing
+    for group in re.findall(r"histogram_quantile\([\d.]+, sum by \(([^)]*)\) \(rate\(\w+_bucket", expression):
+        assert "le" in re.split(r",\s*", group)
+    assert expression.count("histogram_quantile(") == len(buckets)
+
+
 def test_every_metric_is_documented_and_on_the_dashboard() -> None:
     page = (ROOT / "docs" / "monitoring.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]

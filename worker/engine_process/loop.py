@@ -5,6 +5,7 @@ Obeys the messages of `worker.engine_process.protocol`; knows neither Celery nor
 
 from __future__ import annotations
 
+import gc
 from multiprocessing.connection import Connection
 from time import monotonic
 
@@ -45,6 +46,8 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     except (EngineError, CheckpointProblem) as error:
         connection.send(Failed(str(error)))
         return
+    gc.collect()
+    gc.freeze()  # what is there now stays: a step would wait for a search through the whole model
     connection.send(Ready(environment, str(engine.loaded.model.device), engine.kv_tokens))
     try:
         _serve(connection, engine)

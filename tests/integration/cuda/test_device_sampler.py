@@ -16,6 +16,7 @@ from tests.support.pretend_cuda.engines import (
     engine_of,
     mixed_requests,
     model_on,
+    tokens_of,
 )
 from tests.support.pretend_cuda.kernels import ReferenceSampler
 from tests.support.pretend_cuda.machine import Machine
@@ -70,6 +71,24 @@ def test_a_plain_step_is_one_launch_and_one_copy_each_way() -> None:
         assert activity.graph_launches == activity.copies_to_host == num_steps
         num_sent = activity.copies_to_device
         assert activity.kernels == {"index_copy_": num_sent} and 0 < num_sent <= num_steps // 2
+
+
+def test_blocks_that_come_beside_a_prompt_are_there_for_steps_that_are_recorded() -> None:
+    """A prompt in each step but the last ones: no such step is recorded, and most blocks are new in one."""
+    requests = mixed_requests(
+        12, [{"ignore_eos": True, "max_new_tokens": 40}, {"strategy": "sample", "ignore_eos": True}]
+    )
+    expected = answers(engine_of(random_pair("qwen2").loaded), requests)
+    with device_with_kernels() as machine:
+        engine, outputs = engine_of(model_on("cuda:0", "qwen2"), share_prefixes=False), []
+        for request in requests:
+            engine.submit(request)
+            outputs += engine.step()
+        assert machine.activity.graph_launches == 0
+        while engine.has_work:
+            outputs += engine.step()
+        assert machine.activity.graph_launches > 0
+    assert tokens_of(outputs) == expected
 
 
 def test_alternatives_are_one_launch_more() -> None:

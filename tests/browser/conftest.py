@@ -22,7 +22,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
 
-HANG_SECONDS = 60
+HANG_SECONDS = 300
 
 AXE = Path(__file__).with_name("axe.min.js")
 
@@ -88,7 +88,7 @@ class Browser:
     def findings(self) -> list[tuple[str, ...]]:
         """The findings of axe-core that are at least moderate."""
         self.run(AXE.read_text())
-        self.driver.set_script_timeout(60)
+        self.driver.set_script_timeout(HANG_SECONDS)
         found = self.driver.execute_async_script("axe.run().then(arguments[0])")
         return [(each["id"], each["impact"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"])
                 for each in found["violations"] if each["impact"] in ("moderate", "serious", "critical")]  # fmt: skip

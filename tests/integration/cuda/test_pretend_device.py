@@ -27,12 +27,14 @@ from tests.support.pretend_cuda.machine import CaptureForbidden, DeviceMismatch,
 from tests.support.pretend_cuda.runtime import Stream
 from tests.support.random_models import ARCHITECTURES, altered, random_pair
 from worker.engine.cuda.decode_graphs import graph_buckets, static_batch
+from worker.engine.cuda.kernels import delta_rule
 from worker.engine.cuda.layers import decoder as decoder_module
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model.device_copies import fetch, send
 from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.kv_cache import KVCache
 from worker.engine.model.layer_modules import NormModule, SwiGLUModule
+from worker.engine.model.recurrent.delta_rule import delta_rule_in_torch
 from worker.engine.model.row_operations import Rotation
 from worker.engine.model.transformers_decoder import TransformersDecoder
 from worker.engine.model_loader import LoadedModel, prepare_model
@@ -61,6 +63,22 @@ def test_recurrent_states_on_the_device(kind: str) -> None:
     with device_with_kernels():
         loaded = prepare_model(kind, copy.deepcopy(pair.reference), None, torch.device("cuda:0"))
         assert answers(engine_of(loaded), requests) == expected
+
+
+def test_a_packed_delta_net_computes_on_the_devices_kernel() -> None:
+    pair, requests = hybrid_pair("qwen3_5_text"), mixed_requests(3)
+    launches: list[Any] = []
+    expected = answers(engine_of(pair.loaded), requests)
+
+    def reference(*arguments: Any) -> Tensor:
+        launches.append(arguments)
+        return delta_rule_in_torch(*arguments)
+
+    with device_with_kernels(), patch.object(delta_rule, "delta_rule", reference):
+        loaded = prepare_model("hybrid", copy.deepcopy(pair.reference), None, torch.device("cuda:0"))
+        assert len(launches) == 1  # of the check when the model is loaded
+        assert answers(engine_of(loaded), requests) == expected
+    assert len(launches) > 1
 
 
 def check_tokens(architecture: str, count: int) -> None:

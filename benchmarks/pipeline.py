@@ -43,13 +43,13 @@ def run_through(folder: Path, database: Engine, num_jobs: int, num_tokens: int) 
             cwd=folder, module="benchmarks.support.null_worker", NULL_TOKENS=str(num_tokens),
             NOCTURNE_DATABASE=url, NOCTURNE_BROKER=redis.url, NOCTURNE_MODEL="null",
         ):  # fmt: skip
-            wait_until(lambda: _is_finished(database, run_id), seconds=600)
+            wait_until(lambda: is_finished(database, run_id), seconds=600)
         total = perf_counter() - started
     seconds = seconds_of_work(database) or total
     return num_jobs / seconds
 
 
-def _is_finished(database: Engine, run_id: str) -> bool:
+def is_finished(database: Engine, run_id: str) -> bool:
     with database.connect() as connection:
         return connection.execute(select(Run.state).where(Run.id == run_id)).scalar_one() == RunState.FINISHED
 

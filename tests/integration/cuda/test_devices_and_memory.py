@@ -150,6 +150,24 @@ def test_a_gpu_without_a_kernel_is_refused_unless_slowness_is_allowed(monkeypatc
             model_on("cuda:0", "qwen2")
 
 
+def test_tiles_of_deterministic_answers_go_through_one_backend() -> None:
+    requests = mixed_requests(4)
+    expected = answers(engine_of(random_pair("qwen2").loaded), requests)
+    seen = set()
+    with device_with_kernels(capability=(7, 5)):
+        loaded = model_on("cuda:0", "qwen2", allow_slow=True, deterministic=True)
+        exact = torch.nn.functional.scaled_dot_product_attention
+
+        def noting(*arguments: Any, **options: Any) -> Tensor:
+            names = ("flash", "mem_efficient", "math", "cudnn")
+            seen.add(tuple(getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in names))
+            return exact(*arguments, **options)
+
+        with patch.object(torch.nn.functional, "scaled_dot_product_attention", noting):
+            assert answers(engine_of(loaded), requests) == expected
+        assert seen == {(False, True, True, False)} and torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_a_kernel_that_gives_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unwritten(ReferenceAttention):
         def __call__(self, layer: AttentionLayer, query: Tensor, cache: KVCache, rows: PagedRows) -> Tensor:

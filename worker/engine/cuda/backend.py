@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from worker.engine.backend import Backend, DeviceModel, LoadOptions, LogitsLayout
+from worker.engine.backend import Backend, Decoder, DeviceModel, LoadOptions, LogitsLayout
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, DeviceState, Record, bucket_for, graph_buckets
 from worker.engine.cuda.layers.decoder import checked_kernels, load_with_kernels
@@ -82,6 +83,8 @@ class CudaBackend(Backend):
             launch_sample_batch=launch_sample_batch,
             block_size=PAGE_SIZE,
         )
+        if attention is None and options.deterministic:
+            loaded = replace(loaded, decoder=_with_one_sdpa(loaded.decoder))
         return replace(loaded, logits=_sampled_logits(loaded) if options.use_kernels else None)
 
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
@@ -213,6 +216,19 @@ def _device_state(sampler: DeviceSampler, block_size: int) -> DeviceState:
         fill_from_rows(batch, sampler.updates.rows, block_size)
 
     return DeviceState(fill, sampler.sample_step)
+
+
+def _with_one_sdpa(decoder: Decoder) -> Decoder:
+    """A decoder whose tiles go through SDPA's memory-efficient backend, or through matmuls where it lacks their shape.
+
+    The others may be chosen by the number of tiles, on which the order of sums would then depend.
+    """
+
+    def decode(step: AttentionStep) -> Tensor:
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            return decoder(step)
+
+    return decode
 
 
 def _paged_attention(

@@ -6,20 +6,28 @@ import copy
 import random
 from dataclasses import asdict
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig
+from transformers.models.dbrx.configuration_dbrx import DbrxFFNConfig
+from transformers.models.dbrx.modeling_dbrx import DbrxFFN
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.jetmoe.configuration_jetmoe import JetMoeConfig
+from transformers.models.jetmoe.modeling_jetmoe import JetMoeMoE
+from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashMoE
 
 from models.params import GenerationParams
 from models.states import Strategy
 from tests.support.random_models import VOCAB, WINDOW, Pair, generate
 from worker.engine.cpu.backend import _make_linear
 from worker.engine.cpu.kernels import cpu_kernels
+from worker.engine.model.batch_invariant_mode import BatchInvariantMode
 from worker.engine.model.experts import pack_experts
+from worker.engine.model.unregistered_experts import pack_unregistered_experts
 from worker.engine.model_loader import prepare_model
 from worker.engine.request import Request, RequestOutput
 
@@ -107,3 +115,35 @@ def test_experts_with_biases_and_a_gate_of_their_own(with_kernels: bool) -> None
         assert pack_experts(experts, _make_linear(torch.float32, kernels)) == 1
         torch.testing.assert_close(experts(rows, chosen, weights), expected, rtol=1e-4, atol=1e-4)
     assert experts.gate_up_proj is None and experts.down_proj_bias is None
+
+
+def unregistered(kind: str) -> nn.Module:
+    """A layer of experts that Transformers computes in a loop of its own."""
+    fields: dict[str, Any]
+    if kind.startswith("dbrx"):
+        fields = {"ffn_act_fn": {"name": kind.split()[1]}, "ffn_hidden_size": 24, "moe_num_experts": 5, "moe_top_k": 2}
+        return DbrxFFN(SimpleNamespace(ffn_config=DbrxFFNConfig(hidden_size=32, **fields)))
+    if kind == "jetmoe":
+        fields = {"hidden_size": 32, "intermediate_size": 24, "num_local_experts": 5, "num_experts_per_tok": 2}
+        return JetMoeMoE(JetMoeConfig(**fields))
+    fields = {"hidden_size": 32, "expert_ffn_hidden_size": 24, "moe_topk": 2, "n_routed_experts": 5}
+    return LongcatFlashMoE(AutoConfig.for_model("longcat_flash", **fields, zero_expert_num=2))
+
+
+@pytest.mark.parametrize("kind", ["dbrx silu", "dbrx gelu", "jetmoe", "longcat_flash"])
+def test_experts_in_loops_of_transformers_own(kind: str) -> None:
+    """Rows come out as from the layer itself, and with the same bits alone; the layer's own weights are dropped."""
+    torch.manual_seed(1)
+    layer = unregistered(kind)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    rows, kernels = torch.randn(1, 60, 32), cpu_kernels(torch.float32)
+    make_linear = _make_linear(torch.float32, kernels)
+    with torch.inference_mode(), BatchInvariantMode(lambda linear: make_linear([linear])):
+        expected = layer(rows)
+        assert pack_unregistered_experts(layer, make_linear) == (2 if kind == "jetmoe" else 1)
+        found = layer(rows)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        for start, end in ((0, 1), (7, 12), (31, 60)):
+            assert torch.equal(layer(rows[:, start:end]), found[:, start:end])
+    assert all(name.startswith("router.") or parameter.dim() == 1 for name, parameter in layer.named_parameters())

@@ -27,6 +27,7 @@ from worker.engine.model.recurrent.mixer import RecurrentMixer
 from worker.engine.model.replace_modules import replace_linears
 from worker.engine.model.row_operations import PlainRowOperations
 from worker.engine.model.transformers_decoder import TransformersDecoder
+from worker.engine.model.unregistered_experts import pack_unregistered_experts
 
 
 class CpuBackend(Backend):
@@ -92,7 +93,8 @@ def _fused_decoder(model: Any, kernels: CpuKernels | None) -> tuple[Decoder, str
 def _transformers_decoder(model: Any, kernels: CpuKernels | None) -> tuple[Decoder, str]:
     """The decoder, and the name of its gemm."""
     align_activations(model)
-    num_experts = pack_experts(model, _make_linear(model.dtype, kernels))
+    make_linear = _make_linear(model.dtype, kernels)
+    num_experts = pack_experts(model, make_linear) + pack_unregistered_experts(model, make_linear)
     has_states = any(isinstance(module, RecurrentMixer) for module in model.modules())
     delta_nets = [module for module in model.modules() if isinstance(module, PackedDeltaNet)]
     if kernels is not None and delta_nets:

@@ -8,7 +8,9 @@ contributions are added in the order of its router, in fp32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,25 +30,24 @@ SWISH = (nn.SiLU, SiLUActivation)
 _PACKED = "_nocturne_packed"
 
 
+@dataclass(frozen=True)
 class PackedExperts:
-    """The weights of a module of experts, expert by expert."""
+    """The weights of a module of experts, expert by expert; numbers beyond theirs are experts that change nothing."""
 
-    def __init__(self, experts: Any, make_linear: MakeLinear) -> None:
-        self._experts = experts
-        self._is_swiglu = _is_swiglu(experts)
-        up = "gate_up_proj" if experts.has_gate else "up_proj"
-        self._up = _pack(experts, up, make_linear, is_gate_up=self._is_swiglu)
-        self._down = _pack(experts, "down_proj", make_linear)
+    up: SequenceOf[Linear]
+    down: SequenceOf[Linear]
+    activated: Callable[[Linear, Tensor], Tensor]  # the activation of what the first layer makes of some rows
+    normed: Callable[[Tensor], Tensor] | None = None  # of an expert's output
 
     def __call__(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Rows [rows, hidden] with their experts and the experts' weights, [rows, k] each, to as many."""
         num_rows, k = chosen.shape
         order = chosen.reshape(-1).argsort(stable=True)
-        counts = torch.bincount(chosen.reshape(-1), minlength=len(self._up)).tolist()
+        counts = torch.bincount(chosen.reshape(-1), minlength=len(self.up)).tolist()
         gathered = rows.index_select(0, order // k)
-        outputs = torch.zeros_like(gathered)
+        outputs = gathered.clone()
         start = 0
-        for expert, count in enumerate(counts[: len(self._up)]):
+        for expert, count in enumerate(counts[: len(self.up)]):
             if count:
                 outputs[start : start + count] = self._run(expert, gathered[start : start + count])
             start += count
@@ -54,30 +55,39 @@ class PackedExperts:
         return _added_in_order(contributions, weights).to(rows.dtype)
 
     def _run(self, expert: int, rows: Tensor) -> Tensor:
-        count = len(rows)
-        if count < MIN_ROWS:
-            rows = rows.expand(MIN_ROWS, -1)
-        output = self._down[expert](self._activated(self._up[expert], rows))[:count]
-        normed: Tensor = self._experts.post_expert_norm(output) if self._experts.has_post_expert_norm else output
-        return normed
+        output = with_more_rows(lambda rows: self.down[expert](self.activated(self.up[expert], rows)), rows)
+        return output if self.normed is None else self.normed(output)
 
-    def _activated(self, up: Linear, rows: Tensor) -> Tensor:
-        if self._is_swiglu:
-            return up.swiglu(rows)
-        activate: Callable[[Tensor], Tensor] = (
-            self._experts._apply_gate if self._experts.has_gate else self._experts.act_fn
-        )
-        return activate(up(rows))
+
+def with_more_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """The function of rows, which it gets at least `MIN_ROWS` of."""
+    count = len(rows)
+    return function(rows.expand(MIN_ROWS, -1))[:count] if count < MIN_ROWS else function(rows)
 
 
 def pack_experts(model: nn.Module, make_linear: MakeLinear) -> int:
     """Packs every module of experts of the model, whose own weights are dropped; returns how many."""
     found: list[Any] = [module for module in model.modules() if _is_experts(module)]
     for experts in found:
-        setattr(experts, _PACKED, PackedExperts(experts, make_linear))
+        setattr(experts, _PACKED, _packed(experts, make_linear))
         experts.config = copy(experts.config)  # its own: other models may be made of the same configuration
         experts.config._experts_implementation = EXPERTS_NAME
     return len(found)
+
+
+def _packed(experts: Any, make_linear: MakeLinear) -> PackedExperts:
+    is_swiglu = _is_swiglu(experts)
+    activation = experts._apply_gate if experts.has_gate else experts.act_fn
+    return PackedExperts(
+        _pack(experts, "gate_up_proj" if experts.has_gate else "up_proj", make_linear, is_gate_up=is_swiglu),
+        _pack(experts, "down_proj", make_linear),
+        swiglu if is_swiglu else lambda up, rows: activation(up(rows)),
+        experts.post_expert_norm if experts.has_post_expert_norm else None,
+    )
+
+
+def swiglu(up: Linear, rows: Tensor) -> Tensor:
+    return up.swiglu(rows)
 
 
 def _experts_forward(experts: Any, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -92,10 +102,12 @@ def _is_experts(module: nn.Module) -> bool:
 
 def _is_swiglu(experts: Any) -> bool:
     """Whether the activation is swish(gate) * up, which the matmul has as its epilogue."""
-    activation = getattr(experts, "act_fn", None)
-    inner = getattr(activation, "activation", activation)
     is_default = type(experts)._apply_gate is _default_apply_gate
-    return bool(experts.has_gate and experts.is_concatenated and is_default and isinstance(inner, SWISH))
+    return bool(experts.has_gate and experts.is_concatenated and is_default and is_swish(experts.act_fn))
+
+
+def is_swish(activation: Any) -> bool:
+    return isinstance(getattr(activation, "activation", activation), SWISH)
 
 
 def _pack(experts: Any, name: str, make_linear: MakeLinear, *, is_gate_up: bool = False) -> list[Linear]:

@@ -16,7 +16,7 @@ from worker.engine.model_loader import LoadedModel, prepare_model
 from worker.engine.request import Request
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-NUM_SEQUENCES = 32
+NUM_SEQUENCES = 64
 MAX_NEW_TOKENS = 4
 #: Slots, and tokens of prompts in a step: alone prompts are in pieces, else mostly whole.
 TOGETHER, OTHERS = (64, 512), ((8, 128), (1, 64))

@@ -107,13 +107,19 @@ class Backend:
         self._config = config
         self.block_size = config.block_size or model.block_size
         memory = self._free_memory(limits) if config.kv_memory is None else int(config.kv_memory * GIB)
-        self.num_states = choose_num_states(memory, model.states, config.max_num_seqs, has_keys=bool(model.layers))
-        memory -= self.num_states * model.states.num_bytes
+        self.num_states = choose_num_states(
+            memory,
+            model.states,
+            config.max_num_seqs,
+            has_keys=bool(model.layers),
+            share_prefixes=config.share_prefixes,
+        )
+        memory -= self.num_states.total * model.states.num_bytes
         self.num_blocks = choose_num_blocks(
             memory, model.layers, model.dtype, self.block_size, config.max_num_seqs, limits.context_window
         )
         self._cache = KVCache(model.layers, self.num_blocks, self.block_size, model.dtype, model.device)
-        self._states = StatePool(model.states, self.num_states) if model.states else None
+        self._states = StatePool(model.states, self.num_states.total) if model.states else None
         self._paging = Paging.of(model.paged_attention)
 
     @classmethod

@@ -41,6 +41,7 @@ from worker.engine.scheduling.prompt_chunks import ChunkRule
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.state_manager import StateManager
+from worker.engine.scheduling.state_snapshots import StateSnapshots
 from worker.engine.scheduling.step_plan import StepPlan
 from worker.engine.scheduling.stopping import eos_ids_of
 from worker.engine.stats import EngineStats
@@ -64,7 +65,7 @@ class Engine:
             self._backend = backend_of(loaded.model)(loaded.model, loaded.limits, config)
         self.scheduler = Scheduler(
             self._make_blocks(),
-            self._backend.num_states or config.max_num_seqs,
+            self._backend.num_states.sequences or config.max_num_seqs,
             config.prefill_tokens,
             keep_phases_apart=loaded.model.needs_fixed_sizes,
             chunk_rule=_chunk_rule(loaded.model.states),
@@ -77,13 +78,24 @@ class Engine:
     def _make_blocks(self) -> BlockManager:
         backend = self._backend
         has_own_caches = self.loaded.model.own_cache is not None
+        states, snapshots = self._make_states()
         return BlockManager(
             backend.num_blocks,
             backend.block_size,
             share_prefixes=self.config.share_prefixes and not has_own_caches,
             share_forks=not has_own_caches,
-            states=StateManager(backend.num_states) if backend.num_states else None,
+            states=states,
+            snapshots=snapshots,
         )
+
+    def _make_states(self) -> tuple[StateManager | None, StateSnapshots | None]:
+        num_states, rule = self._backend.num_states, _chunk_rule(self.loaded.model.states)
+        if not num_states.total:
+            return None, None
+        states = StateManager(num_states.total)
+        if not num_states.snapshots:
+            return states, None
+        return states, StateSnapshots(states, num_states.snapshots, rule, self._backend.block_size)
 
     @classmethod
     def load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import torch
 
@@ -18,23 +19,44 @@ GIB = 2**30
 MAX_STATE_SHARE = 0.5
 
 
-def choose_num_states(memory: int, layout: StateLayout, max_num_seqs: int, *, has_keys: bool) -> int:
-    """Recurrent states that the bytes hold beside KV blocks: one a sequence. Raises `CapacityExceeded`."""
+#: States that are kept for prompts that begin alike: at most so many, and one in eight where memory is scarce.
+MAX_SNAPSHOTS = 16
+SCARCE_SHARE = 8
+
+
+class NumStates(NamedTuple):
+    """Recurrent states: one a sequence, and those that are kept for later ones."""
+
+    sequences: int = 0
+    snapshots: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.sequences + self.snapshots
+
+
+def choose_num_states(
+    memory: int, layout: StateLayout, max_num_seqs: int, *, has_keys: bool, share_prefixes: bool
+) -> NumStates:
+    """Recurrent states that the bytes hold beside KV blocks. Raises `CapacityExceeded`."""
     if not layout:
-        return 0
+        return NumStates()
     fitting = int(memory * (MAX_STATE_SHARE if has_keys else 1)) // layout.num_bytes
     if fitting < 1:
         raise CapacityExceeded(
             f"{memory / GIB:.3f} GiB of KV memory holds no recurrent state ({layout.num_bytes / GIB:.3f} GiB a "
             "sequence); raise --kv-memory"
         )
+    can_share = share_prefixes and layout.splits_prompts
+    num_snapshots = min(MAX_SNAPSHOTS, max(fitting - max_num_seqs, fitting // SCARCE_SHARE)) if can_share else 0
+    fitting -= num_snapshots
     if fitting < max_num_seqs:
         logger.warning(
             "%.3f GiB of KV memory holds the recurrent states of %d sequences, and so many run side by side, not %d; "
             "raise --kv-memory",
             memory / GIB, fitting, max_num_seqs,
         )  # fmt: skip
-    return min(fitting, max_num_seqs)
+    return NumStates(min(fitting, max_num_seqs), num_snapshots)
 
 
 def choose_num_blocks(

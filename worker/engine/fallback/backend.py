@@ -14,7 +14,7 @@ from torch import Tensor
 from worker.engine.backend import Backend, DeviceModel
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.fallback.own_cache import OwnCache, OwnCacheModel
-from worker.engine.kv_memory import GIB
+from worker.engine.kv_memory import GIB, NumStates
 from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.request import CapacityExceeded
 from worker.engine.sampling.in_flight import InFlight
@@ -38,7 +38,7 @@ class FallbackBackend(Backend):
         self._limits = limits
         self._config = config
         self.block_size = config.block_size or model.block_size
-        self.num_states = 0
+        self.num_states = NumStates()
         self.num_blocks = self._num_blocks()
         self._caches: dict[_Key, OwnCache] = {}  # of the sequences of the last step
 

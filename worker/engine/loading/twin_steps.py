@@ -60,7 +60,7 @@ class TwinSteps:
         config = EngineConfig(block_size=BLOCK_SIZE, max_num_seqs=2, kv_memory=KV_MEMORY, use_graphs=False)
         with self._deadline.stopped():
             runner = self._backend(self._model, self._limits, config)
-        states = StateManager(runner.num_states) if runner.num_states else None
+        states = StateManager(runner.num_states.total) if runner.num_states.total else None
         blocks = BlockManager(runner.num_blocks, runner.block_size, share_prefixes=False, states=states)
         rows: list[dict[int, Tensor]] = []
         for plan in _plans(blocks, prompts, BLOCK_SIZE if in_pieces and self._splits_prompts else 0):

@@ -8,7 +8,7 @@ worst case is reserved when it is admitted, so a running sequence always gets it
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush
@@ -16,6 +16,7 @@ from heapq import heapify, heappop, heappush
 import numpy as np
 
 from worker.engine.scheduling.state_manager import StateManager
+from worker.engine.scheduling.state_snapshots import StateSnapshots
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Prefix:
 
     keys: tuple[bytes, ...] = ()
     num_usable: int = 0  # the block with the last token is recomputed: its logits are needed
+    num_tokens: int = 0  # of the prompt
 
 
 @dataclass
@@ -45,9 +47,9 @@ class BlockTable:
 class BlockManager:
     """Hands out block ids, except block 0: padding rows write there.
 
-    With `states` each table has a recurrent state beside its blocks, shared and copied as they are. Prefixes are not
-    shared then: their blocks lack the state that belongs to them. Without `share_forks` each sequence of a request
-    reserves its whole length, as if it had its own copy.
+    With `states` each table has a recurrent state beside its blocks, shared and copied as they are. Prefixes are
+    shared then as far as `snapshots` has the state that belongs behind their blocks. Without `share_forks` each
+    sequence of a request reserves its whole length, as if it had its own copy.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class BlockManager:
         share_prefixes: bool = True,
         share_forks: bool = True,
         states: StateManager | None = None,
+        snapshots: StateSnapshots | None = None,
     ) -> None:
         self.share_forks = share_forks
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.states = states
-        self._share_prefixes = share_prefixes and states is None
+        self.snapshots = snapshots
+        self._share_prefixes = share_prefixes and (states is None or snapshots is not None)
         self._free = list(range(1, num_blocks))  # a heap: low ids first keeps the used part compact
         heapify(self._free)
         self._num_references = [0] * num_blocks
@@ -88,6 +92,12 @@ class BlockManager:
     def num_in_use(self) -> int:
         return self.num_usable - len(self._free) - len(self._unreferenced)
 
+    @property
+    def num_states_in_use(self) -> int:
+        """Recurrent states of sequences; one that is also kept for others counts once no sequence has it."""
+        num_kept = 0 if self.snapshots is None else self.snapshots.num_kept
+        return 0 if self.states is None else self.states.num_in_use - num_kept
+
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
@@ -100,12 +110,31 @@ class BlockManager:
             block_ids = np.asarray(prompt_ids[start : start + self.block_size], dtype=np.int64)
             key = blake2b(key + block_ids.tobytes(), digest_size=16).digest()
             keys.append(key)
-        return Prefix(tuple(keys), (len(prompt_ids) - 1) // self.block_size)
+        return Prefix(tuple(keys), (len(prompt_ids) - 1) // self.block_size, len(prompt_ids))
 
-    def first_missing(self, prefix: Prefix) -> bytes | None:
-        """The key of the first block that would have to be computed, or None."""
+    def keys_to_come(self, prefix: Prefix, num_computed: int) -> set[bytes]:
+        """The blocks of a running prompt behind which others will find something: those that are still to be computed.
+
+        In models with recurrent states those after which its state will be kept.
+        """
+        if self.snapshots is None:
+            return set(prefix.keys[num_computed // self.block_size :])
+        return {prefix.keys[end // self.block_size - 1] for end in self.snapshot_ends(prefix, num_computed)}
+
+    def snapshot_ends(self, prefix: Prefix, start: int) -> Iterator[int]:
+        """The tokens of a prompt, more than `start`, after which its state is to be kept."""
+        if self.snapshots is None:
+            return iter(())
+        return self.snapshots.wanted(prefix.keys, prefix.num_tokens, start, self._block_of_prefix)
+
+    def gains_by_waiting(self, prefix: Prefix, keys_to_come: set[bytes]) -> bool:
+        """Whether a prompt would find more computed once these are: its next block, or a state further on."""
         usable = prefix.keys[: prefix.num_usable]
-        return next((key for key in usable if key not in self._block_of_prefix), None)
+        if keys_to_come.isdisjoint(usable):
+            return False
+        if self.snapshots is None:
+            return next((key for key in usable if key not in self._block_of_prefix), None) in keys_to_come
+        return not keys_to_come.isdisjoint(usable[len(self._shared_blocks(prefix)) :])
 
     def allocate(self, prefix: Prefix, num_blocks_needed: int) -> tuple[BlockTable, int] | None:
         """A table that begins with the blocks of the prefix, and the number of tokens they cover.
@@ -118,11 +147,16 @@ class BlockManager:
             return None
         for block in shared:
             self._reference(block)
+        if self.states is None:
+            state_index = None
+        elif shared and self.snapshots is not None:
+            state_index = self.snapshots.use(prefix.keys[len(shared) - 1])
+        else:
+            state_index = self.states.allocate()
         self.num_prefix_queries += prefix.num_usable * self.block_size if prefix.keys else 0
         self.num_prefix_hits += len(shared) * self.block_size
         reservation = Reservation(num_blocks_needed - len(shared))
         self._num_reserved += reservation.num_blocks
-        state_index = None if self.states is None else self.states.allocate()
         return BlockTable(list(shared), reservation, state_index), len(shared) * self.block_size
 
     def append(self, table: BlockTable, num_tokens: int) -> None:
@@ -165,6 +199,27 @@ class BlockManager:
                 self._block_of_prefix[key] = block
                 self._prefix_of_block[block] = key
 
+    def remember_state(self, prefix: Prefix, table: BlockTable, num_computed: int) -> None:
+        """Keeps the state behind the computed part of a prompt, where others will go on from it.
+
+        Called before `remember_prefix`, which makes the prompt one of the others.
+        """
+        if next(self.snapshot_ends(prefix, num_computed - 1), None) == num_computed:
+            assert self.snapshots is not None and table.state_index is not None
+            self.snapshots.keep(prefix.keys[num_computed // self.block_size - 1], table.state_index)
+
+    def expect(self, prefix: Prefix) -> None:
+        """Counts a prompt that waits or runs among those that may begin like another."""
+        if self.snapshots is not None:
+            self.snapshots.expect(prefix.keys)
+
+    def no_longer_expect(self, prefix: Prefix, *, has_failed: bool) -> None:
+        """The prompt has ended; the states behind the blocks of one that failed are dropped."""
+        if self.snapshots is not None:
+            self.snapshots.no_longer_expect(prefix.keys)
+            for key in prefix.keys if has_failed else ():
+                self.snapshots.drop(key)
+
     def free(self, table: BlockTable, *, keep_reserved: bool = False) -> None:
         """Frees the table's blocks; with `keep_reserved` they stay reserved for the same request."""
         for block in table.block_ids:
@@ -184,7 +239,7 @@ class BlockManager:
         for block in unused:
             if block in self._unreferenced:
                 del self._unreferenced[block]
-                del self._block_of_prefix[self._prefix_of_block.pop(block)]
+                self._forget(block)
                 heappush(self._free, block)
         return unused
 
@@ -200,7 +255,16 @@ class BlockManager:
             if block is None:
                 break
             blocks.append(block)
+        if self.snapshots is not None:
+            return blocks[: self.snapshots.longest(prefix.keys, prefix.num_tokens, len(blocks))]
         return blocks
+
+    def _forget(self, block: int) -> None:
+        """Drops a block, and the state behind it, from the remembered prefixes."""
+        key = self._prefix_of_block.pop(block)
+        del self._block_of_prefix[key]
+        if self.snapshots is not None:
+            self.snapshots.drop(key)
 
     def _take(self, table: BlockTable) -> int:
         """A free block from the table's reservation; evicts the oldest unused prefix where none is free."""
@@ -211,7 +275,7 @@ class BlockManager:
             block = heappop(self._free)
         else:
             block, _ = self._unreferenced.popitem(last=False)
-            del self._block_of_prefix[self._prefix_of_block.pop(block)]
+            self._forget(block)
         self._num_references[block] = 1
         return block
 

@@ -92,6 +92,7 @@ class Scheduler:
         """Lets a group wait behind those of its priority."""
         group.prefix = self.blocks.prefix_of(group.request.prompt_ids)
         self.groups[group.request.id] = group
+        self.blocks.expect(group.prefix)
         position = len(self.waiting)
         while position and self.waiting[position - 1].request.priority < group.request.priority:
             position -= 1
@@ -142,6 +143,7 @@ class Scheduler:
         for chunk in plan.prefills:
             for sequence in chunk.group.sequences:
                 sequence.num_computed = chunk.end
+            self.blocks.remember_state(chunk.group.prefix, chunk.sequence.table, chunk.end)
             self.blocks.remember_prefix(chunk.group.prefix, chunk.sequence.table, chunk.end)
             if chunk.is_last:
                 chunk.group.prefilled = chunk.group.prefilled or monotonic()
@@ -187,6 +189,7 @@ class Scheduler:
     def retire(self, group: SequenceGroup) -> None:
         """Takes a group out, waiting or running, and frees its blocks."""
         del self.groups[group.request.id]
+        self.blocks.no_longer_expect(group.prefix, has_failed=group.error is not None)
         if group in self.running:
             self._stop(group)
         else:
@@ -236,11 +239,11 @@ class Scheduler:
         """
         if not self.waiting or not self._has_rows_for(self.waiting[0]):
             return []
-        being_computed = {key for group in self.running for key in self._uncomputed_keys(group)}
+        to_come = {key for group in self.running for key in self._keys_to_come(group)}
         admitted, passed_over = [], []
         while self.waiting and self._has_rows_for(self.waiting[0]):
             group = self.waiting[0]
-            if self.blocks.first_missing(group.prefix) in being_computed:
+            if self.blocks.gains_by_waiting(group.prefix, to_come):
                 passed_over.append(self.waiting.popleft())
                 continue
             allocated = self.blocks.allocate(group.prefix, self.blocks_needed(group))
@@ -251,7 +254,7 @@ class Scheduler:
             group.admitted = group.admitted or monotonic()
             self.running.append(self.waiting.popleft())
             self._num_sequences += group.max_sequences
-            being_computed.update(self._uncomputed_keys(group))
+            to_come.update(self._keys_to_come(group))
             admitted.append(group)
         self.waiting.extendleft(reversed(passed_over))
         return admitted
@@ -260,14 +263,14 @@ class Scheduler:
         """Whether its batch rows are free. A group above a limit that was halved runs alone."""
         return self._num_sequences + group.max_sequences <= self._sequence_limit or not self.running
 
-    def _uncomputed_keys(self, group: SequenceGroup) -> tuple[bytes, ...]:
-        """The blocks of the group's prefix that its prefill has still to compute."""
-        return group.prefix.keys[group.sequences[0].num_computed // self.blocks.block_size :]
+    def _keys_to_come(self, group: SequenceGroup) -> set[bytes]:
+        return self.blocks.keys_to_come(group.prefix, group.sequences[0].num_computed)
 
     def _chunk(self, group: SequenceGroup, budget: int) -> PrefillChunk:
         sequence = group.sequences[0]
         start = sequence.num_computed
-        return PrefillChunk(group, start, self._chunk_rule.end(start, sequence.num_prompt_tokens, budget))
+        end = self._chunk_rule.end(start, sequence.num_prompt_tokens, budget)
+        return PrefillChunk(group, start, min(end, next(self.blocks.snapshot_ends(group.prefix, start), end)))
 
     def _append_writable(self, sequence: Sequence) -> list[tuple[int, int]]:
         """Gives a decoding sequence a block of its own to write to; returns the copy that this needs, if any."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.params import GenerationParams
 from models.states import FinishReason
 from worker.engine.choices import Choice
-from worker.engine.request import Request
+from worker.engine.request import NaNLogits, Request
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.prompt_chunks import ChunkRule
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.state_manager import StateManager
+from worker.engine.scheduling.state_snapshots import StateSnapshots
 from worker.engine.scheduling.step_plan import StepPlan
 
 #: New tokens of a sequence.
@@ -50,18 +53,29 @@ def test_a_layer_that_forgets_takes_prompts_whole() -> None:
     assert ChunkRule(64, splits=False).end(0, 1000, 64) == 1000
 
 
-def scheduler_with_states(num_seqs: int) -> Scheduler:
-    blocks = BlockManager(400, 4, states=StateManager(num_seqs))
-    return Scheduler(blocks, num_seqs, 16, chunk_rule=ChunkRule(8, min_last=2))
+RULE = ChunkRule(8, min_last=2)
+BLOCK_SIZE = 4
+
+
+def scheduler_with_states(num_seqs: int, num_snapshots: int = 0, num_blocks: int = 400) -> Scheduler:
+    states = StateManager(num_seqs + num_snapshots)
+    snapshots = StateSnapshots(states, num_snapshots, RULE, BLOCK_SIZE) if num_snapshots else None
+    blocks = BlockManager(num_blocks, BLOCK_SIZE, states=states, snapshots=snapshots)
+    return Scheduler(blocks, num_seqs, 16, chunk_rule=RULE)
 
 
 class Contents:
-    """Stands in for the device: a state holds the tokens that it has seen."""
+    """Stands in for the device: a state holds the tokens that it has seen, a block those at its places."""
 
-    def __init__(self, num_states: int) -> None:
+    def __init__(self, num_states: int, num_blocks: int = 400) -> None:
         self.states: list[tuple[int, ...]] = [(-1,)] * num_states
+        self.blocks = [[-1] * BLOCK_SIZE for _ in range(num_blocks)]
+        self.num_prefilled = 0
 
     def run(self, plan: StepPlan) -> None:
+        self.num_prefilled += plan.num_prefill_tokens
+        for source, target in plan.block_copies:
+            self.blocks[target] = list(self.blocks[source])
         sources = [self.states[source] for source, _ in plan.state_copies]
         assert len({target for _, target in plan.state_copies}) == len(sources)
         for (_, target), content in zip(plan.state_copies, sources, strict=True):
@@ -81,6 +95,10 @@ class Contents:
         assert before == tuple(tokens[:start]), "a sequence found another one's state"
         self.states[index] = tuple(tokens[:end])
         written.append(index)
+        for position in range(start, end):
+            self.blocks[sequence.table.block_ids[position // BLOCK_SIZE]][position % BLOCK_SIZE] = tokens[position]
+        found = [token for block in sequence.table.block_ids for token in self.blocks[block]]
+        assert found[:end] == tokens[:end], "a sequence found another one's keys"
 
 
 def choice(token_id: int) -> Choice:
@@ -109,8 +127,62 @@ def test_each_sequence_finds_the_state_of_its_own_tokens(seed: int) -> None:
         scheduler.complete(plan)
         advance(scheduler, plan, rng)
     assert not scheduler.has_work
-    assert scheduler.blocks.states is not None and scheduler.blocks.states.num_in_use == 0
+    assert scheduler.blocks.num_states_in_use == 0
     assert scheduler.blocks.num_in_use == 0
+
+
+def group_of(index: int, prompt_ids: Iterable[int], **params: Any) -> SequenceGroup:
+    request = Request(index, tuple(prompt_ids), GenerationParams(max_new_tokens=MOST, **params))
+    return SequenceGroup(request, [Sequence(request, 0, MOST)], arrived=0.0)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_prompts_that_begin_alike_find_the_state_behind_their_common_part(seed: int) -> None:
+    """A tree of prompts that come in several waves, with too few states to keep, failures and memory that runs out."""
+    rng = random.Random(seed)
+    num_seqs, num_snapshots, num_blocks = rng.choice([4, 7]), rng.choice([1, 2, 16]), rng.choice([40, 400])
+    scheduler = scheduler_with_states(num_seqs, num_snapshots, num_blocks)
+    contents = Contents(num_seqs + num_snapshots, num_blocks)
+    stems = [tuple(rng.choices(range(50), k=rng.choice([7, 8, 9, 16, 17, 24]))) for _ in range(3)]
+    coming = [
+        group_of(index, sum(rng.choices(stems, k=rng.randint(1, 3)), ()), strategy="sample", n=rng.randint(1, 4))
+        for index in range(14)
+    ]
+    for _ in range(1000):
+        if not scheduler.has_work and not coming:
+            break
+        while coming and rng.random() < 0.5:
+            scheduler.enqueue(coming.pop())
+        plan = scheduler.plan()
+        if len(scheduler.running) > 1 and rng.random() < 0.05:
+            scheduler.halve()  # before the plan's work is noted as done
+            continue
+        contents.run(plan)
+        scheduler.complete(plan)
+        if scheduler.running and rng.random() < 0.1:
+            group = rng.choice(scheduler.running)
+            group.error = NaNLogits("NaN")
+            scheduler.retire_finished([group])
+        advance(scheduler, plan, rng)
+    assert not scheduler.has_work and not coming
+    assert scheduler.blocks.num_states_in_use == 0 and scheduler.blocks.num_in_use == 0
+    assert scheduler.blocks.snapshots is not None and scheduler.blocks.snapshots.num_kept <= num_snapshots
+    assert not scheduler.blocks.snapshots._num_prompts
+
+
+@pytest.mark.parametrize("num_at_once", [1, 20])
+def test_a_common_beginning_is_computed_once_where_it_is_known(num_at_once: int) -> None:
+    """All prompts waiting: once. One after the other: by the first, and by the second that is seen to share it."""
+    scheduler, contents = scheduler_with_states(4, 16), Contents(20)
+    stem = tuple(range(24))
+    for index in range(20):
+        scheduler.enqueue(group_of(index, [*stem, *(50 + index,) * 6]))
+        while scheduler.has_work and (index == 19 or num_at_once == 1):
+            plan = scheduler.plan()
+            contents.run(plan)
+            scheduler.complete(plan)
+            advance(scheduler, plan, random.Random(index))
+    assert contents.num_prefilled == 20 * 6 + (2 if num_at_once == 1 else 1) * len(stem)
 
 
 def advance(scheduler: Scheduler, plan: StepPlan, rng: random.Random) -> None:

@@ -20,7 +20,7 @@ MAX_STATE_SHARE = 0.5
 
 
 #: States that are kept for prompts that begin alike: at most so many, and one in eight where memory is scarce.
-MAX_SNAPSHOTS = 16
+MAX_SNAPSHOTS = 64
 SCARCE_SHARE = 8
 
 

@@ -14,7 +14,10 @@ from worker.engine.scheduling.state_manager import StateManager
 
 
 class StateSnapshots:
-    """Kept states by the key of the block that they come after; the least recently used ones go first."""
+    """Kept states by the key of the block that they come after.
+
+    Those go first that the fewest waiting and running prompts begin with, of these the least recently used.
+    """
 
     def __init__(self, states: StateManager, most: int, rule: ChunkRule, block_size: int) -> None:
         """`most` of the states may be kept beside those of running sequences."""
@@ -70,10 +73,10 @@ class StateSnapshots:
 
     def keep(self, key: bytes, state_index: int) -> None:
         """Keeps a sequence's state, of which it makes a copy before it goes on."""
+        if len(self._state_of) == self._most:
+            self.drop(min(self._state_of, key=self._num_prompts.__getitem__))
         self._states.reference(state_index)
         self._state_of[key] = state_index
-        if len(self._state_of) > self._most:
-            self.drop(next(iter(self._state_of)))
 
     def drop(self, key: bytes) -> None:
         """Drops what is kept behind a block, if anything is."""

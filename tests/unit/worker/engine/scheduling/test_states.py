@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models.params import GenerationParams
 from models.states import FinishReason
 from worker.engine.choices import Choice
+from worker.engine.kv_memory import MAX_SNAPSHOTS
 from worker.engine.request import NaNLogits, Request
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.prompt_chunks import ChunkRule
@@ -183,6 +184,51 @@ def test_a_common_beginning_is_computed_once_where_it_is_known(num_at_once: int)
             scheduler.complete(plan)
             advance(scheduler, plan, random.Random(index))
     assert contents.num_prefilled == 20 * 6 + (2 if num_at_once == 1 else 1) * len(stem)
+
+
+def tree_of_prompts(seed: int, systems: int, jobs: int) -> list[tuple[int, ...]]:
+    """Questions behind some system prompts, half of them behind one of two lists of examples too."""
+    rng = random.Random(seed)
+
+    def some(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.choices(range(1000), k=rng.randint(low, high)))
+
+    stems = [(some(70, 330), (some(60, 130), some(60, 130))) for _ in range(systems)]
+    chosen = [rng.choice(stems) for _ in range(jobs)]
+    return [system + rng.choice(((), *examples[:1], *examples[1:])) + some(5, 40) for system, examples in chosen]
+
+
+def num_prefilled(prompts: list[tuple[int, ...]], wave: int, *, is_hybrid: bool) -> int:
+    """Prompt tokens computed where `wave` prompts come every five steps; blocks of 64 tokens, 16 sequences."""
+    rule = ChunkRule(64, min_last=2) if is_hybrid else ChunkRule()
+    states = StateManager(16 + MAX_SNAPSHOTS) if is_hybrid else None
+    snapshots = StateSnapshots(states, MAX_SNAPSHOTS, rule, 64) if states is not None else None
+    scheduler = Scheduler(BlockManager(4000, 64, states=states, snapshots=snapshots), 16, 512, chunk_rule=rule)
+    coming, count = [group_of(*each) for each in enumerate(prompts)], 0
+    for step in range(10_000):
+        if not step % 5:
+            for group in coming[:wave]:
+                scheduler.enqueue(group)
+            del coming[:wave]
+        plan = scheduler.plan()
+        count += plan.num_prefill_tokens
+        scheduler.complete(plan)
+        advance(scheduler, plan, random.Random(step))
+        if not coming and not scheduler.has_work:
+            break
+    return count
+
+
+@pytest.mark.parametrize(("wave", "most"), [(10_000, 1.0), (8, 1.35), (1, 1.4)])
+@pytest.mark.parametrize(("systems", "jobs"), [(4, 49), (12, 200)])
+def test_prompt_tokens_computed_beside_those_of_plain_attention(
+    systems: int, jobs: int, wave: int, most: float
+) -> None:
+    """With all prompts waiting as many; where they come one by one the second of each kind computes it once more."""
+    prompts = tree_of_prompts(systems, systems, jobs)
+    plain, hybrid = (num_prefilled(prompts, wave, is_hybrid=is_hybrid) for is_hybrid in (False, True))
+    assert hybrid <= most * plain, (hybrid / plain, plain, sum(map(len, prompts)))
+    assert plain < 0.5 * sum(map(len, prompts))
 
 
 def advance(scheduler: Scheduler, plan: StepPlan, rng: random.Random) -> None:

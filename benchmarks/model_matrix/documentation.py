@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from models.checkpoint.paths.known_paths import known_paths, tested_with
+from benchmarks.model_matrix.invariance import NUMBERS_OF_A_SEQUENCE
+from models.checkpoint.paths.known_paths import KnownPath, known_paths, tested_with
 from producer.model_files.model_table import COLUMNS, cells
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -21,14 +23,21 @@ def table_text() -> str:
         f"{len(known)} types of causal language models, Transformers {tested_with()}: {tried}. Each is a tiny random "
         "model in fp32; a mixed batch with refills, chunked prompts and cancellations beside `generate`, and samples "
         "beside themselves alone. A number is answers that are equal, of those compared; beams are empty where "
-        "`generate` has none. `invariant`: 32 sequences alone, with 8 and with 64 slots, in another order and with "
-        "prompts in pieces have the same tokens and stored log-probabilities, bit for bit, on a CPU in fp32 and in "
-        "bf16; through the fallback each is decoded by itself."
+        f"`generate` has none. `invariant`: {_sequences(known.values())} alone, with 8 and with 64 slots, in another "
+        "order and with prompts in pieces have the same tokens and stored log-probabilities, bit for bit, on a CPU in "
+        "fp32 and in bf16; through the fallback each is decoded by itself."
     )
     lines = [" | ".join(cells(name, row)).replace("_", "\\_") for name, row in known.items()]
     return "\n".join(
         [head, "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS), *(f"| {line} |" for line in lines)]
     )
+
+
+def _sequences(rows: Iterable[KnownPath]) -> str:
+    """How many were decoded of each type; types that were tried before a change of that number have the older one."""
+    numbers = Counter(row.fp32[1] // NUMBERS_OF_A_SEQUENCE for row in rows if row.fp32[1])
+    (most, _), *others = sorted(numbers.items(), reverse=True)
+    return f"{most} sequences" + "".join(f" ({number} of {count} types)" for number, count in others)
 
 
 def page_with_table(page: str) -> str:

@@ -21,6 +21,9 @@ MAX_NEW_TOKENS = 4
 #: Slots, and tokens of prompts in a step: alone prompts are in pieces, else mostly whole.
 TOGETHER, OTHERS = (64, 512), ((8, 128), (1, 64))
 
+#: Two log-probabilities of each token, compared with each of the others.
+NUMBERS_OF_A_SEQUENCE = 2 * MAX_NEW_TOKENS * len(OTHERS)
+
 #: Of one sequence: its tokens, and the two log-probabilities of each.
 Numbers = tuple[tuple[int, ...], tuple[float, ...]]
 

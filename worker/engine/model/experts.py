@@ -90,9 +90,14 @@ def swiglu(up: Linear, rows: Tensor) -> Tensor:
     return up.swiglu(rows)
 
 
-def _experts_forward(experts: Any, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+def packed_experts(experts: Any) -> PackedExperts:
+    """The packed weights of a module of experts."""
     packed: PackedExperts = getattr(experts, _PACKED)
-    return packed(rows, chosen, weights)
+    return packed
+
+
+def _experts_forward(experts: Any, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    return packed_experts(experts)(rows, chosen, weights)
 
 
 def _is_experts(module: nn.Module) -> bool:

@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.checkpoint.config import packing_problem
 from models.params import GenerationParams
+from models.states import Strategy
 from tests.support.model_folders import SMALL_FILES, TOY_MODEL
+from tests.support.random_models import generate
 from worker.engine.engine import Engine
 from worker.engine.request import Request
 
@@ -73,6 +75,22 @@ def test_answers_are_those_of_generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, eos_token_id=2, pad_token_id=1
         )
         assert found[index] == answer[0, len(prompt) :].tolist(), len(prompt)
+
+
+def test_beams_and_samples_that_grow_beyond_the_first_length(tmp_path: Path) -> None:
+    reference = folder_of("phi3", tmp_path)
+    engine = Engine.load(str(tmp_path), dtype="float32", device="cpu", kv_memory=0.05)
+    prompts = [tuple(range(7, 7 + length)) for length in (FIRST - 4, FIRST - 1, FIRST)]
+    beams = GenerationParams(strategy=Strategy.BEAM, num_beams=3, max_new_tokens=8, eos_token_ids=(2,))
+    samples = GenerationParams(strategy=Strategy.SAMPLE, n=2, seed=3, max_new_tokens=8, eos_token_ids=(2,))
+    requests = [Request(number, prompt, beams) for number, prompt in enumerate(prompts)]
+    requests += [Request(10 + number, prompt, samples) for number, prompt in enumerate(prompts)]
+    found = {output.request_id: output.completions for output in engine.generate(requests)}
+    for number, prompt in enumerate(prompts):
+        ((expected, _),) = generate(reference, prompt, beams)
+        assert list(found[number][0].token_ids) == expected
+        (alone,) = engine.generate([Request(20, prompt, samples)])
+        assert alone.completions == found[10 + number]
 
 
 def test_a_longer_sequence_is_refused_where_rows_are_packed(tmp_path: Path) -> None:

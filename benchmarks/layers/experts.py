@@ -1,6 +1,6 @@
 """A layer of experts at full width, alternately with the bare packed matmuls of the same rows, and Transformers' own.
 
-    python -m benchmarks.experts --shapes olmoe qwen3_moe gpt_oss --running 16 64 --dtype bfloat16
+    python -m benchmarks.layers.experts --shapes olmoe qwen3_moe gpt_oss --running 16 64 --dtype bfloat16
 
 Prints the best of some rounds in milliseconds, and how many times the bare products the layer takes. The products alone
 read each chosen expert's weights once; choosing, gathering and adding up is the layer's own. `--processor-time` takes

@@ -34,7 +34,7 @@ def table_text() -> str:
 
 
 def _sequences(rows: Iterable[KnownPath]) -> str:
-    """How many were decoded of each type; types that were tried before a change of that number have the older one."""
+    """The number decoded of each type, and of those that were tried when it was another one."""
     numbers = Counter(row.fp32[1] // NUMBERS_OF_A_SEQUENCE for row in rows if row.fp32[1])
     (most, _), *others = sorted(numbers.items(), reverse=True)
     return f"{most} sequences" + "".join(f" ({number} of {count} types)" for number, count in others)

@@ -1,1 +1,1 @@
-"""Single layers of models, at full width, beside the bare products that they consist of."""
+"""Single layers of models, at full width, beside the bare matmuls that they consist of."""

@@ -2,7 +2,7 @@
 
     python -m benchmarks.layers.experts --shapes olmoe qwen3_moe gpt_oss --running 16 64 --dtype bfloat16
 
-Prints the best of some rounds in milliseconds, and how many times the bare products the layer takes. The products alone
+Prints the best of some rounds in milliseconds, and how many times the bare matmuls the layer takes. The matmuls alone
 read each chosen expert's weights once; choosing, gathering and adding up is the layer's own. `--processor-time` takes
 one thread and its processor time, which other programs disturb less.
 """
@@ -90,7 +90,7 @@ class Layer:
         return rows, chosen, (weights / weights.sum(-1, keepdim=True)).to(self._dtype)
 
 
-def bare_products(packed: PackedExperts, rows: Tensor, chosen: Tensor) -> Callable[[], None]:
+def bare_matmuls(packed: PackedExperts, rows: Tensor, chosen: Tensor) -> Callable[[], None]:
     """The matmuls of each expert that somebody chose, on as many rows, which lie ready."""
     counts = torch.bincount(chosen.reshape(-1)).tolist()
     inputs = [rows[:1].expand(max(count, 2), -1).contiguous() for count in counts]
@@ -121,7 +121,7 @@ def measure(
         given = layer.rows(count)
         actions: dict[str, Callable[[], object]] = {
             "ours": partial(layer.experts, *given),
-            "bare": bare_products(packed, given[0], given[1]),
+            "bare": bare_matmuls(packed, given[0], given[1]),
         }
         times: dict[str, list[float]] = {name: [] for name in actions}
         for _ in range(rounds):
@@ -130,7 +130,7 @@ def measure(
         best = {name: 1000 * min(values) for name, values in times.items()}
         best |= {name: 1000 * others[count, name] for name in OTHERS}
         parts = ", ".join(f"{name} {value:.1f} ms" for name, value in best.items())
-        print(f"{shape}, {count} running: {parts}; {best['ours'] / best['bare']:.2f} x the bare products", flush=True)
+        print(f"{shape}, {count} running: {parts}; {best['ours'] / best['bare']:.2f} x the bare matmuls", flush=True)
         print(json.dumps({"shape": shape, "running": count, **best}), flush=True)
 
 

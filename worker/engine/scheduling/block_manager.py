@@ -239,7 +239,7 @@ class BlockManager:
         for block in unused:
             if block in self._unreferenced:
                 del self._unreferenced[block]
-                self._forget(block)
+                self._drop_prefix(block)
                 heappush(self._free, block)
         return unused
 
@@ -259,7 +259,7 @@ class BlockManager:
             return blocks[: self.snapshots.longest(prefix.keys, prefix.num_tokens, len(blocks))]
         return blocks
 
-    def _forget(self, block: int) -> None:
+    def _drop_prefix(self, block: int) -> None:
         """Drops a block, and the state behind it, from the remembered prefixes."""
         key = self._prefix_of_block.pop(block)
         del self._block_of_prefix[key]
@@ -275,7 +275,7 @@ class BlockManager:
             block = heappop(self._free)
         else:
             block, _ = self._unreferenced.popitem(last=False)
-            self._forget(block)
+            self._drop_prefix(block)
         self._num_references[block] = 1
         return block
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.checkpoint.architectures import known_architectures
 from models.checkpoint.config_values import check_token_ids, check_values
+from models.checkpoint.looked_up_names import check_names, rope_parts
 from models.checkpoint.quantization import SUPPORTED_METHODS, quantization_method, quantization_name
 from models.checkpoint.small_files import CheckpointProblem, is_file
 
@@ -36,6 +37,7 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
     _check_architecture(path, config)
     check_values(path, text_config)
     check_token_ids(path, config)
+    check_names(path, text_config)
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -46,7 +48,7 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def packing_problem(text_config: Mapping[str, Any], max_model_len: int | None = None) -> str | None:
     """The sentence about positions that depend on what else is in a batch, so that rows must not be packed."""
-    for part in _rope_parts(text_config):
+    for part in rope_parts(text_config):
         kinds = {str(part.get(key)) for key in ("rope_type", "type")} & LENGTH_DEPENDENT_ROPE
         first = part.get("original_max_position_embeddings") or text_config.get("original_max_position_embeddings")
         windows = [length for length in (max_model_len, text_config.get("max_position_embeddings")) if length]
@@ -54,14 +56,6 @@ def packing_problem(text_config: Mapping[str, Any], max_model_len: int | None = 
             about = f"its rotary positions ({', '.join(sorted(kinds))}) depend on the longest sequence of a batch"
             return f"{about}; up to --max-model-len {first} they do not" if isinstance(first, int) else about
     return None
-
-
-def _rope_parts(text_config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The parameters of rotary positions, and those of single kinds of layers."""
-    rope = text_config.get("rope_parameters") or text_config.get("rope_scaling")
-    if not isinstance(rope, dict):
-        return []
-    return [rope, *(part for part in rope.values() if isinstance(part, dict))]
 
 
 def _check_quantization(path: Path, config: Mapping[str, Any]) -> None:

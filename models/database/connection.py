@@ -22,6 +22,8 @@ from models.redacted import check_url, redacted, without_secrets
 
 SQLITE_BUSY_SECONDS = 60
 
+IN_MEMORY = "a database in memory holds no run; give --database sqlite:///file.db"
+
 JOURNAL_BYTES = 64 * 2**20  # to which SQLite cuts its write-ahead log
 
 
@@ -30,6 +32,7 @@ def open_database(url: str, *, read_only: bool = False, deadlines: Deadlines = D
     parsed = _parse_url(url)
     try:
         if parsed.get_backend_name() == "sqlite":
+            _check_sqlite_url(url, parsed)
             return _open_sqlite(parsed.database or "", read_only=read_only)
         engine = open_postgresql(parsed, deadlines, read_only=read_only)
     except (NoSuchModuleError, ImportError) as error:
@@ -80,10 +83,27 @@ def _parse_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
 
 
+def _check_sqlite_url(given: str, url: URL) -> None:
+    """Raises `DatabaseUnavailable` for a URL that would open another file than it says, or a file in another way."""
+    if url.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise DatabaseUnavailable(f"{url.drivername} is not supported; give a sqlite:/// URL")
+    if "?" in given:
+        raise DatabaseUnavailable(
+            f"not a database URL: {redacted(given)!r} has options, which SQLite does not get; write ? in a path as %3F"
+        )
+    try:
+        os.stat(url.database or "")
+    except (FileNotFoundError, NotADirectoryError):
+        return  # told, or made, by those who use it
+    except (OSError, ValueError) as error:  # a link to itself, no right to enter a folder, too long, a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DatabaseUnavailable(f"cannot use the database {url.database!r}: {reason}; check the path") from error
+
+
 def _open_sqlite(path: str, *, read_only: bool) -> Engine:
-    if read_only and path in ("", ":memory:"):
-        raise DatabaseUnavailable("a database in memory holds no run; give --database sqlite:///file.db")
-    if read_only or Path(path).is_dir():
+    if path == "" or (read_only and path == ":memory:"):
+        raise DatabaseUnavailable(IN_MEMORY)
+    if read_only or _is_special(path):
         check_file(path)
     # The URL is kept as it was given, for messages; the driver opens another one.
     engine = create_engine(URL.create("sqlite", database=path), creator=partial(_connect, path, read_only))
@@ -97,11 +117,17 @@ def _open_sqlite(path: str, *, read_only: bool) -> Engine:
 
 
 def check_file(path: str) -> None:
-    """Raises `DatabaseUnavailable` where a SQLite file is not there, or is a folder."""
+    """Raises `DatabaseUnavailable` where a SQLite file is not there, or is a folder, a pipe or a device."""
     if Path(path).is_dir():
         raise DatabaseUnavailable(f"cannot use the database {path}: it is a folder; give the file in it")
+    if _is_special(path):  # opening a pipe would wait for its other end, and not even Ctrl-C ends that
+        raise DatabaseUnavailable(f"cannot use the database {path}: it is not a file; give the path of a file")
     if not Path(path).exists():
         raise DatabaseUnavailable(f"there is no database at {path}; submit a run first or give --database")
+
+
+def _is_special(path: str) -> bool:
+    return Path(path).exists() and not Path(path).is_file()
 
 
 def is_missing(engine: Engine) -> bool:

@@ -11,6 +11,7 @@ from migrations.reader_role import ReaderRefused, make_reader_role
 from migrations.schema_state import SchemaState, check_schema, examine
 from migrations.upgrade import current_revision, upgrade
 from models.database.connection import (
+    IN_MEMORY,
     check_connection,
     check_file,
     check_writable,
@@ -18,7 +19,7 @@ from models.database.connection import (
     make_file,
     open_database,
 )
-from models.database.faults import database_name
+from models.database.faults import DatabaseUnavailable, database_name
 from models.settings import Settings
 from producer.console import print_data, say
 from producer.errors import UsageError
@@ -29,8 +30,18 @@ def upgraded_database(settings: Settings) -> Engine:
     """The database, made or upgraded to this version's schema; a database of somebody else's is left as it is."""
     if settings.database is None:
         make_private_database(settings.embedded_database)
-    database = open_database(settings.database_url, deadlines=settings.deadlines)
+    database = _open(settings)
+    if not is_missing(database):
+        check_connection(database)
     upgrade(database)
+    return database
+
+
+def _open(settings: Settings) -> Engine:
+    """The settings' database, which outlives this process. Raises `DatabaseUnavailable`."""
+    database = open_database(settings.database_url, deadlines=settings.deadlines)
+    if database.url.database == ":memory:":
+        raise DatabaseUnavailable(IN_MEMORY)
     return database
 
 
@@ -38,7 +49,7 @@ def writable_database(settings: Settings) -> Engine:
     """The database for a run decoded here: made where there is none; only the embedded one is upgraded."""
     if settings.database is None:
         return upgraded_database(settings)
-    database = open_database(settings.database_url, deadlines=settings.deadlines)
+    database = _open(settings)
     make_file(database)
     if examine(database).state == SchemaState.EMPTY:
         upgrade(database)
@@ -48,7 +59,7 @@ def writable_database(settings: Settings) -> Engine:
 
 def check_usable(settings: Settings) -> None:
     """Raises `DatabaseUnavailable` where `writable_database` would; makes and changes nothing."""
-    database = open_database(settings.database_url, deadlines=settings.deadlines)
+    database = _open(settings)
     if is_missing(database):
         return
     check_connection(database)
@@ -61,7 +72,7 @@ def ready_database(settings: Settings) -> Engine:
     """The database at this version's schema; only the embedded one is made or upgraded."""
     if settings.database is None:
         return upgraded_database(settings)
-    database = open_database(settings.database_url, deadlines=settings.deadlines)
+    database = _open(settings)
     check_connection(database)
     check_schema(database)
     check_writable(database)
@@ -72,7 +83,7 @@ def existing_database(settings: Settings) -> Engine:
     """The database for a command that needs a run in it: never makes one. Raises `DatabaseUnavailable`."""
     if settings.database is None:
         check_file(str(settings.embedded_database))
-        database = open_database(settings.database_url, deadlines=settings.deadlines)
+        database = _open(settings)
         if examine(database).state == SchemaState.OLDER:
             upgrade(database)
         check_schema(database)
@@ -90,7 +101,7 @@ def show_upgrade(settings: Settings) -> None:
 def show_reader(settings: Settings, name: str, password_file: Path | None) -> None:
     """`producer db reader`: makes the role and prints its URL. Raises `UsageError`."""
     password = token_urlsafe(24) if password_file is None else _password_in(password_file)
-    database = open_database(settings.database_url)
+    database = _open(settings)
     check_connection(database)
     if database.dialect.name != "postgresql":
         raise UsageError("`producer db reader` makes a role of PostgreSQL; SQLite has none, its files have rights")

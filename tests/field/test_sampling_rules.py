@@ -153,6 +153,20 @@ def test_nucleus_cuts_top_k_first_and_leaves_the_crossing_token_out(sampler: str
     assert [choice.kept for choice in choices] == [kept for _, kept in cases]
 
 
+@EACH_SAMPLER
+@pytest.mark.parametrize("vocab", [1, 2, 3, VOCAB])
+@pytest.mark.parametrize("top_p", [1e-12, 1 - 5e-7, 1 - 1e-12])
+def test_a_nucleus_at_the_ends_of_its_range(sampler: str, vocab: int, top_p: float) -> None:
+    """Just below 1 it is every token that has a probability, just above 0 the first one."""
+    params = GenerationParams.model_validate({"strategy": "nucleus", "top_p": top_p})
+    logits = torch.linspace(0, 1, vocab)[None].clone()
+    logits[:, VOCAB // 2 :] = -math.inf
+    rows = [drawing(params, number / 8) for number in range(8)]
+    choices = sampled(sampler, logits.expand(8, -1), rows)
+    assert {choice.kept for choice in choices} == {1 if top_p < 0.1 else int((logits > -math.inf).sum())}
+    assert all(logits[0, choice.token_id] > -math.inf for choice in choices)
+
+
 EDITS: list[dict[str, Any]] = [
     {"repetition_penalty": 1.3},
     {"repetition_penalty": 0.7, "presence_penalty": 1.5, "frequency_penalty": -0.5},

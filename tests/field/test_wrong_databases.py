@@ -6,6 +6,7 @@ The commands are those of the Typer app; `ARGUMENTS` must name each of them.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,7 @@ def execute(path: Path, script: str) -> None:
 #: Kind of wrong SQLite file -> a part of the line about it.
 SQLITE_KINDS = {
     "folder": "it is a folder",
+    "pipe": "it is not a file",
     "text": "it is not a SQLite file",
     "damaged": "it is not a SQLite file",
     "truncated": "the file is damaged",
@@ -104,6 +106,11 @@ SQLITE_KINDS = {
     "other program's with Alembic": "is not Nocturne's",
     "not whole": "not whole",
     "newer": "newer than this program",
+    "two revisions": "not whole",
+    "another's revision": "not whole",
+    "a view in place of a table": "is not whole: it lacks workers.device, workers.draining_since, ",
+    "a table in place of a view": "is not whole: it lacks job_results; restore a copy",
+    "a column less": "is not whole: it lacks runs.source; restore a copy",
 }
 
 SCRIPTS = {
@@ -111,6 +118,13 @@ SCRIPTS = {
     "other program's with Alembic": "create table alembic_version (version_num); create table a (b)",
     "not whole": "drop table workers",
     "newer": "update alembic_version set version_num = '9999'",
+    "two revisions": "insert into alembic_version values ('0001')",
+    "another's revision": "drop table alembic_version; create table alembic_version (rev); "
+    "insert into alembic_version values ('0009')",
+    "a view in place of a table": "create table other as select * from workers; drop table workers; "
+    "create view workers as select * from other",
+    "a table in place of a view": "drop view job_results; create table job_results (a)",
+    "a column less": "pragma legacy_alter_table = on; alter table runs rename column source to sources",
 }
 
 
@@ -120,9 +134,9 @@ def make_wrong(path: Path, kind: str) -> None:
         path.unlink()
     if kind in SCRIPTS:
         execute(path, SCRIPTS[kind])
-    elif kind == "folder":
+    elif kind in ("folder", "pipe"):
         path.unlink()
-        path.mkdir()
+        (os.mkdir if kind == "folder" else os.mkfifo)(path)
     else:
         content = {"text": b"notes\n" * 99, "damaged": b"SQLite format 3\0" + b"\xff" * 5000}
         path.write_bytes(content.get(kind, path.read_bytes()[: 3 * 4096]))
@@ -161,8 +175,17 @@ def assert_refused(command: str, outcome: tuple[int, str, str], part: str) -> No
     assert not Path("report.html").exists() and not Path(".nocturne").exists()
 
 
-@pytest.mark.parametrize("kind", SQLITE_KINDS)
-@pytest.mark.parametrize("command", ARGUMENTS)
+#: Kinds that the schema's examination tells from each other, which all commands share: a few commands are enough.
+EXAMINED = ("two revisions", "another's revision", "a view in place of a table", "a table in place of a view")
+CASES = [
+    (command, kind)
+    for kind in SQLITE_KINDS
+    for command in ARGUMENTS
+    if kind not in EXAMINED or command in ("run", "status", "doctor", "db upgrade")
+]
+
+
+@pytest.mark.parametrize(("command", "kind"), CASES)
 def test_a_wrong_file_is_one_line(
     command: str,
     kind: str,
@@ -235,6 +258,45 @@ def test_a_file_that_is_not_there_is_not_made(
     assert not (tmp_path / "a").exists()
 
 
+#: URL -> a part of the line about it.
+URLS = {
+    "sqlite://": "a database in memory holds no run",
+    "sqlite:///:memory:": "a database in memory holds no run",
+    "sqlite:///night?.db": "write ? in a path as %3F",
+    "sqlite:///good.db?mode=ro": "has options, which SQLite does not get",
+    "sqlite+aiosqlite:///good.db": "sqlite+aiosqlite is not supported",
+    f"sqlite:///{'a' * 300}.db": "File name too long",
+    "sqlite:///a\0b.db": "embedded null byte",
+    "sqlite:///loop.db": "Too many levels of symbolic links",
+    "postgresql+psycopg://u@127.0.0.1:1/d?colour=red": "invalid connection option",
+}
+
+
+@pytest.mark.parametrize("command", ["run", "status", "db upgrade"])
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_that_means_no_file_of_ours_is_one_line(
+    url: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some come from `nocturne.toml` alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.db").touch()
+    (tmp_path / "loop.db").symlink_to("loop.db")
+    assert_refused(command, run_command(command, ["--database", url], monkeypatch, capsys), URLS[url])
+    assert {path.name for path in tmp_path.iterdir()} == {"good.db", "loop.db", "prompts.jsonl"}
+    assert (tmp_path / "good.db").stat().st_size == 0
+
+
+@pytest.mark.parametrize("command", ["run", "status", "db upgrade"])
+def test_a_folder_that_may_not_be_entered_is_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "closed").mkdir(mode=0)
+    with without_capabilities():
+        outcome = run_command(command, ["--database", "sqlite:///closed/night.db"], monkeypatch, capsys)
+    assert_refused(command, outcome, "Permission denied")
+
+
 @pytest.mark.parametrize("command", ARGUMENTS)
 def test_a_locked_file_is_one_line(
     command: str,
@@ -293,6 +355,10 @@ def make_postgres(url: str, kind: str) -> str:
     statements = {
         "other program's": ["CREATE TABLE notes (t text)"],
         "newer": ["UPDATE alembic_version SET version_num = '9999'"],
+        "a view in place of a table": [
+            "ALTER TABLE workers RENAME TO other",
+            "CREATE VIEW workers AS SELECT * FROM other",
+        ],
         "no rights": ["DROP ROLE IF EXISTS stranger", "CREATE ROLE stranger LOGIN"],
     }
     with database.begin() as connection:
@@ -308,6 +374,7 @@ POSTGRES_KINDS = {
     "older": "run: producer db upgrade, with the same --database",
     "empty": "run: producer db upgrade, with the same --database",
     "no rights": "permission denied",
+    "a view in place of a table": "is not whole: it lacks workers.device",
 }
 
 

@@ -98,6 +98,13 @@ def _regex() -> Tokenizer:
 _BUILDERS: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
     "byte-level": (_byte_level, {}),
     "byte-level-cleaning": (_byte_level, {"clean_up_tokenization_spaces": True}),
+    "byte-level-cleaned": (
+        _byte_level,
+        {
+            "clean_up_tokenization_spaces": True,
+            "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True,
+        },
+    ),
     "unigram": (lambda: _unigram("always"), {}),
     "unigram-first": (lambda: _unigram("first"), {}),
     "unigram-never": (lambda: _unigram("never"), {}),

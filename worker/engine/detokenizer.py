@@ -71,9 +71,14 @@ class Detokenizer:
         return cleaned(text) if self._cleans_up else text
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        """The bytes of a token that may be a part of a character, else None."""
+        """The bytes of a token that may be a part of a character, else None.
+
+        Where spaces are removed, the bytes of whole characters are those of the token's text in its place.
+        """
         text = None if self._texts is None else self._texts[token_id]
-        return text if isinstance(text, bytes) else None
+        if not isinstance(text, bytes) or (self._cleans_up and b" " in text and _is_whole(text)):
+            return None
+        return text
 
     def _raw_text(self, token_ids: Sequence[int]) -> str:
         assert self._texts is not None
@@ -147,6 +152,10 @@ def _cleaned_pieces(context: str, pieces: Sequence[str]) -> list[str]:
     kept = set(kept_indices(text))
     bounds = accumulate(map(len, pieces), initial=len(context))
     return ["".join(text[index] for index in range(*bound) if index in kept) for bound in pairwise(bounds)]
+
+
+def _is_whole(data: bytes) -> bool:
+    return REPLACEMENT not in data.decode(errors="replace")
 
 
 def _common_prefix(text: str, whole: str) -> int:

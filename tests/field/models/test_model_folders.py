@@ -14,11 +14,15 @@ from typing import Any
 
 import pytest
 from transformers import CONFIG_MAPPING
+from transformers.activations import ACT2CLS
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto import modeling_auto
 
 import worker.cli
 from models.checkpoint.architectures import known_architectures
+from models.checkpoint.config import text_part
 from models.checkpoint.folder import check_folder
+from models.checkpoint.looked_up_names import _names, check_names
 from producer.cli import main
 from producer.errors import UsageError
 from producer.runs.model_check import check_model
@@ -224,6 +228,11 @@ DAMAGES: dict[str, tuple[Damage, list[str]]] = {
     "number": (config(rms_norm_eps="1e-6"), ["rms_norm_eps must be a number, got '1e-6'"]),
     "not-a-number": (config(rope_theta=float("nan")), ["rope_theta must be a number, got 'nan'"]),
     "rope": (config(rope_scaling="linear"), ["rope_scaling must be an object, got 'linear'"]),
+    "activation": (config(hidden_act="silly"), ["knows no hidden_act 'silly'", "gelu", "upgrade transformers"]),
+    "rope-type": (
+        config(rope_parameters=..., rope_scaling={"type": "yarnn", "factor": 4.0}),
+        ["knows no rope_type 'yarnn'", "yarn"],
+    ),
     "dtype": (config(dtype="int4"), ["dtype must be one of float64, float32", "got 'int4'"]),
     "count-text": (config(vocab_size="many"), ["vocab_size must be a whole number above 0, got 'many'"]),
     "count-huge": (config(hidden_size=10**30), ["hidden_size must be a whole number above 0"]),
@@ -311,6 +320,8 @@ HARMLESS: dict[str, Damage] = {
     "fewer-layers": config(num_hidden_layers=1, layer_types=...),
     "auto-map-of-a-known-type": config(auto_map={"AutoModelForCausalLM": "modeling.Own"}),
     "no-quantization": config(quantization=None),
+    "rope-of-old": config(rope_parameters=..., rope_scaling={"type": "linear", "factor": 2.0}),
+    "activation-of-old": config(hidden_act="swish"),
     "more-metadata": header(lambda h: h.update(__metadata__={"format": "pt", "source": "here"})),
     "spaces-after-the-header": header(lambda h: h.update(__metadata__={"format": "pt", "pad": " " * 99})),
 }
@@ -427,6 +438,18 @@ def test_the_tables_of_model_types_are_those_of_transformers() -> None:
     assert known.causal == dict(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     assert len(set(CONFIG_MAPPING) - set(known.configs)) < 20
     assert {"bert", "t5", "whisper", "qwen2"} <= set(known.configs)
+
+
+def test_the_names_that_classes_look_up_are_those_of_transformers() -> None:
+    """And every model's own configuration passes."""
+    assert _names("ACT2FN") == set(ACT2CLS)
+    assert _names("ROPE_INIT_FUNCTIONS") == set(ROPE_INIT_FUNCTIONS)
+    without_defaults = {"gemma4_assistant"}  # Transformers refuses its own
+    for model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - without_defaults:
+        own = CONFIG_MAPPING[model_type]().to_dict()
+        check_names(Path("config.json"), text_part(own))
+    for model_type, kind in (("phi3", "su"), ("qwen2_vl", "mrope")):  # names that the class itself knows
+        check_names(Path("config.json"), {"model_type": model_type, "rope_scaling": {"type": kind}})
 
 
 def test_two_hundred_shards_are_read_by_their_headers_alone(folder: Path) -> None:

@@ -18,6 +18,9 @@ Weights = NDArray[np.float32]
 #: A cumulative probability this little beside the limit is rounding: 0.1 + 0.1 + 0.1 is neither above nor below 0.3.
 SLACK = 1e-6
 
+#: Sums of the same weights in another order differ by less.
+ROUNDING = 1e-9
+
 #: Less probable tokens are looked at only if the others do not hold the nucleus.
 MIN_PROBABILITY = 1e-5
 
@@ -49,6 +52,8 @@ def nucleus(weights: Weights, limit: float, *, keeps_crossing: bool = False) -> 
     """The nucleus of unnormalized probabilities [vocab], for a limit < 1; among equal weights lower ids come first."""
     total = float(weights.sum(dtype=np.float64))
     mass = (limit - SLACK if keeps_crossing else limit + SLACK) * total
+    if limit + SLACK >= 1.0 - ROUNDING and not keeps_crossing:
+        return Nucleus(None, weights, int(np.count_nonzero(weights)))
     is_likely = weights > MIN_PROBABILITY * total
     if np.count_nonzero(is_likely) <= MAX_SORTED:
         ids = np.flatnonzero(is_likely)

@@ -18,7 +18,11 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Variants of LoRA that compute more than a product of two matrices.
 OTHER_VARIANTS = (
     "use_dora", "use_qalora", "lora_bias", "megatron_config", "trainable_token_indices", "target_parameters",
+    "arrow_config",
 )  # fmt: skip
+
+#: Ways to begin that take a part out of the model's own weights; their adapters fit what is left of these.
+OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def check_adapter(folder: Path) -> dict[str, Any]:
@@ -37,16 +41,27 @@ def check_adapter(folder: Path) -> dict[str, Any]:
         raise CheckpointProblem(f"{path}: {found[0]} is not merged here; merge it with PEFT (merge_and_unload)")
     if config.get("bias") not in (None, "none"):
         raise CheckpointProblem(f"{path}: its biases are trained too; merge it with PEFT (merge_and_unload)")
-    alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    begun = str(config.get("init_lora_weights")).lower()
+    if begun.startswith(OTHER_BASES):
+        raise CheckpointProblem(
+            f"{path}: init_lora_weights is {begun[:100]}, which changes the model too; save it with PEFT's "
+            "path_initial_model_for_weight_conversion, or merge it there"
+        )
+    if not _is_number(alpha := config.get("lora_alpha")):
         raise CheckpointProblem(f"{path}: lora_alpha must be a number, got {str(alpha)[:100]!r}; download it again")
     for name in ("alpha_pattern", "rank_pattern"):
         patterns = config.get(name) or {}
         if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
             raise CheckpointProblem(f"{path}: {name} has more than names of modules; merge it with PEFT")
+        if wrong := [value for value in patterns.values() if not _is_number(value)]:
+            raise CheckpointProblem(f"{path}: {name} must have numbers, got {str(wrong[0])[:100]!r}; download it again")
     if not read_header(folder / WEIGHTS):
         raise CheckpointProblem(f"{folder / WEIGHTS} holds no tensor; download it again")
     return config
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
 
 
 def adapter_hash(folder: Path) -> str:

@@ -28,16 +28,20 @@ def merge_adapter(model: Any, folder: Path) -> None:
         if set(pair) != {"A", "B"} or pair["A"].dim() != 2 or pair["B"].dim() != 2:
             raise ModelUnavailable(f"the adapter {folder} lacks one of the two matrices of {module}; save it again")
         a, b = pair["A"].float(), pair["B"].float()
-        if b.shape[1] != a.shape[0]:
+        if b.shape[1] != a.shape[0] or not a.shape[0]:
             raise ModelUnavailable(f"the adapter {folder}: the two matrices of {module} do not fit; save it again")
         change = (b @ a) * scale_of(module, a.shape[0], config)
-        change = change.T if _is_transposed(model, module, config) else change
+        if not change.isfinite().all():
+            raise ModelUnavailable(f"the adapter {folder}: {module} has values that are not finite; save it again")
+        change = change.T if _is_transposed(model, module) else change
         if change.shape != weight.shape:
             raise _other_model(folder, module)
         weight.copy_(weight.float() + change.to(weight.device))
     for name, tensor in whole.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise _other_model(folder, name)
+        if name.endswith(".weight"):
+            _weight(folder, name.removesuffix(".weight"), parameters)
         parameters[name].copy_(tensor)
 
 
@@ -68,14 +72,11 @@ def _weight(folder: Path, module: str, parameters: Mapping[str, Tensor]) -> Tens
     return weight
 
 
-def _is_transposed(model: Any, module: str, config: Mapping[str, Any]) -> bool:
-    """Whether the module keeps its weight as [in, out]: embeddings, and GPT-2's layers."""
+def _is_transposed(model: Any, module: str) -> bool:
+    """Whether the module keeps its weight as [in, out]: embeddings, and GPT-2's layers; as PEFT, whatever its
+    configuration says (`fan_in_fan_out`)."""
     kind = type(model.get_submodule(module)).__name__
-    return (
-        isinstance(model.get_submodule(module), torch.nn.Embedding)
-        or kind == "Conv1D"
-        or bool(config.get("fan_in_fan_out"))
-    )
+    return isinstance(model.get_submodule(module), torch.nn.Embedding) or kind == "Conv1D"
 
 
 def _other_model(folder: Path, module: str) -> ModelUnavailable:

@@ -51,7 +51,7 @@ def answer(model: Path, adapter: Path | None = None) -> tuple[tuple[int, ...], d
     ("config", "scales"),
     [
         ({}, (0.5, 0.5, 0.5)),
-        ({"use_rslora": True}, (1.0, 1.0, 1.0)),
+        ({"use_rslora": True, "fan_in_fan_out": True}, (1.0, 1.0, 1.0)),
         ({"alpha_pattern": {"mlp.down_proj": 8}}, (0.5, 2.0, 0.5)),
     ],
     ids=str,
@@ -76,6 +76,9 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "bias": ({"bias": "all"}, "its biases are trained too"),
     "pattern": ({"alpha_pattern": {"(a+)+": 1}}, "alpha_pattern has more than names"),
     "alpha": ({"lora_alpha": "16"}, "lora_alpha must be a number"),
+    "alpha of one": ({"alpha_pattern": {"q_proj": "eight"}}, "alpha_pattern must have numbers, got 'eight'"),
+    "rank of one": ({"rank_pattern": {"q_proj": None}}, "rank_pattern must have numbers, got 'None'"),
+    "begun": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4, which changes the model"),
 }
 
 
@@ -106,9 +109,24 @@ def tied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace("model.layers.0.self_attn.q_proj", "lm_head"): tensor for name, tensor in tensors.items()}
 
 
+def whole_tied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "base_model.model.model.embed_tokens.weight": torch.ones(1024, 16)}
+
+
+def without_rank(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: (each[:0] if "lora_A" in name else each[:, :0]).contiguous() for name, each in tensors.items()}
+
+
+def not_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each * float("nan") for name, each in tensors.items()}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (whole_tied, "embed_tokens, whose weight another layer of the model shares"),
+        (without_rank, "the two matrices of .* do not fit"),
+        (not_finite, "values that are not finite"),
         (renamed, "x_proj, which the model does not have in that shape"),
         (cut, "q_proj, which the model does not have in that shape"),
         (alone, "lacks one of the two matrices of model.layers.0.self_attn.q_proj"),

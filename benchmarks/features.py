@@ -45,9 +45,14 @@ def decode(base: Engine, requests: Sequence[Request], **config: Any) -> float:
     return timed(lambda: list(engine.generate(requests)))
 
 
+def print_seconds(number: int, name: str, seconds: float) -> None:
+    """A measurement as soon as it is there: a round of a large model takes minutes."""
+    print(f"round {number}: {name:36} {seconds:8.2f} s", flush=True)
+
+
 def compare(title: str, variants: Mapping[str, Callable[[], float]], rounds: int) -> None:
     """Prints each variant's median and its ratio to the first variant's."""
-    seconds = alternate(variants, rounds)
+    seconds = alternate(variants, rounds, print_seconds)
     first = median(next(iter(seconds.values())))
     print(f"\n{title}")
     for name, values in seconds.items():

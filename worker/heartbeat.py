@@ -19,7 +19,7 @@ from worker.monitoring.counts import Count, Counts
 from worker.storage.claims import Claim
 from worker.storage.job_store import JobStore
 from worker.storage.outages import DatabaseOutages
-from worker.storage.registry import Registry
+from worker.storage.registry import Registry, WorkerLoad
 from worker.storage.samples import Samples
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class Heartbeat:
     """One beat every `heartbeat_seconds`; `notify` looks for cancelled jobs at once.
 
-    `drop` takes the claims that the database has given away; `read_stats` returns the engine's counts; `drain` is
-    called when a person has asked for it in the database.
+    `drop` takes the claims that the database has given away; `read_stats` returns the engine's counts, `count_held`
+    the finished jobs that wait to be stored; `drain` is called when a person has asked for it in the database.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Heartbeat:
         drain: Callable[[], None],
         counts: Counts,
         samples: Samples,
+        count_held: Callable[[], int],
     ) -> None:
         self._interval = settings.heartbeat_seconds
         self._parent_pid = settings.parent_pid
@@ -58,6 +59,7 @@ class Heartbeat:
         self._drain = drain
         self._counts = counts
         self._samples = samples
+        self._count_held = count_held
         self._is_notified = Event()
         self._is_closed = Event()
         self._last_tokens, self._last_time = 0, 0.0
@@ -100,7 +102,8 @@ class Heartbeat:
         speed = max(0.0, (counts.num_generated_tokens - self._last_tokens) / (now - self._last_time))
         self._last_tokens, self._last_time = counts.num_generated_tokens, now
         mean_running = counts.num_sequence_steps / max(counts.num_steps, 1)
-        is_draining = self._registry.heartbeat(claims, speed, counts.num_steps, mean_running)
+        load = WorkerLoad(speed, counts.num_steps, mean_running, self._count_held())
+        is_draining = self._registry.heartbeat(claims, load)
         self._outages.note_available()
         self._samples.add(stats)
         if is_draining and not self._is_stopping.is_set():

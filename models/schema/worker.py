@@ -26,3 +26,4 @@ class Worker(Base):
     tokens_per_second: Mapped[float]  # generated, over the last seconds
     num_steps: Mapped[int] = mapped_column(BigId)  # engine steps since the start
     mean_running: Mapped[float]  # sequences per step since the start
+    results_held: Mapped[int] = mapped_column(server_default="0")  # finished jobs that wait to be stored

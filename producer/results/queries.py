@@ -26,6 +26,9 @@ from producer.results.selection import Selection
 #: Jobs that wait for so long, while workers live that do nothing, are a fault.
 STALLED_SECONDS = 60
 
+#: A worker stores so many finished jobs in one transaction; while as many wait, the database keeps up.
+HELD_RESULTS = 256
+
 #: The claims that are looked at for the last one of a model.
 RECENT_CLAIMS = 10_000
 
@@ -213,6 +216,13 @@ def stalled_models(database: Engine) -> dict[str, tuple[int, float]]:
             if seconds >= STALLED_SECONDS:
                 stalled[model] = (waiting[model], seconds)
     return stalled
+
+
+def overfull_workers(database: Engine) -> list[Row[Any]]:
+    """The live workers with more finished jobs to be stored than one transaction takes, or than they decode at once."""
+    overfull = Worker.results_held > HELD_RESULTS, Worker.results_held > Worker.max_num_seqs
+    with database.begin() as connection:
+        return list(connection.execute(select(Worker.__table__).where(is_alive(), *overfull).order_by(Worker.name)))
 
 
 def _seconds_without_claim(connection: Connection, model: str) -> float:

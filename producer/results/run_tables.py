@@ -12,7 +12,7 @@ from models.settings import Settings
 from producer.console import print_data
 from producer.home import Holder, holder_of, home_options
 from producer.render import table, to_json
-from producer.results.queries import PAUSED, RunProgress, stalled_models, unserved_models
+from producer.results.queries import PAUSED, RunProgress, overfull_workers, stalled_models, unserved_models
 
 COLUMNS = (
     "run", "name", "state", "jobs", "succeeded", "failed", "cancelled", "expired", "running", "queued", "tokens",
@@ -68,11 +68,11 @@ def open_run_lines(database: Engine, runs: Sequence[RunProgress], settings: Sett
     """The lines about the runs that are not finished: who decodes them, or the way to go on."""
     if not settings.is_embedded:
         paused = [paused_line(run, settings) for run in runs if run.state == PAUSED]
-        return paused + unserved_lines(database) + stalled_lines(database)
+        return paused + queue_lines(database)
     holder = holder_of(settings.home)
     idle = [run for run in runs if not run.is_finished and (holder is None or holder.run != run.id)]
     lines = [decoded_line(holder)] if holder is not None else []
-    return lines + [_idle_line(run, settings) for run in idle]
+    return lines + [_idle_line(run, settings) for run in idle] + overfull_lines(database)
 
 
 def paused_line(run: RunProgress, settings: Settings) -> str:
@@ -83,6 +83,11 @@ def paused_line(run: RunProgress, settings: Settings) -> str:
 
 def _idle_line(run: RunProgress, settings: Settings) -> str:
     return paused_line(run, settings) if run.state == PAUSED else resume_line(run, home_options(settings))
+
+
+def queue_lines(database: Engine) -> list[str]:
+    """A complaint for each thing between the queue and the stored results that stands still or falls behind."""
+    return unserved_lines(database) + stalled_lines(database) + overfull_lines(database)
 
 
 def unserved_lines(database: Engine) -> list[str]:
@@ -99,6 +104,15 @@ def stalled_lines(database: Engine) -> list[str]:
         f"the queue is not empty ({count:,} jobs wait for {model}), and nothing was claimed for {seconds:,.0f} s: "
         "see the logs of its workers, and whether they reach Redis and the database"
         for model, (count, seconds) in stalled_models(database).items()
+    ]
+
+
+def overfull_lines(database: Engine) -> list[str]:
+    """A complaint for each worker whose finished jobs wait to be stored."""
+    return [
+        f"the database is behind: {worker.results_held:,} finished jobs of {worker.name} wait to be stored; "
+        "runs with --trace none, or a faster database, would keep up"
+        for worker in overfull_workers(database)
     ]
 
 

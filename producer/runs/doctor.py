@@ -23,7 +23,7 @@ from producer.model_files.generation_defaults import defaults_text, model_defaul
 from producer.render import to_json, visible
 from producer.results.database import readable_database
 from producer.results.queries import PAUSED, dead_letters, live_workers, recent_runs
-from producer.results.run_tables import decoded_line, paused_line, resume_line, stalled_lines, unserved_lines
+from producer.results.run_tables import decoded_line, overfull_lines, paused_line, queue_lines, resume_line
 from producer.runs.broker import check_broker
 from producer.runs.model_check import check_model, small_files
 from producer.runs.valkey import embedded_version
@@ -134,10 +134,12 @@ def _workers(settings: Settings) -> Iterator[Finding]:
         end = ", and ends when its jobs have ended" if worker.draining_since is not None else ""
         yield Finding("worker", True, f"{worker.name} on {worker.device} serves {worker.model}, {speed}{end}")
     if not settings.is_embedded:
-        for line in unserved_lines(database) + stalled_lines(database):
+        for line in queue_lines(database):
             yield Finding("queue", False, line)
     else:
         yield from _embedded_runs(database, settings)
+        for line in overfull_lines(database):
+            yield Finding("queue", False, line)
     if not workers:
         yield Finding("worker", True, "none is running")
     yield from _dead_letters(database)

@@ -219,10 +219,14 @@ def test_requests_of_the_world(toy: LoadedModel, job: dict[str, Any], params: di
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("stop", [[], ["a stop string"]], ids=["at the end", "for stop strings"])
-def test_whatever_the_detokenizer_raises(toy: LoadedModel, error: BaseException, stop: list[str]) -> None:
+@pytest.mark.parametrize("place", ["at the end", "before a token", "at a token", "in the text"])
+def test_whatever_the_detokenizer_raises(toy: LoadedModel, error: BaseException, place: str) -> None:
     """At the end of the answer, or before it where stop strings are looked for."""
+    stop = [] if place == "at the end" else ["a stop string"]
     job = JOB.model_copy(update={"params": params_of(1, ignore_eos=True, stop=stop)})
+
+    def fail(*_: Any) -> Any:
+        raise error
 
     def spoil(engine: Engine) -> None:
         poison_ids, healthy = engine.encode("poison"), engine.detokenizer
@@ -231,9 +235,14 @@ def test_whatever_the_detokenizer_raises(toy: LoadedModel, error: BaseException,
         decode = getattr(healthy, name)
 
         def spoiled(*arguments: Any) -> Any:
-            if poison_ids in arguments:
+            if poison_ids not in arguments:
+                return decode(*arguments)
+            if place in ("at the end", "before a token"):
                 raise error
-            return decode(*arguments)
+            stream = decode(*arguments)
+            stream.may_show = fail if place == "at a token" else lambda *_: True
+            stream.append = fail
+            return stream
 
         setattr(healthy, name, spoiled)
 

@@ -32,7 +32,7 @@ from worker.storage.claims import Claim
 from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE, MAX_WORKERS_LOST_ALONE
 from worker.storage.reaper import Reaper, mark_lost_messages_unsent
-from worker.storage.registry import Registry
+from worker.storage.registry import Registry, WorkerLoad
 
 LEASE_SECONDS = 30.0
 HEARTBEAT_SECONDS = 10.0  # three of them are a silence
@@ -153,7 +153,7 @@ class SimulatedWorker:
     def beat(self) -> None:
         for claim in self.store.lost(list(self.held.values())):
             self._release(claim)
-        self.registry.heartbeat(list(self.held.values()), 0.0, 0, 0.0)
+        self.registry.heartbeat(list(self.held.values()), WorkerLoad())
 
     def sweep(self) -> None:
         num_beats = self.registry.num_beats

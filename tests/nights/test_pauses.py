@@ -38,7 +38,7 @@ from worker.celery import create_app, send_chunk
 from worker.draining import NoSuchWorker, drain
 from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.reaper import mark_lost_messages_unsent
-from worker.storage.registry import Registry
+from worker.storage.registry import Registry, WorkerLoad
 
 MODEL = "toy"
 
@@ -165,9 +165,9 @@ def test_drain_names_the_workers_that_there_are(database: Engine) -> None:
     with pytest.raises(NoSuchWorker, match="those that run: b"):
         drain(url, "a", is_awaited=False)
     assert "b takes no more jobs" in drain(url, "b", is_awaited=False)
-    assert Registry(database, "b", 30.0).heartbeat([], 0.0, 0, 0.0)
+    assert Registry(database, "b", 30.0).heartbeat([], WorkerLoad())
     Registry(database, "b", 30.0).register(host="here", device="cpu", model=MODEL, max_num_seqs=8)
-    assert not Registry(database, "b", 30.0).heartbeat([], 0.0, 0, 0.0)  # a new one of the name is not drained
+    assert not Registry(database, "b", 30.0).heartbeat([], WorkerLoad())  # a new one of the name is not drained
 
 
 def most_at_once(database: Engine, run_id: str) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, insert, select, update
@@ -16,6 +17,16 @@ from models.schema.job import Job
 from models.schema.result import Environment
 from models.schema.worker import Worker
 from worker.storage.claims import Claim, held_claims, in_statements
+
+
+@dataclass(frozen=True)
+class WorkerLoad:
+    """The part of a worker's row that changes with each heartbeat, named as its columns."""
+
+    tokens_per_second: float = 0.0
+    num_steps: int = 0
+    mean_running: float = 0.0
+    results_held: int = 0
 
 
 class Registry:
@@ -34,8 +45,7 @@ class Registry:
         row = {
             **self._identity,
             "started_at": database_timestamp(), "seen_at": database_timestamp(), "stopped_at": None,
-            "draining_since": None,
-            "tokens_per_second": 0.0, "num_steps": 0, "mean_running": 0.0,
+            "draining_since": None, **asdict(WorkerLoad()),
         }  # fmt: skip
         # A worker of the same name may be starting at this moment: the second one updates its row.
         with suppress(IntegrityError), self._database.begin() as connection:
@@ -53,15 +63,12 @@ class Registry:
             connection.execute(insert(Environment).values(id=environment_id, **environment))
         return environment_id
 
-    def heartbeat(self, claims: Sequence[Claim], tokens_per_second: float, num_steps: int, mean_running: float) -> bool:
+    def heartbeat(self, claims: Sequence[Claim], load: WorkerLoad) -> bool:
         """Renews this worker's leases, then records that it lives; returns whether a person has it drained."""
         self._renew(claims)
         # A person who has locked the row must not hold up the leases.
         row = select(Worker.name).where(self._is_own).with_for_update(skip_locked=True)
-        values = {
-            "seen_at": database_timestamp(), "tokens_per_second": tokens_per_second, "num_steps": num_steps,
-            "mean_running": mean_running,
-        }  # fmt: skip
+        values = {"seen_at": database_timestamp(), **asdict(load)}
         with self._database.begin() as connection:
             alive = update(Worker).where(Worker.name.in_(row)).values(values).returning(Worker.draining_since)
             beat = connection.execute(alive).first()
@@ -81,7 +88,9 @@ class Registry:
             connection.execute(
                 update(Worker)
                 .where(self._is_own)
-                .values(seen_at=database_timestamp(), stopped_at=database_timestamp(), tokens_per_second=0.0)
+                .values(
+                    seen_at=database_timestamp(), stopped_at=database_timestamp(), tokens_per_second=0.0, results_held=0
+                )
             )
 
     def _renew(self, claims: Sequence[Claim]) -> None:

@@ -13,7 +13,7 @@ from models.states import JobState, RunState
 from tests.support.table_rows import column_of, end_waits, insert_run, output_of, release_leases_that_are_over
 from worker.engine.request import InvalidRequest, RequestOutput
 from worker.storage.job_store import FinishedJob, JobStore
-from worker.storage.registry import Registry
+from worker.storage.registry import Registry, WorkerLoad
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_heartbeat_keeps_the_lease(database: Engine) -> None:
     claims = store.claim([job_id])
     with database.begin() as connection:
         connection.execute(update(Job).values(lease_expires_at=0.0))
-    Registry(database, "first", 30.0).heartbeat(claims, 10.0, 5, 2.5)
+    Registry(database, "first", 30.0).heartbeat(claims, WorkerLoad(10.0, 5, 2.5, 7))
     assert release_leases_that_are_over(database, 9) == 0
     with database.begin() as connection:
         connection.execute(update(Job).values(lease_expires_at=0.0))

@@ -17,7 +17,7 @@ from tests.support.table_rows import column_of, end_waits, insert_run, release_l
 from worker.storage.claims import Claim
 from worker.storage.job_store import JobStore
 from worker.storage.reaper import Reaper, mark_lost_messages_unsent
-from worker.storage.registry import Registry
+from worker.storage.registry import Registry, WorkerLoad
 
 LEASE_SECONDS, HEARTBEAT_SECONDS, SILENT_BEATS = 30.0, 2.0, 10  # a lease's two thirds are ten heartbeats
 
@@ -70,7 +70,7 @@ def test_a_step_of_the_clock_takes_no_job_from_a_living_worker(database: Engine,
     for num_beats in range(0, 10 * SILENT_BEATS, SILENT_BEATS - 1):  # it is slow, and not silent
         move_leases(database, step)
         assert reaper.release_silent(num_beats) == 0
-        registry.heartbeat(claims, 0.0, 0, 0.0)
+        registry.heartbeat(claims, WorkerLoad())
     assert column_of(database, Job.num_crashes) == [0, 0]
 
 
@@ -101,7 +101,7 @@ def test_a_person_who_locks_the_row_of_a_worker_costs_it_no_lease(database: Engi
     move_leases(database, -3600.0)
     with database.connect() as person:
         person.execute(text("SELECT * FROM workers FOR UPDATE"))
-        registry.heartbeat(claims, 0.0, 0, 0.0)
+        registry.heartbeat(claims, WorkerLoad())
     assert registry.num_beats == 1
     with database.connect() as connection:
         assert connection.execute(select(Job.lease_expires_at > database_epoch())).scalar_one()

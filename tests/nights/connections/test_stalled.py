@@ -12,10 +12,10 @@ from models.schema.job import Job
 from models.schema.job_event import JobEvent
 from models.schema.worker import Worker
 from producer.results.queries import stalled_models
-from producer.results.run_tables import stalled_lines
+from producer.results.run_tables import overfull_lines, queue_lines, stalled_lines
 from tests.support.table_rows import insert_run
 from worker.storage.job_store import JobStore
-from worker.storage.registry import Registry
+from worker.storage.registry import Registry, WorkerLoad
 
 
 @pytest.fixture
@@ -56,3 +56,15 @@ def test_a_busy_an_absent_and_another_models_worker_are_none(
     with database.begin() as connection:
         connection.execute(insert(Worker).values(name="other", model="c", **other, **idle))
     assert stalled_lines(database) == []
+
+
+@pytest.mark.parametrize(("held", "max_num_seqs", "is_behind"), [(256, 1, False), (257, 1, True), (600, 1024, False)])
+def test_a_database_that_is_behind_is_told(database: Engine, held: int, max_num_seqs: int, is_behind: bool) -> None:
+    registry = Registry(database, "w", 30)
+    registry.register(host="h", device="cuda:0", model="toy", max_num_seqs=max_num_seqs)
+    registry.heartbeat([], WorkerLoad(60_000.0, 100, 256.0, held))
+    told = [f"the database is behind: {held:,} finished jobs of w wait to be stored"] if is_behind else []
+    assert [line.split(";")[0] for line in overfull_lines(database)] == told
+    assert queue_lines(database) == overfull_lines(database)  # `status` and `doctor` print these
+    registry.sign_off()
+    assert overfull_lines(database) == []

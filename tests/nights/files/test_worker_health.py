@@ -13,7 +13,7 @@ from models.database.clock import database_timestamp
 from models.schema.worker import Worker
 from models.settings import InvalidSettings, read_settings
 from worker.cli import app
-from worker.storage.registry import Registry
+from worker.storage.registry import Registry, WorkerLoad
 
 
 def health(database: Engine, *arguments: str) -> tuple[int, str]:
@@ -37,7 +37,7 @@ def test_a_worker_is_healthy_while_its_row_is_renewed(database: Engine, monkeypa
         connection.execute(update(Worker).values(seen_at=database_timestamp(61)))
     assert health(database) == (1, "worker: no worker of here has given a sign of life within 60 s")
     assert health(database, "--within", "90")[0] == 0
-    registry.heartbeat([], 0.0, 0, 0.0)
+    registry.heartbeat([], WorkerLoad())
     assert health(database)[0] == 0
     registry.sign_off()
     assert health(database, "w") == (1, "worker: no worker w has given a sign of life within 60 s")

@@ -26,6 +26,8 @@ from worker.engine.stats import EngineStats
 #: Kinds of ends that are remembered, of jobs that do not end alike.
 MAX_WATCHED = 256
 
+NO_STOP_STRINGS = "the answer cannot be detokenized, to look for its stop strings"
+
 #: Makes the search of a request from its number of beams, its length penalty and its number of end ids.
 StartSearch = Callable[[int, float, int], BeamSearchState[Sequence]]
 
@@ -90,14 +92,20 @@ class Acceptor:
                 changed.append(sequence)
                 continue
             token_id, watched = token_ids[row], sequence.watched
-            if watched is None:
-                watched = self._watch(sequence)
+            try:
+                if watched is None:
+                    watched = self._watch(sequence)
+                may_end = watched[token_id]
+            except BaseException as error:
+                self._fail(sequence, request_error(NO_STOP_STRINGS, error))
+                changed.append(sequence)
+                continue
             sequence.token_ids.append(token_id)
             sequence.cumulative_logprob += logprobs[row]
             if sequence.trace is not None:
                 sequence.trace.append_row(step, row)
             self._stats.num_generated_tokens += 1
-            if (watched[token_id] or len(sequence.token_ids) >= sequence.max_new_tokens) and self._ends(sequence):
+            if (may_end or len(sequence.token_ids) >= sequence.max_new_tokens) and self._ends(sequence):
                 changed.append(sequence)
         return changed
 
@@ -127,7 +135,7 @@ class Acceptor:
         try:
             check_stop(sequence, self._eos_ids(sequence.request), self._detokenizer)
         except BaseException as error:
-            self._fail(sequence, request_error("the answer cannot be detokenized, to look for its stop strings", error))
+            self._fail(sequence, request_error(NO_STOP_STRINGS, error))
             return True
         return sequence.finish_reason is not None
 

@@ -64,6 +64,7 @@ def test_the_rows_of_a_step(lengths: list[tuple[int, int]], order: object) -> No
     ]
     order.shuffle(sequences)  # type: ignore[attr-defined]
     updates = RowUpdates(RunningRows.make(MAX_NUM_SEQS, VOCAB, max_blocks, CPU))
+    updates.grow(sequences)
     for decoded in (sequences, sequences[: len(sequences) // 2 + 1]):
         updates.decode(decoded)
         updates.send()
@@ -93,6 +94,7 @@ def test_only_what_changed_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     exact = Tensor.index_copy_
     monkeypatch.setattr(Tensor, "index_copy_", noting)
+    updates.grow(sequences)
     updates.decode(sequences)
     updates.send()
     assert len(sent) == 1
@@ -103,6 +105,7 @@ def test_only_what_changed_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     updates.send()
     assert len(sent) == 1
     sequences[1].table.block_ids.append(77)
+    updates.grow(sequences[1:])
     updates.decode(sequences)
     updates.send()
     assert sent[1:] == [1] and updates.rows.block_table[2, 2] == 77

@@ -1,4 +1,4 @@
-"""The soak in short; `make soak` is the long one."""
+"""The soak in short, in `make faults`; `make soak` is the long one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def soak(
     assert {name: counts[name] for name in WRONG} == dict.fromkeys(WRONG, 0), counts
 
 
-@pytest.mark.parametrize("topology", [pytest.param("sqlite", marks=pytest.mark.long), "postgresql"], indirect=True)
+@pytest.mark.long
 def test_a_short_night_of_accidents(
     topology: Topology, jobs: list[dict[str, Any]], expected: dict[str, Answer]
 ) -> None:

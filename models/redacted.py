@@ -7,7 +7,7 @@ the rules of URLs say, and of the rest only what is known to be harmless is show
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
 
@@ -113,10 +113,12 @@ def without_secrets(text: str, url: str) -> str:
 
 
 def _secrets(url: str) -> set[str]:
-    """Every part of the URL that its redacted form lacks, as it stands and unquoted."""
+    """Every part of the URL that its redacted form lacks: as it stands, unquoted by either rule, and in pieces."""
     shown = redacted(url)
-    parts = {part for part in re.split(r"[:@/?#&=\s]+", url) if len(part) > 2 and part not in shown}
-    return {form for part in parts for form in (part, unquote(part))}
+    parts = re.split(r"[:@/?#&=\s]+", url)
+    unquoted = {form for part in parts for form in (part, unquote(part), unquote_plus(part))}
+    pieces = {piece for form in unquoted for piece in re.split(r"[;:@/?#&=\s]+", form)}
+    return {each for each in unquoted | pieces if len(each) > 2 and each not in shown}
 
 
 def check_url(url: str, example: str) -> None:

@@ -157,7 +157,7 @@ def test_the_search_finds_a_rule_that_fails_jobs_for_losses(in_memory: tuple[Eng
         patch("worker.storage.reaper.lost_worker", fail_after_attempts),
         pytest.raises(AssertionError, match="failed with WorkerLost"),
     ):
-        search(sqlite_machine(in_memory), 2_000, is_known=True)
+        search(sqlite_machine(in_memory), 2_000, chosen=5, is_known=True)  # a seed that finds it early
 
 
 def believed_claims(_: Any, worker: str, claims: Sequence[Claim], **options: Any) -> set[Claim]:  # noqa: ARG001

@@ -153,6 +153,7 @@ def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expe
     topology.check(queued, expected)
 
 
+@pytest.mark.long
 @ON_SQLITE
 def test_an_urgent_run_overtakes(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     topology.need_workers()
@@ -173,6 +174,7 @@ def num_finished_before(topology: Topology, run_id: str, other: str) -> int:
         return connection.execute(statement).scalar_one()
 
 
+@pytest.mark.long
 @ON_POSTGRESQL
 def test_late_jobs_expire(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """A job that did not start in time never runs, even if its message comes later; a retry lifts the deadline."""

@@ -6,6 +6,7 @@ import io
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -24,7 +25,8 @@ def test_the_readme_shows_pictures_that_are_there() -> None:
         assert not re.search(r"url\([\"']?http", picture.read_text()), picture
 
 
-def test_the_frames_of_a_live_view_are_found(tmp_path: Path) -> None:
+def test_the_frames_of_a_live_view_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal gets no frames
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=60, color_system="truecolor")
     with Live(console=console, auto_refresh=False) as live:

@@ -1,7 +1,7 @@
-"""torch's device guard for CUDA, which a CPU build lacks: without one, indexing a CUDA tensor says "not linked".
+"""torch's device guard for CUDA: without one, in a CPU build, indexing a CUDA tensor says "not linked".
 
-No compiler is needed. Guards without effect exist for other devices, and the table that torch looks them up in is
-exported: CUDA gets the CPU's.
+The guard of a CUDA build asks a driver, which may be absent. No compiler is needed. Guards without effect exist for
+other devices, and the table that torch looks them up in is exported: CUDA gets the CPU's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def cuda_guard() -> Iterator[None]:
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     registry = (ctypes.c_void_p * 2).in_dll(library, SYMBOL)
     before = registry[CUDA]
-    registry[CUDA] = before or registry[CPU]
+    registry[CUDA] = registry[CPU]
     try:
         yield
     finally:

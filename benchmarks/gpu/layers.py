@@ -15,7 +15,7 @@ from worker.engine.cuda.kernels.rms_norm import rms_norm, rms_norm_bytes
 from worker.engine.cuda.kernels.rotation import rotate_and_write, rotation_bytes
 from worker.engine.cuda.kernels.swiglu import swiglu, swiglu_bytes
 from worker.engine.cuda.layers.layer_kernels import LayerKernels, LayerSizes, largest_difference
-from worker.engine.cuda.paged_attention import TOLERANCES
+from worker.engine.model.layer_modules import TOLERANCES
 from worker.engine.model.row_operations import HeadNorms, RMSNorm, Rotation
 
 

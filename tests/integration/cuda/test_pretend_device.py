@@ -81,6 +81,29 @@ def test_a_packed_delta_net_computes_on_the_devices_kernel() -> None:
     assert len(launches) > 1
 
 
+def uncompiled(*_: Any) -> Tensor:
+    raise RuntimeError("no ptxas")
+
+
+def wrong(*arguments: Any) -> Tensor:
+    return delta_rule_in_torch(*arguments) * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("kernel", "problem"),
+    [(uncompiled, "it cannot be compiled, RuntimeError: no ptxas"), (wrong, "its results differ from torch's by nan")],
+)
+def test_a_delta_net_kernel_that_does_not_work_is_left_out(
+    kernel: Any, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with device_with_kernels(), patch.object(delta_rule, "delta_rule", kernel):
+        loaded = prepare_model(
+            "hybrid", copy.deepcopy(hybrid_pair("qwen3_5_text").reference), None, torch.device("cuda:0")
+        )
+        assert f"without our kernel: {problem}" in caplog.text
+        assert len(answers(engine_of(loaded), mixed_requests(1))) == 1
+
+
 def check_tokens(architecture: str, count: int) -> None:
     requests = mixed_requests(count)
     expected = expected_of(architecture, requests)

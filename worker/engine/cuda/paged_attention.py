@@ -16,14 +16,12 @@ from torch import Tensor
 
 from worker.engine.model.attention import AttentionLayer, PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.layer_modules import TOLERANCES
 from worker.engine.model.step_batch import PagedRows
 from worker.engine.out_of_memory import is_out_of_memory
 
 #: Tokens of a KV block. The kernel takes any number from 16 on; few waste less memory and share more prefixes.
 PAGE_SIZE = 64
-
-#: Largest difference to the reference, relative to it beyond 1, that the rounding of a dtype explains.
-TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.01, torch.float32: 1e-4}
 
 #: Older GPUs lack bfloat16 and asynchronous copies, which the kernel's tiles are made for.
 LEAST_CAPABILITY = (8, 0)

@@ -28,7 +28,7 @@ EPSILONS = ("variance_epsilon", "eps")
 #: Sizes of the random rows: at the smallest a norm's epsilon counts, at the largest an activation's curve.
 SCALES = (1e-3, 1.0, 10.0)
 
-#: Largest difference, relative to the largest output, that the rounding of a dtype explains.
+#: Largest relative difference to a reference that the rounding of a dtype explains.
 TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.01, torch.float32: 1e-4}
 
 

@@ -12,10 +12,9 @@ from worker.engine.backend import Decoder, DeviceModel, LoadOptions
 from worker.engine.cuda.layers.linear import BatchInvariantLinear, BatchInvariantModule, CublasLinear
 from worker.engine.cuda.layers.recurrent import enter_delta_rules
 from worker.engine.cuda.layers.row_wise import other_operations
-from worker.engine.cuda.paged_attention import TOLERANCES
 from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.kv_cache import LayerShape
-from worker.engine.model.layer_modules import replace_modules
+from worker.engine.model.layer_modules import TOLERANCES, replace_modules
 from worker.engine.model.linear import MakeLinear
 from worker.engine.model.replace_modules import replace_linears
 from worker.engine.model.transformers_decoder import TransformersDecoder

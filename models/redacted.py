@@ -114,7 +114,7 @@ def without_secrets(text: str, url: str) -> str:
 
 def _secrets(url: str) -> set[str]:
     """Every part of the URL that its redacted form lacks: as it stands, unquoted by either rule, and in pieces."""
-    shown = redacted(url)
+    shown = f"{redacted(url)} {unquote(redacted(url))}"  # the name of a file stands unquoted in a message
     parts = re.split(r"[:@/?#&=\s]+", url)
     unquoted = {form for part in parts for form in (part, unquote(part), unquote_plus(part))}
     pieces = {piece for form in unquoted for piece in re.split(r"[;:@/?#&=\s]+", form)}

@@ -5,7 +5,8 @@
 The engine, its scheduler and the CUDA backend run as they do on a GPU, and the device is the CPU: decoder, kernels and
 graphs do nothing, and every token is the same one. So launches and copies, some 10 µs each, come on top. Prints the
 processor time of a step, the median and the least, where the device keeps the state of running sequences, and where the
-host builds each batch.
+host builds each batch. Kinds of jobs take turns, some steps each: the first one had met a cold process, and whatever
+else the machine did at its time.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ TOKEN_ID = 100
 
 #: Keys of the shortest sequence.
 PROMPT = 100
+
+#: Steps that count for nothing, and those that a kind takes at a time.
+WARM_STEPS, TURN = 10, 10
 
 KINDS: dict[str, dict[str, Any]] = {
     "traces": {},
@@ -126,7 +130,7 @@ def decoding_engine(loaded: LoadedModel, num_running: int, num_steps: int, kind:
     config = EngineConfig(max_num_seqs=num_running, kv_memory=0.5, block_size=64, prefill_tokens=300_000)
     engine = Engine(loaded, config)
     for number in range(num_running):
-        params = GenerationParams(max_new_tokens=num_steps + 20, ignore_eos=True, seed=number, **kind)
+        params = GenerationParams(max_new_tokens=2 * num_steps + 20, ignore_eos=True, seed=number, **kind)
         prompt_ids = tuple((number * 13 + place * 7) % 290 + 1 for place in range(PROMPT + number % 97))
         engine.submit(Request(number, prompt_ids, params))
     for _ in range(4):
@@ -146,9 +150,7 @@ def main() -> None:
         with null_device():
             loaded = null_model(keeps_state=keeps_state)
             for count in given.running:
-                for name in given.kinds:
-                    engine = decoding_engine(loaded, count, given.steps, KINDS[name])
-                    spent = [1000 * processor_seconds(engine.step) for _ in range(given.steps)]
+                for name, spent in by_turns(loaded, count, given.steps, given.kinds).items():
                     where = "state on the device" if keeps_state else "batches of the host"
                     print(
                         f"{where}, {count:5} running, {name:22} {median(spent):6.2f} ms, least {min(spent):6.2f}",
@@ -156,6 +158,21 @@ def main() -> None:
                     )
             if given.profile:
                 profile(decoding_engine(loaded, given.running[0], given.steps, KINDS[given.kinds[0]]), given.steps)
+
+
+def by_turns(loaded: LoadedModel, num_running: int, num_steps: int, kinds: Sequence[str]) -> dict[str, list[float]]:
+    """Milliseconds of each kind's steps."""
+    engines = {name: decoding_engine(loaded, num_running, num_steps + WARM_STEPS, KINDS[name]) for name in kinds}
+    spent: dict[str, list[float]] = {name: [] for name in kinds}
+    for engine in engines.values():
+        for _ in range(WARM_STEPS):
+            engine.step()
+    for start in range(0, num_steps, TURN):
+        for name, engine in engines.items():
+            engine.step()  # brings its sequences back into the caches
+            turn = range(start, min(start + TURN, num_steps))
+            spent[name] += [1000 * processor_seconds(engine.step) for _ in turn]
+    return spent
 
 
 def processor_seconds(action: Callable[[], object]) -> float:

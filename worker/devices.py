@@ -52,7 +52,9 @@ def _assign(name: str, num_threads: int, environment: Mapping[str, str]) -> Devi
     indices = [part.removeprefix("cuda:") for part in parts]
     own = [visible[int(index)] if int(index) < len(visible) else index for index in indices]
     renamed = "+".join(f"cuda:{index}" for index in range(len(own)))
-    return DeviceAssignment(name, renamed, {"CUDA_VISIBLE_DEVICES": ",".join(own)})
+    # CUDA would count the fastest card first, nvidia-smi and a person count slots.
+    order = {} if visible or "CUDA_DEVICE_ORDER" in environment else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return DeviceAssignment(name, renamed, {**order, "CUDA_VISIBLE_DEVICES": ",".join(own)})
 
 
 def _visible(environment: Mapping[str, str]) -> list[str]:

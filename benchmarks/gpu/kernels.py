@@ -5,11 +5,10 @@ On a CPU the kernels run in Triton's interpreter, where TRITON_INTERPRET=1 is se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -29,8 +28,11 @@ BLOCK_SIZE = 64
 #: Largest relative error, ‖out − reference‖ / ‖reference‖, that the rounding of a dtype explains.
 TOLERANCES = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 
+DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+
 #: Query heads, key heads, head dimension.
-LAYERS = [(14, 2, 64), (32, 8, 128), (8, 4, 256)]
+Heads = tuple[int, int, int]
+LAYERS: list[Heads] = [(14, 2, 64), (32, 8, 128), (8, 4, 256)]
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,29 @@ CASES = [
 
 
 def measure(setting: Setting) -> None:
+    """The kernels of bf16 first, then all times: compilation takes most of the part, and may take all that is left."""
     attention = attention_of(setting)
-    # The interpreter has no matmuls of bf16.
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)[: 1 if setting.is_tiny else 3]
-    with poisoned_outputs():
-        for dtype, heads in product(dtypes, LAYERS[: 1 if setting.is_tiny else None]):
-            setting.attempt(f"attention {heads}", partial(check_attention, setting, attention, dtype, heads))
-        for dtype in dtypes:
-            setting.attempt("layer kernels", partial(layers.compare, setting, dtype))
+    first, *others = (torch.float32,) if setting.is_tiny else DTYPES  # the interpreter has no matmuls of bf16
+    check(setting, attention, first, LAYERS[:1])
     ceilings = Ceilings(setting)
     setting.attempt("time of attention", lambda: time_attention(setting, attention, ceilings))
     setting.attempt("times of layer kernels", lambda: layers.time_all(setting, ceilings))
     setting.attempt("times of matmuls", lambda: time_matmuls(setting, ceilings))
     samplers.measure(setting, ceilings)
+    if others:
+        check(setting, attention, first, LAYERS[1:], has_layers=False)
+    for dtype in others:
+        check(setting, attention, dtype, LAYERS[:1])
+
+
+def check(
+    setting: Setting, attention: Any, dtype: torch.dtype, heads: Sequence[Heads], *, has_layers: bool = True
+) -> None:
+    with poisoned_outputs():
+        for each in heads:
+            setting.attempt(f"attention {each}", partial(check_attention, setting, attention, dtype, each))
+        if has_layers:
+            setting.attempt("layer kernels", partial(layers.compare, setting, dtype))
 
 
 def attention_of(setting: Setting) -> Any:

@@ -41,10 +41,11 @@ def full_engine(setting: Setting, loaded: LoadedModel, params: dict[str, Any]) -
         longest = request.params.model_copy(update={"max_new_tokens": setting.longest + 4 * NUM_STEPS})
         engine.submit(type(request)(request.id, request.prompt_ids, longest))
     for _ in range(MOST_STEPS):
+        num_prompt_tokens = engine.stats.num_prefill_tokens
         engine.step()
-        if engine.stats.num_decode_rows >= setting.max_num_seqs * 2:
+        if engine.stats.num_prefill_tokens == num_prompt_tokens:  # nothing but decoding rows
             return engine
-    raise RuntimeError(f"the batch is not full after {MOST_STEPS} steps: {engine.stats}")
+    raise RuntimeError(f"prompts are still computed after {MOST_STEPS} steps: {engine.stats}")
 
 
 def print_profile(setting: Setting, engine: Engine) -> None:

@@ -46,7 +46,10 @@ def compare_stored(setting: Setting, dtype: str, stored: Tokens) -> None:
 
 def tokens_of(device: str, dtype: str, num_prompts: int = NUM_PROMPTS) -> Tokens:
     """Greedy answers of the toy model by prompt."""
-    engine = Engine(load_model(str(TOY_MODEL), device, dtype), EngineConfig(max_num_seqs=16, kv_memory=0.2))
+    loaded = load_model(str(TOY_MODEL), device, dtype)
+    if loaded.verdict is None or loaded.verdict.path != "packed":  # the tokens would be right, and of no use
+        raise RuntimeError(f"the toy model is not decoded on the kernels: {loaded.verdict}")
+    engine = Engine(loaded, EngineConfig(max_num_seqs=16, kv_memory=0.2))
     prompts = [f"Once upon a time, number {number}" for number in range(num_prompts)]
     params = GenerationParams(max_new_tokens=NUM_TOKENS)
     requests = [Request(number, engine.encode(text), params) for number, text in enumerate(prompts)]

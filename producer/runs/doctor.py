@@ -25,6 +25,7 @@ from producer.results.database import readable_database
 from producer.results.queries import PAUSED, dead_letters, live_workers, recent_runs
 from producer.results.run_tables import decoded_line, overfull_lines, paused_line, queue_lines, resume_line
 from producer.runs.broker import check_broker
+from producer.runs.device_check import card_findings
 from producer.runs.model_check import check_model, small_files
 from producer.runs.valkey import embedded_version
 
@@ -64,6 +65,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if model.is_ok:
         yield _try("path", lambda: (path_of(small_files(settings.model).config), None))
         yield _try("defaults", lambda: (_defaults(settings.model), None))
+    yield from (Finding("gpu", is_ok, message) for is_ok, message in card_findings())
     yield _disk(settings.home)
     yield _redis(settings)
     database_ok = yield from _database(settings)

@@ -28,6 +28,7 @@ from worker.engine.model.step_batch import MIN_ROWS, StepBatch
 from worker.engine.model.transformers_decoder import TransformersDecoder
 from worker.engine.sampling.batch_sampler import LaunchSampleBatch, SampleBatch
 from worker.engine.sampling.in_flight import BatchInFlight, InFlight
+from worker.engine.scheduling.prompt_chunks import ChunkRule, PromptGroups
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
 
 #: Share of the free memory that the KV cache takes where no size is given.
@@ -121,6 +122,17 @@ class Backend:
         self._cache = KVCache(model.layers, self.num_blocks, self.block_size, model.dtype, model.device)
         self._states = StatePool(model.states, self.num_states.total) if model.states else None
         self._paging = Paging.of(model.paged_attention)
+
+    @property
+    def chunk_rule(self) -> ChunkRule:
+        """The borders at which prompts may be divided."""
+        states = self._model.states
+        return ChunkRule(states.prompt_unit, states.splits_prompts, MIN_ROWS) if states else ChunkRule()
+
+    @property
+    def prompt_groups(self) -> PromptGroups:
+        """The groups in which prompts begin beside sequences that decode."""
+        return PromptGroups()
 
     @classmethod
     def prepare_process(cls, dtype: torch.dtype, options: LoadOptions) -> None:

@@ -25,8 +25,6 @@ from models.states import Quantization
 from worker.engine.config import EngineConfig
 from worker.engine.detokenizer import Detokenizer
 from worker.engine.device_selection import backend_of
-from worker.engine.model.recurrent.state_pool import StateLayout
-from worker.engine.model.step_batch import MIN_ROWS
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.out_of_memory import first_line, is_out_of_memory, memory_errors
 from worker.engine.output import check_output, failed_output, finished_output
@@ -37,7 +35,6 @@ from worker.engine.sampling.sampler import Sampler, collect
 from worker.engine.scheduling.acceptor import Acceptor
 from worker.engine.scheduling.admission import check_request
 from worker.engine.scheduling.block_manager import BlockManager
-from worker.engine.scheduling.prompt_chunks import ChunkRule
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.state_manager import StateManager
@@ -68,7 +65,8 @@ class Engine:
             self._backend.num_states.sequences or config.max_num_seqs,
             config.prefill_tokens,
             keep_phases_apart=loaded.model.needs_fixed_sizes,
-            chunk_rule=_chunk_rule(loaded.model.states),
+            chunk_rule=self._backend.chunk_rule,
+            prompt_groups=self._backend.prompt_groups,
         )
         self._sampler = Sampler(loaded.limits, self.scheduler.is_live, loaded.model.sample_batch)
         self._acceptor = Acceptor(self.scheduler, loaded.limits, self.detokenizer, BeamSearch, self.stats)
@@ -89,7 +87,7 @@ class Engine:
         )
 
     def _make_states(self) -> tuple[StateManager | None, StateSnapshots | None]:
-        num_states, rule = self._backend.num_states, _chunk_rule(self.loaded.model.states)
+        num_states, rule = self._backend.num_states, self._backend.chunk_rule
         if not num_states.total:
             return None, None
         states = StateManager(num_states.total)
@@ -270,7 +268,3 @@ class Engine:
         if (alone := self.scheduler.halve()) is not None:
             message = f"memory ran out with the job alone in the batch: {reason}; shorten the prompt or lower n"
             self._ready.append(failed_output(alone.request, OutOfMemory(message)))
-
-
-def _chunk_rule(states: StateLayout) -> ChunkRule:
-    return ChunkRule(states.prompt_unit, states.splits_prompts, MIN_ROWS) if states else ChunkRule()

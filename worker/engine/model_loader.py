@@ -30,6 +30,7 @@ from worker.engine.device_selection import backend_for, choose_device, choose_dt
 from worker.engine.loading.adapter import merge_adapter
 from worker.engine.loading.checked_path import checked_path
 from worker.engine.loading.prepare import load_packed
+from worker.engine.loading.size_check import check_size
 from worker.engine.loading.weights import read_model
 from worker.engine.request import EngineError, ModelUnavailable
 from worker.engine.text.tokenizer import load_tokenizer
@@ -97,6 +98,9 @@ def load_model(
         if verdict.path == "refused":
             raise ModelUnavailable(f"{name!r} cannot be decoded correctly: {verdict.reason}")
         options = replace(options, is_packed=verdict.path == "packed")
+        check_size(
+            name, folder, read_json_object(folder / "config.json"), config, number_type, _devices(target, options)
+        )
         model = read_model(name, folder, config, number_type, options)
         if adapter is not None:
             merge_adapter(model, Path(adapter))
@@ -134,6 +138,13 @@ def prepare_model(
     else:
         prepared = backend.load_unpacked(model, device, options)
     return LoadedModel(limits, model.config, tokenizer, prepared)
+
+
+def _devices(target: torch.device, options: LoadOptions) -> list[torch.device]:
+    """Those that hold the weights: a spread model is on all that are visible."""
+    return (
+        [torch.device("cuda", index) for index in range(torch.cuda.device_count())] if options.is_spread else [target]
+    )
 
 
 def _verdict(

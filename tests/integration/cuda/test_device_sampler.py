@@ -73,22 +73,62 @@ def test_a_plain_step_is_one_launch_and_one_copy_each_way() -> None:
         assert activity.kernels == {"index_copy_": num_sent} and 0 < num_sent <= num_steps // 2
 
 
-def test_blocks_that_come_beside_a_prompt_are_there_for_steps_that_are_recorded() -> None:
-    """A prompt in each step but the last ones: no such step is recorded, and most blocks are new in one."""
-    requests = mixed_requests(
-        12, [{"ignore_eos": True, "max_new_tokens": 40}, {"strategy": "sample", "ignore_eos": True}]
-    )
+def test_decoding_rows_are_replayed_beside_a_prompt() -> None:
+    """One graph, then the prompt's own launches and not one more, and a copy back for each of both; no wait."""
+    kinds: list[dict[str, Any]] = [
+        {"ignore_eos": True, "max_new_tokens": 40},
+        {"strategy": "sample", "ignore_eos": True},
+    ]
+    requests = mixed_requests(12, kinds)
     expected = answers(engine_of(random_pair("qwen2").loaded), requests)
     with device_with_kernels() as machine:
         engine, outputs = engine_of(model_on("cuda:0", "qwen2"), share_prefixes=False), []
+        of_prompt = None
+        for request in requests:
+            engine.submit(request)
+            machine.activity.clear()
+            outputs += engine.step()
+            activity = machine.activity
+            assert activity.waits == []
+            kernels = {name: count for name, count in activity.kernels.items() if name != "index_copy_"}
+            of_prompt = of_prompt or kernels
+            is_mixed = request is not requests[0]
+            assert kernels == of_prompt
+            assert (activity.graph_launches, activity.copies_to_host) == ((1, 2) if is_mixed else (0, 1))
+        while engine.has_work:
+            outputs += engine.step()
+    assert tokens_of(outputs) == expected
+
+
+def test_prompts_of_every_kind_come_beside_a_replayed_step() -> None:
+    """Among them beams and rows of the host, on both sides; and prompts in pieces, divided anywhere."""
+    requests = mixed_requests(24, [*KINDS, *RARE])
+    expected = answers(engine_of(random_pair("qwen2").loaded), requests)
+    with device_with_kernels():
+        engine, outputs, borders = engine_of(model_on("cuda:0", "qwen2"), prefill_tokens=24), [], set()
         for request in requests:
             engine.submit(request)
             outputs += engine.step()
-        assert machine.activity.graph_launches == 0
+            borders |= {group.sequences[0].num_computed for group in engine.scheduler.running}
         while engine.has_work:
             outputs += engine.step()
-        assert machine.activity.graph_launches > 0
     assert tokens_of(outputs) == expected
+    assert any(border % 16 for border in borders)
+
+
+def test_prompts_begin_in_groups_beside_rows_that_decode() -> None:
+    """A sixteenth of the rows together, or after 32 steps; all at once where nothing decodes."""
+    requests = mixed_requests(24, [{"ignore_eos": True, "max_new_tokens": 30}, {"strategy": "sample", "n": 2}])
+    expected = answers(engine_of(random_pair("qwen2").loaded), requests)
+    with device_with_kernels():
+        engine, outputs, begun = engine_of(model_on("cuda:0", "qwen2"), max_num_seqs=64, kv_memory=0.05), [], []
+        for request in requests:
+            engine.submit(request)
+            outputs += engine.step(lambda ids: begun.append(len(ids)))
+        while engine.has_work:
+            outputs += engine.step(lambda ids: begun.append(len(ids)))
+    assert tokens_of(outputs) == expected
+    assert begun[0] == 1 and set(begun[1:-1]) <= {2, 3, 4} and sum(begun) == len(requests)
 
 
 def test_alternatives_are_one_launch_more() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.engine_options import default_sizes
 from models.params import GenerationParams
@@ -23,14 +28,17 @@ from worker.engine.cuda import backend, triton_attention
 from worker.engine.cuda.layers.decoder import load_with_kernels
 from worker.engine.device_selection import choose_device, choose_dtype
 from worker.engine.engine import Engine
+from worker.engine.loading.size_check import check_size, num_bytes
 from worker.engine.model.attention import AttentionLayer
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.step_batch import PagedRows
+from worker.engine.model_loader import load_model
 from worker.engine.out_of_memory import first_line, is_out_of_memory
-from worker.engine.request import ModelUnavailable, OutOfMemory, Request
+from worker.engine.request import CapacityExceeded, ModelUnavailable, OutOfMemory, Request
 
 MIB = 2**20
 #: A model's weights and a small cache fit, and little else.
+GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
 SIZES = {"kv_memory": None, "max_num_seqs": 4, "prefill_tokens": 64}
 
 
@@ -68,6 +76,54 @@ def test_memory_that_lacks_at_the_start_is_the_engines_own_error() -> None:
         loaded = model_on("cuda:0", "qwen2")
         with pytest.raises(OutOfMemory, match="memory ran out for the KV cache of qwen2; lower --max-num-seqs"):
             engine_of(loaded, kv_memory=0.01)
+
+
+def test_a_card_that_others_have_taken_is_refused_with_what_is_where() -> None:
+    """A worker takes its share of the whole card, and less where others have some of it."""
+    with device_with_kernels(memory=8 * MIB) as machine:
+        loaded, sizes = model_on("cuda:0", "qwen2"), {**SIZES, "max_num_seqs": 32}
+        alone = engine_of(loaded, **sizes).kv_tokens
+        others = torch.zeros(2 * MIB, dtype=torch.uint8, device="cuda:0")
+        assert 0 < engine_of(loaded, **sizes).kv_tokens < alone
+        others = torch.zeros(machine.memory // 2, dtype=torch.uint8, device="cuda:0")
+        with pytest.raises(CapacityExceeded, match=r"nothing of cuda:0 is left .*-utilization is 0\.5; end the other"):
+            engine_of(loaded, **sizes, gpu_memory_utilization=0.5)
+        del others
+
+
+def test_a_window_of_millions_of_tokens_takes_no_more_than_the_cache_can_hold() -> None:
+    """Block tables are as wide as the longest sequence that the memory holds, not as the model's window."""
+    requests = mixed_requests(6)
+    expected = answers(engine_of(random_pair("qwen2").loaded), requests)
+    with device_with_kernels(memory=16 * MIB) as machine:
+        loaded = model_on("cuda:0", "qwen2")
+        wide = dataclasses.replace(loaded, limits=dataclasses.replace(loaded.limits, context_window=10_000_000))
+        engine = engine_of(wide, **{**SIZES, "max_num_seqs": 12})
+        assert machine.peak[0] <= 0.9 * machine.memory
+        assert engine.kv_tokens > 10_000
+        assert answers(engine, requests) == expected
+
+
+@pytest.mark.parametrize(("quantization", "note"), [({}, ""), (GPTQ, r", for its weights \(gptq, 4 bits\) are .*")])
+def test_a_model_that_no_device_holds_is_refused_before_it_is_read(
+    quantization: dict[str, Any], note: str, toy_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its configuration's arithmetic, for quantized weights are multiplied out; tied ones are there once."""
+    given = json.loads((Path(toy_model) / "config.json").read_text()) | quantization
+    config, devices = AutoConfig.from_pretrained(toy_model), [torch.device("cuda:0")]
+    needed = sum(
+        each.nbytes for each in AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32).parameters()
+    )
+    assert num_bytes(config, torch.float32) == needed and num_bytes(config, torch.bfloat16) == needed // 2
+    with device_with_kernels(memory=needed):
+        check_size("toy", Path(toy_model), given, config, torch.float32, devices)
+    with device_with_kernels(memory=needed - 1):
+        check_size("toy", Path(toy_model), given, config, torch.bfloat16, devices)
+        with pytest.raises(OutOfMemory, match=rf"'toy' takes 0.0 GB in float32{note}, and .* free on cuda:0; take"):
+            check_size("toy", Path(toy_model), given, config, torch.float32, devices)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=needed - 1))
+    with pytest.raises(OutOfMemory, match="and this machine has 0.0 GB; take a smaller model, or --dtype bfloat16"):
+        load_model(toy_model, "cpu", "float32")
 
 
 @pytest.mark.parametrize("options", [{}, {"fuse": False}], ids=str)

@@ -39,7 +39,14 @@ def test_a_gpus_worker_sees_only_its_own() -> None:
         ("cuda:1", "cuda:0", {"CUDA_VISIBLE_DEVICES": "GPU-5"}),
         ("cpu", "cpu", {"NOCTURNE_NUM_THREADS": "8"}),
     ]
-    assert assign_devices(["cuda:4"], 8, {})[0].environment == {"CUDA_VISIBLE_DEVICES": "4"}
+
+
+def test_gpus_are_counted_as_nvidia_smi_counts_them_where_nobody_says_otherwise() -> None:
+    """Those in a list of a person's own are counted in the order that the person saw."""
+    (plain,) = assign_devices(["cuda:4"], 8, {})
+    assert plain.environment == {"CUDA_VISIBLE_DEVICES": "4", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    for given in ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4"}):
+        assert assign_devices(["cuda:4"], 8, given)[0].environment == {"CUDA_VISIBLE_DEVICES": "4"}
 
 
 def test_one_worker_may_have_several_gpus() -> None:

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from worker.engine.backend import Backend, Decoder, DeviceModel, LoadOptions, LogitsLayout
+from worker.engine.batch_builder import Paging
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.cuda.decode_graphs import DecodeGraphs, DeviceState, Record, bucket_for, graph_buckets
 from worker.engine.cuda.layers.decoder import checked_kernels, load_with_kernels
-from worker.engine.cuda.memory import empty_step, least_memory, left_for_cache, step_memory
+from worker.engine.cuda.memory import devices_of, empty_step, max_blocks, room_for_cache, step_memory
 from worker.engine.cuda.paged_attention import PAGE_SIZE, NoKernel, OnItsDevice, paged_attention
 from worker.engine.cuda.running_rows import RowUpdates, RunningRows
 from worker.engine.cuda.sampling.device_sampler import DeviceSampler
@@ -27,7 +28,9 @@ from worker.engine.model.step_batch import MIN_ROWS, StepBatch
 from worker.engine.out_of_memory import first_line, is_out_of_memory
 from worker.engine.request import ModelUnavailable
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
-from worker.engine.sampling.in_flight import InFlight
+from worker.engine.sampling.in_flight import InFlight, InFlightParts
+from worker.engine.scheduling.prompt_chunks import ChunkRule, PromptGroups
+from worker.engine.scheduling.sequence import Sequence
 from worker.engine.scheduling.step_plan import SampledRow, StepPlan
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,10 @@ CPU = torch.device("cpu")
 #: Rows of the prompt that is computed before the first request.
 WARM_UP_ROWS = 33
 
+#: Prompts begin beside decoding rows when they fill one in so many rows of the batch, or after so many steps. They are
+#: launched operation by operation, which takes the host two steps of Qwen2-0.5B on an H100 (estimated, not measured).
+GROUP_SHARE, MAX_STEPS_HELD = 16, 32
+
 
 class CudaBackend(Backend):
     """Does the base's steps, and replays those that only decode as graphs, where there is a paged kernel."""
@@ -45,9 +52,10 @@ class CudaBackend(Backend):
         self, model: DeviceModel, limits: ModelLimits, config: EngineConfig, record: Record | None = None
     ) -> None:
         self._can_record = True
+        self._max_blocks = max_blocks(model, limits, config)
         with torch.cuda.device(model.device):
             # Before the cache, which takes all memory that is left.
-            self._sampler = None if model.logits is None else self._make_sampler(model.logits, model, limits, config)
+            self._sampler = None if model.logits is None else self._make_sampler(model.logits, limits, config)
             super().__init__(model, limits, config)
             self._warm_up()
             self._graphs = self._recorded(self._make_graphs(self._cache, self._buckets(), record))
@@ -87,19 +95,39 @@ class CudaBackend(Backend):
             loaded = replace(loaded, decoder=_with_one_sdpa(loaded.decoder))
         return replace(loaded, logits=_sampled_logits(loaded) if options.use_kernels else None)
 
+    @property
+    def chunk_rule(self) -> ChunkRule:
+        """A paged kernel for prompts needs no borders; tiles, fixed sizes and recurrent states do."""
+        model = self._model
+        is_free = self._paging is Paging.ALL and not model.needs_fixed_sizes and not model.states
+        return replace(super().chunk_rule, in_blocks=not is_free)
+
+    @property
+    def prompt_groups(self) -> PromptGroups:
+        if self._sampler is None or self._graphs is None:
+            return super().prompt_groups
+        return PromptGroups(max(1, self._config.max_num_seqs // GROUP_SHARE), MAX_STEPS_HELD)
+
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
+        """Decoding rows are replayed, whether prompts are computed beside them or not: these are launched after them,
+        operation by operation, while the device is at work.
+        """
         with torch.cuda.device(self._model.device):  # Triton launches on the current device
             if self._sampler is None or self._graphs is None:
                 return super().launch(plan, previous)
             self._sampler.updates.grow(plan.grown)
-            if not self._is_recorded(plan):
-                self._sampler.updates.send()
-                return super().launch(plan, previous)
             self._prepare_cache(plan)
-            self._sampler.updates.decode(plan.decodes)
-            self._sampler.updates.send()
-            logits = self._graphs.replay(len(plan.decodes))
-            return self._sampler.fetch_step(logits, list(enumerate(plan.decodes)))
+            parts = [self._replay(self._graphs, self._sampler, plan.decodes)] if plan.decodes else []
+            if plan.prefills:
+                logits, rows = self._forward(replace(plan, decodes=[]), None)
+                parts.append(self._in_flight(logits, rows, None))
+            return parts[0] if len(parts) == 1 else InFlightParts(parts)
+
+    def _replay(self, graphs: DecodeGraphs, sampler: DeviceSampler, sequences: list[Sequence]) -> InFlight:
+        sampler.updates.decode(sequences)
+        sampler.updates.send()
+        logits = graphs.replay(len(sequences))
+        return sampler.fetch_step(logits, list(enumerate(sequences)))
 
     def release_memory(self) -> None:
         if self._sampler is not None:
@@ -111,31 +139,28 @@ class CudaBackend(Backend):
             return super()._in_flight(logits, rows, ids_in_flight)
         return self._sampler.launch(logits, rows)
 
-    @staticmethod
-    def _make_sampler(
-        layout: LogitsLayout, model: DeviceModel, limits: ModelLimits, config: EngineConfig
-    ) -> DeviceSampler:
+    def _make_sampler(self, layout: LogitsLayout, limits: ModelLimits, config: EngineConfig) -> DeviceSampler:
         """The sampler, with the state of the rows that it keeps on the device."""
-        max_blocks = -(-limits.context_window // (config.block_size or model.block_size))
-        rows = RunningRows.make(config.max_num_seqs, layout.vocab, max_blocks, layout.device)
+        rows = RunningRows.make(config.max_num_seqs, layout.vocab, self._max_blocks, layout.device)
         return DeviceSampler(layout, RowUpdates(rows), limits.eos_token_ids)
 
     def _free_memory(self, limits: ModelLimits) -> int:
         """A share of each GPU, less what is in use and what the largest step takes."""
-        model, share = self._model, self._config.gpu_memory_utilization
+        model = self._model
         gc.collect()  # the model's own layers, whose weights were merged, are in cycles
-        devices = list(dict.fromkeys([model.device, *(each.device or model.device for each in model.layers.values())]))
+        devices = devices_of(model)
         empty_cache = KVCache(model.layers, 1, self.block_size, model.dtype, model.device)
         step = step_memory(model, empty_cache, devices, self._config, limits)
         step[model.device] += self._graph_memory(empty_cache)
         del empty_cache
         gc.collect()
         torch.cuda.empty_cache()
-        left = {}
-        for device in devices:
-            free, total = torch.cuda.mem_get_info(device)
-            left[device] = left_for_cache(total, free, share, step[device])
-        return least_memory(model.layers, left, model.device)
+        return room_for_cache(model, self._config.gpu_memory_utilization, step)
+
+    @property
+    def _max_tokens(self) -> int:
+        """Of the longest sequence that a step can have."""
+        return min(self._limits.context_window, self._max_blocks * self.block_size)
 
     def _buckets(self) -> list[int]:
         most = self._config.max_num_seqs
@@ -147,9 +172,10 @@ class CudaBackend(Backend):
         is_asked_for = self._config.use_graphs and self._can_record
         if not is_asked_for or model.paged_attention is None or model.is_spread or model.states:
             return None
-        window = self._limits.context_window
         state = None if self._sampler is None else _device_state(self._sampler, cache.block_size)
-        return DecodeGraphs(model.decoder, cache, model.paged_attention, buckets, window, model.device, record, state)
+        return DecodeGraphs(
+            model.decoder, cache, model.paged_attention, buckets, self._max_tokens, model.device, record, state
+        )
 
     def _recorded(self, graphs: DecodeGraphs | None) -> DecodeGraphs | None:
         """The graphs, recorded; None where the model does what cannot be recorded, such as to wait for the device."""
@@ -174,7 +200,7 @@ class CudaBackend(Backend):
         model = self._model
         if model.paged_attention is None or model.states:
             return
-        window = self._limits.context_window
+        window = self._max_tokens
         for batch in (
             prompt_step(min(WARM_UP_ROWS, window), MIN_ROWS, self.block_size, model.device),
             decode_step(1, self.block_size, model.device),
@@ -193,9 +219,8 @@ class CudaBackend(Backend):
         if self._recorded(graphs) is None:
             return 0
         left, _ = torch.cuda.mem_get_info(self._model.device)
-        table_width = -(-self._limits.context_window // cache.block_size)
         # The others share its pool; their logits and block tables are their own.
-        row = self._limits.vocab_size * self._model.dtype.itemsize + 4 * table_width
+        row = self._limits.vocab_size * self._model.dtype.itemsize + 4 * self._max_blocks
         return max(0, free - left) + sum(others) * row
 
     def _forward(self, plan: StepPlan, ids_in_flight: Tensor | None) -> tuple[Tensor, list[SampledRow]]:

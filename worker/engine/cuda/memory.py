@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from worker.engine.backend import DeviceModel
 from worker.engine.config import EngineConfig, ModelLimits
 from worker.engine.cuda.warm_up import prompt_step
+from worker.engine.kv_memory import GIB
 from worker.engine.model.attention import AttentionStep
-from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.kv_cache import KVCache, LayerShape, num_blocks_for
 from worker.engine.model.step_batch import SCRATCH_BLOCK, StepBatch
+from worker.engine.request import CapacityExceeded
 
 #: fp32 copies of a step's logits that torch's operations make of them to sample: of all rows, where the fused sampler
 #: takes none, and of those that are left to them beside it.
 SAMPLER_COPIES, COPIES_BESIDE_SAMPLER = 12, 4
 
 
-def left_for_cache(total: int, free: int, utilization: float, step: int) -> int:
-    """Bytes of a GPU for the cache: a share of all, less what is in use (the weights) and what a step will need."""
-    return max(0, int(total * utilization) - (total - free) - step)
+def max_blocks(model: DeviceModel, limits: ModelLimits, config: EngineConfig) -> int:
+    """Blocks of the longest sequence: those of the context window, of which some models have millions of tokens, or
+    those of a cache in all memory of the devices.
+    """
+    block_size = config.block_size or model.block_size
+    of_window = -(-limits.context_window // block_size)
+    if not model.layers:
+        return of_window
+    memory = sum(torch.cuda.mem_get_info(device)[1] for device in devices_of(model))
+    if config.kv_memory is not None:
+        memory = int(config.kv_memory * GIB)
+    return max(1, min(of_window, num_blocks_for(memory, model.layers, block_size, model.dtype)))
+
+
+def devices_of(model: DeviceModel) -> list[torch.device]:
+    """That of a step's rows first."""
+    return list(dict.fromkeys([model.device, *(each.device or model.device for each in model.layers.values())]))
+
+
+def room_for_cache(model: DeviceModel, utilization: float, step: Mapping[torch.device, int]) -> int:
+    """Bytes for the cache on all devices: of each a share, less what is in use (the weights) and what a step will need.
+
+    Raises `CapacityExceeded` where nothing is left, with what takes a device's memory.
+    """
+    left = {}
+    for device, in_step in step.items():
+        free, total = torch.cuda.mem_get_info(device)
+        left[device] = int(total * utilization) - (total - free) - in_step
+        if left[device] <= 0:
+            own = torch.cuda.memory_reserved(device)
+            raise CapacityExceeded(
+                f"nothing of {device} is left for the KV cache: of its {total / GIB:.1f} GiB {own / GIB:.1f} are the "
+                f"model's, {max(0, total - free - own) / GIB:.1f} those of other programs and CUDA, a step takes "
+                f"{in_step / GIB:.1f}, and --gpu-memory-utilization is {utilization:g}; end the other programs, lower "
+                "--max-num-seqs, or take a smaller model"
+            )
+    return least_memory(model.layers, left, model.device)
 
 
 def least_memory(layers: dict[int, LayerShape], left: dict[torch.device, int], device: torch.device) -> int:

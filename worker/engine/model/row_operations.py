@@ -83,8 +83,8 @@ class SeparateRowOperations(RowOperations):
             query, key = query_key[:, :num_heads], query_key[:, num_heads:]
             query_key = torch.cat([self.norm(query, norms.query), self.norm(key, norms.key)], dim=1)
         rotated = self.rotate(query_key, rotation.cos, rotation.signed_sin)
-        keys.index_copy_(0, slot_mapping, rotated[:, num_heads:])
-        values.index_copy_(0, slot_mapping, value)
+        keys.index_copy_(0, slot_mapping, rotated[:, num_heads:].to(keys.dtype))
+        values.index_copy_(0, slot_mapping, value.to(values.dtype))
         return rotated[:, :num_heads]
 
 

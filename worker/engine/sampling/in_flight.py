@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from models.states import Strategy
@@ -75,6 +77,36 @@ class InFlight:
     def sampled_sequences(self) -> list[Sequence]:
         """Those of the rows `on_device`."""
         return [sequence for _, sequence in self.on_device]
+
+
+class InFlightParts(InFlight):
+    """A step that was launched in parts, of which each has its own logits; their tokens in flight lie in one tensor."""
+
+    def __init__(self, parts: SequenceOf[InFlight]) -> None:
+        logits, on_host = _joined([part for part in parts if part.on_host] or parts[:1])
+        super().__init__(logits, [row for part in parts for row in part.on_device], on_host)
+        self._parts = parts
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        return next((part.token_ids for part in self._parts if part.token_ids is not None), None)
+
+    @property
+    def in_flight_indices(self) -> SequenceOf[int]:
+        return [index for part in self._parts for index in part.in_flight_indices]
+
+    def collect(self) -> list[SampledTokens]:
+        return [sampled for part in self._parts for sampled in part.collect()]
+
+
+def _joined(parts: SequenceOf[InFlight]) -> tuple[Tensor, list[SampledRow]]:
+    """The logits of all parts, copied where there are several, and the rows of them that the host samples."""
+    logits = [part.take_logits() for part in parts]
+    starts = accumulate((len(each) for each in logits), initial=0)
+    on_host = [
+        (start + row, sequence) for start, part in zip(starts, parts, strict=False) for row, sequence in part.on_host
+    ]
+    return logits[0] if len(logits) == 1 else torch.cat(logits), on_host
 
 
 class BatchInFlight(InFlight):

@@ -15,7 +15,7 @@ from worker.engine.request import EngineError
 from worker.engine.scheduling.admission import capacity_error
 from worker.engine.scheduling.batch_indices import BatchIndices
 from worker.engine.scheduling.block_manager import BlockManager
-from worker.engine.scheduling.prompt_chunks import ChunkRule
+from worker.engine.scheduling.prompt_chunks import ChunkRule, PromptGroups
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.step_plan import PrefillChunk, StepPlan
 
@@ -37,6 +37,7 @@ class Scheduler:
         *,
         keep_phases_apart: bool = False,
         chunk_rule: ChunkRule = ChunkRule(),
+        prompt_groups: PromptGroups | None = None,
     ) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
@@ -44,6 +45,7 @@ class Scheduler:
         self._chunk_rule = chunk_rule.of_blocks(blocks.block_size)
         self._max_prefill_tokens = max(max_prefill_tokens // self._chunk_rule.unit, 1) * self._chunk_rule.unit
         self._keep_phases_apart = keep_phases_apart
+        self._prompt_groups = prompt_groups or PromptGroups()
         # The limits in force: lower than the above for a while after memory ran out.
         self._sequence_limit, self._prefill_limit = max_num_seqs, self._max_prefill_tokens
         self._steps_since_halved = 0
@@ -239,6 +241,8 @@ class Scheduler:
         """
         if not self.waiting or not self._has_rows_for(self.waiting[0]):
             return []
+        if self._only_decodes() and not self._prompt_groups.may_begin(self._num_ready()):
+            return []
         to_come = {key for group in self.running for key in self._keys_to_come(group)}
         admitted, passed_over = [], []
         while self.waiting and self._has_rows_for(self.waiting[0]):
@@ -258,6 +262,21 @@ class Scheduler:
             admitted.append(group)
         self.waiting.extendleft(reversed(passed_over))
         return admitted
+
+    def _only_decodes(self) -> bool:
+        """Whether something runs and no prompt of it is left; the last of them is the last to be computed."""
+        return bool(self.running) and self.running[-1].sequences[0].is_prefilled
+
+    def _num_ready(self) -> int:
+        """Sequences of the groups, next in line, that have room together; counted no further than a full group."""
+        rows, blocks, num_ready = self._sequence_limit - self._num_sequences, self.blocks.num_available, 0
+        for group in self.waiting:
+            rows -= group.max_sequences
+            blocks -= self.blocks_needed(group)
+            if rows < 0 or blocks < 0 or num_ready >= self._prompt_groups.size:
+                break
+            num_ready += group.max_sequences
+        return num_ready
 
     def _has_rows_for(self, group: SequenceGroup) -> bool:
         """Whether its batch rows are free. A group above a limit that was halved runs alone."""

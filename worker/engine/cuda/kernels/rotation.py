@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from worker.engine.cuda.kernels.rms_norm import rms_norm_in_torch
-from worker.engine.model.row_operations import HeadNorms, RMSNorm, Rotation
+from worker.engine.model.row_operations import HeadNorms, PlainRowOperations, Rotation
 
 #: Heads that a program takes.
 HEADS = 8
@@ -97,22 +97,16 @@ def rotate_and_write_in_torch(
     pools: tuple[Tensor, Tensor],
 ) -> Tensor:
     """`rotate_and_write` for any device."""
-    keys, values = pools
-    num_kv_heads = keys.shape[1]
-    num_heads = heads.shape[1] - 2 * num_kv_heads
-    query_key = heads[:, : num_heads + num_kv_heads].float()
-    if norms is not None:
-        query, key = query_key[:, :num_heads], query_key[:, num_heads:]
-        query_key = torch.cat([_normed(query, norms.query), _normed(key, norms.key)], 1)
-    swapped = query_key.roll(heads.shape[2] // 2, -1)
-    rotated = (query_key * rotation.cos.float() + swapped * rotation.signed_sin.float()).to(heads.dtype)
-    keys.index_copy_(0, slot_mapping, rotated[:, num_heads:])
-    values.index_copy_(0, slot_mapping, heads[:, num_heads + num_kv_heads :])
-    return rotated[:, :num_heads].contiguous()
+    in_fp32 = Rotation(rotation.cos.float(), rotation.signed_sin.float())
+    query = _RoundedOnce().rotate_and_write(heads.float(), norms, in_fp32, slot_mapping, pools)
+    return query.to(heads.dtype, memory_format=torch.contiguous_format)
 
 
-def _normed(heads: Tensor, norm: RMSNorm) -> Tensor:
-    return rms_norm_in_torch(heads, norm.weight.float(), norm.eps)
+class _RoundedOnce(PlainRowOperations):
+    """Operations on rows in fp32."""
+
+    def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm_in_torch(rows, weight, eps)
 
 
 def rotation_bytes(num_rows: int, num_all_heads: int, dim: int, itemsize: int, *, has_norms: bool) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from worker.engine.cuda.decode_graphs import bucket_for, graph_buckets
-from worker.engine.cuda.memory import left_for_cache
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 16, 17, 64, 100, 128, 129, 1000])
@@ -18,8 +17,3 @@ def test_every_size_has_a_bucket_that_is_not_much_larger(max_num_seqs: int) -> N
         assert bucket is not None
         assert size <= bucket <= max(2, 2 * size, size + 64)
     assert bucket_for(buckets[-1] + 1, buckets) is None
-
-
-def test_the_cache_gets_what_weights_and_a_step_leave_of_its_share() -> None:
-    assert left_for_cache(total=80, free=70, utilization=0.9, step=5) == 72 - 10 - 5
-    assert left_for_cache(total=80, free=10, utilization=0.5, step=5) == 0

@@ -12,6 +12,7 @@ from models.params import GenerationParams
 from models.states import FinishReason
 from worker.engine.request import Request
 from worker.engine.scheduling.block_manager import BlockManager
+from worker.engine.scheduling.prompt_chunks import ChunkRule, PromptGroups
 from worker.engine.scheduling.scheduler import Scheduler
 from worker.engine.scheduling.sequence import Sequence, SequenceGroup
 from worker.engine.scheduling.step_plan import StepPlan
@@ -71,6 +72,59 @@ def test_prompts_are_cut_at_borders_of_blocks() -> None:
     assert [(chunk.start, chunk.end, chunk.is_last) for chunk in chunks] == [
         (0, 8, False), (8, 16, False), (16, 21, True),
     ]  # fmt: skip
+
+
+def test_prompts_without_borders_fill_a_step_to_its_last_token() -> None:
+    scheduling = scheduler(max_prefill_tokens=10, chunk_rule=ChunkRule(in_blocks=False))
+    for request_id in range(4):
+        enqueue(scheduling, request_id, prompt=7)
+    steps = [[(chunk.start, chunk.end) for chunk in run(scheduling).prefills] for _ in range(3)]
+    assert steps == [[(0, 7), (0, 3)], [(3, 7), (0, 6)], [(6, 7), (0, 7)]]
+
+
+def test_prompts_begin_in_groups_while_others_decode() -> None:
+    """Five that wait for four rows begin together, a pair after three steps, and all at once beside a prompt."""
+    scheduling = scheduler(1000, max_prefill_tokens=64, prompt_groups=PromptGroups(4, 3))
+    for request_id in range(9):
+        enqueue(scheduling, request_id, max_new_tokens=90)
+    admitted = [[group.request.id for group in run(scheduling).admitted] for _ in range(4)]
+    assert admitted == [list(range(8)), [], [], []]
+    retired = [(0,), (1,), (2, 3), (), (4, 5), (), (), (), ()]
+    found = []
+    for number, request_ids in enumerate(retired):
+        enqueue(scheduling, 100 + number, max_new_tokens=90)
+        for request_id in request_ids:
+            scheduling.retire(scheduling.groups[request_id])
+        found.append([group.request.id for group in run(scheduling).admitted])
+    assert found == [[], [], [8, 100, 101, 102], [], [], [], [], [103, 104], []]
+
+
+#: Of each step: the samples of a new request, none or one to three, its prompt's tokens, and a group that ends.
+STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12), st.integers(0, 9)), min_size=5, max_size=40)
+
+
+@settings(max_examples=40)
+@given(STEPS, st.integers(1, 5), st.integers(0, 5), st.integers(100, 300))
+def test_a_prompt_that_has_room_is_held_back_for_so_many_steps_and_no_more(
+    steps: list[tuple[int, int, int]], size: int, most: int, num_blocks: int
+) -> None:
+    """And in no step that has prompts anyway, or nothing else to do."""
+    scheduling, num_held = scheduler(num_blocks, prompt_groups=PromptGroups(size, most)), 0
+    for number, (samples, prompt, ended) in enumerate(steps):
+        if samples:
+            enqueue(scheduling, number, prompt, strategy="sample", n=samples, max_new_tokens=80)
+        for group in scheduling.running[ended:][:1]:
+            scheduling.retire(group)
+        has_room = scheduling.waiting and scheduling.blocks_needed(scheduling.waiting[0]) <= min(
+            scheduling.blocks.num_available,
+            num_blocks * (sum(each.max_sequences for each in [*scheduling.running, scheduling.waiting[0]]) <= 8),
+        )
+        only_decodes = scheduling.running and all(each.sequences[0].is_prefilled for each in scheduling.running)
+        plan = run(scheduling)
+        is_held = has_room and not plan.admitted
+        num_held = num_held + 1 if is_held else 0
+        assert num_held <= most
+        assert not is_held or (only_decodes and not plan.prefills)
 
 
 def test_samples_share_the_prompt_and_copy_the_block_they_write_to() -> None:

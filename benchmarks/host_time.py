@@ -5,7 +5,7 @@
 The engine, its scheduler and the CUDA backend run as they do on a GPU, and the device is the CPU: decoder, kernels and
 graphs do nothing, and every token is the same one. So launches and copies, some 10 µs each, come on top. Prints the
 processor time of a step, the median and the least, where the device keeps the state of running sequences, and where the
-host builds each batch. Kinds of jobs take turns, some steps each: the first one had met a cold process, and whatever
+host builds each batch. Kinds of jobs alternate, some steps each: the first one had met a cold process, and whatever
 else the machine did at its time.
 """
 
@@ -52,7 +52,7 @@ TOKEN_ID = 100
 PROMPT = 100
 
 #: Steps that count for nothing, and those that a kind takes at a time.
-WARM_STEPS, TURN = 10, 10
+WARM_STEPS, STEPS_AT_ONCE = 10, 10
 
 KINDS: dict[str, dict[str, Any]] = {
     "traces": {},
@@ -150,7 +150,7 @@ def main() -> None:
         with null_device():
             loaded = null_model(keeps_state=keeps_state)
             for count in given.running:
-                for name, spent in by_turns(loaded, count, given.steps, given.kinds).items():
+                for name, spent in alternately(loaded, count, given.steps, given.kinds).items():
                     where = "state on the device" if keeps_state else "batches of the host"
                     print(
                         f"{where}, {count:5} running, {name:22} {median(spent):6.2f} ms, least {min(spent):6.2f}",
@@ -160,18 +160,18 @@ def main() -> None:
                 profile(decoding_engine(loaded, given.running[0], given.steps, KINDS[given.kinds[0]]), given.steps)
 
 
-def by_turns(loaded: LoadedModel, num_running: int, num_steps: int, kinds: Sequence[str]) -> dict[str, list[float]]:
+def alternately(loaded: LoadedModel, num_running: int, num_steps: int, kinds: Sequence[str]) -> dict[str, list[float]]:
     """Milliseconds of each kind's steps."""
     engines = {name: decoding_engine(loaded, num_running, num_steps + WARM_STEPS, KINDS[name]) for name in kinds}
     spent: dict[str, list[float]] = {name: [] for name in kinds}
     for engine in engines.values():
         for _ in range(WARM_STEPS):
             engine.step()
-    for start in range(0, num_steps, TURN):
+    for start in range(0, num_steps, STEPS_AT_ONCE):
         for name, engine in engines.items():
             engine.step()  # brings its sequences back into the caches
-            turn = range(start, min(start + TURN, num_steps))
-            spent[name] += [1000 * processor_seconds(engine.step) for _ in turn]
+            count = min(STEPS_AT_ONCE, num_steps - start)
+            spent[name] += [1000 * processor_seconds(engine.step) for _ in range(count)]
     return spent
 
 

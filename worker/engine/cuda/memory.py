@@ -29,8 +29,9 @@ def max_blocks(model: DeviceModel, limits: ModelLimits, config: EngineConfig) ->
     of_window = -(-limits.context_window // block_size)
     if not model.layers:
         return of_window
-    memory = sum(torch.cuda.mem_get_info(device)[1] for device in devices_of(model))
-    if config.kv_memory is not None:
+    if config.kv_memory is None:
+        memory = sum(torch.cuda.mem_get_info(device)[1] for device in devices_of(model))
+    else:
         memory = int(config.kv_memory * GIB)
     return max(1, min(of_window, num_blocks_for(memory, model.layers, block_size, model.dtype)))
 

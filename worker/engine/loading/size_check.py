@@ -22,7 +22,7 @@ from worker.engine.request import OutOfMemory
 GB = 1e9
 
 #: Bytes that a byte of a file becomes at most: 2 bits may become a number of 4 bytes.
-MOST_GROWTH = 16
+MAX_EXPANSION = 16
 
 
 def check_size(
@@ -35,7 +35,7 @@ def check_size(
     """
     rooms = {f"{each}": _free(each) for each in devices if each.type == "cuda"}
     on_host = psutil.virtual_memory().total
-    most = MOST_GROWTH * sum(path.stat().st_size for path in loaded_files(folder, given))
+    most = MAX_EXPANSION * sum(path.stat().st_size for path in loaded_files(folder, given))
     free = sum(rooms.values()) if rooms else on_host
     if most <= min(on_host, free):
         return

@@ -1,4 +1,4 @@
-"""How prompts are let in: the groups in which they begin, and the borders at which one may be divided into chunks."""
+"""The letting in of prompts: groups in which they begin, and borders at which one may be divided into chunks."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint.architectures import known_architectures
 from models.checkpoint.config_values import check_token_ids, check_values
-from models.checkpoint.looked_up_names import check_names, rope_parts
 from models.checkpoint.quantization import SUPPORTED_METHODS, quantization_method, quantization_name
 from models.checkpoint.small_files import CheckpointProblem, is_file
+from models.checkpoint.transformers_source.architectures import known_architectures
+from models.checkpoint.transformers_source.looked_up_names import check_names, rope_parts
 
 #: Rope variants whose angles change with a sequence's length, so that Transformers takes them from the longest of a
 #: batch. Those of `dynamic` change beyond the model's window alone, where nothing is decoded.

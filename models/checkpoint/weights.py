@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint.config import FULL_PRECISION, text_part
+from models.checkpoint.config import FULL_PRECISION
 from models.checkpoint.entries import check_link
 from models.checkpoint.quantization import SUPPORTED_METHODS, quantization_method
 from models.checkpoint.safetensors_header import TensorInfo, read_header
 from models.checkpoint.small_files import CheckpointProblem, is_file, read_json_object
+from models.checkpoint.weight_shapes import check_shapes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -20,10 +21,8 @@ OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".tmp", ".download")
 
 QUANTIZED_NAMES = (".qweight", ".qzeros", ".weight_packed", ".weight_scale_inv", ".SCB", ".absmax", "_blocks")
-EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 WEIGHTS_SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 MAX_SHARDS, MAX_TENSORS = 10_000, 1_000_000
-LAYER = re.compile(r"^(?P<group>|.*?\.)(?:layers|layer|h|blocks)\.(?P<index>\d+)\.")
 
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
@@ -31,7 +30,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
     tensors = _tensors_of(folder, weights_file(folder, config))
     if quantization_method(config)[0] not in SUPPORTED_METHODS:
         _check_precision(folder, tensors)
-    _check_shapes(folder, tensors, text_part(config))
+    check_shapes(folder, tensors, config)
 
 
 def weights_file(folder: Path, config: Mapping[str, Any]) -> Path:
@@ -113,35 +112,6 @@ def _check_precision(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
                 f"{folder}: the weights are quantized (tensor {name!r}, {tensor.dtype}), which the engine does not "
                 f"compute; {FULL_PRECISION}"
             )
-
-
-def _check_shapes(folder: Path, tensors: Mapping[str, TensorInfo], text_config: Mapping[str, Any]) -> None:
-    """Compares what a configuration says in one number: rows of the embedding, and layers."""
-    if not any(tensor.shape for tensor in tensors.values()):
-        raise CheckpointProblem(f"{folder}: the weights hold no tensor; download them again")
-    vocab_size = text_config.get("vocab_size")
-    rows = {tensor.shape[0] for name, tensor in tensors.items() if EMBEDDINGS.search(name) and tensor.shape}
-    if isinstance(vocab_size, int) and len(rows) == 1 and rows != {vocab_size}:
-        raise CheckpointProblem(
-            f"{folder / 'config.json'}: vocab_size is {vocab_size:,}, but the embedding in the weights has "
-            f"{rows.pop():,} rows; config and weights are of different models, download both again"
-        )
-    num_layers = text_config.get("num_hidden_layers", text_config.get("n_layer"))
-    present = _most_layers(tensors)
-    if isinstance(num_layers, int) and present and present < num_layers:
-        raise CheckpointProblem(
-            f"{folder / 'config.json'}: num_hidden_layers is {num_layers:,}, but the weights have {present:,} layers; "
-            "config and weights are of different models, download both again"
-        )
-
-
-def _most_layers(tensors: Mapping[str, TensorInfo]) -> int:
-    """The layers of the group that has most, such as the language model's beside a vision tower's."""
-    indices: dict[str, set[int]] = {}
-    for name in tensors:
-        if match := LAYER.match(name):
-            indices.setdefault(match["group"], set()).add(int(match["index"]))
-    return max(map(len, indices.values()), default=0)
 
 
 def _absence(folder: Path) -> str:

@@ -19,10 +19,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto import modeling_auto
 
 import worker.cli
-from models.checkpoint.architectures import known_architectures
 from models.checkpoint.config import text_part
 from models.checkpoint.folder import check_folder
-from models.checkpoint.looked_up_names import _names, check_names
+from models.checkpoint.transformers_source.architectures import known_architectures
+from models.checkpoint.transformers_source.looked_up_names import _names, check_names
 from producer.cli import main
 from producer.errors import UsageError
 from producer.runs.model_check import check_model

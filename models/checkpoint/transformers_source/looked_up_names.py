@@ -31,7 +31,7 @@ def check_names(path: Path, text_config: Mapping[str, Any]) -> None:
         known = _names(table)
         if name in known or not known:
             continue
-        source = _source_of(str(text_config.get("model_type")))
+        source = source_of(str(text_config.get("model_type")), "configuration", "modeling")
         if table in source and f'"{name}"' not in source:
             raise CheckpointProblem(
                 f"{path}: Transformers {version('transformers')} knows no {field} {name[:100]!r}; it knows "
@@ -67,12 +67,17 @@ def _names(table: str) -> frozenset[str]:
 
 
 @cache
-def _source_of(model_type: str) -> str:
-    """The source of a model type's classes, which may share those of a model that sees images too."""
-    folder = model_type.replace("-", "_").removesuffix("_text")
-    if not folder.isidentifier():
-        return ""
-    return "".join(_read(f"models/{folder}/{kind}_{folder}.py") for kind in ("configuration", "modeling"))
+def source_of(model_type: str, *kinds: str) -> str:
+    """The source of a model type's classes, which may share those of a model that sees images too.
+
+    `kinds` are those of its files: configuration or modeling.
+    """
+    whole = model_type.replace("-", "_")
+    for folder in map(whole.removesuffix, ("", "_text", "_text_model")):
+        sources = [_read(f"models/{folder}/{kind}_{folder}.py") for kind in kinds if folder.isidentifier()]
+        if any(sources):
+            return "".join(sources)
+    return ""
 
 
 def _read(file: str) -> str:

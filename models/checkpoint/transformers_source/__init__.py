@@ -1,0 +1,1 @@
+"""The installed Transformers as its source tells: importing it would load torch."""

@@ -91,11 +91,11 @@ def _absent(default: Default) -> str:
 
 def _vocab_problem(tensors: Mapping[str, TensorInfo], sizes: _Sizes) -> str | None:
     rows = {tensor.shape[0] for name, tensor in tensors.items() if EMBEDDINGS.search(name) and tensor.shape}
-    given, default = sizes.given("vocab_size"), sizes.default("vocab_size")
-    about = _absent(default) if default else f"vocab_size is {given:,}"
-    expected = default.value if default else given
+    default = sizes.default("vocab_size")
+    expected = default.value if default else sizes.given("vocab_size")
     if expected is None or len(rows) != 1 or rows == {expected} or (min(rows) > expected and sizes.adds_rows):
         return None
+    about = _absent(default) if default else f"vocab_size is {expected:,}"
     return f"{about}, but the embedding in the weights has {rows.pop():,} rows"
 
 

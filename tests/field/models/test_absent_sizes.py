@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from models.checkpoint.folder import check_folder
@@ -95,7 +97,7 @@ TAKEN: list[tuple[dict[str, Any], Shapes]] = [
     # Layers for further tokens behind those of the model, rows for tokens of the model's own.
     (without("num_hidden_layers", "deepseek_v3", n_routed_experts=1), decoder(num_layers=62)),
     (without("", "moshi"), decoder(vocab=101)),
-    (without("num_hidden_layers", "a-stranger"), decoder()),
+    ({"model_type": "a-stranger"}, decoder()),
 ]
 
 
@@ -109,6 +111,19 @@ def test_a_default_that_the_weights_do_not_have(config: dict[str, Any], shapes: 
 @pytest.mark.parametrize(("config", "shapes"), TAKEN, ids=lambda case: str(case)[:60])
 def test_a_default_that_they_have(config: dict[str, Any], shapes: Shapes) -> None:
     assert problem(config, shapes) is None
+
+
+VALUES: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just([]) | st.just({"model_type": "llama"})
+)
+CONFIGS = st.dictionaries(st.sampled_from(["text_config", "num_local_experts", "n_layer", *SIZES]), VALUES)
+
+
+@given(model_type=st.sampled_from(["qwen2", "gpt2", "gemma3", "mixtral", "", "../x", "mllama"]), config=CONFIGS)
+def test_values_of_any_kind_are_one_line_at_most(model_type: str, config: dict[str, Any]) -> None:
+    some: list[Shapes] = [decoder(), with_experts(3), {"x": ()}, gpt2(1)]
+    for shapes in some:
+        assert "\n" not in (problem({"model_type": model_type, **config}, shapes) or "")
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])

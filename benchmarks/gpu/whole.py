@@ -16,8 +16,12 @@ from benchmarks.support.timing import alternate
 from worker.engine.backend import LoadOptions
 from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel
+from worker.engine.scheduling.prompt_chunks import PromptGroups
 
 ROUNDS = 3
+
+#: Sequences whose prompts begin together; the first is one by one.
+GROUP_SIZES = (1, 8, 16, 32)
 
 
 def measure(setting: Setting) -> None:
@@ -26,6 +30,7 @@ def measure(setting: Setting) -> None:
     for count in setting.num_requests:
         setting.attempt(f"{count} requests", partial(beside_the_bound, setting, loaded, bound, count))
     setting.attempt("variants", lambda: variants(setting, loaded))
+    setting.attempt("prompts in groups", lambda: prompts_in_groups(setting, loaded))
     for options in (LoadOptions(deterministic=True), LoadOptions()):
         setting.attempt("batch invariance", partial(batch_invariance, setting, options))
 
@@ -69,6 +74,18 @@ def variants(setting: Setting, loaded: LoadedModel) -> None:
     }
     for name, make_engine in engines.items():
         setting.attempt(name, lambda: _beside_greedy(setting, make_engine(), {name: {}}, baseline))  # noqa: B023
+
+
+def prompts_in_groups(setting: Setting, loaded: LoadedModel) -> None:
+    """The most requests, with prompts that begin in groups of other sizes; where all run at once none matters."""
+    requests, engine = setting.requests(max(setting.num_requests)), engine_of(loaded, **setting.sizes)
+    last = 0.0
+    for size in GROUP_SIZES[: 1 if setting.is_tiny else None]:
+        if setting.seconds_left < 1.2 * last:
+            break
+        engine.scheduler.prompt_groups = PromptGroups(size, 2 * size)
+        last = setting.seconds(partial(decode, engine, requests))
+        print(f"prompts in groups of {size:2}: {num_output_tokens(requests) / last:,.0f} tokens/s", flush=True)
 
 
 def _beside_greedy(setting: Setting, engine: Engine, kinds: dict[str, dict[str, Any]], baseline: float | None) -> float:

@@ -25,6 +25,7 @@ TOLD = {
     "tokens": [r"toy model, greedy, float32: 0 of 8 answers differ"],
     "profile": [r"greedy: [\d.]+ ms a step", r"operations on the host, none on a device"],
     "whole": [r"6 requests, \d+ tokens, at most 4 running", r"nucleus 0.9 .* x the time of greedy",
+              r"prompts in groups of  1: [\d,]+ tokens/s",
               r"deterministic True, 64 running, shuffled.* 0 sequences, 0 logprobs right"],
     "peers": [r"ours .* ours is 1.00 x as fast", r"nano_vllm +is not installed"],
 }  # fmt: skip

@@ -82,7 +82,7 @@ class Acceptor:
         Does for one that goes on as little as it can: this loop is most of the host's part of a step.
         """
         step, columns, changed = TracedStep(sampled.choices), sampled.choices.columns, []
-        is_finite = bool(np.isfinite(columns).all())
+        is_finite, num_appended = bool(np.isfinite(columns).all()), 0
         token_ids, logprobs = columns[:, 0].astype(np.int64).tolist(), columns[:, 1].tolist()
         for row, sequence in enumerate(sampled.sequences):
             sequence.in_flight_index = None
@@ -104,9 +104,10 @@ class Acceptor:
             sequence.cumulative_logprob += logprobs[row]
             if sequence.trace is not None:
                 sequence.trace.append_row(step, row)
-            self._stats.num_generated_tokens += 1
+            num_appended += 1
             if (may_end or len(sequence.token_ids) >= sequence.max_new_tokens) and self._ends(sequence):
                 changed.append(sequence)
+        self._stats.num_generated_tokens += num_appended
         return changed
 
     def _watch(self, sequence: Sequence) -> dict[int, bool]:

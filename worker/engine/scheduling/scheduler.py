@@ -45,7 +45,7 @@ class Scheduler:
         self._chunk_rule = chunk_rule.of_blocks(blocks.block_size)
         self._max_prefill_tokens = max(max_prefill_tokens // self._chunk_rule.unit, 1) * self._chunk_rule.unit
         self._keep_phases_apart = keep_phases_apart
-        self._prompt_groups = prompt_groups or PromptGroups()
+        self.prompt_groups = prompt_groups or PromptGroups()
         # The limits in force: lower than the above for a while after memory ran out.
         self._sequence_limit, self._prefill_limit = max_num_seqs, self._max_prefill_tokens
         self._steps_since_halved = 0
@@ -115,7 +115,9 @@ class Scheduler:
         for group in self.running:
             first = group.sequences[0]
             if first.num_computed >= first.num_prompt_tokens:
-                plan.decodes += [sequence for sequence in group.sequences if sequence.decodes]
+                for sequence in group.sequences:
+                    if sequence.decodes:
+                        plan.decodes.append(sequence)
             elif budget > 0:
                 chunk = self._chunk(group, budget)
                 plan.prefills.append(chunk)
@@ -241,7 +243,7 @@ class Scheduler:
         """
         if not self.waiting or not self._has_rows_for(self.waiting[0]):
             return []
-        if self._only_decodes() and not self._prompt_groups.may_begin(self._num_ready()):
+        if self._only_decodes() and not self.prompt_groups.may_begin(self._num_ready()):
             return []
         to_come = {key for group in self.running for key in self._keys_to_come(group)}
         admitted, passed_over = [], []
@@ -273,7 +275,7 @@ class Scheduler:
         for group in self.waiting:
             rows -= group.max_sequences
             blocks -= self.blocks_needed(group)
-            if rows < 0 or blocks < 0 or num_ready >= self._prompt_groups.size:
+            if rows < 0 or blocks < 0 or num_ready >= self.prompt_groups.size:
                 break
             num_ready += group.max_sequences
         return num_ready

@@ -12,7 +12,7 @@ from math import ceil
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 
 from models.database.clock import database_timestamp, is_lease_doubtful, is_older_than, read_epoch
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
@@ -31,6 +31,9 @@ MIN_BEATS = 3
 
 #: The clocks of a database and a worker may differ by so much more from one sweep to the next.
 CLOCK_STEP_SECONDS = 1.0
+
+#: The key of PostgreSQL's lock that one sweep over the leases holds.
+SWEEP_LOCK = 0x6E6F6374  # "noct"
 
 #: Job, attempt and end of a lease.
 Lease = tuple[int, int, float | None]
@@ -60,9 +63,12 @@ class Reaper:
         """Ends the claims of silent workers; returns how many.
 
         A worker is silent that has not renewed a lease for two thirds of its time, in heartbeats of this one, after
-        the first third passed by the database's clock. The jobs return to the outbox, see `losses`.
+        the first third passed by the database's clock. The jobs return to the outbox, see `losses`. While another
+        reaper sweeps, this one waits for its next turn and forgets nothing.
         """
         with self._database.begin() as connection:
+            if not _is_only_sweep(connection):
+                return 0
             doubtful = self._doubtful_leases(connection)
             self._watched = {lease: self._watched.get(lease, num_beats) for lease in doubtful}
             silent = [lease for lease, since in self._watched.items() if num_beats - since >= self._silent_beats]
@@ -119,6 +125,16 @@ class Reaper:
             self._steady_since = num_beats
         self._clock_offset = offset
         return num_beats - self._steady_since >= self._silent_beats
+
+
+def _is_only_sweep(connection: Connection) -> bool:
+    """Whether no other reaper looks at the leases now; none may until the end of the transaction.
+
+    To each other their locks would look like those that keep a worker from its jobs.
+    """
+    if connection.dialect.name == "sqlite":
+        return True  # one transaction writes at a time
+    return bool(connection.execute(select(func.pg_try_advisory_xact_lock(SWEEP_LOCK))).scalar_one())
 
 
 def mark_lost_messages_unsent(database: Engine, model: str, min_age_seconds: float) -> int:

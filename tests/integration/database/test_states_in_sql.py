@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from models.schema.job import Job
@@ -17,6 +17,8 @@ def test_the_table_of_transitions_is_the_one_of_the_code(database: Engine) -> No
         rows = connection.execute(select(JobTransition.from_state, JobTransition.to_state)).all()
     assert {tuple(row) for row in rows} == {(old, new) for old, allowed in TRANSITIONS.items() for new in allowed}
 
+
+NUM_MANY = 40_000
 
 PATHS = {  # the states by which a new job comes to each state
     JobState.QUEUED: [],
@@ -62,3 +64,25 @@ def test_each_change_is_an_event(database: Engine) -> None:
 def change(database: Engine, job_id: int, state: JobState) -> None:
     with database.begin() as connection:
         connection.execute(update(Job).where(Job.id == job_id).values(state=state))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)  # SQLite's triggers see one row each
+def test_a_statement_of_many_jobs_takes_its_time_once(database: Engine) -> None:
+    """Its session has learned from statements of one job: every row beside every other would take many minutes."""
+    job_ids = insert_run(database, 1)
+    with database.begin() as connection:
+        others = ", ".join(column.name for column in Job.__table__.columns if column.name not in ("id", "custom_id"))
+        connection.execute(
+            text(
+                f"INSERT INTO jobs (custom_id, {others}) SELECT 'more-' || n, {others} "
+                f"FROM jobs, generate_series(1, {NUM_MANY}) AS n"
+            )
+        )
+        connection.execute(text("SET LOCAL statement_timeout = '120s'"))
+        for number in range(8):
+            state = JobState.RUNNING if number % 2 == 0 else JobState.QUEUED
+            connection.execute(update(Job).where(Job.id == job_ids[0]).values(state=state))
+        connection.execute(update(Job).where(Job.id > job_ids[0]).values(state=JobState.RUNNING))
+    with database.connect() as connection:
+        assert connection.execute(text("SELECT count(DISTINCT job_id) FROM job_events")).scalar_one() == NUM_MANY + 1

@@ -16,7 +16,7 @@ from models.states import JobState, RunState
 from tests.support.table_rows import column_of, end_waits, insert_run, release_leases_that_are_over
 from worker.storage.claims import Claim
 from worker.storage.job_store import JobStore
-from worker.storage.reaper import Reaper, mark_lost_messages_unsent
+from worker.storage.reaper import Reaper, _is_only_sweep, mark_lost_messages_unsent
 from worker.storage.registry import Registry, WorkerLoad
 
 LEASE_SECONDS, HEARTBEAT_SECONDS, SILENT_BEATS = 30.0, 2.0, 10  # a lease's two thirds are ten heartbeats
@@ -92,6 +92,19 @@ def test_a_job_that_a_person_has_locked_is_not_watched(database: Engine) -> None
         person.execute(text("SELECT * FROM jobs FOR UPDATE"))
         assert [reaper.release_silent(n) for n in (0, SILENT_BEATS, 2 * SILENT_BEATS)] == [0, 0, 0]
     assert [reaper.release_silent(n) for n in (2 * SILENT_BEATS, 3 * SILENT_BEATS)] == [0, 1]
+
+
+@ON_POSTGRESQL
+def test_another_reaper_at_work_does_not_start_the_wait_anew(database: Engine) -> None:
+    """Of a hundred workers, some sweep at any moment."""
+    claim(database, insert_run(database, 1))
+    move_leases(database, -3600.0)
+    reaper, other = reaper_of(database), reaper_of(database)
+    assert reaper.release_silent(0) == 0
+    with database.begin() as connection:
+        assert _is_only_sweep(connection) and other._doubtful_leases(connection)
+        assert [reaper.release_silent(n) for n in (SILENT_BEATS - 1, SILENT_BEATS)] == [0, 0]
+    assert reaper.release_silent(SILENT_BEATS + 1) == 1
 
 
 @ON_POSTGRESQL

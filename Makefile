@@ -1,12 +1,15 @@
 # `make demo` and `make test` need Python 3.11 or newer and nothing else: each creates .venv and installs what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# pip compiles on one processor, this on all. The hundreds of models and other packages' tests are left to their import;
+# a file that is no Python is a package's own template.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/(tests?|testing|transformers/models)/' .venv/lib || true
 PRODUCT := .venv/.installed
 TOOLS := .venv/.installed-tools
 HOME_OF_DEMO := demo-out
 
-.PHONY: help demo test lint format bench gpu faults matrix attack soak docs browser style clean
+.PHONY: help demo test lint format bench gpu faults matrix attack soak docs browser clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -18,12 +21,14 @@ $(PRODUCT): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) --editable .
+	$(COMPILE)
 	@touch $@
 
 # What tests, checks and benchmarks need beside the product: a PostgreSQL server, pytest, mypy, ruff, matplotlib …
 $(TOOLS): $(PRODUCT) tests/triton.txt
 	$(PIP) --editable '.[dev]'
 	$(BIN)/python -c 'import triton' 2> /dev/null || $(PIP) --requirement tests/triton.txt
+	$(COMPILE)
 	@touch $@
 
 demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed prompts, on the toy model
@@ -36,11 +41,10 @@ demo: $(PRODUCT)  ## the study's prompts over all strategies, then 600 mixed pro
 		"select run_name, strategy, count(*) as answers, avg(completion_tokens) as mean_tokens from job_results group by 1, 2"
 
 # The tests start hundreds of processes: what these import is compiled once, whatever the environment says of it.
-# Files go to the processes in the order of tests/conftest.py, the longest first; types are checked beside them.
-test: style  ## lint, types and all tests
-	$(BIN)/mypy & types=$$!; \
+# Files go to the processes in the order of tests/conftest.py, the longest first.
+test: $(TOOLS)  ## all tests that take seconds
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder \
-		-m "not long and not browser" && wait $$types
+		-m "not long and not browser"
 
 faults: $(TOOLS)  ## the faults that take minutes: killed processes, Redis and databases away
 	@PATH=$$PATH:/usr/sbin command -v pgbouncer > /dev/null || { echo "installing the system's pgbouncer" >&2; \
@@ -60,11 +64,9 @@ browser: $(TOOLS)  ## the page of a report in a headless Chromium of the system'
 attack: $(TOOLS)  ## hostile files, statements, templates and URLs, all of them
 	$(BIN)/pytest tests/nights/strangers
 
-style: $(TOOLS)
+lint: $(TOOLS)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-lint: style
 	$(BIN)/mypy
 
 format: $(TOOLS)

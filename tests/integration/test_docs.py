@@ -135,6 +135,7 @@ def test_the_public_ci_tests_every_python_that_the_project_names() -> None:
     assert pythons == supported_pythons() and pythons[0] == "3.11"
     commands = {name: [step.get("run") for step in job["steps"]] for name, job in workflow["jobs"].items()}
     assert "make test" in commands["test"] and "python -m tests.pins" in commands["pins"]
+    assert "make lint" in commands["lint"]
     assert any("pip-audit" in (command or "") for command in commands["audit"])
 
 

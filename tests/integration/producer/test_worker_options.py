@@ -60,7 +60,7 @@ def test_each_option_reaches_the_engine_of_a_run_and_of_a_retry(
 
 def test_several_devices_decode_one_run(producer: Producer, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    lines = [{"prompt": f"Story {number}", "max_new_tokens": 100, "ignore_eos": True} for number in range(300)]
+    lines = [{"prompt": f"Story {number}", "max_new_tokens": 40, "ignore_eos": True} for number in range(300)]
     path.write_text("\n".join(map(json.dumps, lines)))
     options = ["--model", TOY_MODEL, "--device", "cpu,cpu", "--quiet"]
     with CommandProcess("producer", ["run", path, *options], tmp_path, NOCTURNE_CONCURRENCY="1") as run:

@@ -19,6 +19,13 @@ class Selection:
     strategies: tuple[str, ...] = ()
     metadata: tuple[tuple[str, Any], ...] = ()  # dotted keys and the values they must have
 
+    @property
+    def words(self) -> str:
+        """The selection in words, to follow "jobs with"; empty for all jobs."""
+        parts = [("state", self.states), ("strategy", self.strategies)]
+        told = [f"{name} {' or '.join(values)}" for name, values in parts if values]
+        return "; ".join([*told, *(f"{key} = {_word(value)}" for key, value in self.metadata)])
+
     def matches(self, row: dict[str, Any]) -> bool:
         """Whether a row's metadata has the values; the database compares states and strategies."""
         return all(_value_at(row.get("metadata"), key) == value for key, value in self.metadata)
@@ -49,6 +56,10 @@ def _condition(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _value_at(metadata: Any, dotted: str) -> Any:

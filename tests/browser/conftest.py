@@ -24,6 +24,20 @@ FLAGS = (
 
 HANG_SECONDS = 300
 
+BROKEN_WORDS = r"""
+const found = [], range = document.createRange();
+for (const cell of document.querySelectorAll('td, th')) {
+  const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) for (const word of walker.currentNode.data.matchAll(/[\p{L}\d_]{2,12}/gu)) {
+    range.setStart(walker.currentNode, word.index);
+    range.setEnd(walker.currentNode, word.index + word[0].length);
+    const isPart = /[^\s]{13,}/.test(walker.currentNode.data);
+    if (!isPart && new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) found.push(word[0]);
+  }
+}
+return found;
+"""
+
 AXE = Path(__file__).with_name("axe.min.js")
 
 
@@ -84,6 +98,10 @@ class Browser:
         """Scrolls to the answers, and waits for the first prompt's."""
         self.run("document.querySelector('#answers, #pairs').scrollIntoView({behavior: 'instant'})")
         self.wait_for("return document.querySelector('.prompt.ready') !== null")
+
+    def broken_words(self) -> list[str]:
+        """The short words in cells of tables that go on in another line."""
+        return list(self.run(BROKEN_WORDS))
 
     def findings(self) -> list[tuple[str, ...]]:
         """The findings of axe-core that are at least moderate."""

@@ -16,6 +16,9 @@ from worker.storage.job_store import FinishedJob, JobStore
 
 HOSTILE = '</script><script>document.title="taken"</script><img src=x onerror="document.title=1">\x1b[2J\u202e&amp;'
 
+#: Words without a place to break them at.
+LONG = "x" * 180
+
 PARAMS: tuple[dict[str, Any], ...] = (
     {"strategy": "greedy"},
     {"strategy": "nucleus", "temperature": 0.5, "top_p": 0.9},
@@ -46,7 +49,7 @@ def _answer_run(database: Engine, run_id: str, num_failed: int) -> None:
     answered = claims[: len(claims) - num_failed]
     store.commit([FinishedJob(claim, _output(number, claim.job_id, run_id)) for number, claim in enumerate(answered)])
     for claim in claims[len(answered) :]:
-        store.fail(claim, "EngineDied", f"the engine died of {HOSTILE}")
+        store.fail(claim, "EngineDied", f"the engine died of {HOSTILE} {LONG * 3}")
 
 
 def _job(number: int) -> dict[str, Any]:
@@ -55,9 +58,9 @@ def _job(number: int) -> dict[str, Any]:
     params = GenerationParams.model_validate(PARAMS[setting]).stored
     asked = {"prompt": None, "messages": CHAT} if prompt == 3 else {"prompt": f"Return JSON {prompt} {HOSTILE}"}
     point = {name: value for name, value in PARAMS[setting].items() if name != "strategy"}
-    metadata = {"topic": "<b>dogs</b>" if prompt else "cats", HOSTILE: "key"}
+    metadata = {"topic": "<b>dogs</b>" if prompt else "cats", HOSTILE: "key", "user": {"age": 1.0 if prompt else 2.5}}
     return {"params": params, "strategy": params["strategy"], "grid_point": point, "metadata_": metadata,
-            "custom_id": f"{prompt} {HOSTILE}#{setting}", **asked}  # fmt: skip
+            "custom_id": f"{prompt} {HOSTILE}{LONG if prompt == 3 else ''}#{setting}", **asked}  # fmt: skip
 
 
 def _output(number: int, job_id: int, run_id: str) -> RequestOutput:

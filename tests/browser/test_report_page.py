@@ -21,6 +21,7 @@ def test_a_page_fits_its_screen_and_is_accessible(
     browser.open(pages[name], width=width, theme=theme)
     browser.show_answers()
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.broken_words() == []
     assert browser.findings() == []
     assert browser.complaints() == []
 
@@ -52,6 +53,7 @@ def test_hostile_texts_stay_texts(browser: Browser, pages: Pages) -> None:
         shown = browser.run("return document.querySelector('.prompt.ready').textContent")
         assert "<img src=x onerror=" in shown and "\u241b[2J" in shown and "&amp;" in shown, name
         assert "\x1b" not in shown and "\u202e" not in shown and "\u27e8U+202E\u27e9" in shown
+        assert not browser.run("return /[\x1b\u202e]/.exec(document.documentElement.outerHTML)"), name
         assert browser.run("return document.title").startswith(("night", "later"))
         assert browser.complaints() == []
 
@@ -151,11 +153,20 @@ def test_prompts_are_searched_and_filtered(browser: Browser, pages: Pages) -> No
     browser.wait_for("return document.querySelector('#answers [role=status]').textContent.startsWith('Showing 4 of 4')")
     browser.run("""
         const facet = document.querySelector('[data-name=topic] select');
-        facet.value = 'cats';
+        facet.value = '"cats"';
         facet.dispatchEvent(new Event('change', {bubbles: true}));
     """)
     browser.wait_for("return document.querySelector('#answers [role=status]').textContent.startsWith('Showing 1 of 4')")
     assert browser.run("return document.querySelectorAll('[data-name=topic] b').length") == 0
+    browser.run("document.querySelector('.matrix tbody tr:nth-child(3) button').click()")  # to one that is filtered out
+    browser.wait_for("return document.querySelector('#answers [role=status]').textContent.startsWith('Showing 4 of 4')")
+    assert browser.run("return document.querySelector('[data-name=topic] select').value") == ""
+    browser.run("""
+        const facet = document.querySelector('[data-name="user.age"] select');
+        facet.value = '1';
+        facet.dispatchEvent(new Event('change', {bubbles: true}));
+    """)
+    browser.wait_for("return document.querySelector('#answers [role=status]').textContent.startsWith('Showing 3 of 4')")
 
 
 def test_two_runs_side_by_side(browser: Browser, pages: Pages) -> None:

@@ -42,6 +42,7 @@ def test_a_page_fits_its_screen_and_is_accessible(
 ) -> None:
     browser.visit(f"http://127.0.0.1:{server.port}{path}", width=width, theme=theme)
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.broken_words() == []
     assert browser.run("return document.title !== 'taken' && document.querySelectorAll('img').length === 0")
     assert browser.findings() == []
     is_missing = path.endswith("none")

@@ -10,7 +10,6 @@ from producer.atomic_file import atomic_file
 from producer.console import say
 from producer.errors import UsageError
 from producer.home import home_options
-from producer.render import visible
 from producer.results.database import check_reading_role, reading
 from producer.results.queries import find_run, run_progress
 from producer.results.report.comparison import Comparison, pair_chunks, pairs
@@ -58,7 +57,7 @@ def write_report(
             say(f"the page shows {page.num_tokens:,} tokens: about {page.num_tokens * BYTES_PER_TOKEN / 1e6:,.1f} MB")
         flags = home_options(settings) if settings.database is None else ""  # a page is passed on: no URL is in it
         with atomic_file(output) as file:
-            page.write(file, flags)
+            page.write(file, flags, selected=options.selection.words)
         overview = page.overview
         num_shown = sum(prompt.num_answers for prompt in overview.prompts)
         say(f"{output}: {num_shown:,} of {overview.summary.count:,} answers to {_prompts(overview)}")
@@ -81,14 +80,21 @@ def write_comparison(
         both = found.changes.total()
         if not both:
             raise UsageError(f"runs {first} and {second} have no custom_id in common; nothing can be compared")
-        title = " and ".join(visible(run.name or run.id) for run in runs)
+        title = " and ".join(run.name or run.id for run in runs)
         top = [("jobs in both", f"{both:,}")] + [
             (name, f"{found.changes[kind]:,}") for kind, name in KINDS_OF_CHANGE.items()
         ]
         chunks = page_chunks(found.described(runs), pair_chunks(database, found, second), "pairs")
         with atomic_file(output) as file:
-            write_page(file, title, top, chunks)
+            write_page(file, title, top, chunks, note=_pairs_shown(found, options.selection.words))
         say(f"{output}: {len(found.shown):,} of {both:,} jobs that both runs have")
+
+
+def _pairs_shown(found: Comparison, selected: str) -> str:
+    which = f"Only jobs of A with {selected}. " if selected else ""
+    shown, total = len(found.shown), found.changes.total()
+    more = f"{shown:,} of {total:,} jobs; the figures are of all, and producer report --all has every one."
+    return f"{which}Showing {more if shown < total else f'all {total:,} jobs.'}"
 
 
 def _prompts(overview: Overview) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from models.states import JobState
 from producer.results.report.distinct import DistinctCounter
+from producer.results.report.facets import Facets
 from producer.results.report.figure_rows import decoded, moment_of
 from producer.results.report.job_settings import JobSettings
 from producer.results.report.measures import asks_for_json, is_json, prompt_id, prompt_key, repetition, text_key
@@ -24,9 +25,6 @@ MAX_ANSWERS = 20_000
 
 #: Causes of failures that are told apart, and the examples of each.
 MAX_CAUSES, MAX_EXAMPLES = 100, 5
-
-#: Metadata keys that are facets have few values.
-MAX_FACETS, MAX_FACET_VALUES = 12, 24
 
 FAILURES = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
 
@@ -85,7 +83,7 @@ class Overview:
         self._num_answers = 0
         self.by_setting: dict[int, Summary] = {}
         self.causes: dict[tuple[str, str, str], Cause] = {}
-        self.facets: dict[str, Counter[str]] = {}
+        self.facets = Facets()
         self.environments: set[str] = set()
         self._started: Any = None
         self._finished: Any = None
@@ -136,7 +134,7 @@ class Overview:
         if row.state in FAILURES:
             self._add_failure(row)
         if row.metadata is not None:
-            self._add_facets(decoded(row.metadata))
+            self.facets.add(row.metadata)
         for moment in (row.started_at, row.finished_at):
             if moment is not None:
                 if self._started is None or moment < self._started:
@@ -194,12 +192,3 @@ class Overview:
         cause.count += 1
         if len(cause.examples) < MAX_EXAMPLES:
             cause.examples.append(row.custom_id)
-
-    def _add_facets(self, metadata: dict[str, Any]) -> None:
-        for name, value in metadata.items():
-            if not isinstance(value, str | int | float | bool) or len(str(value)) > 60:
-                continue
-            if name in self.facets or len(self.facets) < MAX_FACETS:
-                values = self.facets.setdefault(name, Counter())
-                if str(value) in values or len(values) <= MAX_FACET_VALUES:
-                    values[str(value)] += 1

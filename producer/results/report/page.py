@@ -17,6 +17,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any, TextIO
 
+from producer.results.page_text import page_text
+
 ASSETS = files("producer.results.report") / "assets"
 
 #: The modules of the program, each before those that use it. They become one script: a page has no other files.
@@ -43,20 +45,23 @@ def write_page(
     title: str,
     numbers: Iterable[tuple[str, str]],
     chunks: Iterable[tuple[str, Any]],
+    *,
+    note: str = "",
     back: str | None = None,
 ) -> None:
     """Writes a page; each chunk is a name and a JSON value, and is written before the next is made.
 
-    `back` is the address of the page above it, where there is one.
+    `note` says which part of the data it shows; `back` is the address of the page above it, where there is one.
     """
     script, libraries, policy = _scripts()
     head = _asset("page.html")
     values = {
-        "title": escape(title),
+        "title": escape(page_text(title)),
         "policy": policy,
         "style": _asset("style.css"),
         "back": "" if back is None else f'<p class="back"><a href="{escape(back)}">← the run</a></p>',
         "numbers": "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in numbers),
+        "note": f'<p class="note">{escape(page_text(note))}</p>' if note else "",
     }
     file.write(re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], head))
     for name, value in chunks:

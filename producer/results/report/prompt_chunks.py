@@ -17,7 +17,7 @@ from producer.results.queries import decode_row
 from producer.results.report.job_settings import JobSettings
 from producer.results.report.measures import asked, cut, is_json, repetition, text_key
 from producer.results.report.overview import ShownPrompt
-from producer.results.report.token_columns import Vocabulary, read_tokens
+from producer.results.report.tokens.columns import Vocabulary, read_tokens
 
 #: Jobs and tokens after which a chunk is complete.
 JOBS_PER_CHUNK, TOKENS_PER_CHUNK = 150, 20_000

@@ -13,13 +13,16 @@ from typing import Any, TextIO
 from sqlalchemy import Engine, select
 
 from models.schema.result import Environment
-from producer.render import visible
 from producer.results.queries import RunProgress
 from producer.results.report.overview import Overview
 from producer.results.report.page import write_page
 from producer.results.report.prompt_chunks import prompt_chunks, token_budget
 from producer.results.report.timeline import timeline
-from producer.results.report.token_statistics import TokenStatistics
+from producer.results.report.tokens.statistics import TokenStatistics
+
+#: Where the prompts are that a page does not show.
+ALL_OF_FILE = "producer report --all has every one"
+ALL_OF_SERVER = "the page of the run lists every job"
 
 
 class RunPage:
@@ -43,21 +46,31 @@ class RunPage:
         """The tokens of the answers that the page shows."""
         return sum(prompt.num_tokens for prompt in self.overview.prompts)
 
-    def write(
-        self, file: TextIO, options: str, *, title: str = "", back: str | None = None, is_part: bool = False
-    ) -> None:
-        """Writes the page; `options` are those of the commands it names, `back` is a link to the page above.
+    def write(self, file: TextIO, options: str, *, selected: str = "", back: str | None = None) -> None:
+        """Writes the page of the run, or of the jobs that are `selected` in words.
 
-        A part of a run has no timeline, and only the environments of its own jobs.
+        `options` are those of the commands it names, `back` is a link to the page above.
         """
-        budget = token_budget(self._tokens, self.num_tokens)
-        head = self._described(options, is_part=is_part)
-        chunks = prompt_chunks(self._database, self.overview.prompts, self.overview.settings, budget)
-        name = title or self._progress.name or self._progress.id
-        write_page(file, visible(name), numbers(self.overview, head), page_chunks(head, chunks, "prompts"), back)
+        more = ALL_OF_FILE if back is None else ALL_OF_SERVER
+        head = self._described(options, more, is_part=bool(selected))
+        head["timeline"] = timeline(self._database, self._progress.id, self._progress.num_jobs)
+        which = f"Only jobs with {selected}. " if selected else ""
+        self._write(
+            file, self._progress.name or self._progress.id, head, which + shown_words(self.overview, more), back
+        )
 
-    def _described(self, options: str, *, is_part: bool) -> dict[str, Any]:
-        """The chunk of figures."""
+    def write_prompt(self, file: TextIO, options: str, title: str, back: str) -> None:
+        """Writes the page of one prompt, which has no timeline."""
+        self._write(file, title, self._described(options, ALL_OF_SERVER, is_part=True), "", back)
+
+    def _write(self, file: TextIO, title: str, head: dict[str, Any], note: str, back: str | None) -> None:
+        budget = token_budget(self._tokens, self.num_tokens)
+        chunks = prompt_chunks(self._database, self.overview.prompts, self.overview.settings, budget)
+        parts = page_chunks(head, chunks, "prompts")
+        write_page(file, title, numbers(self.overview, head), parts, note=note, back=back)
+
+    def _described(self, options: str, more: str, *, is_part: bool) -> dict[str, Any]:
+        """The chunk of figures, without the timeline."""
         overview, progress = self.overview, self._progress
         seconds = None
         if overview.started_at is not None and overview.finished_at is not None:
@@ -71,6 +84,9 @@ class RunPage:
             "seconds": seconds,
             "speed": tokens / seconds if seconds else None,
             "options": options,
+            "isPart": is_part,
+            "more": more,
+            "timeline": None,
             "environments": self._environments(),
             "all": overview.summary.described(),
             "settings": [
@@ -84,8 +100,7 @@ class RunPage:
             ],
             "folded": overview.settings.is_folded,
             "failures": sorted((asdict(cause) for cause in overview.causes.values()), key=lambda each: -each["count"]),
-            "timeline": None if is_part else timeline(self._database, progress.id, progress.num_jobs),
-            "facets": {name: dict(values) for name, values in overview.facets.items() if len(values) <= 24},
+            "facets": overview.facets.described(),
             "shown": {
                 "prompts": len(overview.prompts),
                 "of": overview.num_prompts,
@@ -108,6 +123,14 @@ class RunPage:
         statement = select(Environment.__table__).where(Environment.id.in_(self.overview.environments))
         with self._database.connect() as connection:
             return [dict(each) for each in connection.execute(statement.order_by(Environment.id)).mappings()]
+
+
+def shown_words(overview: Overview, more: str) -> str:
+    """The part of the prompts that a page shows; `more` says where the others are."""
+    shown, total = len(overview.prompts), overview.num_prompts
+    if shown < total:
+        return f"Showing {shown:,} of {total:,} prompts; the figures are of all, and {more}."
+    return {0: "", 1: "Showing the one prompt."}.get(total, f"Showing all {total:,} prompts.")
 
 
 def numbers(overview: Overview, head: dict[str, Any]) -> list[tuple[str, str]]:

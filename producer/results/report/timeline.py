@@ -23,6 +23,9 @@ JOBS_PER_STATEMENT = 20_000
 #: Points in time that a page plots.
 NUM_BUCKETS = 160
 
+#: A shorter run has too few samples for a curve.
+LEAST_SAMPLED_SECONDS = 60.0
+
 
 class Timeline:
     """Counts in equal spans of time between the first event and the last."""
@@ -34,7 +37,8 @@ class Timeline:
         self.tokens = [0.0] * NUM_BUCKETS
         self.sequences = [0.0] * NUM_BUCKETS  # seconds of running ones
         self.restarts = [0] * NUM_BUCKETS
-        self.has_samples = False
+        self._seconds = (end - begin).total_seconds()
+        self._sampled = 0.0  # seconds up to the last sample's end
 
     def add_events(self, bucket: int, before: str, after: str, count: int) -> None:
         """Counts changes of state in a bucket."""
@@ -50,8 +54,8 @@ class Timeline:
 
     def add_sample(self, at: datetime, seconds: float, running: int, restarts: int) -> None:
         """Adds a worker's load over the seconds before a time."""
-        self.has_samples = True
         end = (at - self._begin).total_seconds()
+        self._sampled = max(self._sampled, end)
         first, last = self._bucket_of(end - seconds), self._bucket_of(end)
         for bucket in range(first, last + 1):
             covered = min(end, (bucket + 1) * self.span) - max(end - seconds, bucket * self.span)
@@ -68,9 +72,16 @@ class Timeline:
             "failed": self.changes["failed"],
             "requeued": self.changes["requeued"],
             "speed": [round(count / self.span, 2) for count in self.tokens],
-            "sequences": [round(each / self.span, 1) for each in self.sequences] if self.has_samples else None,
+            "sequences": self._sequences_described(),
             "restarts": self.restarts,
         }
+
+    def _sequences_described(self) -> list[float | None] | None:
+        """The mean of running sequences of each span; None behind the last sample, which is not the run's end."""
+        if not self._sampled or self._seconds < LEAST_SAMPLED_SECONDS:
+            return None
+        means = [round(each / self.span, 1) for each in self.sequences]
+        return [mean if number * self.span < self._sampled else None for number, mean in enumerate(means)]
 
     def _bucket_of(self, seconds: float) -> int:
         return min(NUM_BUCKETS - 1, max(0, int(seconds / self.span)))

@@ -26,9 +26,11 @@ from starlette.routing import Route
 from models.database.faults import DatabaseUnavailable, first_line
 from models.states import JobState
 from producer.errors import UsageError
+from producer.results.page_text import page_text
 from producer.results.queries import RunProgress, find_job, find_run, recent_errors, run_progress
 from producer.results.report.figure_rows import figure_rows_of_jobs
 from producer.results.report.run_page import RunPage
+from producer.results.sql import catalog
 from producer.results.sql.examples import EXAMPLES
 from producer.results.sql.statement import answer
 from producer.results.view.access import POLICY, Door
@@ -57,7 +59,7 @@ class Pages:
         self._options = options
         self._reports = RunReports(database, options)
         self._templates = Environment(
-            loader=PackageLoader("producer.results.view"), autoescape=True, undefined=StrictUndefined
+            loader=PackageLoader("producer.results.view"), autoescape=True, undefined=StrictUndefined, finalize=_seen
         )
         self._templates.filters["count"] = "{:,}".format
         self._templates.filters["minute"] = lambda moment: moment.strftime("%Y-%m-%d %H:%M")
@@ -111,7 +113,7 @@ class Pages:
         page = RunPage(self._database, progress, None, "auto")
         page.read(figure_rows_of_jobs(self._database, job_ids))
         text = io.StringIO()
-        page.write(text, self._options, title=name, back=f"/runs/{progress.id}", is_part=True)
+        page.write_prompt(text, self._options, name, f"/runs/{progress.id}")
         return HTMLResponse(text.getvalue())
 
     def report(self, request: Request) -> Response:
@@ -137,7 +139,9 @@ class Pages:
         examples = [(example.question, example.statement(dialect)) for example in EXAMPLES]
         file = self._database.url.database if dialect == "sqlite" and has_datasette() else None
         file = None if file is None else shlex.quote(file)
-        return self._page("sql.html", statement=statement, examples=examples, file=file, most=MAX_ROWS, **shown)
+        tables = [name for name, _, _ in catalog.tables(self._database)]
+        shown |= {"examples": examples, "file": file, "most": MAX_ROWS, "tables": tables}
+        return self._page("sql.html", statement=statement, **shown)
 
     def _progress(self, request: Request) -> RunProgress:
         return run_progress(self._database, find_run(self._database, request.path_params["run"]))
@@ -210,6 +214,11 @@ def _rows_of(database: Engine, statement: str) -> dict[str, Any]:
         return {"columns": found.columns, "rows": rows, "num_rows": found.rows.num_rows, "problem": None}
 
 
-def _cell(value: Any) -> str:
-    text = "NULL" if value is None else str(value)
-    return text if len(text) <= MAX_CELL else f"{text[:MAX_CELL]}…"
+def _cell(value: Any) -> str | None:
+    text = None if value is None else str(value)
+    return text if text is None or len(text) <= MAX_CELL else f"{text[:MAX_CELL]}…"
+
+
+def _seen(value: Any) -> Any:
+    """Every text that a template shows, but for markup of its own."""
+    return page_text(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, func, insert, select, update
 
 from models.schema.job import Job
+from models.schema.job_event import JobEvent
 from models.schema.run import Run
 from models.schema.worker_sample import WorkerSample
 from models.settings import Settings
@@ -99,7 +100,11 @@ def test_the_timeline_has_all_seconds_of_all_sequences(loads: list[tuple[float, 
         made.add_sample(BEGIN + timedelta(seconds=end), seconds, running, 0)
         wanted += running * min(end, seconds)  # what lies before the run is not its own
     sequences = made.described(0)["sequences"]
-    assert (sequences is None) is (not loads)
+    if not any(end for end, _, _ in loads):
+        assert sequences is None
+    else:
+        last = max(end for end, _, _ in loads)
+        assert [each is None for each in sequences] == [number * made.span >= last for number in range(NUM_BUCKETS)]
     assert sum(made.sequences) == pytest.approx(wanted, abs=1e-3)
     assert all(each >= 0 for each in made.sequences)
 
@@ -109,6 +114,10 @@ def test_a_run_has_the_load_of_its_models_workers_while_it_went_on(database: Eng
     for state in ("running", "succeeded"):
         with database.begin() as connection:
             connection.execute(update(Job).where(Job.id.in_(job_ids)).values(state=state, worker="w"))
+    with database.begin() as connection:
+        first = select(func.min(JobEvent.id)).scalar_subquery()
+        earlier = datetime.now(UTC) - timedelta(hours=1)
+        connection.execute(update(JobEvent).where(JobEvent.id == first).values(at=earlier))
     before = timeline(database, RUN_ID, 2)
     assert before is not None and before["sequences"] is None and len(before["running"]) == NUM_BUCKETS
     begin = datetime.fromisoformat(before["begin"])
@@ -118,4 +127,10 @@ def test_a_run_has_the_load_of_its_models_workers_while_it_went_on(database: Eng
     add_sample(database, begin - timedelta(hours=1))
     found = timeline(database, RUN_ID, 2)
     assert found is not None and sum(found["restarts"]) == 1
-    assert found["sequences"][0] == 5.0 and found["sequences"][-1] == 0.0
+    assert found["sequences"][0] == 5.0 and found["sequences"][-1] is None  # of which no sample tells
+
+
+def test_a_run_of_some_seconds_has_no_curve_of_samples() -> None:
+    made = Timeline(BEGIN, BEGIN + timedelta(seconds=30))
+    made.add_sample(BEGIN + timedelta(seconds=9), 10, 4, 0)
+    assert made.described(0)["sequences"] is None

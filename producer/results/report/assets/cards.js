@@ -1,6 +1,6 @@
 // A prompt with its answers: equal answers are one card, any card can be the one that the others are compared with.
 
-import { h, visible, button } from "./dom.js";
+import { h, button } from "./dom.js";
 import { count, fixed, groupName, many, settingLabel } from "./format.js";
 import { difference } from "./diff.js";
 import { nextUncertain, tokensOf, tokenView, uncertainTokens } from "./tokens.js";
@@ -33,10 +33,10 @@ function groupsOf(prompt) {
 function asking(ask) {
   if (typeof ask === "string") {
     const turns = chatMlTurns(ask);
-    return turns ? asking(turns) : clamped(h("div", { class: "ask text" }, visible(ask)), "prompt");
+    return turns ? asking(turns) : clamped(h("div", { class: "ask text" }, ask), "prompt");
   }
   return clamped(h("div", { class: "chat" }, (ask ?? []).map((message) => h("div", { class: `bubble ${["user", "assistant", "system", "tool"].includes(message.role) ? message.role : "other"}` },
-    h("span", { class: "role" }, visible(message.role)), h("div", { class: "text" }, visible(messageText(message)))))), "chat");
+    h("span", { class: "role" }, message.role), h("div", { class: "text" }, messageText(message))))), "chat");
 }
 
 // The messages of a prompt that is ChatML from its first character to its last; null for any other text. The turn that the
@@ -67,7 +67,12 @@ export function clamped(node, name) {
     toggle.textContent = isOpen ? `Show less of the ${name}` : `Show the whole ${name}`;
     toggle.setAttribute("aria-expanded", String(isOpen));
   }, { class: "link", "aria-expanded": "false", hidden: true });
-  new ResizeObserver(() => { if (!box.classList.contains("open")) toggle.hidden = box.scrollHeight <= box.clientHeight + 4; }).observe(box);
+  new ResizeObserver(() => {
+    if (box.classList.contains("open")) return;
+    toggle.hidden = box.scrollHeight <= box.clientHeight + 4;
+    box.classList.toggle("cut", !toggle.hidden);
+  }).observe(box);
+  box.addEventListener("unfold", () => box.classList.contains("open") || toggle.click());
   return h("div", {}, box, toggle);
 }
 
@@ -75,7 +80,7 @@ function failedAnswers(prompt) {
   const failed = prompt.answers.filter((answer) => answer.g === undefined);
   if (!failed.length) return null;
   return h("ul", { class: "unanswered" }, failed.slice(0, 20).map((answer) => h("li", {},
-    h("strong", {}, visible(answer.id)), ` ${answer.state}${answer.code ? `, ${answer.code}` : ""} `, answer.error ? h("span", { class: "text" }, visible(answer.error)) : null)),
+    h("strong", {}, answer.id), ` ${answer.state}${answer.code ? `, ${answer.code}` : ""} `, answer.error ? h("span", { class: "text" }, answer.error) : null)),
     failed.length > 20 ? h("li", {}, `and ${count(failed.length - 20)} more`) : null);
 }
 
@@ -120,7 +125,7 @@ function answerCard(group, groups, state) {
   const beams = group.answers.find((answer) => answer.hyp);
   card.node = h("article", { class: "card", "aria-label": `Answer ${name}` },
     h("header", {}, h("span", { class: `badge hue-${group.rank % 8}` }, name),
-      h("strong", {}, group.total > 1 ? `${count(group.answers.length)} of ${count(group.total)}` : visible(first.id)), facts(group, prompt)),
+      h("strong", {}, group.total > 1 ? `${count(group.answers.length)} of ${count(group.total)}` : first.id), facts(group, prompt)),
     settingChips(group, settings),
     body,
     beams ? h("details", { class: "beams" }, h("summary", {}, `Beam tree: ${many(beams.hyp.length, "hypothesis", "hypotheses")}`), beamTree(beams.hyp)) : null,
@@ -153,7 +158,7 @@ function settingChips(group, settings) {
 function answerBody(group, answer, { base, prompt }) {
   if (base && base !== group) return comparison(base.text, group.text);
   if (answer.tok) return tokenView(tokensOf(answer.tok, prompt.tokenTexts), `Tokens of answer ${groupName(group.rank)}`);
-  return h("div", { class: "text" }, visible(group.text) || h("span", { class: "note" }, "(an empty text)"));
+  return h("div", { class: "text" }, group.text || h("span", { class: "note" }, "(an empty text)"));
 }
 
 // A text against another, its first departure marked.
@@ -163,7 +168,7 @@ export function comparison(base, other) {
   return h("div", { class: "text diff" }, difference(base, other).map(([kind, text]) => {
     const mark = kind !== "same" && isFirst ? h("span", { class: "departure" }, "first departure") : null;
     if (mark) isFirst = false;
-    return [mark, h(tags[kind], {}, visible(text))];
+    return [mark, h(tags[kind], {}, text)];
   }));
 }
 
@@ -180,22 +185,20 @@ function uncertainButton(answer, prompt, body) {
   const number = uncertainTokens(tokensOf(answer.tok, prompt.tokenTexts));
   if (!number) return null;
   return button(`Next uncertain (${number})`, () => {
-    const box = body.querySelector(".clamp"), view = body.querySelector(".tokens");
-    if (!view) return;
-    if (!box.classList.contains("open") && box.scrollHeight > box.clientHeight + 4) body.querySelector(".link").click();
-    nextUncertain(view);
+    const view = body.querySelector(".tokens");
+    if (view) nextUncertain(view);
   }, { class: "small uncertain" });
 }
 
 function tokensChoice(answers, choose) {
-  const options = answers.map((answer, index) => h("option", { value: index }, visible(answer.id) + (answer.n ? ` [${answer.n}]` : "")));
+  const options = answers.map((answer, index) => h("option", { value: index }, answer.id + (answer.n ? ` [${answer.n}]` : "")));
   return h("label", { class: "small" }, "tokens of ", h("select", { onchange: (event) => choose(answers[event.target.value]) }, options));
 }
 
 function metadata(answer) {
   const about = { custom_id: answer.id, seed: answer.seed, ...(answer.meta ?? {}) };
   return h("details", { class: "metadata" }, h("summary", {}, "About"), h("dl", {}, Object.entries(about).map(([name, value]) =>
-    h("div", {}, h("dt", {}, visible(name)), h("dd", {}, visible(typeof value === "string" ? value : JSON.stringify(value)))))));
+    h("div", {}, h("dt", {}, name), h("dd", {}, typeof value === "string" ? value : JSON.stringify(value))))));
 }
 
 // Two answers in a dialog, their tokens beside each other.
@@ -209,7 +212,7 @@ function sideBySide(card, { base, prompt }, groups) {
     h("header", {}, h("h3", {}, `Answers ${pair.map((group) => groupName(group.rank)).join(" and ")} part at position ${first}`), button("Close", () => dialog.close())),
     h("div", { class: "pair" }, pair.map((group, index) => h("div", { role: "group", "aria-label": `Answer ${groupName(group.rank)}` },
       h("p", {}, h("span", { class: `badge hue-${group.rank % 8}` }, groupName(group.rank)), ` ${many(group.answers.length, "answer")}`),
-      texts[index] ? tokenView(tokensOf(texts[index], prompt.tokenTexts), `Tokens of answer ${groupName(group.rank)}`, first) : h("div", { class: "text" }, visible(group.text))))));
+      texts[index] ? tokenView(tokensOf(texts[index], prompt.tokenTexts), `Tokens of answer ${groupName(group.rank)}`, first) : h("div", { class: "text" }, group.text)))));
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.append(document.getElementById("popover"));

@@ -1,6 +1,6 @@
 // Two runs compared by custom_id: how the figures moved, and the answers side by side.
 
-import { h, section, visible, whenNear, button } from "./dom.js";
+import { h, section, wide, whenNear } from "./dom.js";
 import { chunk } from "./data.js";
 import { count, fixed, many, percent } from "./format.js";
 import { clamped, comparison } from "./cards.js";
@@ -12,22 +12,29 @@ export function comparisonSections(data) {
   return [runsSection(data), changesSection(data), pairsSection(data)];
 }
 
+// [name, figure of a run, digits, factor, unit, unit of a change]
+const FIGURES_OF_RUNS = [
+  ["jobs", (run) => run.jobs, 0], ["succeeded", (run) => run.succeeded, 0], ["failed", (run) => run.failed, 0],
+  ["mean tokens", (run) => run.length, 1], ["logprob / token", (run) => run.logprob, 3], ["ended itself", (run) => run.ended, 1, 100, " %", " points"],
+  ["repeated pairs", (run) => run.repetition, 1, 100, " %", " points"], ["valid JSON", (run) => run.json, 1, 100, " %", " points"],
+];
+
 function runsSection({ runs }) {
-  const rows = [
-    ["jobs", (run) => run.jobs, count], ["succeeded", (run) => run.succeeded, count], ["failed", (run) => run.failed, count],
-    ["mean tokens", (run) => run.length, (value) => fixed(value, 1)], ["logprob / token", (run) => run.logprob, (value) => fixed(value, 3)],
-    ["ended itself", (run) => run.ended, percent], ["repeated pairs", (run) => run.repetition, (value) => percent(value, 1)], ["valid JSON", (run) => run.json, percent],
-  ].filter(([, read]) => runs.some((run) => read(run) !== null));
-  const change = (read, format) => {
-    const [before, after] = runs.map(read);
-    return before === null || after === null ? "–" : `${after >= before ? "+" : "−"}${format(Math.abs(after - before))}`;
-  };
-  return section("runs", "The two runs",
-    h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Figures of both runs" }, h("table", { class: "figures" }, h("caption", {}, "Figures over the jobs that both runs have"),
-      h("thead", {}, h("tr", {}, ["", ...runs.map((run) => `${run.letter}: ${visible(run.name)}`), "change"].map((text) => (text ? h("th", { scope: "col" }, text) : h("td", {}))))),
-      h("tbody", {}, h("tr", {}, h("th", { scope: "row" }, "model"), runs.map((run) => h("td", {}, visible(run.model))), h("td", {})),
-        rows.map(([name, read, format]) => h("tr", {}, h("th", { scope: "row" }, name), runs.map((run) => h("td", {}, read(run) === null ? "–" : format(read(run)))), h("td", {}, change(read, format))))))));
+  const rows = FIGURES_OF_RUNS.filter(([, read]) => runs.some((run) => read(run) !== null)).map(figureRow(runs));
+  const heads = ["", ...runs.map((run) => `${run.letter}: ${run.name}`), "change"].map((text) => (text ? h("th", { scope: "col" }, text) : h("td", {})));
+  const models = h("tr", {}, h("th", { scope: "row" }, "model"), runs.map((run) => h("td", {}, run.model)), h("td", {}));
+  return section("runs", "The two runs", wide("Figures of both runs",
+    h("table", { class: "figures" }, h("caption", {}, "Figures over the jobs that both runs have"), h("thead", {}, h("tr", {}, heads)), h("tbody", {}, models, rows))));
 }
+
+const figureRow = (runs) => ([name, read, digits, factor = 1, unit = "", unitOfChange = unit]) => {
+  const rounded = (value) => Number((factor * value).toFixed(digits));
+  const shown = (value) => value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const values = runs.map(read), [before, after] = values.map((value) => (value === null ? NaN : rounded(value)));
+  const size = shown(Math.abs(after - before)), sign = size === shown(0) ? "" : after > before ? "+" : "−";
+  return h("tr", {}, h("th", { scope: "row" }, name), values.map((value) => h("td", {}, value === null ? "–" : `${shown(rounded(value))}${unit}`)),
+    h("td", {}, values.includes(null) ? "–" : `${sign}${size}${unitOfChange}`));
+};
 
 function changesSection({ changes, only }) {
   const total = Object.values(changes).reduce((sum, number) => sum + number, 0);
@@ -75,10 +82,10 @@ async function pairOf(number) {
 
 function pairNode(data, number) {
   const { id, kind } = data.pairs[number], body = h("div", { class: "prompt-body" });
-  const node = h("article", { class: "prompt", id: `pair-${number + 1}` }, h("h3", {}, h("a", { class: "anchor", href: `#pair-${number + 1}` }, visible(id)), h("span", { class: "facts" }, kind)), body);
+  const node = h("article", { class: "prompt", id: `pair-${number + 1}` }, h("h3", {}, h("a", { class: "anchor", href: `#pair-${number + 1}` }, id), h("span", { class: "facts" }, kind)), body);
   whenNear(node, async () => {
     const pair = await pairOf(number);
-    body.replaceChildren(clamped(h("div", { class: "ask text" }, visible(typeof pair.ask === "string" ? pair.ask : JSON.stringify(pair.ask, null, 1))), "prompt"),
+    body.replaceChildren(clamped(h("div", { class: "ask text" }, typeof pair.ask === "string" ? pair.ask : JSON.stringify(pair.ask, null, 1)), "prompt"),
       h("div", { class: "pair" }, [0, 1].map((side) => sideOf(pair, side))));
     node.classList.add("ready");
   });
@@ -88,7 +95,7 @@ function pairNode(data, number) {
 function sideOf({ sides }, side) {
   const own = sides[side], other = sides[0], letter = "AB"[side];
   const facts = own.text === undefined ? own.state : [many(own.len, "token"), own.end, own.lp === undefined ? null : `${fixed(own.lp, 2)} per token`].filter(Boolean).join(" · ");
-  const content = own.text === undefined ? h("p", { class: "text bad-text" }, visible(own.error ?? "no answer"))
-    : side && other.text !== undefined && other.text !== own.text ? comparison(other.text, own.text) : h("div", { class: "text" }, visible(own.text));
+  const content = own.text === undefined ? h("p", { class: "text bad-text" }, own.error ?? "no answer")
+    : side && other.text !== undefined && other.text !== own.text ? comparison(other.text, own.text) : h("div", { class: "text" }, own.text);
   return h("div", { role: "group", "aria-label": `Answer of run ${letter}` }, h("p", { class: "facts" }, h("span", { class: `badge hue-${side}` }, letter), ` ${facts}`), clamped(content, "answer"));
 }

@@ -1,7 +1,7 @@
 // Two texts word by word: the words they share in order, those that only one has, and where they part.
 
 const MOST_WORDS = 1200;
-const words = (text) => text.match(/\s+|[^\s]+/g) ?? [];
+const words = (text) => text.match(/\s*\S+|\s+$/g) ?? []; // each with the space before it
 
 // [kind, text] parts of `other` against `base`: "same", "added", "removed".
 export function difference(base, other) {
@@ -11,8 +11,7 @@ export function difference(base, other) {
   let end = 0;
   while (end < left.length - begin && end < right.length - begin && left.at(-1 - end) === right.at(-1 - end)) end += 1;
   const middle = between(left.slice(begin, left.length - end), right.slice(begin, right.length - end));
-  const parts = [["same", right.slice(0, begin).join("")], ...middle, ["same", right.slice(right.length - end).join("")]];
-  return parts.filter(([, text]) => text);
+  return [["same", right.slice(0, begin).join("")], ...tidy(middle), ["same", right.slice(right.length - end).join("")]].filter(([, text]) => text);
 }
 
 function between(left, right) {
@@ -39,4 +38,26 @@ function commonLengths(left, right) {
 function put(parts, kind, text) {
   if (parts.length && parts.at(-1)[0] === kind) parts.at(-1)[1] += text;
   else parts.push([kind, text]);
+}
+
+// Words that happen to be common between two larger changes are part of one change; in each, the removed text comes first.
+function tidy(parts) {
+  let blocks = parts.map(([kind, text]) => (kind === "same" ? { same: text, removed: "", added: "" } : { same: "", removed: "", added: "", [kind]: text }));
+  for (let crumbs = [true]; crumbs.length;) {
+    blocks = joined(blocks);
+    const size = (block) => (block ? Math.max(block.removed.length, block.added.length) : 0);
+    crumbs = blocks.filter((block, index) => block.same && block.same.length <= Math.min(size(blocks[index - 1]), size(blocks[index + 1])));
+    for (const block of crumbs) Object.assign(block, { same: "", removed: block.same, added: block.same });
+  }
+  return blocks.flatMap(({ same, removed, added }) => [["same", same], ["removed", removed], ["added", added]]);
+}
+
+function joined(blocks) {
+  const found = [];
+  for (const block of blocks) {
+    const last = found.at(-1);
+    if (last && Boolean(last.same) === Boolean(block.same)) for (const kind of ["same", "removed", "added"]) last[kind] += block[kind];
+    else found.push({ ...block });
+  }
+  return found;
 }

@@ -40,7 +40,7 @@ function matrixRow(prompt, used, goTo) {
     if (isSame) cells.at(-1).colSpan += 1;
     else cells.push(matrixCell(prompt, names, goTo));
   });
-  return h("tr", {}, h("th", { scope: "row" }, button(prompt.id, () => goTo(prompt.number), { class: "link" })), cells);
+  return h("tr", {}, h("th", { scope: "row" }, button(h("span", { class: "two-lines" }, prompt.id), () => goTo(prompt.number), { class: "link", title: prompt.id })), cells);
 }
 
 function matrixCell(prompt, ranks, goTo) {

@@ -1,7 +1,8 @@
 // The top of the page: where its numbers are from, and the failures with the commands that retry them.
 
-import { h, section, visible, button } from "./dom.js";
+import { h, section, button } from "./dom.js";
 import { count, many } from "./format.js";
+import { clamped } from "./cards.js";
 
 export function provenance({ run, made, environments }) {
   const facts = [
@@ -11,7 +12,7 @@ export function provenance({ run, made, environments }) {
   const used = environments.map((each, index) => [environments.length > 1 ? `environment ${index + 1}` : "environment",
     [each.model, `weights ${each.weights_hash}`, `tokenizer ${each.tokenizer_hash}`, each.dtype, each.device, each.attention, versions(each.versions)].join(" · ")]);
   return h("details", { class: "provenance" }, h("summary", {}, "Where these numbers come from"),
-    h("dl", {}, [...facts, ...used].map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, visible(value))))));
+    h("dl", {}, [...facts, ...used].map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))));
 }
 
 function versions(found) {
@@ -20,20 +21,25 @@ function versions(found) {
 }
 
 export function failuresSection(data) {
-  if (!data.failures.length) {
-    const waiting = (data.all.jobs.queued ?? 0) + (data.all.jobs.running ?? 0);
-    return section("failures", "Failures", h("p", { class: "good" }, waiting ? `No job has failed so far; ${many(waiting, "job")} are not done.` : "Every job succeeded."));
-  }
+  if (!data.failures.length) return section("failures", "Failures", withoutFailures(data));
   const number = data.failures.reduce((sum, cause) => sum + cause.count, 0);
-  return section("failures", `Failures (${count(number)})`, h("ul", { class: "causes" }, data.failures.map((cause) => causeItem(cause, data))));
+  return section("failures", `Failures (${count(number)})`, h("ul", { class: "causes" }, data.failures.map((cause) => causeItem(cause, data))),
+    data.isPart ? h("p", { class: "note" }, "These commands retry all such jobs of the run; this page has some of them.") : null);
+}
+
+function withoutFailures({ all, isPart }) {
+  const total = Object.values(all.jobs).reduce((sum, number) => sum + number, 0), open = (all.jobs.queued ?? 0) + (all.jobs.running ?? 0);
+  if (!total) return h("p", { class: "note" }, isPart ? "No job of the run is selected." : "The run has no jobs.");
+  const done = isPart ? "None of these jobs failed." : "Every job succeeded.";
+  return h("p", { class: "good" }, open ? `No job has failed so far; ${many(open, "job is", "jobs are")} not done.` : done);
 }
 
 function causeItem({ state, code, error, count: number, examples }, data) {
   const kind = state === "failed" && /^\w+$/.test(code) ? `--error-code ${code}` : `--${state}`;
-  const ids = examples.map((id) => h("code", {}, visible(id)));
+  const ids = examples.map((id) => h("code", { class: "one-line", title: id }, id));
   return h("li", { class: "cause" },
-    h("h3", {}, h("span", { class: "badge bad" }, count(number)), ` ${visible(code || state)}`),
-    h("p", { class: "text" }, visible(error)),
+    h("h3", {}, h("span", { class: "badge bad" }, count(number)), ` ${code || state}`),
+    error ? clamped(h("p", { class: "text" }, error), "error") : null,
     h("p", { class: "note" }, number > ids.length ? "for example " : "", ids.flatMap((id, index) => (index ? [", ", id] : [id]))),
     commandLine(`producer retry ${data.run.id} ${kind}${data.options}`));
 }

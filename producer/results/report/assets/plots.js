@@ -7,6 +7,9 @@ import { count, fixed, percent, settingLabel } from "./format.js";
 // Distinguishable by all (Okabe and Ito), on light and dark.
 const HUES = { greedy: "#0b84c9", sample: "#d98c00", nucleus: "#12ab80", beam: "#9a4580", other: "#8a8f98" };
 const hueOf = (strategy) => HUES[strategy] ?? HUES.other;
+const SYMBOLS = { greedy: "square", sample: "circle", nucleus: "triangle", beam: "diamond" };
+
+const short = (value) => d3.format("~s")(value);
 
 let libraries = null;
 function loadLibraries() {
@@ -79,14 +82,16 @@ function heatMap(width, points, field, format) {
 function diversity(data) {
   const points = answered(data).filter((setting) => setting.diversity !== null && setting.logprob !== null);
   if (points.length < 2) return null;
+  const named = [...new Set(points.map((point) => point.strategy))];
   return {
-    title: "Diversity against likelihood", words: "each dot is a setting: new answers among repeated ones, by mean logprob of a token.",
+    title: "Diversity against likelihood", words: "each mark is a setting: new answers among repeated ones, by mean logprob of a token.",
     draw: (width) => plot(width, {
+      color: { domain: named, range: named.map(hueOf) }, symbol: { legend: true, domain: named, range: named.map((name) => SYMBOLS[name] ?? "star") },
       grid: true, x: { label: "mean logprob", nice: true, inset: 8 }, y: { label: "diversity", percent: true, domain: [0, 100], inset: 8 },
       marks: [Plot.dot(points, {
-        x: "logprob", y: "diversity", r: 5, fill: (point) => hueOf(point.strategy), fillOpacity: 0.8, stroke: "currentColor", strokeOpacity: 0.3,
+        x: "logprob", y: "diversity", r: 5, fill: "strategy", symbol: "strategy", fillOpacity: 0.8, stroke: "currentColor", strokeOpacity: 0.3,
         channels: { setting: { value: settingLabel, label: "setting" } },
-        tip: { fill: "var(--card)", format: { fill: false, stroke: false } },
+        tip: { fill: "var(--card)", format: { fill: false, stroke: false, symbol: false } },
       })],
     }),
   };
@@ -123,7 +128,7 @@ function lengths(data) {
   return {
     title: "Answer lengths", words: "answers by their number of tokens.",
     draw: (width) => plot(width, {
-      x: { label: "tokens" }, y: { label: "answers", grid: true, tickFormat: "~s" },
+      x: { label: "tokens" }, y: { label: "answers", grid: true, tickFormat: short },
       color: { legend: true, domain: named, range: named.map(hueOf) },
       marks: [Plot.rectY(found, Plot.binX({ y: "sum" }, { x: "length", y: "number", fill: "strategy", inset: 0.5, thresholds: 30 })), Plot.ruleY([0], { strokeOpacity: 0.3 })],
     }),
@@ -154,7 +159,7 @@ function firstRanks(data) {
   return {
     title: "Tokens of rank 1", words: "the share of tokens that were the model's likeliest.",
     draw: (width) => plot(width, {
-      height: 74 + 20 * settings.length, marginLeft: Math.min(236, width / 1.8), marginRight: 48,
+      height: 74 + 20 * settings.length, marginLeft: Math.min(236, width / 1.8), marginRight: 58,
       x: { label: "share", percent: true, domain: [0, 100] }, y: { label: null, domain: settings.map(settingLabel), tickSize: 0 },
       marks: [
         Plot.barX(settings, { x: "rank1", y: settingLabel, fill: (setting) => hueOf(setting.strategy), rx: 2, insetTop: 2, insetBottom: 2 }),
@@ -164,24 +169,34 @@ function firstRanks(data) {
   };
 }
 
+// Kind of a mark on the timeline -> its symbol, hue and words.
+const EVENTS = {
+  failed: ["times", "#d33", "crosses are failures"], requeued: ["triangle2", "#d98c00", "triangles jobs that went back to the queue"],
+  restarts: ["asterisk", "#9a4580", "stars engines that started again"],
+};
+
 function night(data) {
   if (!data.timeline) return null;
-  const { begin, span, running, waiting, failed, requeued, speed, sequences, restarts } = data.timeline;
+  const { begin, span, running, waiting, speed, sequences } = data.timeline;
   const at = (index) => new Date(new Date(begin).getTime() + 1000 * span * (index + 0.5));
-  const curve = (name, values) => values.map((value, index) => ({ name, value, at: at(index) }));
-  const names = ["tokens/s", sequences ? "sequences running" : "jobs running", "jobs waiting"];
-  const curves = [speed, sequences ?? running, waiting].flatMap((values, index) => curve(names[index], values));
-  const kinds = { failed, requeued, "engine restarts": restarts };
-  const marks = Object.entries(kinds).flatMap(([kind, values]) => values.map((value, index) => ({ kind, value, at: at(index) }))).filter((mark) => mark.value);
+  const curves = { "tokens/s": speed, [sequences ? "sequences running" : "jobs running"]: sequences ?? running, "jobs waiting": waiting };
+  const kinds = Object.keys(EVENTS).filter((kind) => data.timeline[kind].some(Boolean));
+  const marks = kinds.flatMap((kind) => data.timeline[kind].map((value, index) => ({ kind, value, at: at(index) }))).filter((mark) => mark.value);
+  const told = ["tokens a second, and the " + (sequences ? "sequences that ran on its model's workers, and the jobs that waited" : "jobs that ran and waited"), ...kinds.map((kind) => EVENTS[kind][2])];
+  const domain = [at(-0.5), at(speed.length - 0.5)];
   return {
-    title: "The night", words: "tokens a second, and the " + (sequences ? "sequences that ran on its model's workers, and the jobs that waited" : "jobs that ran and waited") + (marks.length ? "; crosses are failures (red), jobs that went back to the queue and engines that started again." : "."), isWide: true,
-    draw: (width) => h("div", {}, names.map((name, index) => plot(width, {
-      height: index === 2 ? 140 : 104, marginTop: 22, marginBottom: index === 2 ? 40 : 8, x: { type: "utc", label: index === 2 ? "UTC" : null, axis: index === 2 ? "bottom" : null }, y: { label: name, grid: true, ticks: 3, zero: true, tickFormat: "~s" },
-      marks: [
-        Plot.areaY(curves.filter((point) => point.name === name), { x: "at", y: "value", fill: "#0b84c9", fillOpacity: 0.16, curve: "step" }),
-        Plot.lineY(curves.filter((point) => point.name === name), { x: "at", y: "value", stroke: "#0b84c9", strokeWidth: 1.5, curve: "step" }),
-        index === 1 ? Plot.dot(marks, { x: "at", y: 0, symbol: "times", stroke: (mark) => (mark.kind === "failed" ? "#d33" : "#d98c00"), strokeWidth: 2, title: (mark) => `${mark.value} ${mark.kind}` }) : null,
-      ],
-    }))),
+    title: "The night", words: `${data.isPart ? "of the whole run: " : ""}${told.join("; ")}.`, isWide: true,
+    draw: (width) => h("div", {}, Object.entries(curves).map(([name, values], index) => {
+      const points = values.map((value, bucket) => ({ value, at: at(bucket) })), isLast = index === 2;
+      return plot(width, {
+        height: isLast ? 140 : 104, marginTop: 22, marginRight: 20, marginBottom: isLast ? 40 : 8,
+        x: { type: "utc", domain, label: isLast ? "UTC" : null, axis: isLast ? "bottom" : null }, y: { label: name, grid: true, ticks: 3, zero: true, tickFormat: short },
+        marks: [
+          Plot.areaY(points, { x: "at", y: "value", fill: "#0b84c9", fillOpacity: 0.16, curve: "step" }),
+          Plot.lineY(points, { x: "at", y: "value", stroke: "#0b84c9", strokeWidth: 1.5, curve: "step" }),
+          index === 1 ? kinds.map((kind) => Plot.dot(marks.filter((mark) => mark.kind === kind), { x: "at", y: 0, symbol: EVENTS[kind][0], stroke: EVENTS[kind][1], strokeWidth: 2, title: (mark) => `${mark.value} ${kind}` })) : null,
+        ],
+      });
+    })),
   };
 }

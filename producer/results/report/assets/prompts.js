@@ -1,6 +1,6 @@
 // The list of prompts: searched, filtered, and unfolded as it is scrolled.
 
-import { h, section, visible, whenNear, button } from "./dom.js";
+import { h, section, whenNear, button } from "./dom.js";
 import { promptOf } from "./data.js";
 import { count, many } from "./format.js";
 import { promptContent } from "./cards.js";
@@ -24,7 +24,7 @@ function restart(state, numbers) {
   showMore(state);
   const { prompts } = state.data, { of } = state.data.shown;
   state.status.textContent = `Showing ${count(numbers.length)} of ${many(of, "prompt")}` +
-    (of > prompts.length ? `; this page has the first ${count(prompts.length)}, and producer report --all has every one` : "") + ".";
+    (of > prompts.length ? `; this page has the first ${count(prompts.length)}, and ${state.data.more}` : "") + ".";
 }
 
 function showMore(state, until = state.shown + PROMPTS_AT_ONCE) {
@@ -37,7 +37,7 @@ function promptNode(data, number) {
   const { id, answers, groups } = data.prompts[number], body = h("div", { class: "prompt-body" });
   const facts = answers > 1 ? `${many(answers, "answer")}, ${groups === 1 ? "all equal" : many(groups, "different one")}` : answers ? "1 answer" : "no answer";
   const node = h("article", { class: "prompt", id: `prompt-${number + 1}`, tabindex: "-1", "aria-labelledby": `prompt-${number + 1}-title` },
-    h("h3", { id: `prompt-${number + 1}-title` }, h("a", { href: `#prompt-${number + 1}`, class: "anchor" }, visible(id)), h("span", { class: "facts" }, facts)), body);
+    h("h3", { id: `prompt-${number + 1}-title` }, h("a", { href: `#prompt-${number + 1}`, class: "anchor" }, id), h("span", { class: "facts" }, facts)), body);
   whenNear(node, async () => {
     body.replaceChildren(...promptContent(await promptOf(number), data.settings).filter(Boolean));
     node.classList.add("ready");
@@ -46,7 +46,10 @@ function promptNode(data, number) {
 }
 
 export async function goTo(state, number) {
-  if (!state.numbers.includes(number)) restart(state, state.data.prompts.map((_, each) => each));
+  if (!state.numbers.includes(number)) {
+    state.clear();
+    restart(state, state.data.prompts.map((_, each) => each));
+  }
   const place = state.numbers.indexOf(number);
   if (place >= state.shown) showMore(state, place + 5);
   const node = document.getElementById(`prompt-${number + 1}`);
@@ -58,7 +61,7 @@ export async function goTo(state, number) {
 
 function toolbar(state) {
   const search = h("input", { type: "search", placeholder: "Search prompts and answers", "aria-label": "Search prompts and answers" });
-  const facets = Object.entries(state.data.facets).filter(([, values]) => Object.keys(values).length > 1).map(([name, values]) => facet(name, values));
+  const facets = Object.entries(state.data.facets).filter(([, values]) => values.length > 1).map(([name, values]) => facet(name, values));
   let waiting = null, latest = 0;
   const apply = () => {
     clearTimeout(waiting);
@@ -71,13 +74,14 @@ function toolbar(state) {
   search.addEventListener("input", apply);
   search.addEventListener("change", apply);
   facets.forEach((each) => each.addEventListener("change", apply));
+  state.clear = () => [search, ...facets.map((each) => each.querySelector("select"))].forEach((each) => { each.value = ""; });
   return h("div", { class: "toolbar", role: "search" }, search, facets, shadeChoice(),
     h("p", { class: "keys note" }, "Keys: ", [["/", "search"], ["j", "next prompt"], ["k", "previous"], ["u", "next uncertain token"], ["←→", "tokens"]].map(([key, does]) => [h("kbd", {}, key), ` ${does} `])));
 }
 
 function facet(name, values) {
-  const options = Object.entries(values).sort((a, b) => b[1] - a[1]).map(([value, number]) => h("option", { value }, `${visible(value)} (${count(number)})`));
-  return h("label", { class: "facet", "data-name": name }, `${visible(name)} `, h("select", {}, h("option", { value: "" }, "any"), options));
+  const options = [...values].sort((a, b) => b[1] - a[1]).map(([value, number]) => h("option", { value: JSON.stringify(value) }, `${value} (${count(number)})`));
+  return h("label", { class: "facet", "data-name": name }, `${name} `, h("select", {}, h("option", { value: "" }, "any"), options));
 }
 
 const chosenFacets = (facets) => facets.map((each) => [each.dataset.name, each.querySelector("select").value]).filter(([, value]) => value);
@@ -100,8 +104,14 @@ function hasWords(prompt, id, words) {
   return [id, asked, ...prompt.texts, ...prompt.answers.map((answer) => answer.error ?? "")].some((text) => text.toLowerCase().includes(words));
 }
 
-const text = (value) => (value === true ? "True" : value === false ? "False" : String(value));
-const hasFacets = (prompt, facets) => !facets.length || prompt.answers.some((answer) => facets.every(([name, value]) => answer.meta && name in answer.meta && text(answer.meta[name]) === value));
+const hasFacets = (prompt, facets) => !facets.length || prompt.answers.some((answer) => facets.every(([name, value]) => JSON.stringify(valueAt(answer.meta, name)) === value));
+
+// Of a key, or of the parts of a dotted one.
+function valueAt(metadata, name) {
+  const isIn = (object, key) => typeof object === "object" && object !== null && Object.hasOwn(object, key);
+  if (isIn(metadata, name)) return metadata[name];
+  return name.split(".").reduce((found, part) => (isIn(found, part) ? found[part] : undefined), metadata);
+}
 
 function shortcut(event, list) {
   if (event.target.closest("input, select, textarea, dialog") || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -33,18 +33,20 @@ async function settingsOfPrompt(data, number) {
   const prompt = await promptOf(number);
   const found = data.settings.map((setting, index) => {
     const answers = prompt.answers.filter((answer) => answer.s === index && answer.g !== undefined);
-    return { ...setting, ...figures(prompt, answers), rank1: null, jobs: {} };
+    const jobs = {};
+    for (const answer of prompt.answers) if (answer.s === index && answer.g === undefined) jobs[answer.state] = (jobs[answer.state] ?? 0) + 1;
+    return { ...setting, ...figures(prompt, answers), rank1: null, jobs };
   });
-  return found.filter((setting) => setting.count);
+  return found.filter((setting) => setting.count || Object.keys(setting.jobs).length);
 }
 
 function figures(prompt, answers) {
-  const mean = (read) => (answers.length ? answers.reduce((sum, answer) => sum + read(answer), 0) / answers.length : null);
+  const mean = (read, of = answers) => (of.length ? of.reduce((sum, answer) => sum + read(answer), 0) / of.length : null);
   const distinct = new Set(answers.map((answer) => answer.g)).size;
   return {
     count: answers.length, distinct, diversity: answers.length > 1 ? (distinct - 1) / (answers.length - 1) : null,
     length: mean((answer) => answer.len), ended: mean((answer) => Number(answer.end !== "length")),
-    logprob: mean((answer) => answer.lp ?? 0), repetition: mean((answer) => prompt.repetition[answer.g]),
+    logprob: mean((answer) => answer.lp, answers.filter((answer) => answer.lp !== undefined)), repetition: mean((answer) => prompt.repetition[answer.g]),
     json: prompt.json && mean((answer) => Number(prompt.json[answer.g])),
   };
 }

@@ -76,6 +76,8 @@ function focusToken(view, node) {
   view.querySelector('[tabindex="0"]')?.setAttribute("tabindex", "-1");
   node.setAttribute("tabindex", "0");
   node.focus({ preventScroll: true });
+  const clamp = view.closest(".clamp");
+  if (clamp && node.getBoundingClientRect().bottom > clamp.getBoundingClientRect().bottom) clamp.dispatchEvent(new Event("unfold"));
   const box = node.getBoundingClientRect();
   if (box.top < 60 || box.bottom > innerHeight - 200) node.scrollIntoView({ block: "center" });
   showPopover(view, node);

@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from models.schema.job_event import JobEvent
 from models.schema.result import Result
 from models.schema.trace import TokenTrace
 from producer.results.queries import run_progress
-from producer.results.report import figure_rows, timeline, token_statistics
+from producer.results.report import figure_rows, timeline
 from producer.results.report.distinct import DistinctCounter
 from producer.results.report.measures import is_json, repetition
 from producer.results.report.run_page import RunPage
-from producer.results.report.token_counts import LAST_STEP, STEPS, token_counts
+from producer.results.report.tokens import statistics
+from producer.results.report.tokens.counts import LAST_STEP, STEPS, token_counts
+from producer.results.selection import Selection
 from tests.browser.hostile_run import fill
 from tests.integration.producer.view.test_view import serving
 from tests.support.processes import wait_until
@@ -74,7 +77,7 @@ def test_each_figure_of_the_overview_is_that_of_its_rows(
     """In pages and statements of a few rows, so that nothing is lost between two of them."""
     monkeypatch.setattr(figure_rows, "JOBS_PER_PAGE", 5)
     monkeypatch.setattr(timeline, "JOBS_PER_STATEMENT", 7)
-    monkeypatch.setattr(token_statistics, "RESULTS_PER_STATEMENT", 2)
+    monkeypatch.setattr(statistics, "RESULTS_PER_STATEMENT", 2)
     fill(database)
     with database.begin() as connection:
         some = select(Result.id).order_by(Result.id).limit(9)
@@ -86,6 +89,7 @@ def test_each_figure_of_the_overview_is_that_of_its_rows(
         page.read(figure_rows.figure_rows(database, RUN_ID))
         page.write(file, "")
     written = chunk((tmp_path / "report.html").read_text(encoding="utf-8"), "overview")
+    assert head.pop("more").startswith("the page of the run") and "--all" in written.pop("more")
     assert {**written, "made": None} == {**head, "made": None}  # the server's page and the file are of one rule
 
     with database.connect() as connection:
@@ -102,6 +106,29 @@ def test_each_figure_of_the_overview_is_that_of_its_rows(
         ids = {row["result_id"] for row in its_rows}
         check_tokens(setting, [token for token in tokens if token.result_id in ids])
     assert sum(cause["count"] for cause in head["failures"]) == sum(row["state"] == "failed" for row in rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("max_prompts", "selection", "note"),
+    [
+        (None, Selection(), "Showing all 4 prompts."),
+        (1, Selection(), "Showing 1 of 4 prompts; the figures are of all, and producer report --all has every one."),
+        (None, Selection(("failed",)), "Only jobs with state failed. Showing the one prompt."),
+        (None, Selection((), (), (("topic", "cats"),)), "Only jobs with topic = cats. Showing the one prompt."),
+        (None, Selection((), (), (("topic", 1),)), "Only jobs with topic = 1. "),
+    ],
+)
+def test_a_page_says_what_of_the_run_it_shows(
+    sqlite_database: Engine, max_prompts: int | None, selection: Selection, note: str
+) -> None:
+    fill(sqlite_database)
+    page = RunPage(sqlite_database, run_progress(sqlite_database, RUN_ID), max_prompts, "auto")
+    page.read(figure_rows.figure_rows(sqlite_database, RUN_ID, selection))
+    file = StringIO()
+    page.write(file, "", selected=selection.words)
+    assert f'<p class="note">{note}</p>' in file.getvalue()
+    head = chunk(file.getvalue(), "overview")
+    assert head["isPart"] is bool(selection.words) and head["timeline"] is not None
 
 
 def check_summary(found: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy import Engine, insert, update
 from models.database.connection import open_database
 from models.schema.job import Job
 from models.schema.run import Run
+from producer.results.page_text import page_text
 from producer.results.view.app import make_app
 from producer.results.view.reads import JOBS_PER_PAGE, RUNS_PER_PAGE
 from tests.browser.hostile_run import HOSTILE, fill
@@ -133,6 +134,7 @@ def test_every_page_is_there_and_nothing_in_it_is_markup(database: Engine) -> No
         assert len(jobs) > 40 and len(reports) == 2
         for path, text in pages.items():
             assert HOSTILE[:20] not in text and "<img" not in text, path
+            assert page_text(text) == text, path  # nothing is invisible, or turns what is beside it
         assert "job" in pages["/runs"] and quote(RUN_ID) in pages["/runs"]
         found, _ = reader.ask(f"/runs/{RUN_ID}/find?{urlencode({'id': f'1 {HOSTILE}#1'})}")
         assert found.status == 303 and found.headers["Location"] in jobs
@@ -183,7 +185,8 @@ def test_a_prompt_has_all_jobs_of_its_grid_and_no_others(sqlite_database: Engine
     [
         ("select count(*) as n from runs;", "<th scope=\"col\">n</th>"),
         ("select '<b>' as x", "&lt;b&gt;"),
-        ("select null", "NULL"),
+        ("select null", ">null<"),
+        ("", "<code>answer_groups</code>"),
         ("select id from jobs", "the first 1,000 are shown"),
         ("delete from runs", "the database refuses the statement"),
         ("select 1; select 2", "the database refuses the statement"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from producer.results.report.token_counts import STEPS, token_counts
+from producer.results.report.tokens.counts import STEPS, token_counts
 
 #: Results whose tokens one statement counts.
 RESULTS_PER_STATEMENT = 2_000

@@ -1,0 +1,1 @@
+"""The tokens of answers: as a page holds them, and counted."""

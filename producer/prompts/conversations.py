@@ -12,6 +12,7 @@ from typing import Any
 from models.chat import ChatInputs
 from producer.errors import LineProblem
 from producer.prompts.readers.literals import literal
+from producer.prompts.readers.record import unique_fields
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
@@ -28,6 +29,14 @@ ROLE_OF = {
 
 #: Types of content parts that hold text, in chats and in responses of OpenAI's interface.
 TEXT_PARTS = ("text", "input_text", "output_text")
+
+TOOL_FORM = '{"type": "function", "function": {"name": …, "parameters": …}}'
+
+#: Fields of messages, beside the content or in parts of it, that are not text.
+UNSEEN_MEDIA = (
+    "image", "images", "image_url", "audio", "audios", "input_audio", "video", "videos", "file", "files",
+    "attachments", "experimental_attachments", "inline_data", "inlineData", "file_data", "fileData",
+)  # fmt: skip
 
 #: Other names for the arguments of a tool call, which templates do not print.
 OTHER_ARGUMENTS = ("parameters", "input", "args", "kwargs")
@@ -72,7 +81,7 @@ def chat_inputs(fields: dict[str, Any], options: ChatOptions) -> ChatInputs:
     given = {name: _parsed(name, fields.pop(name, None)) for name in ("tools", "documents", "chat_template_kwargs")}
     for name in ("tools", "documents"):
         _check_objects(name, given[name])
-    _check_tool_types(given["tools"] or [])
+    _check_tools(given["tools"] or [])
     arguments = given["chat_template_kwargs"] or {}
     if not isinstance(arguments, dict):
         raise LineProblem("chat_template_kwargs", f"must be an object, got {shorten(arguments)}")
@@ -115,13 +124,24 @@ def _check_objects(field: str, value: Any) -> None:
         raise LineProblem(field, f"must be a list of objects, got {shorten(value)}")
 
 
-def _check_tool_types(tools: list[dict[str, Any]]) -> None:
-    """Raises `LineProblem` for a tool of OpenAI's that is a service and not a function."""
+def _check_tools(tools: list[dict[str, Any]]) -> None:
+    """Raises `LineProblem` for a tool of OpenAI's that is a service and not a function, and for one without a name."""
     for index, tool in enumerate(tools):
+        place = f"tools[{index}]"
         if isinstance(kind := tool.get("type", "function"), str) and kind != "function":
-            raise LineProblem(
-                f"tools[{index}].type", f"is {shorten(kind)}, and a chat may only have tools of type function"
-            )
+            raise LineProblem(f"{place}.type", f"is {shorten(kind)}, and a chat may only have tools of type function")
+        if "input_schema" in tool:  # Anthropic's
+            raise LineProblem(f"{place}.input_schema", f"is called parameters in a chat; write {TOOL_FORM}")
+        if "function" in tool or tool.get("type") == "function":
+            _check_tool_name(place, tool)
+
+
+def _check_tool_name(place: str, tool: dict[str, Any]) -> None:
+    function, inner = (tool["function"], f"{place}.function") if "function" in tool else (tool, place)
+    if not isinstance(function, dict):
+        raise LineProblem(inner, f"must be an object with a name, got {shorten(function)}")
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise LineProblem(f"{inner}.name", f"must be a string, got {shorten(function.get('name'))}; write {TOOL_FORM}")
 
 
 def _message(field: str, given: Any) -> dict[str, Any]:
@@ -133,9 +153,12 @@ def _message(field: str, given: Any) -> dict[str, Any]:
     for name in ("name", "tool_call_id", "reasoning_content"):
         if not isinstance(message.get(name), str | None):
             raise LineProblem(f"{field}.{name}", f"must be a string, got {shorten(message[name])}")
+    _check_unseen(field, message)
     calls = message.get("tool_calls")
     if calls is not None:
         _check_tool_calls(f"{field}.tool_calls", calls)
+    if (call := message.get("function_call")) is not None:
+        _check_function(f"{field}.function_call", call)
     if message.get("content") in (None, []) and (calls or message.get("function_call")):
         return {**message, "content": None} if "content" in message else message
     _check_content(f"{field}.content", message.get("content"))
@@ -168,19 +191,39 @@ def _check_tool_calls(field: str, calls: Any) -> None:
         raise LineProblem(field, f"must be a list of calls, got {shorten(calls)}")
     for index, call in enumerate(calls):
         function = call.get("function", call) if isinstance(call, dict) else None
-        place = f"{field}[{index}].function"
-        if not isinstance(function, dict):
-            raise LineProblem(place, f"must be an object with name and arguments, got {shorten(call)}")
-        if not isinstance(function.get("name"), str):
-            raise LineProblem(f"{place}.name", f"must be a string, got {shorten(function.get('name'))}")
-        if "arguments" not in function and (
-            other := next((each for each in OTHER_ARGUMENTS if each in function), None)
-        ):
-            raise LineProblem(f"{place}.{other}", "is called arguments in a chat; rename it")
-        if not isinstance(function.get("arguments"), dict | str | None):
-            raise LineProblem(
-                f"{place}.arguments", f"must be an object or its JSON, got {shorten(function['arguments'])}"
-            )
+        _check_function(f"{field}[{index}].function", call if function is None else function)
+
+
+def _check_function(place: str, function: Any) -> None:
+    """Raises `LineProblem` for what is not a call's name with arguments that can be read in one way only."""
+    if not isinstance(function, dict):
+        raise LineProblem(place, f"must be an object with name and arguments, got {shorten(function)}")
+    if not isinstance(function.get("name"), str):
+        raise LineProblem(f"{place}.name", f"must be a string, got {shorten(function.get('name'))}")
+    if "arguments" not in function and (other := next((each for each in OTHER_ARGUMENTS if each in function), None)):
+        raise LineProblem(f"{place}.{other}", "is called arguments in a chat; rename it")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, dict | str | None):
+        raise LineProblem(f"{place}.arguments", f"must be an object or its JSON, got {shorten(arguments)}")
+    if isinstance(arguments, str):
+        _check_argument_names(f"{place}.arguments", arguments)
+
+
+def _check_argument_names(field: str, text: str) -> None:
+    """Raises `LineProblem` for JSON with a name that comes twice; other text is the template's to take or refuse."""
+    try:
+        json.loads(text, object_pairs_hook=unique_fields)
+    except LineProblem as problem:
+        raise LineProblem(field, f"has {problem.field} twice, with different values; leave one out") from problem
+    except (ValueError, RecursionError):
+        return
+
+
+def _check_unseen(field: str, message: dict[str, Any]) -> None:
+    """Raises `LineProblem` for pictures and the like beside the content, which templates leave out in silence."""
+    for name in UNSEEN_MEDIA:
+        if message.get(name):
+            raise LineProblem(f"{field}.{name}", "is not seen by the model: chats are text only; leave it out")
 
 
 def _check_content(field: str, content: Any) -> None:
@@ -196,7 +239,7 @@ def _check_part(field: str, part: Any) -> None:
         return
     kind = part.get("type", "text") if isinstance(part, dict) else None
     if kind in TEXT_PARTS and isinstance(part.get("text"), str):
-        return
+        return _check_unseen(field, part)
     if isinstance(kind, str) and kind not in TEXT_PARTS:
         raise LineProblem(field, f"is of type {shorten(kind)}, and a chat may only hold parts of type text")
     raise LineProblem(field, f"must be a part with a text, got {shorten(part)}")

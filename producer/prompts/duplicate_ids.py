@@ -32,14 +32,14 @@ class FirstUses:
 
     def __init__(self, duplicate_hashes: frozenset[int]) -> None:
         self._hashes = duplicate_hashes
-        self._first_line: dict[str, int] = {}
+        self._first_line: dict[str, str] = {}
 
-    def first_line(self, custom_id: str, number: int) -> int | None:
-        """The line that used the id before this one; None for a first use."""
+    def first_line(self, custom_id: str, line: str) -> str | None:
+        """The line that used the id before this one, as messages show it; None for a first use."""
         if not self._hashes or _hash(custom_id) not in self._hashes:
             return None
-        first = self._first_line.setdefault(custom_id, number)
-        return None if first == number else first
+        first = self._first_line.setdefault(custom_id, line)
+        return None if first == line else first
 
 
 def _hash(custom_id: str) -> int:

@@ -1,7 +1,8 @@
 r"""Backslash escapes: text is taken as it stands, with a warning where a backslash and an n may mean a line break.
 
 One rule for --stop, --template, cells of tables and lines of text. JSON and Jinja's strings have escapes of their own,
-and the shell has $'\n'. Quotes that a table's reader left in a text are warned about too.
+and the shell has $'\n'. Quotes that a table's reader left in a text are warned about too, and so are texts that another
+format or another encoding reads otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ ESCAPE = re.compile(r"\\[nrt]")
 
 #: In a prompt: not the beginning of a word, as in LaTeX and in paths.
 ESCAPE_IN_TEXT = re.compile(r"\\[nrt](?![a-z])")
+
+#: A line of a text file that is one of another format.
+JSON_LINE = re.compile(r'\s*\{\s*"(prompt|messages|custom_id|text|instruction|conversations)"\s*:')
+SEPARATOR = re.compile(r"[,;\t|]")
+SOURCES = frozenset({"prompt", "messages"})
+
+#: Characters that no text has: files of cp1252 read as latin-1 have those of the second range, ISO-2022's have U+001B.
+CONTROL = re.compile("[\x01-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 
@@ -43,6 +52,30 @@ def line_remarks(prompt: str | None, stop: object, *, is_table: bool, is_tsv: bo
             "and CSV has them right behind the separator"
         )
     return remarks
+
+
+def remark_of_format(prompt: str, format: str, encoding: str) -> str | None:
+    """The warning about a prompt that its file's format or encoding may have read wrongly."""
+    if format == "text" and JSON_LINE.match(prompt):
+        return "looks like a JSON object, and is taken as text; --input-format jsonl reads its fields"
+    if format == "text" and SOURCES & {cell.strip(' "') for cell in SEPARATOR.split(prompt)} and len(prompt) < 500:
+        return "looks like the header of a table, and is taken as text; --input-format csv or tsv reads the table"
+    if (utf8 := _utf8(prompt, encoding)) is not None:
+        return f"is UTF-8 too ({utf8!r:.40}), and is read as {encoding}; leave --encoding out if it looks wrong"
+    if format not in ("jsonl", "parquet") and (match := CONTROL.search(prompt)):
+        way_out = "give --encoding cp1252" if ord(match[0]) > 127 else "name the file's encoding with --encoding"
+        return f"has the control character U+{ord(match[0]):04X}; {way_out} if text belongs there"
+    return None
+
+
+def _utf8(text: str, encoding: str) -> str | None:
+    """The text as UTF-8, where its bytes in another encoding are that too."""
+    if text.isascii() or encoding.lower().startswith("utf"):
+        return None
+    try:
+        return text.encode(encoding).decode()
+    except UnicodeError:
+        return None
 
 
 def _has_csv_quotes(text: str) -> bool:

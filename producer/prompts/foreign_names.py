@@ -68,6 +68,7 @@ WITHOUT_EFFECT = frozenset({
     "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "f16_kv", "low_vram",  # Ollama
     "return_logprob", "return_log_probs", "return_text_in_logprobs", "rid",  # SGLang, TensorRT-LLM
     "anthropic_version", "anthropic_beta", "perf_metrics_in_response", "genkey",
+    "prompt_id",  # of UltraChat
 })  # fmt: skip
 
 #: Texts and pictures that another tool would show the model: warned about, refused in a body.

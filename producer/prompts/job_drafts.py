@@ -19,7 +19,7 @@ from producer.model_files.generation_defaults import defaults_of_job
 from producer.prompts.asked_models import AskedModels
 from producer.prompts.conversations import ChatOptions
 from producer.prompts.duplicate_ids import FirstUses
-from producer.prompts.escapes import line_remarks, option_remarks
+from producer.prompts.escapes import line_remarks, option_remarks, remark_of_format
 from producer.prompts.foreign_fields import remark
 from producer.prompts.grid import Grid, label, validate
 from producer.prompts.lines import PromptLine, prompt_line
@@ -99,6 +99,7 @@ class Line:
     """One line of the file with its jobs, or with what is wrong with it."""
 
     number: int
+    shown_number: str  # with its place among several records of the line
     raw: str
     drafts: list[JobDraft] = field(default_factory=list)
     problem: LineProblem | None = None  # set: the line has no jobs
@@ -112,7 +113,7 @@ def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warning
     for option, problem in option_remarks(submission.reader.template, stop).items():
         warnings.setdefault(option, f"{option} {problem}")
     for record in read_records(submission.path, submission.reader):
-        line = Line(record.number, record.raw, last_number=record.last_number)
+        line = Line(record.number, record.shown_number, record.raw, last_number=record.last_number)
         try:
             line.drafts = _drafts(submission, record, first_uses, warnings)
             asked_models.add(record.asked_model)
@@ -126,13 +127,13 @@ def read_lines(submission: Submission, duplicate_hashes: frozenset[int], warning
 def _drafts(submission: Submission, record: Record, first_uses: FirstUses, warnings: dict[str, str]) -> list[JobDraft]:
     line = prompt_line(record, submission.chat)
     if submission.prompt_check is not None:
-        submission.prompt_check.check(record.number, line.prompt, line.messages, line.chat)
-    _warn(submission, record.number, line, warnings)
+        submission.prompt_check.check(record.name, line.prompt, line.messages, line.chat)
+    _warn(submission, record, line, warnings)
     drafts = []
     for params, varied in submission.grid.points(line.params, line.default_strategy):
         kept = {"keep_prompt": True} if submission.keep_prompts else {}
         draft = _draft(line, validate(params | kept), varied, submission)
-        if (first := first_uses.first_line(draft.custom_id, record.number)) is not None:
+        if (first := first_uses.first_line(draft.custom_id, record.shown_number)) is not None:
             raise LineProblem("custom_id", f"{draft.custom_id!r} was already used in line {first}; make it unique")
         drafts.append(draft)
     return drafts
@@ -144,9 +145,9 @@ def derived_seed(run_seed: int, custom_id: str) -> int:
     return int.from_bytes(digest, "little") & MAX_SEED
 
 
-def _warn(submission: Submission, number: int, line: PromptLine, warnings: dict[str, str]) -> None:
+def _warn(submission: Submission, record: Record, line: PromptLine, warnings: dict[str, str]) -> None:
     """Warns once about each field that looks like a parameter and that the options do not name as data."""
-    place = f"{submission.shown_path}:{number}"
+    place = f"{submission.shown_path}:{record.shown_number}"
     for name, value in line.metadata.items():
         if name in warnings or name in submission.reader.data_fields or name in OWN_FIELDS:
             continue
@@ -156,11 +157,22 @@ def _warn(submission: Submission, number: int, line: PromptLine, warnings: dict[
     is_plain = submission.is_table and "--template" not in warnings
     is_tsv = submission.format == "tsv"
     escapes = line_remarks(line.prompt, line.params.get("stop"), is_table=is_plain, is_tsv=is_tsv)
+    if line.prompt is not None and (misread := _misread(submission, line.prompt, line.metadata)) is not None:
+        escapes["prompt"] = misread
     for name, problem in {**line.remarks, **escapes}.items():
         warnings.setdefault(name, f"{place}: {name} {problem}")
     if submission.prompt_check is not None and line.messages is not None:
-        for name, problem in submission.prompt_check.remarks(number, line.chat).items():
+        for name, problem in submission.prompt_check.remarks(record.name, line.chat).items():
             warnings.setdefault(name, f"{place}: {problem}")
+
+
+def _misread(submission: Submission, prompt: str, metadata: dict[str, Any]) -> str | None:
+    """The warning about a prompt that is no prompt, or one in another encoding."""
+    reader = submission.reader
+    is_column = submission.format in ("csv", "tsv") and reader.template is None and not metadata
+    if is_column and prompt == (reader.prompt_column or "prompt"):
+        return "is the name of its column: files that are put together repeat the header"
+    return remark_of_format(prompt, submission.format, reader.encoding or "utf-8")
 
 
 def _warn_of_template(submission: Submission, line: PromptLine, warnings: dict[str, str]) -> None:

@@ -44,15 +44,15 @@ def prompt_line(record: Record, options: ChatOptions = ChatOptions()) -> PromptL
     if record.problem is not None:
         raise record.problem
     fields = {name: value for name, value in record.fields.items() if value or name not in CHAT_FIELDS}
-    _check_strings(fields | record.named)
+    _check_strings(fields | {record.column or name: value for name, value in record.named.items()})
     params = {name: whole_number(name, fields.pop(name)) for name in PARAMETER_FIELDS & fields.keys()}
-    prompt, given = _prompt_or_messages(record.named or fields)
+    prompt, given = _prompt_or_messages(record.named or fields, record.column)
     messages = options.messages(prompt, given)
     chat = ChatInputs() if messages is None else chat_inputs(fields, options)
     if messages is not None:
         _check_parsed({"messages": messages, **dict(chat)})
     return PromptLine(
-        custom_id=_custom_id(whole_number("custom_id", fields.pop("custom_id", None)), record.number),
+        custom_id=_custom_id(whole_number("custom_id", fields.pop("custom_id", None)), record.name),
         prompt=prompt if messages is None else None,
         messages=messages,
         params=params,
@@ -64,17 +64,17 @@ def prompt_line(record: Record, options: ChatOptions = ChatOptions()) -> PromptL
     )
 
 
-def _prompt_or_messages(fields: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | None]:
-    """The prompt or the conversation, taken out of the fields. Raises `LineProblem`."""
+def _prompt_or_messages(fields: dict[str, Any], column: str | None) -> tuple[str | None, list[dict[str, Any]] | None]:
+    """The prompt or the conversation, taken out of the fields. Raises `LineProblem`, with the option's column."""
     prompt, messages = fields.pop("prompt", None), fields.pop("messages", None)
     if (prompt is None) == (messages is None):
         more = ", not both; name one with --prompt-column or --messages-column" if prompt is not None else _has(fields)
         raise LineProblem("", f"needs either prompt or messages{more}")
     if is_message_list(prompt):
-        return None, parsed_messages("prompt", prompt)
+        return None, parsed_messages(column or "prompt", prompt)
     if prompt is None:
-        return None, parsed_messages("messages", messages)
-    _check_text("prompt", prompt)
+        return None, parsed_messages(column or "messages", messages)
+    _check_text(column or "prompt", prompt)
     return prompt, None
 
 
@@ -83,6 +83,8 @@ def _has(fields: dict[str, Any]) -> str:
     if not fields:
         return ""
     for name, value in fields.items():
+        if is_message_list(value) and {"prompt", "messages", "custom_id", "row"} & value[0].keys():
+            return f"; {name} is a list of {len(value):,} records: write each as a line of its own"
         if isinstance(value, dict) and (inner := next((each for each in REQUEST_PARTS if each in value), None)):
             more = f', or add "url": "{CHAT_URL}"' if name == "body" else ""
             return f"; {name} has {inner}: write the fields of {name} into the line itself, under our names{more}"
@@ -144,9 +146,9 @@ def _check_text(field: str, value: Any) -> None:
         raise LineProblem(field, "is empty; give at least one character")
 
 
-def _custom_id(value: Any, number: int) -> str:
+def _custom_id(value: Any, name: str) -> str:
     if value is None:
-        return f"line-{number}"
+        return f"line-{name}"
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # tables often number their rows
     if isinstance(value, float) and value.is_integer():

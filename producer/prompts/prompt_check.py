@@ -32,32 +32,35 @@ class PromptCheck:
         self._window = files.context_window if context_window is None else context_window
         self._renderer = chat_renderer(files)
         self._created_at = created_at or datetime.now(UTC)
-        self._problems: dict[int, LineProblem] = {}
-        self._left_out: dict[int, str] = {}  # at most one: by the line's number, the message whose text is left out
+        self._problems: dict[str, LineProblem] = {}
+        self._left_out: dict[str, str] = {}  # at most one: by the line's name, the message whose text is left out
         self._is_complete = False
 
     def complete(self) -> None:
         """Call after the first pass over the file: from now on each line's problem is known."""
         self._is_complete = True
 
-    def check(self, number: int, prompt: str | None, messages: list[dict[str, Any]] | None, inputs: ChatInputs) -> None:
-        """Raises `LineProblem` for a prompt that the model cannot take, `UsageError` for a model without chats."""
+    def check(self, line: str, prompt: str | None, messages: list[dict[str, Any]] | None, inputs: ChatInputs) -> None:
+        """Raises `LineProblem` for a prompt that the model cannot take, `UsageError` for a model without chats.
+
+        `line` is the record's own name in the file.
+        """
         if not self._is_complete:
             try:
                 text = self._check(prompt, messages, inputs)
                 if not self._left_out and (place := _left_out(messages or [], text)) is not None:
-                    self._left_out[number] = place
+                    self._left_out[line] = place
             except LineProblem as problem:
-                self._problems[number] = problem
-        if number in self._problems:
-            raise self._problems[number]
+                self._problems[line] = problem
+        if line in self._problems:
+            raise self._problems[line]
 
-    def remarks(self, number: int, inputs: ChatInputs) -> dict[str, str]:
+    def remarks(self, line: str, inputs: ChatInputs) -> dict[str, str]:
         """Warnings about a line that was checked: what of it the template ignores, by the field's name."""
         found, template = {}, f"the chat template of {self.files.name}"
         if unknown := unknown_arguments(self.files, inputs):
             found["chat_template_kwargs"] = f"{', '.join(unknown)}: {template} has no such variable and ignores it"
-        if (place := self._left_out.get(number)) is not None:
+        if (place := self._left_out.get(line)) is not None:
             found["tool_calls"] = f"{place}: {template} prints the tool calls and leaves the content out"
         return found
 

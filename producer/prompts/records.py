@@ -147,7 +147,9 @@ def _check_columns(path: Path, options: ReaderOptions, template: PromptTemplate 
 
 def _near(wanted: str, columns: list[str]) -> str:
     """The column that is spelt alike but for its case and the white space around it, of which a list shows little."""
-    near = next((name for name in columns if name.strip("\ufeff\t ").lower() == wanted.strip().lower()), None)
+    near = next((name for name in columns if name.strip("\ufeff\t \"'").lower() == wanted.strip().lower()), None)
+    if near is not None and near.startswith('"'):
+        return "; TSV has no quotes: --input-format csv reads a table with them"
     return "" if near is None else f"; did you mean {near!r}?"
 
 
@@ -174,18 +176,19 @@ def _with_named(record: Record, options: ReaderOptions, template: PromptTemplate
             fields = native_line(fields)
         elif not is_table and (template is None or not template.uses_row):
             fields = native_fields(fields, options.data_fields)
-        named = {} if template is None else {"prompt": template.render(fields, is_table=is_table)}
+        named, source = {} if template is None else {"prompt": template.render(fields, is_table=is_table)}, None
         for name, column in (("prompt", options.prompt_column), ("messages", options.messages_column)):
             if column is not None:
                 if column not in fields:
                     raise LineProblem(column, f"is missing, and --{name}-column names it")
                 fields = dict(fields)
-                named = {name: fields.pop(column)}
+                named, source = {name: fields.pop(column)}, column
         if options.id_column is not None:
             fields = _with_id(fields, options.id_column)
     except LineProblem as problem:
         return replace(record, fields={}, problem=problem)
-    return replace(record, fields={name: fields[name] for name in fields if options.keeps(name)}, named=named)
+    kept = {name: fields[name] for name in fields if options.keeps(name)}
+    return replace(record, fields=kept, named=named, column=source)
 
 
 def _with_id(fields: dict[str, Any], column: str) -> dict[str, Any]:

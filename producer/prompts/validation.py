@@ -18,6 +18,9 @@ from producer.prompts.job_drafts import JobDraft, Line, Submission, read_lines
 from producer.prompts.records import read_records
 
 MAX_ERRORS_SHOWN = 20
+
+#: Formats without a header, and their records.
+FORM_OF = {"jsonl": "one JSON object per line", "text": "one prompt per line"}
 MAX_GRID_JOBS = 1_000_000
 
 
@@ -56,11 +59,12 @@ def check(submission: Submission, *, skip_invalid: bool = False, allow_many: boo
     if report.num_invalid and not (skip_invalid and report.num_jobs):
         more = f"\n… and {report.num_invalid - len(errors):,} more" if report.num_invalid > len(errors) else ""
         count = "1 error" if report.num_invalid == 1 else f"{report.num_invalid:,} errors"
-        hint = "" if skip_invalid else f"; --skip-invalid submits the other {report.num_jobs:,} jobs"
+        jobs = "1 job" if report.num_jobs == 1 else f"{report.num_jobs:,} jobs"
+        hint = "" if skip_invalid else f"; --skip-invalid submits the other {jobs}"
         hint = hint if report.num_jobs else ""
         raise InvalidInput("\n".join(errors) + f"{more}\n{count}; nothing was submitted{hint}")
     if not report.num_jobs:
-        form = "a row under the header" if submission.is_table else "one JSON object per line"
+        form = FORM_OF.get(submission.format, "a row under the header")
         raise InvalidInput(f"{submission.shown_path} has no prompts; give {form}")
     submission.grid.check_all_used()
     if submission.chat.template_kwargs and not report.num_chats:
@@ -106,7 +110,7 @@ def _pass(
         if line.problem is not None:
             report.num_invalid += 1
             if len(errors) < MAX_ERRORS_SHOWN:
-                errors.append(f"{submission.shown_path}:{line.number}: {line.problem}")
+                errors.append(f"{submission.shown_path}:{line.shown_number}: {line.problem}")
             continue
         report.num_lines += 1
         for draft in line.drafts:

@@ -159,12 +159,12 @@ class _SecondPass:
         self._report = report
         self._num_jobs = 0
 
-    def __iter__(self) -> Iterator[tuple[int, JobDraft]]:
+    def __iter__(self) -> Iterator[tuple[str, JobDraft]]:
         for line in read_lines(self._submission, self._report.duplicate_hashes, {}):
             if line.problem is None:
                 for draft in line.drafts:
                     self._num_jobs += 1
-                    yield line.number, draft
+                    yield line.shown_number, draft
 
     def check(self) -> None:
         """Raises `UsageError` for a file that changed meanwhile: its jobs are not those that were checked."""
@@ -178,7 +178,7 @@ class _SecondPass:
 def _new_jobs(
     connection: Connection,
     submission: Submission,
-    drafts: Iterator[tuple[int, JobDraft]],
+    drafts: Iterator[tuple[str, JobDraft]],
     existing_id: str | None,
     run_seed: int,
 ) -> Iterator[JobDraft]:
@@ -189,14 +189,14 @@ def _new_jobs(
     errors: list[str] = []
     while batch := list(islice(drafts, ROWS_PER_INSERT)):
         keys = _keys_of(connection, existing_id, [draft.custom_id for _, draft in batch])
-        for number, draft in batch:
+        for line, draft in batch:
             if draft.custom_id not in keys:
                 yield draft
                 continue
             known = keys[draft.custom_id]
             if known is not None and known != draft.content_key(submission.model, draft.seed(run_seed)):
                 errors.append(
-                    f"{submission.shown_path}:{number}: custom_id {draft.custom_id!r} is in run {existing_id} with "
+                    f"{submission.shown_path}:{line}: custom_id {draft.custom_id!r} is in run {existing_id} with "
                     "another prompt, other parameters or another seed; give it a new id, or --on-duplicate rerun"
                 )
     if errors:

@@ -108,8 +108,7 @@ def _rows(path: Path, facts: FileFacts, dialect: Dialect, newline: str) -> Itera
             if _without_end(line):
                 number = lines.number
                 cells, taken = _cells_or_problem(lines, line, dialect, len(header))
-                if _is_header_again(cells, header):
-                    cells = LineProblem("", "repeats the header, as files that are put together do; leave it out")
+                cells = _checked_row(cells, header, taken)
                 yield _row(number, cells, taken, partial(_named_cells, header, **spelling), facts)
 
 
@@ -128,11 +127,15 @@ def _row(
     return parsed(number, text, partial(named_cells, cells), len(taken))
 
 
-def _is_header_again(cells: list[str] | LineProblem, header: list[str]) -> bool:
-    """Whether a row has the columns' names in all of several columns."""
-    if isinstance(cells, LineProblem) or len(header) < 2 or cells[1:] != header[1:]:
-        return False
-    return cells[0].removeprefix(MARK) == header[0]
+def _checked_row(cells: list[str] | LineProblem, header: list[str], taken: list[str]) -> list[str] | LineProblem:
+    """The cells of a row of several columns, unless they say nothing: none has text, or each has its column's name."""
+    if isinstance(cells, LineProblem) or len(header) < 2:
+        return cells
+    if cells == header:
+        return LineProblem("", "repeats the header, as files that are put together do; leave it out")
+    if not any(map(str.strip, cells)) and '"' not in taken[0]:
+        return LineProblem("", "is a row without any text, as spreadsheets leave them behind a table; leave it out")
+    return cells
 
 
 def _header(path: Path, lines: Lines, dialect: Dialect, facts: FileFacts) -> list[str] | None:
@@ -172,7 +175,7 @@ def _cells(lines: Lines, taken: list[str], dialect: Dialect, width: int | None) 
     """The cells of the row that begins with `taken`, to which it adds the lines it runs over. Raises `LineProblem`."""
     if len(taken[0]) > MAX_LINE_BYTES:
         raise LineProblem("", TOO_LONG)
-    line, position = _without_end(taken[0]), 0
+    line, position = _without_end(taken[0]).removeprefix(MARK), 0  # files that are put together have marks inside
     cells: list[str] = []
     if not dialect.is_quoted or '"' not in line and "\r" not in line:
         if width is not None and (number := line.count(dialect.delimiter) + 1) != width:
@@ -185,7 +188,7 @@ def _cells(lines: Lines, taken: list[str], dialect: Dialect, width: int | None) 
             end = line.find(dialect.delimiter, position)
             cell, position = line[position : end if end >= 0 else None], end if end >= 0 else len(line)
             if "\r" in cell:
-                raise LineProblem("", "is not CSV: a carriage return outside of quotes")
+                raise LineProblem("", "is not CSV: a carriage return outside of quotes; save it with one line end")
             if '"' in cell and len(taken) > 1:
                 raise LineProblem("", "is not CSV: a quote is opened and closed in the middle of another line")
         cells.append(cell)
@@ -204,7 +207,7 @@ def _quoted_cell(
     """A quoted cell, the line that it ends in and the position behind it. Raises `LineProblem`."""
     parts, size = [], sum(map(len, taken))
     while (end := dialect.quoted_text.match(line, position).end()) == len(line):  # type: ignore[union-attr]
-        parts.append(line[position:] + taken[-1][len(line) :])
+        parts.append(line[position:] + taken[-1][len(_without_end(taken[-1])) :])
         following = lines.next()
         if following is None:
             raise LineProblem("", "is not CSV: unexpected end of data")

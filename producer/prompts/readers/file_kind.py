@@ -72,9 +72,16 @@ def _utf(head: bytes) -> str | None:
         return "utf-16"
     for encoding, place in (("utf-16-le", 1), ("utf-16-be", 0)):
         zeros, others = head[place::2], head[1 - place :: 2]
-        if zeros and not any(zeros) and 0 not in others:
+        if zeros and 0 not in others and (not any(zeros) or _has_wide_line_end(zeros, others)):
             return encoding
     return None
+
+
+def _has_wide_line_end(zeros: bytes, others: bytes) -> bool:
+    """Whether line ends have two bytes, in a text of characters that fill theirs, such as Chinese ones."""
+    pairs = list(zip(others, zeros, strict=False))
+    ends = [zero for other, zero in pairs if other in b"\r\n"]
+    return len(others) == len(zeros) and bool(ends) and not any(ends) and not any(each in b"\r\n" for each in zeros)
 
 
 def _is_text(head: bytes) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from producer.errors import LineProblem, UsageError
 from producer.prompts.readers.record import MAX_LINE_BYTES, MAX_RAW_BYTES, FileFacts, Record, parsed, unique_fields
-from producer.prompts.readers.text_lines import open_text, shown, text_lines, undecoded
+from producer.prompts.readers.text_lines import line_end, open_text, shown, text_lines, undecoded
 
 PIECE = 2**16  # characters read at once
 SPACE = " \t\r\n"
@@ -48,7 +48,7 @@ def _object(text: str) -> dict[str, Any]:
 
 def _checked_object(value: Any, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise LineProblem("", f"must be a JSON object, got {text[:60]}")
+        raise LineProblem("", f"must be a JSON object, got {' '.join(text[:200].split())[:60]}")
     return value
 
 
@@ -82,6 +82,7 @@ class _Text:
 
     file: TextIO
     path: Path
+    newline: str
     text: str = ""
     position: int = 0
     number: int = 1
@@ -90,7 +91,7 @@ class _Text:
         """The next character that is not white space; empty at the end."""
         while True:
             while self.position < len(self.text) and self.text[self.position] in SPACE:
-                self.number += self.text[self.position] == "\n"
+                self.number += self.text[self.position] == self.newline
                 self.position += 1
             if self.position < len(self.text) or not self.read():
                 return self.text[self.position : self.position + 1]
@@ -112,7 +113,7 @@ class _Text:
                     break
             except json.JSONDecodeError as error:
                 if len(self.text) - self.position > MAX_LINE_BYTES or not self.read():
-                    num_lines = error.doc.count("\n", begin, error.pos)
+                    num_lines = error.doc.count(self.newline, begin, error.pos)
                     raise self.fault(f"{error.msg} at column {error.colno}", num_lines) from error
             except LineProblem as problem:
                 raise UsageError(f"{self.path}:{self.number}: {problem}") from problem
@@ -135,11 +136,12 @@ _DECODER = json.JSONDecoder(object_pairs_hook=unique_fields)
 
 def _values(path: Path, encoding: str) -> Iterator[Record]:
     """The elements of an array, or the objects of a file that parts them by white space."""
-    with open_text(path, encoding) as file:
-        text = _Text(file, path)
+    newline = line_end(path, encoding)
+    with open_text(path, encoding, newline) as file:
+        text = _Text(file, path, newline)
         is_array = text.peek() == "["
         text.position += is_array
-        is_first = True
+        is_first, number, place = True, 0, 0
         while (character := text.peek()) not in ("", "]"):
             if is_array and not is_first:
                 if character != ",":
@@ -147,19 +149,20 @@ def _values(path: Path, encoding: str) -> Iterator[Record]:
                 text.position += 1
                 if text.peek() == "]":
                     raise text.fault("a comma behind the last element")
-            yield _element(text, encoding)
+            number, place = text.number, place + 1 if text.number == number else 1
+            yield _element(text, encoding, place)
             is_first = False
         _check_end(text, is_array, character)
 
 
-def _element(text: _Text, encoding: str) -> Record:
+def _element(text: _Text, encoding: str, place: int) -> Record:
     number = text.number
     value, raw = text.value()
-    num_lines = raw.count("\n") + 1
+    num_lines = raw.count(text.newline) + 1
     text.number += num_lines - 1
     if problem := undecoded(raw, encoding):
-        return Record(number, shown(raw[:MAX_RAW_BYTES]), {}, problem, num_lines)
-    return parsed(number, shown(raw), lambda: _checked_object(value, raw), num_lines)
+        return Record(number, shown(raw[:MAX_RAW_BYTES]), {}, problem, num_lines, place=place)
+    return parsed(number, shown(raw), lambda: _checked_object(value, raw), num_lines, place)
 
 
 def _check_end(text: _Text, is_array: bool, character: str) -> None:

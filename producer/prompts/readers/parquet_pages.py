@@ -30,11 +30,17 @@ class Page:
 
 
 def pages(file: IO[bytes], metadata: Any, columns: frozenset[str]) -> Iterator[Page]:
-    """Every page of the columns, which are named by their first part. Raises `DamagedPage`."""
+    """Every page of the columns. Raises `DamagedPage`."""
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
-            if chunk.path_in_schema.split(".")[0] in columns:
+            if any(name in columns for name in column_names(chunk.path_in_schema)):
                 yield from _chunk_pages(file, chunk)
+
+
+def column_names(path: str) -> Iterator[str]:
+    """The names that the column of a path may have: `a.b` is a part of `a`, or a column of that name."""
+    parts = path.split(".")
+    return (".".join(parts[:number]) for number in range(len(parts), 0, -1))
 
 
 def _chunk_pages(file: IO[bytes], chunk: Any) -> Iterator[Page]:

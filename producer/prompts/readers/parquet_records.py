@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from uuid import UUID
 from producer.errors import LineProblem, UsageError
 from producer.prompts.files import open_file
 from producer.prompts.readers.cells import ABSENT, BOOLEAN_FIELDS, cell_value
-from producer.prompts.readers.parquet_pages import DamagedPage, pages
+from producer.prompts.readers.parquet_pages import DamagedPage, column_names, pages
 from producer.prompts.readers.record import (
     MAX_LINE_BYTES,
     PARAMETER_FIELDS,
@@ -25,6 +26,7 @@ from producer.prompts.readers.record import (
 from producer.prompts.readers.text_lines import TOO_LONG
 
 ROWS_PER_BATCH = 1_000
+ROWS_OF_PREFIXES = 16  # of texts that are stored as the beginning of the one before and a rest, and unfold to much
 
 #: A page of rows as long as a line may be, some dozens of them.
 MAX_PAGE_BYTES = 2**29
@@ -49,12 +51,10 @@ def read_parquet(path: Path, facts: FileFacts) -> Iterator[Record]:
                 raise UsageError(f"{path}: two columns are called {doubles[0]!r}; rename one of them")
             wanted = [name for name in names if facts.wanted is None or name in facts.wanted]
             _check_pages(path, opened, metadata, frozenset(wanted))
-            # Repeated texts stay one text each until the size of the rows that repeat them is known.
-            texts = [column.path for column in map(metadata.schema.column, range(metadata.num_columns))
-                     if column.physical_type == "BYTE_ARRAY"]  # fmt: skip
+            texts, has_prefixes = _texts(metadata)
             file = parquet.ParquetFile(opened, metadata=metadata, read_dictionary=texts)
-            number = 0
-            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=None if wanted == names else wanted):
+            number, size = 0, ROWS_OF_PREFIXES if has_prefixes else ROWS_PER_BATCH
+            for batch in file.iter_batches(batch_size=size, columns=None if wanted == names else wanted):
                 for part in _small_parts(batch):
                     yield from _rows(part, number)
                     number += part.num_rows
@@ -66,18 +66,36 @@ def read_parquet(path: Path, facts: FileFacts) -> Iterator[Record]:
             raise UsageError(f"cannot read {path}: it is not a readable Parquet file ({_one_line(error)})") from error
 
 
+def _texts(metadata: Any) -> tuple[list[str], bool]:
+    """The columns that are read as dictionaries, and whether some column's texts have the beginnings of others.
+
+    Repeated texts stay one text each until the size of the rows that repeat them is known. Arrow reads no deltas so.
+    """
+    deltas: dict[str, bool] = {}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if any(encoding.startswith("DELTA_") for encoding in chunk.encodings):
+                has_prefixes = "DELTA_BYTE_ARRAY" in chunk.encodings
+                deltas[chunk.path_in_schema] = deltas.get(chunk.path_in_schema, False) or has_prefixes
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY" and column.path not in deltas]
+    return texts, any(deltas.values())
+
+
 def _check_pages(path: Path, file: Any, metadata: Any, columns: frozenset[str]) -> None:
     """Raises `UsageError` for a column that would unfold to more than fits into memory."""
     num_values: Counter[str] = Counter()
+    leaves = map(metadata.schema.column, range(metadata.num_columns))
+    lists = {column.path for column in leaves if column.max_repetition_level > 0}
     for page in pages(file, metadata, columns):
-        name = page.column.split(".")[0]
+        name = next(name for name in column_names(page.column) if name in columns)
         if page.num_bytes > MAX_PAGE_BYTES:
             raise UsageError(
                 f"{path}: a page of column {name!r} unfolds to {page.num_bytes / 2**20:,.0f} MiB, and at most "
                 f"{MAX_PAGE_BYTES // 2**20:,} MiB are read; write the file with smaller pages, or leave the column out "
                 "with --metadata-columns"
             )
-        if "." in page.column:
+        if page.column in lists:
             num_values[page.column] += page.num_values
             if num_values[page.column] > MAX_NESTED_VALUES:
                 raise UsageError(
@@ -253,20 +271,42 @@ def _float(scalar: Any) -> float | None:
     return value if narrow is None else float(str(narrow(value)))
 
 
-def _decimal(scalar: Any) -> float | str:
-    """A number where no digit is lost, its text otherwise."""
+def _decimal(scalar: Any) -> int | float | str:
+    """A number where no digit is lost, its text otherwise; databases write whole numbers as decimals too."""
     exact = scalar.as_py()
+    if scalar.type.scale <= 0:
+        return int(exact)
     return float(exact) if Decimal(repr(float(exact))) == exact else str(exact)
 
 
 def _timestamp(scalar: Any) -> str:
     """ISO 8601, to the nanosecond and in any year, in the column's time zone."""
-    unit = scalar.type.unit
-    if scalar.value % max(1, UNITS[unit] // UNITS["us"]) == 0 and (value := _as_python(scalar)) is not None:
-        return str(value.isoformat())
-    import numpy
+    units = UNITS[scalar.type.unit]
+    seconds, fraction = divmod(scalar.value, units)
+    nanoseconds = fraction * 10**9 // units
+    try:
+        moment = datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
+        moment = moment.astimezone(_zone(scalar.type.tz))
+    except OverflowError:
+        import numpy
 
-    return str(numpy.datetime64(scalar.value, unit)) + ("+00:00" if scalar.type.tz else "")
+        digits = {1: "", 10**3: f".{fraction:03}", 10**6: f".{fraction:06}", 10**9: f".{fraction:09}"}[units]
+        return f"{numpy.datetime64(seconds, 's')}{digits if fraction else ''}{'+00:00' if scalar.type.tz else ''}"
+    clock = moment.replace(tzinfo=None)
+    text = clock.isoformat()
+    if nanoseconds % 1000:
+        text = f"{clock.isoformat(timespec='microseconds')}{nanoseconds % 1000:03}"
+    return text + (moment.isoformat()[len(clock.isoformat()) :] if scalar.type.tz else "")
+
+
+def _zone(name: str | None) -> Any:
+    """The time zone of a column; UTC for one that this machine does not know."""
+    import pyarrow
+
+    try:
+        return UTC if name is None else pyarrow.lib.string_to_tzinfo(name)
+    except (pyarrow.ArrowException, ValueError, KeyError, ImportError):  # of zoneinfo, pytz and Arrow
+        return UTC
 
 
 def _date(scalar: Any) -> str:
@@ -279,8 +319,11 @@ def _date(scalar: Any) -> str:
 
 
 def _time(scalar: Any) -> str:
+    """ISO 8601: 01:02:03; a duration where it is a time of no day."""
     units = UNITS[scalar.type.unit]
     seconds, fraction = divmod(scalar.value, units)
+    if not 0 <= seconds < 86_400:
+        return _duration(scalar)
     text = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     digits = 6 if units <= UNITS["us"] else 9
     return text + (f".{fraction * 10**digits // units:0{digits}}" if fraction else "")

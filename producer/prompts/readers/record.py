@@ -36,7 +36,19 @@ class Record:
     num_lines: int = 1  # physical lines
     #: The prompt or the messages that an option names; `fields` has then metadata under these names.
     named: dict[str, Any] = field(default_factory=dict)
+    column: str | None = None  # the option's name for it
     asked_model: Any = None  # by a line of OpenAI's, as it stands there
+    place: int = 1  # among the records that begin in its line, of which an array has many
+
+    @property
+    def name(self) -> str:
+        """The record's own name in its file: `7`, and `7.2` for the second one that begins in line 7."""
+        return str(self.number) if self.place == 1 else f"{self.number}.{self.place}"
+
+    @property
+    def shown_number(self) -> str:
+        """Its line for messages, with its place among several that begin there."""
+        return str(self.number) if self.place == 1 else f"{self.number} (record {self.place} of the line)"
 
     @property
     def last_number(self) -> int:
@@ -69,12 +81,12 @@ def shown_names(names: Sequence[str]) -> str:
     return ", ".join(name[:100] for name in names[:MAX_SHOWN_NAMES]) + more
 
 
-def parsed(number: int, raw: str, parse: Callable[[], dict[str, Any]], num_lines: int = 1) -> Record:
+def parsed(number: int, raw: str, parse: Callable[[], dict[str, Any]], num_lines: int = 1, place: int = 1) -> Record:
     """The record with the fields that `parse` returns, or with the problem that it raises."""
     try:
-        return Record(number, raw, parse(), None, num_lines)
+        return Record(number, raw, parse(), None, num_lines, place=place)
     except LineProblem as problem:
-        return Record(number, raw, {}, problem, num_lines)
+        return Record(number, raw, {}, problem, num_lines, place=place)
 
 
 def check_nesting(fields: dict[str, Any]) -> None:

@@ -100,7 +100,8 @@ def _decoded_lines(path: Path, encoding: str, newline: str) -> Iterator[Record]:
             number += 1
             is_long = len(line) > MAX_LINE_BYTES
             problem = LineProblem("", TOO_LONG) if is_long else undecoded(line, encoding)
-            yield Record(number, shown(line[:MAX_RAW_BYTES] if problem else line).rstrip("\r\n"), {}, problem)
+            text = shown(line[:MAX_RAW_BYTES] if problem else line).rstrip("\r\n")
+            yield Record(number, text.removeprefix(MARK), {}, problem)
             while len(line) > MAX_LINE_BYTES and not line.endswith(newline):
                 line = file.readline(MAX_LINE_BYTES + 1)
 

@@ -107,7 +107,7 @@ def test_parts_of_gemini_are_contents(tmp_path: Path) -> None:
     draft = draft_of(tmp_path, {"contents": contents}, messages_column="contents")
     assert draft.messages == [{"role": "user", "content": [{"text": "Hi"}]},
                               {"role": "assistant", "content": [{"text": "Yo"}]}]  # fmt: skip
-    with pytest.raises(LineProblem, match=r"messages\[0\].content\[0\] must be a part with a text"):
+    with pytest.raises(LineProblem, match=r"contents\[0\].content\[0\] must be a part with a text"):
         draft_of(tmp_path, {"contents": [{"parts": [{"inlineData": {}}], "role": "user"}]}, messages_column="contents")
 
 

@@ -142,3 +142,39 @@ def test_too_many_stop_strings_are_refused_with_the_limit(tmp_path: Path) -> Non
     stop = [str(number) for number in range(MAX_STOP_STRINGS + 1)]
     with pytest.raises(Exception, match=f"stop must be a string or up to {MAX_STOP_STRINGS} strings"):
         read(tmp_path, json.dumps({"prompt": "x", "stop": stop}), "a.jsonl")
+
+
+LOOKS = "looks like a JSON object, and is taken as text; --input-format jsonl"
+HEADER = "looks like the header of a table, and is taken as text; --input-format csv or tsv"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "prompt", "warning"),
+    [
+        ("a.txt", b'{"prompt": "x"}\n', {}, '{"prompt": "x"}', LOOKS),
+        ("a.txt", b'{"a": "x"}\n', {}, '{"a": "x"}', None),
+        ("a.txt", "prompt\ttopic\n".encode("utf-16"), {"encoding": "utf-16"}, "prompt\ttopic", HEADER),
+        ("a.txt", b'"id","prompt"\n', {}, '"id","prompt"', HEADER),
+        ("a.txt", b"a prompt, or two\n", {}, "a prompt, or two", None),
+        ("a.csv", b"prompt\nprompt\n", {}, "prompt", "is the name of its column: files that are put together repeat"),
+        ("a.tsv", b"q\nq\n", {"prompt_column": "q"}, "q", "is the name of its column"),
+        ("a.csv", b"prompt,topic\nprompt,a\n", {}, "prompt", None),
+        ("a.txt", "naïve\n".encode(), {"encoding": "latin-1"}, "naÃ¯ve", "is UTF-8 too ('naïve'), and is read as"),
+        ("a.csv", "prompt\nnaïve\n".encode("latin-1"), {"encoding": "latin-1"}, "naïve", None),
+        ("a.txt", "“q”\n".encode("cp1252"), {"encoding": "latin-1"}, "\x93q\x94", "U+0093; give --encoding cp1252"),
+        ("a.txt", "“q”\n".encode("cp1252"), {"encoding": "cp1252"}, "“q”", None),
+        ("a.txt", "日本\n".encode("iso2022_jp"), {}, "\x1b$BF|K\\\x1b(B", "U+001B; name the file's encoding"),
+        ("a.txt", b"\x1a\n", {}, "\x1a", "has the control character U+001A"),  # the end of a file to DOS
+        ("a.jsonl", b'{"prompt": "\\u001b[1m"}\n', {}, "\x1b[1m", None),
+        ("a.txt", "a\tb\u0085c\u2028d\n".encode(), {}, "a\tb\u0085c\u2028d", None),
+    ],
+)
+def test_a_text_of_another_format_or_encoding_is_told_of(
+    tmp_path: Path, name: str, content: bytes, options: dict[str, Any], prompt: str, warning: str | None
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    submission = Submission(tmp_path / name, "m", DecodingOptions().grid(), reader=ReaderOptions(**options))
+    warnings: dict[str, str] = {}
+    (line,) = read_lines(submission, frozenset(), warnings)
+    assert [draft.prompt for draft in line.drafts] == [prompt]
+    assert (warning is None) == (not warnings) and str(warning or "") in "".join(warnings.values())

@@ -103,6 +103,28 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(encoding: str) -> None
     assert record.fields == {"prompt": "x", "topic": "y"}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "prompt,topic\nx,y\n\ufeffz,w\n"),
+        ("a.csv", 'prompt,topic\nx,y\n\ufeff"z",w\n'),
+        ("a.txt", "x\n\ufeffz\n"),
+        ("a.jsonl", '{"prompt": "x"}\n\ufeff{"prompt": "z"}\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_marks_of_files_that_are_put_together_are_no_text(name: str, content: str, encoding: str) -> None:
+    assert prompts_of(content.encode(encoding), name, encoding=encoding) == ["x", "z"]
+
+
+def test_chinese_in_utf_16_is_named_too() -> None:
+    """Its characters have no byte of zero; its line ends have."""
+    with pytest.raises(UsageError, match="is UTF-16-LE"):
+        records_of_bytes("你好\n世界\n".encode("utf-16-le"), "a.txt")
+    (record,) = records_of_bytes(b"a\0b\n", "a.txt")
+    assert record.fields == {"prompt": "a\0b"}  # refused for its NUL
+
+
 def test_a_mark_of_utf_8_under_another_name_is_refused() -> None:
     with pytest.raises(UsageError, match="is UTF-8 by its first bytes; leave --encoding out"):
         records_of_bytes("prompt\nnaïve\n".encode("utf-8-sig"), "a.csv", encoding="cp1252")
@@ -136,6 +158,13 @@ def test_the_header_is_the_first_line_that_is_not_blank(blank: bytes) -> None:
         ("a.csv", b"prompt,topic\n", "a.csv has no prompts; give a row under the header"),
         ("a.parquet", parquet_bytes(prompt=pyarrow.array([], pyarrow.string())), "has no prompts; give a row under"),
         ("a.jsonl", b"\n\n", "has no prompts; give one JSON object per line"),
+        ("a.txt", b"\xef\xbb\xbf\n", "has no prompts; give one prompt per line"),
+        ("a.csv", b"\xef\xbb\xbf", "has no prompts; give a row under the header"),
+        ("a.csv", b"prompt;topic\nx;a\n;\n", "a.csv:3: is a row without any text, as spreadsheets leave them"),
+        ("a.csv", b"prompt,topic\nx,a\n , \n", "a.csv:3: is a row without any text"),
+        ("a.tsv", b"prompt\ttopic\nx\ta\n\t\n", "a.tsv:3: is a row without any text(.|\n)*submits the other 1 job$"),
+        ("a.csv", b"prompt,topic\rx,a\ny,b\n", "outside of quotes; save it with one line end"),
+        ("a.tsv", b'"id"\t"prompt"\n1\tx\n', "; TSV has no quotes: --input-format csv reads a table with them"),
         ("a.jsonl", b'{"prompt": "x"},\n', "a.jsonl:1: has a comma behind its object; leave it out"),
         ("a.json", b'[{"prompt": "x"},\n]', "a.json:2: is not JSON: a comma behind the last element"),
         (

@@ -8,8 +8,9 @@ import uuid
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy
 import pyarrow
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,9 @@ from pyarrow import parquet
 from producer.errors import UsageError
 from producer.options import DecodingOptions
 from producer.prompts.job_drafts import Submission
+from producer.prompts.readers.parquet_pages import pages
+from producer.prompts.readers.parquet_records import json_value
+from producer.prompts.readers.text_lines import TOO_LONG
 from producer.prompts.records import ReaderOptions, Record, read_records
 from producer.prompts.validation import check, write_invalid
 
@@ -41,6 +45,7 @@ def array(value: Any, kind: Any) -> pyarrow.Array:
 
 
 BERLIN = pyarrow.timestamp("s", tz="Europe/Berlin")
+NEW_YORK = pyarrow.timestamp("ns", tz="America/New_York")
 
 VALUES: list[tuple[pyarrow.Array, Any]] = [
     (array(7, pyarrow.uint64()), 7),
@@ -52,14 +57,19 @@ VALUES: list[tuple[pyarrow.Array, Any]] = [
     (array("é", pyarrow.string_view()), "é"),
     (array(Decimal("1.50"), pyarrow.decimal128(5, 2)), 1.5),
     (array(Decimal("12345678901234567890.123"), pyarrow.decimal256(40, 3)), "12345678901234567890.123"),
+    (array(Decimal(2**60 + 1), pyarrow.decimal128(38, 0)), 2**60 + 1),  # a bigint of Spark's or Snowflake's
     (array(date(2026, 11, 26), pyarrow.date32()), "2026-11-26"),
     (array(2**31 - 1, pyarrow.int32()).cast(pyarrow.date32()), "5881580-07-11"),
     (array(-(2**31) + 1, pyarrow.int32()).cast(pyarrow.date32()), "-5877641-06-24"),
     (array(datetime(2026, 11, 26, 1, 2, 3), pyarrow.timestamp("s")), "2026-11-26T01:02:03"),
     (array(1, pyarrow.int64()).cast(pyarrow.timestamp("ns")), "1970-01-01T00:00:00.000000001"),
+    (array(1700000000123456789, pyarrow.int64()).cast(NEW_YORK), "2023-11-14T17:13:20.123456789-05:00"),
+    (array(1700000000000000000, pyarrow.int64()).cast(NEW_YORK), "2023-11-14T17:13:20-05:00"),
+    (array(-(2**63), pyarrow.int64()).cast(pyarrow.timestamp("us", tz="UTC")), "-290308-12-21T19:59:05.224192+00:00"),
     (array(2**62, pyarrow.int64()).cast(pyarrow.timestamp("us")), "148108-07-06T14:00:27.387904"),
     (array(datetime(2026, 11, 26, tzinfo=UTC), BERLIN), "2026-11-26T01:00:00+01:00"),
     (array(time(1, 2, 3, 4), pyarrow.time64("us")), "01:02:03.000004"),
+    (array(-5, pyarrow.int64()).cast(pyarrow.time64("us")), "-PT0.000005S"),  # a time of no day
     (array(timedelta(days=1, seconds=2), pyarrow.duration("ms")), "PT86402S"),
     (pyarrow.array(["a"]).dictionary_encode(), "a"),
     (array([1, None, 3], pyarrow.list_(pyarrow.int64())), [1, None, 3]),
@@ -133,6 +143,51 @@ def test_metadata_columns_reads_no_other_column(tmp_path: Path) -> None:
     assert record.fields == {"prompt": "x"}
     with pytest.raises(UsageError, match="--metadata-columns names 'none', and the columns are prompt, good, bad"):
         records_of(tmp_path, columns, metadata_columns=("none",))
+
+
+@settings(max_examples=60)
+@given(value=st.integers(-(2**63), 2**63 - 1), unit=st.sampled_from(["ms", "us", "ns"]))
+def test_a_timestamp_is_its_own_moment_with_and_without_pandas(value: int, unit: Literal["ms", "us", "ns"]) -> None:
+    """pyarrow makes a type of pandas' of nanoseconds where that is installed, and nothing where it is not."""
+    scalar = pyarrow.scalar(value, pyarrow.int64()).cast(pyarrow.timestamp(unit))
+    text = json_value("at", scalar)
+    assert isinstance(text, str) and "NaT" not in text
+    if value != -(2**63):  # NaT to numpy
+        assert numpy.datetime64(text, unit).astype(numpy.int64) == value
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_texts_of_any_encoding_are_read(tmp_path: Path, encoding: str) -> None:
+    """DuckDB's and Spark's second version of the format writes deltas, which Arrow reads into no dictionary."""
+    texts = [f"prompt {number}" for number in range(40)] + [None]
+    table = pyarrow.table({"prompt": texts, "note": ["a"] * 41})
+    columns = {"prompt": encoding, "note": "PLAIN"}
+    parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding=columns)
+    found = list(read_records(tmp_path / "a.parquet", ReaderOptions()))
+    assert [record.fields.get("prompt") for record in found] == texts
+    assert [record.number for record in found] == list(range(1, 42))
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY"])
+def test_texts_that_unfold_to_much_are_no_more_than_a_line_at_once(tmp_path: Path, encoding: str) -> None:
+    """A text of 9 MiB that each row shares is stored once."""
+    long = "a" * (9 * 2**20)
+    table = pyarrow.table({"prompt": [long + str(number) for number in range(3)], "twice": [long] * 3})
+    columns = {"prompt": encoding, "twice": encoding}
+    parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding=columns)
+    found = list(read_records(tmp_path / "a.parquet", ReaderOptions()))
+    assert [str(record.problem) for record in found] == [TOO_LONG] * 3
+
+
+def test_a_name_with_a_point_is_no_part_of_another_column(tmp_path: Path) -> None:
+    columns = {"data.prompt": ["x"], "data": [{"prompt": "y"}], "a.b": [[1]], "a": [2]}
+    options = {"prompt_column": "data.prompt", "metadata_columns": ("a.b",)}
+    (record,) = records_of(tmp_path, columns, **options)
+    assert record.named == {"prompt": "x"} and record.fields == {"a.b": [1]}
+    metadata = parquet.read_metadata(tmp_path / "a.parquet")
+    with (tmp_path / "a.parquet").open("rb") as file:
+        found = {page.column for page in pages(file, metadata, frozenset({"data.prompt"}))}
+    assert found == {"data.prompt"}  # of both, which Parquet calls alike
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"not parquet at all", b"PAR1" + b"\0" * 40 + b"PAR1"])

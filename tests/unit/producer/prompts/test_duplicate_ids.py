@@ -12,7 +12,7 @@ def test_duplicates_are_found_among_many_ids() -> None:
     assert ids.duplicate_hashes() == frozenset()
     ids.add("job-77")
     first_uses = FirstUses(ids.duplicate_hashes())
-    assert first_uses.first_line("job-76", 1) is None
-    assert first_uses.first_line("job-77", 78) is None
-    assert first_uses.first_line("job-77", 90) == 78
+    assert first_uses.first_line("job-76", "1") is None
+    assert first_uses.first_line("job-77", "78") is None
+    assert first_uses.first_line("job-77", "90") == "78"
     assert DuplicateFinder().duplicate_hashes() == frozenset()

@@ -8,6 +8,7 @@ Triton and no GPU; one Triton compiles for others than another.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -179,10 +180,10 @@ def _compile(
         target=GPUTarget("cuda", arch, 32),
         options=options,
     )
-    registers, stack = _resources(compiled.asm["cubin"])
+    registers, spilled = _resources(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     num_tensor_core = len(re.findall(r"(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx))
-    return Compiled(registers, stack, compiled.metadata.shared / 2**10, num_tensor_core, "tf32" in ptx)
+    return Compiled(registers, spilled, compiled.metadata.shared / 2**10, num_tensor_core, "tf32" in ptx)
 
 
 def _type_of(name: str, element: str) -> str:
@@ -193,15 +194,23 @@ def _type_of(name: str, element: str) -> str:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread, by the tool that Triton's wheel has."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Registers of a thread, and the bytes of its stack that it stores to: one may have a stack and spill nothing."""
+    told = _dump(cubin, "--dump-resource-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+)", told)
+    assert found is not None, told
+    registers, stack = int(found[1]), int(found[2])
+    return registers, stack if stack and re.search(r"\bSTL\b", _dump(cubin, "--dump-sass")) else 0
+
+
+def _dump(cubin: bytes, what: str) -> str:
+    """The answer of a tool of Triton's wheel about a kernel."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout)
-    assert found is not None, told.stdout
-    return int(found[1]), int(found[2])
+        environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"}
+        command = [str(tools / "cuobjdump"), what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
     python -m benchmarks.features --parts sampling parameters prefix beams samples memory
 
 `sampling`: strategies and traces against greedy without a trace, 64 running. `parameters`: each parameter of sampling
-against a plain sample, 64 running. `prefix`: jobs that share a 512-token
+against a plain sample, 64 running; about 4 minutes of two cores for its three rounds, and longer prompts
+(`--parameters-prompt 200`) take three times as long. `prefix`: jobs that share a 512-token
 prompt, with sharing on and off. `beams`: 16 prompts of 4 beams against `generate(num_beams=4)`. `samples`: eight
 samples of a 256-token prompt against eight one-token prompts. `memory`: what the process holds over many jobs.
 """
@@ -76,7 +77,7 @@ def sampling(base: Engine, rounds: int) -> None:
     compare("64 sequences side by side", variants, rounds)
 
 
-def parameters(base: Engine, rounds: int, num_prompt_ids: int = 200) -> None:
+def parameters(base: Engine, rounds: int, num_prompt_ids: int) -> None:
     every = {"top_k": 50, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1, "presence_penalty": 0.5}
     given: list[dict[str, Any]] = [
         {},
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prefix-jobs", type=int, default=256)
     parser.add_argument("--prefix-max-num-seqs", type=int, default=64)
+    parser.add_argument("--parameters-prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--memory-jobs", type=int, default=20_000)
     given = parser.parse_args()
     if "memory" in given.parts:
@@ -178,8 +180,10 @@ def main() -> None:
     for part in given.parts:
         if part == "prefix":
             prefix(base, given.rounds, given.prefix_jobs, given.prefix_max_num_seqs)
+        elif part == "parameters":
+            parameters(base, given.rounds, given.parameters_prompt)
         elif part != "memory":
-            measure = {"sampling": sampling, "parameters": parameters, "beams": beams, "samples": samples}[part]
+            measure = {"sampling": sampling, "beams": beams, "samples": samples}[part]
             measure(base, given.rounds)
 
 

@@ -47,7 +47,9 @@ def figure_rows(database: Engine, run_id: str, selection: Selection = Selection(
                 of_page.append(Job.strategy.in_(selection.strategies))
             rows = connection.execute(_statement(database).where(*of_page)).all()
         last = ids[-1]
-        yield from (row for row in rows if selection.matches({"metadata": decoded(row.metadata)}))
+        if selection.metadata:
+            rows = [row for row in rows if selection.matches({"metadata": decoded(row.metadata)})]
+        yield from rows
 
 
 def figure_rows_of_jobs(database: Engine, job_ids: Sequence[int]) -> list[Any]:

@@ -28,12 +28,14 @@ ALL_OF_SERVER = "the page of the run lists every job"
 class RunPage:
     """Reads rows of a run once for the figures, and the shown ones again while the page is written."""
 
-    def __init__(self, database: Engine, progress: RunProgress, max_prompts: int | None, tokens: str) -> None:
+    def __init__(
+        self, database: Engine, progress: RunProgress, max_prompts: int | None, tokens: str, *, stride: int = 1
+    ) -> None:
         self._database = database
         self._progress = progress
         self._tokens = tokens  # the policy
         self.overview = Overview(max_prompts)
-        self._statistics = TokenStatistics(database)
+        self._statistics = TokenStatistics(database, stride)
 
     def read(self, rows: Iterable[Any]) -> None:
         """Adds rows of `figure_rows` to the figures."""
@@ -86,6 +88,7 @@ class RunPage:
             "options": options,
             "isPart": is_part,
             "more": more,
+            "stride": self._statistics.stride,
             "timeline": None,
             "environments": self._environments(),
             "all": overview.summary.described(),

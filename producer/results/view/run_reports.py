@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from producer.results.queries import RunProgress
 from producer.results.report.figure_rows import figure_rows
 from producer.results.report.run_page import RunPage
+from producer.results.report.tokens.statistics import stride_of
 
 #: Prompts on the page; the others are in the list of jobs.
 MAX_PROMPTS = 200
@@ -66,7 +67,8 @@ class RunReports:
 
     def _make(self, report: RunReport, progress: RunProgress, back: str) -> None:
         try:
-            page = RunPage(self._database, progress, MAX_PROMPTS, "auto")
+            stride = stride_of(progress.completion_tokens)
+            page = RunPage(self._database, progress, MAX_PROMPTS, "auto", stride=stride)
             page.read(report.counted(figure_rows(self._database, progress.id)))
             text = io.StringIO()
             page.write(text, self._options, back=back)

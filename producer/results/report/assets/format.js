@@ -19,5 +19,8 @@ export function settingLabel({ strategy, values }) {
   return [strategy, ...parts].join(" · ");
 }
 
+// The answers that tokens were counted of, where these are not all; follows other words.
+export const ofStride = ({ stride }) => (stride > 1 ? `, of one answer in ${count(stride)}` : "");
+
 // A, B … Z, then numbers.
 export const groupName = (rank) => (rank < 26 ? String.fromCharCode(65 + rank) : String(rank + 1));

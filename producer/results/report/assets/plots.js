@@ -2,7 +2,7 @@
 
 import { h, section, whenNear } from "./dom.js";
 import { chunkText } from "./data.js";
-import { count, fixed, percent, settingLabel } from "./format.js";
+import { count, fixed, ofStride, percent, settingLabel } from "./format.js";
 
 // Distinguishable by all (Okabe and Ito), on light and dark.
 const HUES = { greedy: "#0b84c9", sample: "#d98c00", nucleus: "#12ab80", beam: "#9a4580", other: "#8a8f98" };
@@ -108,7 +108,7 @@ function entropy(data) {
   const largest = strategies(data).map((strategy) => settings.filter((setting) => setting.strategy === strategy).sort((a, b) => b.tokens - a.tokens)[0]).filter(Boolean);
   const points = largest.flatMap((setting) => setting.entropy.map(([position, low, middle, high]) => ({ strategy: setting.strategy, position, low, middle, high })));
   return {
-    title: "Entropy by position", words: `median with its quartile band, in nats, of ${largest.map(settingLabel).join("; ")}.`, isWide: true,
+    title: "Entropy by position", words: `median with its quartile band, in nats${ofStride(data)}, of ${largest.map(settingLabel).join("; ")}.`, isWide: true,
     draw: (width) => plot(width, {
       grid: true, x: { label: "position of the token" }, y: { label: "entropy (nats)", zero: true },
       color: { legend: true, domain: largest.map((setting) => setting.strategy), range: largest.map((setting) => hueOf(setting.strategy)) },
@@ -157,7 +157,7 @@ function firstRanks(data) {
   const settings = answered(data).filter((setting) => setting.rank1 !== null).sort((a, b) => b.rank1 - a.rank1).slice(0, 24);
   if (!settings.length) return null;
   return {
-    title: "Tokens of rank 1", words: "the share of tokens that were the model's likeliest.",
+    title: "Tokens of rank 1", words: `the share of tokens that were the model's likeliest${ofStride(data)}.`,
     draw: (width) => plot(width, {
       height: 74 + 20 * settings.length, marginLeft: Math.min(236, width / 1.8), marginRight: 58,
       x: { label: "share", percent: true, domain: [0, 100] }, y: { label: null, domain: settings.map(settingLabel), tickSize: 0 },

@@ -1,7 +1,7 @@
 // The table of settings: a column per parameter and figure, sortable, shaded by size; of all prompts or of one.
 
 import { h, section, wide, button } from "./dom.js";
-import { count, fixed, percent } from "./format.js";
+import { count, fixed, ofStride, percent } from "./format.js";
 import { promptOf } from "./data.js";
 
 const FIGURES = [
@@ -20,7 +20,7 @@ export function settingsSection(data) {
 
 const explanation = (data) =>
   "Diversity is the share of repeated answers that are new: 0 % where every answer to a prompt is the same. " +
-  "Valid JSON counts only prompts that ask for JSON." + (data.folded ? " There are more settings than are told apart." : "");
+  "Valid JSON counts only prompts that ask for JSON." + (data.stride > 1 ? ` Rank 1 is counted by token${ofStride(data)}.` : "") + (data.folded ? " There are more settings than are told apart." : "");
 
 function promptChoice(data, show) {
   if (data.prompts.length < 2) return null;

@@ -17,18 +17,28 @@ RESULTS_PER_STATEMENT = 2_000
 #: Statements that may wait for the thread.
 MAX_STATEMENTS = 8
 
+#: Tokens that a server counts of a run; of one with more it takes each setting's every second answer, every third …
+MAX_COUNTED = 3_000_000
+
 #: Positions that a page plots of each setting.
 MAX_POINTS = 60
 
 
+def stride_of(num_tokens: int) -> int:
+    """The stride by which a server takes the answers of a run of so many tokens; 1 for all."""
+    return max(1, -(-num_tokens // MAX_COUNTED))
+
+
 class TokenStatistics:
-    """Counts of each setting's tokens, by position and entropy.
+    """Counts of each setting's tokens, by position and entropy, of every `stride`-th answer.
 
     Results are counted some thousands at a time by a thread of its own, beside whoever reads the run.
     """
 
-    def __init__(self, database: Engine) -> None:
+    def __init__(self, database: Engine, stride: int = 1) -> None:
         self._database = database
+        self.stride = stride
+        self._num_results: Counter[int] = Counter()  # of each setting, counted or not
         self._thread = ThreadPoolExecutor(1, "token statistics")
         self._counting: deque[Future[None]] = deque()
         self._waiting: dict[int, array[int]] = defaultdict(lambda: array("q"))
@@ -38,6 +48,10 @@ class TokenStatistics:
 
     def add(self, setting: int, result_id: int) -> None:
         """Notes a result of a setting."""
+        if self.stride > 1:
+            self._num_results[setting] += 1
+            if self._num_results[setting] % self.stride != 1:
+                return
         waiting = self._waiting[setting]
         waiting.append(result_id)
         if len(waiting) >= RESULTS_PER_STATEMENT:

@@ -21,6 +21,7 @@ from sqlalchemy import Engine, select, text, update
 from models.schema.job import Job
 from models.schema.job_event import JobEvent
 from models.schema.result import Result
+from models.schema.run import Run
 from models.schema.trace import TokenTrace
 from producer.results.queries import run_progress
 from producer.results.report import figure_rows, timeline
@@ -151,6 +152,21 @@ def check_summary(found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 def check_tokens(found: dict[str, Any], tokens: Tokens) -> None:
     assert found["tokens"] == len(tokens)
     assert found["rank1"] == pytest.approx(sum(token.rank == 1 for token in tokens) / len(tokens), abs=1e-5)
+
+
+@pytest.mark.parametrize(("most", "stride"), [(10**6, 1), (154, 1), (153, 2), (40, 4), (1, 154)])
+def test_a_server_counts_some_tokens_of_a_large_run_and_says_so(
+    sqlite_database: Engine, monkeypatch: pytest.MonkeyPatch, most: int, stride: int
+) -> None:
+    monkeypatch.setattr(statistics, "MAX_COUNTED", most)
+    fill(sqlite_database)
+    with sqlite_database.begin() as connection:
+        connection.execute(update(Run).where(Run.id == RUN_ID).values(completion_tokens=22 * 7))
+    head = made_report(sqlite_database)
+    assert head["stride"] == stride
+    for setting in head["settings"]:
+        assert setting["tokens"] == 7 * -(-setting["count"] // stride)  # the first of each so many
+        assert setting["rank1"] == pytest.approx(5 / 7, abs=1e-5) and setting["entropy"]
 
 
 def test_tokens_are_counted_by_position_and_entropy(database: Engine) -> None:

@@ -66,10 +66,25 @@ def launch_sample_batch(
     ranks = (logprobs > token_logprobs).sum(-1) + 1
     columns = (token_ids, token_logprobs[:, 0], sampling_logprobs, entropies, ranks, kept)
     num_alternatives = min(max(each.params.top_logprobs for each in rows), logprobs.shape[1])
-    best = logprobs.topk(num_alternatives, dim=-1)
+    values, ids = most_probable(logprobs, num_alternatives)
     numbers = torch.stack([column.double() for column in columns], dim=1)
-    packed = torch.cat([numbers, best.indices.double(), best.values.double()], dim=1)
+    packed = torch.cat([numbers, ids.double(), values.double()], dim=1)
     return ChoicesInFlight(token_ids, fetch(packed), num_alternatives)
+
+
+def most_probable(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest of each row of logprobs [rows, vocab], and their ids, in any order; of equal ones the first.
+
+    `topk` leaves open which of equal ones it takes, and takes others where a row beside asks for more.
+    """
+    if not count:
+        return logprobs[:, :0], logprobs[:, :0].long()
+    least = logprobs.topk(count, dim=-1).values[:, -1:]
+    vocab = logprobs.shape[1]
+    from_last = torch.arange(vocab, 0, -1, device=logprobs.device)
+    order = torch.where(logprobs > least, from_last + vocab, torch.where(logprobs == least, from_last, 0))
+    ids = order.topk(count, dim=-1).indices
+    return logprobs.gather(1, ids), ids
 
 
 def _sample_tokens(scores: Tensor, rows: Sequence[SamplingRow]) -> tuple[Tensor, Tensor, Tensor]:

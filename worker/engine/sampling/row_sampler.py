@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.engine.choices import Choice, Choices, order_alternatives
 from worker.engine.model.step_batch import MIN_ROWS
-from worker.engine.sampling.batch_sampler import SampleBatch
+from worker.engine.sampling.batch_sampler import SampleBatch, most_probable
 from worker.engine.sampling.draw import Draw, draw_nucleus
 from worker.engine.sampling.edited_scores import unpacked
 from worker.engine.sampling.logits_processors import apply_history_processors, apply_top_k, has_history_processors
@@ -176,5 +176,5 @@ def top_alternatives(logprobs: Tensor, count: int) -> list[tuple[int, float]]:
     """Ids and logprobs of the `count` most probable tokens of logprobs [vocab], equal ones by id."""
     if not count:
         return []
-    values, ids = logprobs.topk(min(count, logprobs.shape[0]))
-    return order_alternatives(zip(ids.tolist(), values.tolist(), strict=True))
+    values, ids = most_probable(logprobs[None], min(count, logprobs.shape[0]))
+    return order_alternatives(zip(ids[0].tolist(), values[0].tolist(), strict=True))

@@ -31,7 +31,9 @@ class Sample:
 
     def __call__(self, logits: Tensor, params: GenerationParams, numbers: list[float] | None = None) -> list[Choice]:
         numbers = [0.5] * len(logits) if numbers is None else numbers
-        rows = [SamplingRow(params, (), (), (), number) for number in numbers]
+        return self.rows(logits, [SamplingRow(params, (), (), (), number) for number in numbers])
+
+    def rows(self, logits: Tensor, rows: list[SamplingRow]) -> list[Choice]:
         return sample_rows(logits, rows, self._sample_batch)
 
 
@@ -144,3 +146,14 @@ def test_a_row_gives_the_same_bits_alone_and_among_others(sample: Sample) -> Non
     together = sample(logits, params, numbers)
     for row in (0, 1, 33, 69):
         assert sample(logits[row : row + 1], params, numbers[row : row + 1]) == [together[row]]
+
+
+def test_alternatives_among_equals_are_the_first_ones(sample: Sample) -> None:
+    """Whatever the rows beside ask for."""
+    logits = torch.randint(3, (6, 199), generator=torch.Generator().manual_seed(4)).float()
+    counts = (2, 20, 0, 1, 5, 20)
+    rows = [SamplingRow(GenerationParams(top_logprobs=count), (), (), (), 0.5) for count in counts]
+    for row, count, choice in zip(logits.tolist(), counts, sample.rows(logits, rows), strict=True):
+        expected = sorted((-logit, token_id) for token_id, logit in enumerate(row))[:count]
+        assert [token_id for token_id, _ in choice.alternatives] == [token_id for _, token_id in expected]
+        assert choice.token_id == row.index(max(row))

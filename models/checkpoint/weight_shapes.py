@@ -109,10 +109,10 @@ def _layers_problem(tensors: Mapping[str, TensorInfo], sizes: _Sizes) -> str | N
     if default is None:
         is_lacking = given is not None and 0 < present < given
         return f"num_hidden_layers is {given:,}, but the weights have {present:,} layers" if is_lacking else None
-    own = next((counts[group] for group in _groups(tensors) if group in counts), present)
-    if not own or default.value <= own <= default.value + sizes.num_extra_layers:
+    own = [counts[group] for group in _groups(tensors) if group in counts] or list(counts.values())
+    if not own or any(default.value <= count <= default.value + sizes.num_extra_layers for count in own):
         return None
-    return f"{_absent(default)}, but the weights have {own:,} layers"
+    return f"{_absent(default)}, but the weights have {max(own):,} layers"
 
 
 def _dimension_problem(name: str, tensors: Mapping[str, TensorInfo], sizes: _Sizes) -> str | None:

@@ -84,7 +84,15 @@ REFUSED: list[tuple[dict[str, Any], Shapes, str]] = [
     (without("", num_hidden_layers=3), decoder(), "num_hidden_layers is 3, but the weights have 2 layers"),
 ]
 
+#: Names that do not tell which layers are the language model's.
+TWO_GROUPS: Shapes = {
+    "bert.embeddings.word_embeddings.weight": (100, 8),
+    **{f"bert.encoder.layer.{index}.mlp.fc1.weight": (12, 8) for index in range(12)},
+    **VISION,
+}
+
 TAKEN: list[tuple[dict[str, Any], Shapes]] = [
+    (without("num_hidden_layers", "bert"), TWO_GROUPS),
     (without(""), decoder()),
     ({"model_type": "gpt2"}, gpt2(12)),
     ({"model_type": "gpt2", "n_layer": 24}, gpt2(24)),

@@ -149,7 +149,7 @@ def test_a_row_gives_the_same_bits_alone_and_among_others(sample: Sample) -> Non
 
 
 def test_alternatives_among_equals_are_the_first_ones(sample: Sample) -> None:
-    """Whatever the rows beside ask for."""
+    """The rows beside may ask for more or fewer."""
     logits = torch.randint(3, (6, 199), generator=torch.Generator().manual_seed(4)).float()
     counts = (2, 20, 0, 1, 5, 20)
     rows = [SamplingRow(GenerationParams(top_logprobs=count), (), (), (), 0.5) for count in counts]

@@ -157,14 +157,22 @@ def test_a_timestamp_is_its_own_moment_with_and_without_pandas(value: int, unit:
 
 
 @pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
-def test_texts_of_any_encoding_are_read(tmp_path: Path, encoding: str) -> None:
+def test_texts_of_any_encoding_are_read(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB's and Spark's second version of the format writes deltas, which Arrow reads into no dictionary."""
+    sizes: list[int] = []
+
+    def small_parts(batch: Any) -> list[Any]:
+        sizes.append(batch.num_rows)
+        return [batch]
+
+    monkeypatch.setattr("producer.prompts.readers.parquet_records._small_parts", small_parts)
     texts = [f"prompt {number}" for number in range(40)] + [None]
     table = pyarrow.table({"prompt": texts, "note": ["a"] * 41})
     columns = {"prompt": encoding, "note": "PLAIN"}
     parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding=columns)
     found = list(read_records(tmp_path / "a.parquet", ReaderOptions()))
     assert [record.fields.get("prompt") for record in found] == texts
+    assert max(sizes) == (16 if encoding == "DELTA_BYTE_ARRAY" else 41)  # few, where a byte may unfold to megabytes
     assert [record.number for record in found] == list(range(1, 42))
 
 

@@ -64,10 +64,12 @@ def decoded_together(architecture: str, dtype: torch.dtype) -> dict[int, dict[st
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_together_as_alone(architecture: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_together_as_alone(architecture: str, dtype: torch.dtype, half: int) -> None:
+    """All jobs together, one half of them alone; the other half in `make faults`."""
     together = decoded_together(architecture, dtype)
     engine = random_pair(architecture, dtype).engine(max_num_seqs=8, share_prefixes=False)
-    for request in mixed_requests():
+    for request in mixed_requests()[half::2]:
         (alone,) = engine.generate([request])
         assert content(alone) == together[request.id], request.params
 

@@ -87,6 +87,7 @@ def worker_name(engine: psutil.Process) -> str:
     return str(engine.environ()["NOCTURNE_WORKER_NAME"])
 
 
+@pytest.mark.long
 def test_several_workers_end_with_a_producer_that_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join([json.dumps({"prompt": "x", "max_new_tokens": 100_000, "ignore_eos": True})] * 2))

@@ -61,7 +61,8 @@ def send_outbox(
 
     A paused run's jobs stay. Of a run with a bound on the jobs that run at once, as many are sent as there is room
     for, whoever submitted them; workers ask again as jobs end. Chunks shrink towards the end of a run, so that the
-    workers, which hold `concurrency` of them each, finish together. With `min_age_seconds` a job that was never tried
+    workers, which hold `concurrency` of them each, finish together; what lost workers left in the middle of a run
+    goes out in whole chunks again. With `min_age_seconds` a job that was never tried
     is left to its submitter for so long.
     """
     unsent = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None), is_due())
@@ -93,10 +94,14 @@ def _send_all(
         return 0
     num_left = num_left if most is None else min(num_left, most)
     num_in_flight = chunks_in_flight(database, concurrency)
+    num_waiting: dict[str, int] = {}  # of each run, the jobs that were sent before
     for has_priority in _PRIORITIES:
         of_priority = rest = and_(condition, has_priority)
         while page := _read_page(database, rest, PAGE_JOBS if most is None else min(PAGE_JOBS, most - num_sent)):
-            for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_in_flight):
+            if most is None:
+                for run in {row.run_id for row in page} - num_waiting.keys():
+                    num_waiting[run] = _count_waiting(database, run, MAX_CHUNK_JOBS * num_in_flight)
+            for chunk in _chunks(page, max(num_left - num_sent, len(page)), num_in_flight, num_waiting):
                 send(chunk)
             _mark_sent(database, [row.id for row in page])
             num_sent += len(page)
@@ -124,12 +129,21 @@ def _limited_runs(database: Engine, run_id: str | None) -> list[tuple[str, int]]
     return [(run, room) for run, room in rooms if room > 0]
 
 
+#: In plain text: SQLite compares the condition of a partial index with the statement's.
+_IS_WAITING = text("state = 'queued' AND sent_at IS NOT NULL")
+
+
 def num_out(connection: Connection, run_id: str) -> int:
     """The jobs of a run that run, or whose message is on its way."""
-    # In plain text: SQLite compares the condition of a partial index with the statement's.
-    is_sent = text("state = 'queued' AND sent_at IS NOT NULL")
-    sent = select(func.count()).select_from(Job).where(Job.run_id == run_id, is_sent)
+    sent = select(func.count()).select_from(Job).where(Job.run_id == run_id, _IS_WAITING)
     return num_running(connection, run_id) + connection.execute(sent).scalar_one()
+
+
+def _count_waiting(database: Engine, run_id: str, most: int) -> int:
+    """The jobs of a run whose message is on its way; counts to `most` at most."""
+    waiting = select(Job.id).where(Job.run_id == run_id, _IS_WAITING).limit(most).subquery()
+    with database.begin() as connection:
+        return connection.execute(select(func.count()).select_from(waiting)).scalar_one()
 
 
 def _read_page(database: Engine, condition: ColumnElement[bool], num_jobs: int) -> list[Row[Any]]:
@@ -160,12 +174,15 @@ def _count(database: Engine, condition: ColumnElement[bool]) -> int:
         return connection.execute(select(func.count()).select_from(Job).where(condition)).scalar_one()
 
 
-def _chunks(rows: list[Row[Any]], num_left: int, num_in_flight: int) -> Iterator[ChunkMessage]:
-    """A page's rows in chunks; `num_left` rows are still to be sent, these included."""
+def _chunks(
+    rows: list[Row[Any]], num_left: int, num_in_flight: int, num_waiting: dict[str, int]
+) -> Iterator[ChunkMessage]:
+    """A page's rows in chunks; `num_left` rows are still to be sent, these included, `num_waiting` of a run were."""
     start = 0
     while start < len(rows):
         first = rows[start]
-        size = 1 if first.is_suspect else chunk_size(num_left - start, num_in_flight)
+        left_of_run = num_left - start + num_waiting.get(first.run_id, 0)
+        size = 1 if first.is_suspect else chunk_size(left_of_run, num_in_flight)
         num_bytes = _num_bytes(first)
         jobs = [_sent_job(first, num_bytes)]
         for row in rows[start + 1 : start + size]:

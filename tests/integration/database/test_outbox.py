@@ -66,6 +66,20 @@ def test_a_suspect_travels_alone(database: Engine) -> None:
     assert sorted(broker.job_ids) == job_ids
 
 
+@pytest.mark.parametrize(("num_waiting", "num_chunks"), [(640, 2), (0, 32)])
+def test_jobs_that_come_back_travel_together_while_others_wait(
+    database: Engine, num_waiting: int, num_chunks: int
+) -> None:
+    """At the end of a run they are shared out among the workers."""
+    job_ids, broker = insert_run(database, num_waiting + 32), Broker()
+    if num_waiting:
+        send_outbox(database, Broker(), concurrency=32)
+    with database.begin() as connection:
+        connection.execute(update(Job).where(Job.id.in_(job_ids[:32])).values(sent_at=None, attempts=1))
+    send_outbox(database, broker, concurrency=32)
+    assert (len(broker.sent), broker.job_ids) == (num_chunks, job_ids[:32])
+
+
 def test_only_what_is_queued_is_sent(database: Engine) -> None:
     job_ids, broker = insert_run(database, 3), Broker()
     with database.begin() as connection:

@@ -132,8 +132,10 @@ def test_children_do_not_inherit_a_pythonpath_with_the_working_directory(
     here = StrangeDirectory(tmp_path, PRODUCT_NAMES, python_path)
     if is_run_too:
         here.run("producer", "run", "prompts.jsonl")
-    with here.running("worker", "start", "--devices", "cpu", "--broker", broker, ready=" serves "):
+    database = ["--database", f"sqlite:///{tmp_path / 'queue.db'}"]
+    here.run("producer", "db", "upgrade", *database)
+    with here.running("worker", "start", "--devices", "cpu", *database, "--broker", broker, ready=" serves "):
         pass
     executed = here.executed()
-    assert {"worker", "models"} <= {name for pid, name in executed if pid in here.command_pids}
+    assert {"producer", "worker", "models"} <= {name for pid, name in executed if pid in here.command_pids}
     assert [name for pid, name in executed if pid not in here.command_pids] == []

@@ -92,7 +92,11 @@ def test_rows_are_deleted_with_the_last_run_of_their_time(
         assert sorted(column_of(sqlite_database, WorkerSample.running), reverse=True) == left, older_than
 
 
-@given(st.lists(st.tuples(st.floats(0, 3600), st.floats(0.1, 600), st.integers(0, 64)), max_size=20))
+#: Ends of samples in seconds, to a thousandth: a time of the database has no more than six places.
+ENDS = st.integers(0, 3_600_000).map(lambda thousandths: thousandths / 1000)
+
+
+@given(st.lists(st.tuples(ENDS, st.floats(0.1, 600), st.integers(0, 64)), max_size=20))
 def test_the_timeline_has_all_seconds_of_all_sequences(loads: list[tuple[float, float, int]]) -> None:
     made = Timeline(BEGIN, BEGIN + timedelta(hours=1))
     wanted = 0.0

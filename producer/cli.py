@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from models.name_lookup import bound_name_lookups
 from producer import maintenance
 from producer import options as given
 from producer.console import say
@@ -263,6 +264,7 @@ def _options(
 
 def main() -> None:
     """Runs the command; wrong use ends with its message on stderr and exit code 2."""
+    bound_name_lookups()
     try:
         app()
     except UsageError as error:

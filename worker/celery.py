@@ -14,17 +14,21 @@ from typing import Any
 from celery import Celery
 from celery.loaders.app import AppLoader
 from kombu.entity import Exchange, Queue
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from kombu.exceptions import ChannelError, OperationalError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from models.database.faults import first_line
 from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name, queue_names
 from models.model_name import canonical_model
+from models.redacted import redacted
 from models.settings import Settings
 from models.states import NUM_PRIORITIES
 from worker.messages.transport import install
 
 install()
+
+#: AMQP's code of a queue that does not exist, which kombu speaks on Redis too.
+NOT_FOUND = "404"
 
 DEFAULT_BROKER = "redis://localhost:6379/0"
 
@@ -125,7 +129,10 @@ def send_chunk(app: Celery, chunk: ChunkMessage) -> None:
 
 
 def queue_length(app: Celery, model: str) -> int:
-    """The number of messages of every priority and version that wait for a model. Raises `ConnectionError`."""
+    """The number of messages of every priority and version that wait for a model. Raises `ConnectionError`.
+
+    A Redis that does not say so is not empty: who believed that would send every job again.
+    """
     with _broker_errors(), app.pool.acquire(block=True) as connection:  # a new connection costs more than a sweep
         connection.ensure_connection(max_retries=1, timeout=5)
         return sum(_length(connection, name) for name in queue_names(model))
@@ -134,7 +141,9 @@ def queue_length(app: Celery, model: str) -> int:
 def _length(connection: Any, queue: str) -> int:
     try:
         return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
-    except connection.channel_errors:
+    except ChannelError as error:
+        if str(error.reply_code) != NOT_FOUND:
+            raise
         return 0  # the queue does not exist: nothing was ever sent
 
 
@@ -144,12 +153,28 @@ def notify_workers(app: Celery) -> None:
         app.control.broadcast(NOTIFY_COMMAND)
 
 
+class BrokerRefused(Exception):
+    """Redis takes neither user nor password; the text names it, without the password, and says what to do."""
+
+
+def check_broker(app: Celery) -> None:
+    """Raises `BrokerRefused` where trying again changes nothing. A Redis that is away is waited for later."""
+    try:
+        with app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+    except (ChannelError, OperationalError, RedisError, OSError) as error:
+        causes = [error, error.__cause__, error.__context__]
+        if any(isinstance(each, AuthenticationError | NoPermissionError) for each in causes):
+            shown = redacted(str(app.conf.broker_url))
+            raise BrokerRefused(f"{shown} refuses: {first_line(error)}; check its user and password") from error
+
+
 @contextmanager
 def _broker_errors() -> Iterator[None]:
     """Turns the errors of kombu and Redis into `ConnectionError` with one line of text."""
     try:
         yield
-    except (OperationalError, RedisError, OSError) as error:
+    except (ChannelError, OperationalError, RedisError, OSError) as error:
         raise ConnectionError(first_line(error)) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from models.checkpoint.small_files import CheckpointProblem
 from models.child_process import isolate_children
 from models.engine_options import checked_devices
 from models.model_name import with_revision
+from models.name_lookup import bound_name_lookups
 from models.settings import InvalidSettings, Settings, bounds_of, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
 from worker.monitoring.json_log import line_of, say, set_up_log
-from worker.worker_group import GroupMember, WorkerGroup
+from worker.worker_group import REFUSED, GroupMember, WorkerGroup
 
 EX_USAGE = 2
 EX_FAILURE = 1
@@ -180,8 +182,11 @@ def _serve(environment: dict[str, str], log_level: str, announce: Callable[[], N
     """Runs the worker of one device in this process, a child of the group; returns its exit code."""
     os.environ.update({**environment, "NOCTURNE_PARENT_PID": str(os.getppid())})
     code = _run_celery(log_level, announce)
-    from worker.tasks import has_lost_engine  # noqa: PLC0415 - reads the environment set above
+    from worker.tasks import has_lost_engine, rejection  # noqa: PLC0415 - reads the environment set above
 
+    if (reason := rejection()) is not None:
+        say(Settings(), reason, logging.ERROR)
+        return REFUSED
     return EX_FAILURE if has_lost_engine() else code
 
 
@@ -220,4 +225,5 @@ def _run_celery(log_level: str, announce: Callable[[], None]) -> int:
 def main() -> None:
     """Runs the command."""
     isolate_children()
+    bound_name_lookups()
     app()

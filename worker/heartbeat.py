@@ -79,7 +79,7 @@ class Heartbeat:
             is_notified = self._is_notified.wait(self._interval)
             self._is_notified.clear()
             self._stop_without_parent()
-            with self._outages.noted():
+            with self._outages.noted("heartbeat"):
                 claims = self._jobs.claims()
                 self._drop_lost(claims)
                 if not is_notified:
@@ -104,7 +104,6 @@ class Heartbeat:
         mean_running = counts.num_sequence_steps / max(counts.num_steps, 1)
         load = WorkerLoad(speed, counts.num_steps, mean_running, self._count_held())
         is_draining = self._registry.heartbeat(claims, load)
-        self._outages.note_available()
         self._samples.add(stats)
         if is_draining and not self._is_stopping.is_set():
             self._drain()

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import platform
-import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,8 @@ from worker.monitoring.counts import Count, Counts
 from worker.monitoring.json_log import about
 from worker.monitoring.worker_state import WorkerState
 from worker.shared_exclusive import SharedExclusiveLock
-from worker.signals import STOP_SECONDS
+from worker.signals import STOP_SECONDS, stop_this_process
+from worker.storage.careful_claims import claim_carefully
 from worker.storage.claims import Claim
 from worker.storage.committer import Committer
 from worker.storage.dead_letter_store import DeadLetterStore
@@ -79,10 +79,11 @@ class Runtime:
         self._is_stopping = Event()
         self._grace_seconds = settings.grace_seconds
         self._is_hurried = Event()
+        self._is_grace_over = Event()
         self._jobs = InFlightJobs()
         self._batch_lock = SharedExclusiveLock()
         self._alone: JobAlone | None = None  # the suspect that has the engine for itself
-        self._outages = DatabaseOutages()
+        self._outages = DatabaseOutages(self._on_rejection)
         self._counts = Counts()
         self._metrics: MetricsEndpoint | None = None
         self._model = canonical_model(settings.model)
@@ -107,6 +108,11 @@ class Runtime:
         )  # fmt: skip
         self._threads: list[CriticalThread] = []
         self.has_lost_engine = False
+
+    @property
+    def rejection(self) -> str | None:
+        """The reason for which the database refused a statement for good; the worker ends because of it."""
+        return self._outages.told_rejection
 
     @property
     def grace_seconds(self) -> float:
@@ -177,7 +183,7 @@ class Runtime:
         Their rows are decoded, not the message. Raises `RetryAborted` if the worker must end during an outage.
         """
         job_ids = [job.id for job in chunk.jobs]
-        claims = self._outages.retry_until_available(lambda: self._store.claim(job_ids))
+        claims = claim_carefully(self._store, self._outages, job_ids)
         logger.debug("%d jobs are claimed", len(claims), extra=about(claims))
         self._compare(chunk, claims, queue)
         if not claims:
@@ -186,8 +192,10 @@ class Runtime:
         self._drop(self._jobs.claims_of(claim.job_id for claim in claims))
         together = [claim for claim in claims if not claim.is_suspect]
         suspects = [(claim, self._jobs.add([claim])) for claim in claims if claim.is_suspect]
+        wait = self._jobs.add(together)
+        if self._is_grace_over.is_set():  # they were claimed while it ended
+            self._give_back(claims)
         if together:
-            wait = self._jobs.add(together)
             with self._batch_lock.shared():
                 self._submit(self._held(together))
                 wait.wait()
@@ -208,7 +216,11 @@ class Runtime:
         self._abort_retries_later(self._grace_seconds + STOP_SECONDS / 2)
         while len(self._jobs) and time.monotonic() < deadline and not self._is_hurried.wait(0.05):
             pass
-        left = self._jobs.claims()
+        self._is_grace_over.set()
+        self._give_back(self._jobs.claims())
+
+    def _give_back(self, left: Sequence[Claim]) -> None:
+        """Queues jobs again that this worker has no time for."""
         self._supervisor.cancel([claim.job_id for claim in left])
         try:
             stopped = [claim.job_id for claim in left]
@@ -225,7 +237,7 @@ class Runtime:
             return  # the signal is on its way
         logger.info("this worker is drained: it takes no more jobs and ends when its %d have ended", len(self._jobs))
         self._grace_seconds = math.inf
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop_this_process()
 
     def hurry(self) -> None:
         """Ends the grace, and every wait for a database that is away."""
@@ -345,7 +357,13 @@ class Runtime:
         """Stops the worker: it is of no use without an engine."""
         logger.error("the engine cannot be started again, stopping: %s", reason)
         self.has_lost_engine = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop_this_process()
+
+    def _on_rejection(self, reason: str) -> None:  # noqa: ARG002
+        """Stops the worker in order: what it asks of the database can never succeed."""
+        if self._threads:  # else it is about to end anyway
+            self._is_stopping.set()
+            stop_this_process()
 
     def _requeue(
         self, job_ids: Iterable[int], reason: str, requeue: Callable[[list[Claim], str], object], label: str

@@ -80,7 +80,7 @@ class Sweeper:
             if self._is_stopping.is_set():
                 continue
             try:
-                with self._outages.noted():
+                with self._outages.noted("sweep"):
                     num_lost = self._sweep()
                     self.send_outbox(min_age_seconds=None if num_lost else ADOPT_AGE_SECONDS)
             except ConnectionError as error:
@@ -98,7 +98,7 @@ class Sweeper:
     def send_outbox(self, run_id: str | None = None, min_age_seconds: float | None = None) -> None:
         """Sends the jobs of the outbox; those that Redis does not take stay there for the next sweep."""
         try:
-            with self._outages.noted():
+            with self._outages.noted("outbox"):
                 send_outbox(
                     self._database, self._send, run_id=run_id, concurrency=self._settings.concurrency,
                     min_age_seconds=min_age_seconds,

@@ -20,7 +20,7 @@ from models.database.faults import DatabaseUnavailable
 from models.message import TASK_NAME
 from models.model_name import canonical_model
 from models.settings import Settings
-from worker.celery import NOTIFY_COMMAND, app, queue_length, send_chunk
+from worker.celery import NOTIFY_COMMAND, BrokerRefused, app, check_broker, queue_length, send_chunk
 from worker.critical_thread import CriticalThread
 from worker.engine.request import ModelUnavailable
 from worker.messages.broadcast import restrict_commands
@@ -31,7 +31,8 @@ from worker.monitoring.json_log import JsonFormatter, note_task, say
 from worker.monitoring.worker_state import MetricsUnavailable
 from worker.runtime import Runtime
 from worker.signals import HURRY_SECONDS, STOP_SECONDS, Stopping
-from worker.storage.outages import RetryAborted
+from worker.storage.outages import DatabaseRejection, RetryAborted
+from worker.worker_group import REFUSED
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def _start(**kwargs: Any) -> None:  # noqa: ARG001
         database = open_database(settings.database_url, deadlines=settings.deadlines)
         check_connection(database)
         check_schema(database)
+        check_broker(app)
         _runtime = Runtime(
             settings,
             database,
@@ -95,9 +97,12 @@ def _start(**kwargs: Any) -> None:  # noqa: ARG001
             queue_length=partial(queue_length, app, canonical_model(settings.model)),
         )
         _runtime.start()
-    except (DatabaseUnavailable, MetricsUnavailable, ModelUnavailable) as error:
+    except (BrokerRefused, DatabaseUnavailable, MetricsUnavailable, ModelUnavailable) as error:
         say(settings, str(error), logging.ERROR)
         raise SystemExit(2) from error
+    except DatabaseRejection as error:
+        say(settings, str(error), logging.ERROR)
+        raise SystemExit(REFUSED) from error
     except Exception as error:
         # Celery would log it and go on without a runtime.
         logger.exception("the worker could not start")
@@ -130,6 +135,11 @@ def _shut_down(**kwargs: Any) -> None:  # noqa: ARG001
 def has_lost_engine() -> bool:
     """Whether the worker stopped because its engine could not be started again."""
     return _runtime is not None and _runtime.has_lost_engine
+
+
+def rejection() -> str | None:
+    """The reason for which the database refused a statement for good, if the worker stopped because of that."""
+    return None if _runtime is None else _runtime.rejection
 
 
 @signals.worker_shutdown.connect

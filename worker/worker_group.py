@@ -26,11 +26,17 @@ WORKED_SECONDS = 60.0
 #: Starts that fail in a row, before the first one that was ready, until the group gives up.
 MAX_FAILED_STARTS = 5
 
+#: Ends in a row because the database refuses what a member asks, until the group gives up; a member that worked for so
+#: long meanwhile begins anew.
+MAX_REJECTIONS = 5
+SERVED_SECONDS = 3600.0
+
 #: After a second signal the members have so long.
 KILL_SECONDS = 4.5
 
-#: Exit codes of members that are not restarted: an end in order, and before the first ready one wrong use.
-ENDED_IN_ORDER, WRONG_USE = 0, 2
+#: Exit codes of members that are not restarted: an end in order, and before the first ready one wrong use. One that the
+#: database refuses is restarted a few times, for a person may give it the rights meanwhile.
+ENDED_IN_ORDER, WRONG_USE, REFUSED = 0, 2, 3
 
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -45,6 +51,7 @@ class GroupMember:
     name: str
     run: Callable[[Callable[[], None]], int]
     num_failures: int = 0  # in a row
+    num_rejections: int = 0  # likewise
     has_been_ready: bool = False
     started: float = 0.0
     readiness: int | None = None  # the pipe that tells it
@@ -113,10 +120,18 @@ class WorkerGroup:
             self._close_readiness(member)
         if self._num_signals:
             self._worst = max(self._worst, 0 if code in (-signal.SIGTERM, -signal.SIGKILL) else abs(code))
-        elif code == ENDED_IN_ORDER or (code == WRONG_USE and not member.has_been_ready):
+        elif self._is_over(member, code):
             self._worst = max(self._worst, code)
         else:
             self._restart(member, code)
+
+    def _is_over(self, member: GroupMember, code: int) -> bool:
+        """Whether a member is not started again after this exit code; it has said why itself."""
+        if code == REFUSED:
+            has_served = time.monotonic() - member.started >= SERVED_SECONDS
+            member.num_rejections = 1 if has_served else member.num_rejections + 1
+        is_useless = code in (WRONG_USE, REFUSED) and not member.has_been_ready
+        return code == ENDED_IN_ORDER or is_useless or (code == REFUSED and member.num_rejections >= MAX_REJECTIONS)
 
     def _restart(self, member: GroupMember, code: int) -> None:
         has_worked = member.has_been_ready and time.monotonic() - member.started >= WORKED_SECONDS

@@ -15,6 +15,7 @@ from psycopg.pq import Format
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from models.database.faults import note_name
 from models.database.postgresql import copying
 
 
@@ -45,14 +46,16 @@ def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows
         is_closed = bool(connection.dialect.is_disconnect(error, connection.connection.driver_connection, cursor))
         if is_closed:
             connection.invalidate(error)
-        raise DBAPIError.instance(
+        wrapped = DBAPIError.instance(
             f"INSERT INTO {table}",
             None,
             error,
             driver_error,
             connection_invalidated=is_closed,
             dialect=connection.dialect,
-        ) from error
+        )
+        note_name(wrapped, connection.engine.url)
+        raise wrapped from error
     finally:
         cursor.close()
 

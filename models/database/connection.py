@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from models.database.deadlines import DEFAULT_DEADLINES, Call, Deadlines
+from models.database.error_codes import SQLITE_REPLACED
 from models.database.faults import DatabaseUnavailable, damaged, database_name, remember_name, unavailable
 from models.database.postgresql import open_postgresql
 from models.database.read_only import prepare_read_only_sqlite
@@ -109,6 +111,7 @@ def _open_sqlite(path: str, *, read_only: bool) -> Engine:
     engine = create_engine(URL.create("sqlite", database=path), creator=partial(_connect, path, read_only))
     event.listen(engine, "connect", prepare_read_only_sqlite if read_only else partial(_prepare_sqlite, path))
     event.listen(engine, "handle_error", remember_name)
+    event.listen(engine, "handle_error", _leave_a_replaced_file)
     if not read_only:
         # The driver would begin a read transaction, and fail at its first write while another process holds the lock.
         # Beginning with the write lock lets it wait instead.
@@ -186,14 +189,20 @@ def empty_journal(engine: Engine) -> None:
         connection.close()
 
 
+def _leave_a_replaced_file(context: ExceptionContext) -> None:
+    if getattr(context.original_exception, "sqlite_errorcode", 0) == SQLITE_REPLACED:
+        context.is_disconnect = True
+
+
 def _connect(path: str, read_only: bool) -> sqlite3.Connection:
     """Opens a SQLite file that exists; one in a folder that cannot be written is taken as unchanging."""
     if path in ("", ":memory:"):
         return sqlite3.connect(":memory:", check_same_thread=False)
     file = Path(path).absolute()
     query = "mode=ro" if read_only else "mode=rw"
-    journal = file.with_name(f"{file.name}-wal")
-    if read_only and not _may_write(file.parent) and not journal.exists():
+    # A journal beside it holds rows that are not in the file yet, or the way back from rows that never were committed.
+    has_journal = any(file.with_name(f"{file.name}{ending}").exists() for ending in ("-wal", "-journal"))
+    if read_only and not _may_write(file.parent) and not has_journal:
         query += "&immutable=1"  # else SQLite wants to make files beside it
     return sqlite3.connect(f"{file.as_uri()}?{query}", uri=True, timeout=SQLITE_BUSY_SECONDS, check_same_thread=False)
 

@@ -15,62 +15,21 @@ from sqlalchemy import URL
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
+from models.database.error_codes import (
+    DAMAGED,
+    POSTGRESQL_MISSING_REFERENCE,
+    UNREACHABLE,
+    Meaning,
+    Verdict,
+    postgresql_meaning,
+    sqlite_meaning,
+)
 from models.redacted import redacted
-
-#: SQLite's primary result codes that no statement of ours causes, and the advice for each.
-SQLITE_ADVICE = {
-    sqlite3.SQLITE_PERM: "check the rights of the file and of its folder",
-    sqlite3.SQLITE_BUSY: "another program holds it; try again when that has ended",
-    sqlite3.SQLITE_LOCKED: "another program holds it; try again when that has ended",
-    sqlite3.SQLITE_NOMEM: "free some memory",
-    sqlite3.SQLITE_READONLY: "check the rights of the file and of its folder",
-    sqlite3.SQLITE_IOERR: "check the disk",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a copy, or save what can be read with: sqlite3 FILE .recover",
-    sqlite3.SQLITE_FULL: "free some space",
-    sqlite3.SQLITE_CANTOPEN: "check the path, and the rights of the file and of its folder",
-    sqlite3.SQLITE_PROTOCOL: "another program holds it; try again when that has ended",
-    sqlite3.SQLITE_NOTADB: "it is not a SQLite file; give another --database",
-}
-
-#: The same for PostgreSQL's codes and classes of codes; the longest that fits.
-POSTGRESQL_ADVICE = {
-    "08": "check that the server runs, its host and its port",
-    "25006": "it takes no writes; give the primary server",
-    "28": "check user and password",
-    "3D": "create it, or give another name",
-    "42501": "ask the owner for the rights, or give another user",
-    "53": "the server has run out of something; see its log",
-    "55P03": "another program holds it; try again when that has ended",
-    "57": "the server ended the statement; try again",
-    "58": "see the server's log",
-    "XX": "see the server's log",
-}
-
-#: PostgreSQL's codes, and beginnings of codes, of an outage: gone when the server, its disk or its primary is back.
-#: Read-only, a session ended by a time limit, resources, an object in use or locked, an operator, the system.
-POSTGRESQL_OUTAGES = ("08", "25006", "25P03", "25P04", "40", "53", "55000", "55006", "55P03", "57", "58")
-
-#: Those of a transaction that lost to another one and may be repeated at once.
-POSTGRESQL_CONFLICTS = ("40001", "40P01")
-
-#: Those of a statement that waited too long for a lock or for its end, while the server answers others.
-POSTGRESQL_TIMEOUTS = ("55P03", "57014")
-
-#: Those that the values of a row cause: numbers, texts and sizes that a column or the server cannot take.
-POSTGRESQL_DATA_FAULTS = ("21", "22", "23", "54", "XX000")
-
-#: A row refers to another one that is not there.
-POSTGRESQL_MISSING_REFERENCE = "23503"
-
-SQLITE_OUTAGES = frozenset(SQLITE_ADVICE) - {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-SQLITE_DATA_FAULTS = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE)
 
 #: The beginning of the note that `remember_name` leaves in an error.
 NOTE = "in the database "
 
 CHECK_SECONDS = 5.0
-
-UNREACHABLE = "check that the server runs, its host and its port"
 
 
 class DatabaseUnavailable(Exception):
@@ -133,12 +92,12 @@ def damage(error: BaseException) -> DatabaseUnavailable | None:
 def damaged(path: str, reason: str) -> DatabaseUnavailable:
     """The complaint about a damaged SQLite file."""
     shown = " ".join(reason.split())
-    return DatabaseUnavailable(f"cannot use the database {path}: {shown}; {SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]}")
+    return DatabaseUnavailable(f"cannot use the database {path}: {shown}; {DAMAGED}")
 
 
 def is_unavailable(error: DBAPIError) -> bool:
     """Whether the database or its surroundings are at fault, and not a statement of ours."""
-    return _advice(error) is not None
+    return _meaning(error).advice is not None
 
 
 def unavailable(error: DBAPIError, name: str | None = None) -> DatabaseUnavailable:
@@ -146,46 +105,45 @@ def unavailable(error: DBAPIError, name: str | None = None) -> DatabaseUnavailab
     reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
     if name is None:
         name = noted_name(error) or ""
-    advice = _advice(error)
+    advice = _meaning(error).advice
     shown = f"cannot use the database {name}".rstrip()
     return DatabaseUnavailable(f"{shown}: {reason}" + (f"; {advice}" if advice else ""))
 
 
-def is_outage(error: DBAPIError) -> bool:
-    """Whether the same statement can succeed later: the database is away, full, locked, or takes no writes.
+def verdict_on(error: DBAPIError) -> Verdict:
+    """The sense of trying again. A session that ended in any way is an outage: another one may go on."""
+    if error.connection_invalidated and not isinstance(error.orig, sqlite3.Error):
+        return Verdict.OUTAGE
+    return _meaning(error).verdict
 
-    A session that ended in any way is one; a statement that the server or the driver refuses otherwise is not.
-    """
-    original: Any = error.orig
-    if isinstance(original, sqlite3.Error):
-        return _sqlite_code(original) in SQLITE_OUTAGES
-    if error.connection_invalidated:
-        return True
-    code = getattr(original, "sqlstate", None)
-    if code is None:  # of the driver: while connecting, or about a statement that it cannot send
-        return error.statement is None
-    return str(code).startswith(POSTGRESQL_OUTAGES)
+
+def is_outage(error: DBAPIError) -> bool:
+    """Whether the same statement can succeed later: the database is away, full, locked, or takes no writes."""
+    return verdict_on(error) in (Verdict.CONFLICT, Verdict.TIMEOUT, Verdict.OUTAGE)
 
 
 def is_conflict(error: DBAPIError) -> bool:
     """Whether the transaction lost to another one and may be repeated at once."""
-    return getattr(error.orig, "sqlstate", None) in POSTGRESQL_CONFLICTS
+    return verdict_on(error) == Verdict.CONFLICT
 
 
 def is_timeout(error: DBAPIError) -> bool:
     """Whether the statement waited too long, for a lock or for its own end, on a server that answers."""
-    return getattr(error.orig, "sqlstate", None) in POSTGRESQL_TIMEOUTS
+    return verdict_on(error) == Verdict.TIMEOUT
 
 
 def is_data_fault(error: DBAPIError) -> bool:
-    """Whether the values of the statement are at fault: another job's may well be stored."""
+    """Whether the values of the statement may be at fault: another job's may well be stored."""
+    return verdict_on(error) == Verdict.VALUES
+
+
+def is_value_fault(error: DBAPIError) -> bool:
+    """Whether they are at fault by the error's own word: too large a number, a text or a size that has no place."""
     original: Any = error.orig
     if isinstance(original, sqlite3.Error):
-        return _sqlite_code(original) in SQLITE_DATA_FAULTS or type(original) is sqlite3.DataError
-    code = getattr(original, "sqlstate", None)
-    if code is None:  # the driver cannot send them
-        return not error.connection_invalidated
-    return str(code).startswith(POSTGRESQL_DATA_FAULTS)
+        is_of_trigger = getattr(original, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_TRIGGER
+        return is_data_fault(error) and not is_of_trigger
+    return is_data_fault(error) and str(getattr(original, "sqlstate", None)).startswith(("22", "23", "54"))
 
 
 def is_missing_reference(error: DBAPIError) -> bool:
@@ -196,18 +154,22 @@ def is_missing_reference(error: DBAPIError) -> bool:
     return getattr(original, "sqlstate", None) == POSTGRESQL_MISSING_REFERENCE
 
 
-def _sqlite_code(error: sqlite3.Error) -> int:
-    """The primary result code; 0 for an error of the driver's own."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _advice(error: DBAPIError) -> str | None:
+def _meaning(error: DBAPIError) -> Meaning:
     original: Any = error.orig
     if isinstance(original, sqlite3.Error):
-        if str(original).startswith("Could not decode to UTF-8"):
-            return SQLITE_ADVICE[sqlite3.SQLITE_CORRUPT]
-        return SQLITE_ADVICE.get(_sqlite_code(original))
+        return _sqlite_meaning(original)
     code = getattr(original, "sqlstate", None)
-    if code is None:  # no answer of the server
-        return UNREACHABLE if type(original).__name__ == "OperationalError" else None
-    return POSTGRESQL_ADVICE.get(code) or POSTGRESQL_ADVICE.get(code[:2])
+    if code is not None:
+        return postgresql_meaning(str(code))
+    # Of the driver: without an answer of the server, or about values that it cannot send.
+    is_unanswered = type(original).__name__ == "OperationalError"
+    is_away = error.statement is None or error.connection_invalidated
+    return Meaning(Verdict.OUTAGE if is_away else Verdict.VALUES, UNREACHABLE if is_unanswered else None)
+
+
+def _sqlite_meaning(error: sqlite3.Error) -> Meaning:
+    if str(error).startswith("Could not decode to UTF-8"):
+        return Meaning(Verdict.REJECTION, DAMAGED)
+    if type(error) is sqlite3.DataError:  # of the driver: longer than it can send
+        return Meaning(Verdict.VALUES)
+    return sqlite_meaning(getattr(error, "sqlite_errorcode", 0))

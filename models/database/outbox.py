@@ -7,6 +7,7 @@ loses one.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,12 +66,10 @@ def send_outbox(
     goes out in whole chunks again. With `min_age_seconds` a job that was never tried
     is left to its submitter for so long.
     """
-    unsent = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None), is_due())
     num_sent = 0
     for limited, room in _limited_runs(database, run_id):
-        num_sent += _send_all(database, send, and_(unsent, Job.run_id == limited), concurrency, room)
-    is_open = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), Run.max_running.is_(None)).correlate(Job)
-    condition = and_(unsent, is_open)
+        num_sent += _send_all(database, send, and_(_IS_UNSENT, Job.run_id == limited), concurrency, room)
+    condition = _IS_OPEN
     if run_id is not None:
         condition = and_(condition, Job.run_id == run_id)
     if min_age_seconds is not None:
@@ -78,10 +77,24 @@ def send_outbox(
     return num_sent + _send_all(database, send, condition, concurrency)
 
 
+#: Made once, as the other parts of statements here: every sweep of every worker asks.
+_IS_UNSENT = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None), is_due())
+_OF_OPEN_RUN = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), Run.max_running.is_(None)).correlate(Job)
+_IS_OPEN = and_(_IS_UNSENT, _OF_OPEN_RUN)
+
+_PAGE = (
+    select(
+        Job.id, Job.run_id, Job.prompt, Job.messages, Job.chat, Job.params, Job.seed, Job.priority, Job.is_suspect,
+        Run.model,
+    )
+    .join(Run, Run.id == Job.run_id)
+    .order_by(Job.run_id, Job.id)
+)  # fmt: skip
+
 #: The conditions on a job to be sent, one after the other; by the last one those that another program has written.
 _PRIORITIES = (
-    *(Job.priority == priority for priority in reversed(range(NUM_PRIORITIES))),
-    not_(Job.priority.between(0, NUM_PRIORITIES - 1)),
+    *((priority, Job.priority == priority) for priority in reversed(range(NUM_PRIORITIES))),
+    (None, not_(Job.priority.between(0, NUM_PRIORITIES - 1))),
 )
 
 
@@ -89,13 +102,16 @@ def _send_all(
     database: Engine, send: Send, condition: ColumnElement[bool], concurrency: int, most: int | None = None
 ) -> int:
     """Sends the jobs that meet the condition, the most urgent first, at most so many; returns their number."""
-    num_sent, num_left = 0, _count(database, condition)
-    if not num_left:  # every sweep of every worker asks
+    counts = _count_by_priority(database, condition)
+    if not counts:
         return 0
+    num_sent, num_left = 0, sum(counts.values())
     num_left = num_left if most is None else min(num_left, most)
     num_in_flight = chunks_in_flight(database, concurrency)
     num_waiting: dict[str, int] = {}  # of each run, the jobs that were sent before
-    for has_priority in _PRIORITIES:
+    for priority, has_priority in _PRIORITIES:
+        if priority not in counts:
+            continue
         of_priority = rest = and_(condition, has_priority)
         while page := _read_page(database, rest, PAGE_JOBS if most is None else min(PAGE_JOBS, most - num_sent)):
             if most is None:
@@ -147,19 +163,8 @@ def _count_waiting(database: Engine, run_id: str, most: int) -> int:
 
 
 def _read_page(database: Engine, condition: ColumnElement[bool], num_jobs: int) -> list[Row[Any]]:
-    columns = (
-        Job.id, Job.run_id, Job.prompt, Job.messages, Job.chat, Job.params, Job.seed, Job.priority,
-        Job.is_suspect,
-    )  # fmt: skip
-    statement = (
-        select(*columns, Run.model)
-        .join(Run, Run.id == Job.run_id)
-        .where(condition)
-        .order_by(Job.run_id, Job.id)
-        .limit(num_jobs)
-    )
     with database.begin() as connection:
-        return list(connection.execute(statement))
+        return list(connection.execute(_PAGE.where(condition).limit(num_jobs)))
 
 
 def _mark_sent(database: Engine, job_ids: list[int]) -> None:
@@ -169,9 +174,14 @@ def _mark_sent(database: Engine, job_ids: list[int]) -> None:
         connection.execute(update(Job).where(unclaimed).values(sent_at=database_timestamp()))
 
 
-def _count(database: Engine, condition: ColumnElement[bool]) -> int:
+def _count_by_priority(database: Engine, condition: ColumnElement[bool]) -> Counter[int | None]:
+    """The number of jobs of each priority, those of none that is ours under None."""
+    statement = select(Job.priority, func.count()).where(condition).group_by(Job.priority)
+    counts: Counter[int | None] = Counter()
     with database.begin() as connection:
-        return connection.execute(select(func.count()).select_from(Job).where(condition)).scalar_one()
+        for priority, count in connection.execute(statement):
+            counts[priority if priority in range(NUM_PRIORITIES) else None] += count
+    return counts
 
 
 def _chunks(

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Timer
 
 from models.engine_options import EngineOptions
 from models.message import JobMessage
 from models.states import FinishReason
 from worker.engine.request import Completion, RequestOutput
+from worker.engine.stats import Stats
 from worker.engine_process.protocol import Encoding, Finished, Ready, Started, Stop, Submit
 
 ENVIRONMENT = {
@@ -22,6 +25,31 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 ANSWER = Completion(0, (), "", FinishReason.EOS, 0.0)
+
+
+class InstantEngine:
+    """In the place of a supervisor, an engine without a process; it takes its time for prompts that say `slow`."""
+
+    ready = Ready(ENVIRONMENT, "cpu", 0)
+    stats = Stats()
+    process_id = None
+
+    def __init__(self, options: EngineOptions, on_output: Callable[[RequestOutput], None], *rest: object) -> None:  # noqa: ARG002
+        self._on_output = on_output
+
+    def start(self) -> Ready:
+        return self.ready
+
+    def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:  # noqa: ARG002
+        for job in jobs:
+            output = RequestOutput(job.id, 1, (ANSWER,))
+            Timer(0.5 if job.prompt == "slow" else 0.0, self._on_output, [output]).start()
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        """Outputs of jobs that nobody holds are dropped anyway."""
+
+    def stop(self) -> None:
+        """It has no process."""
 
 
 def fake_engine_main(connection: Connection, options: EngineOptions) -> None:

@@ -93,11 +93,13 @@ class DeadLetterBox:
             if not is_outage(error):
                 logger.error("the database refuses dead letters, they are dropped: %s", error.orig)
                 return
-            outages.note(error)
+            outages.note("dead letters", error)
             with self._lock:
                 self._letters.extendleft(reversed(letters))
             if not self._is_closed.wait(RETRY_SECONDS):
                 self._is_filled.set()
+        else:
+            outages.note_success("dead letters")
 
 
 def storable(text: bytes | str, length: int) -> str:

@@ -18,7 +18,7 @@ from worker.monitoring.counts import Count, Counts, Timing
 from worker.monitoring.json_log import about
 from worker.storage.claims import Claim
 from worker.storage.job_store import FinishedJob, JobStore
-from worker.storage.outages import DatabaseOutages, RetryAborted
+from worker.storage.outages import DatabaseOutages, DatabaseRejection, RetryAborted
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ class Committer:
             except RetryAborted as error:
                 message = "%d finished jobs were not stored, they will be decoded again: %s"
                 logger.warning(message, len(batch), error, extra=_about(batch))
+                if isinstance(error, DatabaseRejection):
+                    self._give_back(batch)
             self._num_in_commit = 0
             for job in batch:
                 self._on_final(job.claim)
@@ -89,26 +91,28 @@ class Committer:
             batch.append(following)
         return batch
 
-    def _commit(self, batch: list[FinishedJob]) -> None:
-        """Commits the batch; if the database refuses a row of it, each job alone, to find the job at fault.
+    def _give_back(self, batch: list[FinishedJob]) -> None:
+        """Queues the jobs again, if the database takes that: else their leases run out, which counts as a loss."""
+        with self._outages.noted():
+            self._store.requeue([job.claim for job in batch], "its results could not be stored")
 
-        A fault of no row, such as missing rights, is raised: it must not fail jobs that did nothing wrong.
-        """
-        try:
-            self._outages.retry_until_available(lambda: self._store_entered(batch))
-        except DBAPIError as error:
-            if not is_data_fault(error):
-                raise
-            reason = first_line(error.orig)
-            if len(batch) > 1:
-                logger.warning("the database refuses a group of results, storing them one by one: %s", reason)
-                for job in batch:
-                    self._commit([job])
-                return
-            job_id = batch[0].claim.job_id
-            logger.error("the database refuses the results of job %d: %s", job_id, reason, extra=_about(batch))
-            self._outages.retry_until_available(lambda: self._store.fail(batch[0].claim, "StorageError", reason))
-            self._counts.add(Count.REQUEST_FAILURE, label="StorageError")
+    def _commit(self, batch: list[FinishedJob]) -> None:
+        """Commits the batch; if the database refuses a row of it, each job alone, to find the job at fault."""
+        refused = self._outages.retry_until_available(lambda: _fault_of(lambda: self._store_entered(batch)))
+        if refused is None:
+            return
+        reason = first_line(refused.orig)
+        if len(batch) > 1:
+            logger.warning("the database refuses a group of results, storing them one by one: %s", reason)
+            for job in batch:
+                self._commit([job])
+            return
+        if self._outages.retry_until_available(lambda: _fault_of(lambda: self._store.rehearse(batch[0]))):
+            raise self._outages.rejection(refused) from refused
+        job_id = batch[0].claim.job_id
+        logger.error("the database refuses the results of job %d: %s", job_id, reason, extra=_about(batch))
+        self._outages.retry_until_available(lambda: self._store.fail(batch[0].claim, "StorageError", reason))
+        self._counts.add(Count.REQUEST_FAILURE, label="StorageError")
 
     def _store_entered(self, batch: list[FinishedJob]) -> None:
         """One attempt of a commit; two where the row of the environment is gone, as from a database put back."""
@@ -131,6 +135,17 @@ class Committer:
         logger.debug("%d jobs are stored", num_stored, extra=_about(batch))
         for job in batch:
             self._counts.add_ending(job.output)
+
+
+def _fault_of(write: Callable[[], object]) -> DBAPIError | None:
+    """The error of a write that the values of a row may have caused; raises any other one."""
+    try:
+        write()
+    except DBAPIError as error:
+        if not is_data_fault(error):
+            raise
+        return error
+    return None
 
 
 def _about(batch: list[FinishedJob]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from models.database.clock import database_timestamp, read_timestamp
 from models.database.connection import limited
 from models.database.deadlines import Call
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
-from models.schema.job import Job
+from models.schema.job import Job, rows_to_change
 from models.states import JobState
-from worker.engine.request import Completion, RequestOutput
+from worker.engine.request import Completion, RequestOutput, Trace
 from worker.storage.claims import Claim, Claiming, UnreadableRow, held_claims, in_statements
 from worker.storage.losses import RUNS_ALONE, counted_loss
 from worker.storage.result_rows import insert_results, insert_traces, reserve_result_ids
@@ -79,16 +79,25 @@ class JobStore:
     def commit(self, finished: Sequence[FinishedJob]) -> int:
         """Stores results, traces and final states; returns how many of the jobs were still this worker's."""
         with self._commits.begin() as connection:
-            held = held_claims(connection, self._worker, [job.claim for job in finished], lock=True)
-            owned = [job for job in finished if job.claim in held]
-            self._succeed(connection, [job.claim.job_id for job in owned if job.output.error is None])
-            for job in owned:
-                if (error := job.output.error) is not None:
-                    self._change(connection, job.claim, _ending(JobState.FAILED, str(error), error.code))
-            self._insert_results(connection, [(job, done) for job in owned for done in job.output.completions])
-            _count(connection, owned)
-            close_runs(connection, {job.claim.run_id for job in owned})
-        return len(owned)
+            return self._commit(connection, finished)
+
+    def rehearse(self, job: FinishedJob) -> None:
+        """Commits an answer of one token in the place of the job's own, and takes it back.
+
+        Raises the error of a database that no job's results get into: the values of this one are not at fault.
+        """
+        with self._commits.connect() as connection, connection.begin() as transaction:
+            self._commit(connection, [FinishedJob(job.claim, neutral_output(job.output))])
+            transaction.rollback()
+
+    def fail_queued(self, job_id: int, code: str, error: str) -> None:
+        """Fails a job that the database lets nobody claim."""
+        is_own = rows_to_change(Job.id == job_id, Job.state == JobState.QUEUED)
+        ended = update(Job).where(is_own).values(_ending(JobState.FAILED, error, code)).returning(Job.run_id)
+        with self._database.begin() as connection:
+            for run_id in connection.execute(ended).scalars().all():
+                add_counts(connection, run_id, {COUNT_OF_STATE[JobState.FAILED]: 1})
+                close_runs(connection, {run_id})
 
     def requeue(self, claims: Iterable[Claim], reason: str) -> list[int]:
         """Returns claimed jobs to the outbox; returns the ids of those that were still this worker's."""
@@ -114,6 +123,18 @@ class JobStore:
             if self._change(connection, claim, values):
                 add_counts(connection, claim.run_id, {COUNT_OF_STATE[JobState.FAILED]: 1})
                 close_runs(connection, {claim.run_id})
+
+    def _commit(self, connection: Connection, finished: Sequence[FinishedJob]) -> int:
+        held = held_claims(connection, self._worker, [job.claim for job in finished], lock=True)
+        owned = [job for job in finished if job.claim in held]
+        self._succeed(connection, [job.claim.job_id for job in owned if job.output.error is None])
+        for job in owned:
+            if (error := job.output.error) is not None:
+                self._change(connection, job.claim, _ending(JobState.FAILED, str(error), error.code))
+        self._insert_results(connection, [(job, done) for job in owned for done in job.output.completions])
+        _count(connection, owned)
+        close_runs(connection, {job.claim.run_id for job in owned})
+        return len(owned)
 
     def _give_back(self, claims: Iterable[Claim], values: dict[str, Any]) -> list[int]:
         values |= {"state": JobState.QUEUED, "lease_expires_at": None, "sent_at": None}
@@ -182,6 +203,18 @@ class JobStore:
             output.prompt_hash,
             None if output.prompt_text is None else without_nul(output.prompt_text),
         )
+
+
+def neutral_output(output: RequestOutput) -> RequestOutput:
+    """An output of the same kind and number of answers, with values that every database takes."""
+    if output.error is not None:
+        return RequestOutput(output.request_id, 1, error=type(output.error)("an error"))
+    trace = Trace(["a"], logprobs=[0.0], sampling_logprobs=[0.0], entropies=[0.0], ranks=[1], kept=[1])
+    answers = [
+        Completion(done.sample_index, (0,), "a", done.finish_reason, 0.0, trace=None if done.trace is None else trace)
+        for done in output.completions
+    ]
+    return RequestOutput(output.request_id, 1, tuple(answers))
 
 
 def count_rows(result: Any) -> int:

@@ -24,14 +24,18 @@ MAX_ENGINE_DEATHS_ALONE = 2
 MAX_WORKERS_LOST_ALONE = 5
 
 
+#: The losses of a job with one more; a number that another program has written must not overflow, for all jobs' sake.
+_ONE_MORE = case((Job.num_crashes < 2**30, Job.num_crashes + 1), else_=Job.num_crashes)
+
+
 def counted_loss(max_attempts: int) -> dict[str, Any]:
     """The column values of a job that was one of those which may have killed a process.
 
     After `max_attempts` losses it is a suspect. It is tried again after a wait that grows with them.
     """
     return {
-        "num_crashes": Job.num_crashes + 1,
-        "is_suspect": or_(Job.is_suspect, Job.num_crashes + 1 >= max_attempts),
+        "num_crashes": _ONE_MORE,
+        "is_suspect": or_(Job.is_suspect, _ONE_MORE >= max_attempts),
         "retry_at": backoff_end(),
     }
 
@@ -40,11 +44,11 @@ def lost_worker(max_attempts: int) -> dict[str, Any]:
     """The column values of a running job whose worker is silent: it is queued again, or failed."""
     has_waited = and_(Job.is_suspect, Job.state_reason != RUNS_ALONE)  # another one ran
     num_alone = max_attempts + MAX_WORKERS_LOST_ALONE
-    is_worn_out = and_(Job.is_suspect, Job.state_reason == RUNS_ALONE, Job.num_crashes + 1 >= num_alone)
+    is_worn_out = and_(Job.is_suspect, Job.state_reason == RUNS_ALONE, _ONE_MORE >= num_alone)
     error = f"the worker that ran it was lost, in each of {MAX_WORKERS_LOST_ALONE} attempts alone"
     return {
         **counted_loss(max_attempts),
-        "num_crashes": Job.num_crashes + case((has_waited, 0), else_=1),
+        "num_crashes": case((has_waited, Job.num_crashes), else_=_ONE_MORE),
         "retry_at": case((has_waited, None), else_=backoff_end()),
         "state": case((is_worn_out, JobState.FAILED), else_=JobState.QUEUED),
         "state_reason": case((is_worn_out, "WorkerLost"), else_="its lease ran out"),

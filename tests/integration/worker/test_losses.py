@@ -46,8 +46,12 @@ def running_worker(
     (folder / "starts").touch()
     with ThreadPoolExecutor(max_workers=32) as threads:
 
+        def receive(chunk: ChunkMessage) -> None:
+            if not runtime.is_stopping:  # the task leaves it in the queue
+                runtime.process(chunk)
+
         def send(chunk: ChunkMessage) -> None:
-            threads.submit(runtime.process, chunk)
+            threads.submit(receive, chunk)
 
         runtime = Runtime(settings, database, send=send, queue_length=lambda: 1)
         runtime.start()

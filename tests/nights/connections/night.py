@@ -54,15 +54,15 @@ class Night:
         self._stack.close()
         self.database.dispose()
 
-    def start_worker(self, **settings: str) -> WorkerProcess:
-        return self._stack.enter_context(
-            WorkerProcess(
-                cwd=self.folder, module="benchmarks.support.null_worker", is_awaited=True, NULL_TOKENS="2",
-                NOCTURNE_MODEL="toy",
-                NOCTURNE_DATABASE=through(self.database_relay, self.url),
-                NOCTURNE_BROKER=f"redis://127.0.0.1:{self.redis_relay.port}/0", **settings,
-            )
-        )  # fmt: skip
+    def start_worker(self, module: str = "benchmarks.support.null_worker", **settings: str) -> WorkerProcess:
+        environment = {
+            "NULL_TOKENS": "2",
+            "NOCTURNE_MODEL": "toy",
+            "NOCTURNE_DATABASE": through(self.database_relay, self.url),
+            "NOCTURNE_BROKER": f"redis://127.0.0.1:{self.redis_relay.port}/0",
+            **settings,
+        }
+        return self._stack.enter_context(WorkerProcess(cwd=self.folder, module=module, is_awaited=True, **environment))
 
     def submit(self, num_jobs: int = 40) -> str:
         """Writes and sends a run, past the relays; returns its id."""

@@ -1,6 +1,7 @@
 """A relay between a client and a server that goes mute: it acknowledges what it reads and passes nothing on.
 
-Neither side's kernel notices, so keepalives find nothing. What a mute relay reads is lost; its connections stay mute.
+It may be mute in one direction alone. Neither side's kernel notices, so keepalives find nothing. What a mute relay
+reads is lost; its connections stay mute.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 from types import TracebackType
 from typing import Self
 
 BUFFER_BYTES = 65536
+
+BOTH, TO_SERVER, TO_CLIENT = frozenset({True, False}), frozenset({True}), frozenset({False})
 
 
 class Pair:
@@ -22,7 +25,7 @@ class Pair:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
-        self.is_mute = Event()
+        self.mute_sides: frozenset[bool] = frozenset()  # True: what the client sends, False: what the server does
 
     def close(self) -> None:
         for each in (self.client, self.server):
@@ -34,17 +37,23 @@ class Pair:
 class TcpRelay:
     """Listens on a local port and forwards to a Unix socket.
 
-    `filter_client` may change or refuse what a client sends: it returns the bytes to pass on, and those to answer.
+    `new_filter` makes what may change or refuse the bytes of a client: it returns those to pass on, and those to
+    answer, which end the connection unless `goes_on`.
     """
 
     def __init__(
-        self, target: Path, new_filter: Callable[[], Callable[[bytes], tuple[bytes, bytes]]] | None = None
+        self,
+        target: Path,
+        new_filter: Callable[[], Callable[[bytes], tuple[bytes, bytes]]] | None = None,
+        *,
+        goes_on: bool = False,
     ) -> None:
         self._target = str(target)
         self._new_filter = new_filter
+        self._goes_on = goes_on
         self._lock = Lock()
         self._pairs: list[Pair] = []
-        self._is_mute_for_new = False
+        self._new_mute_sides: frozenset[bool] = frozenset()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
 
@@ -58,19 +67,19 @@ class TcpRelay:
         self._listener.close()
         self.cut()
 
-    def mute(self, *, new_ones_too: bool = False) -> int:
+    def mute(self, sides: frozenset[bool] = BOTH, *, new_ones_too: bool = False) -> int:
         """Makes the connections mute for good, and those to come until `speak`; returns the number of the former."""
         with self._lock:
-            self._is_mute_for_new = new_ones_too
-            mute = [pair for pair in self._pairs if not pair.is_mute.is_set()]
+            self._new_mute_sides = sides if new_ones_too else frozenset()
+            mute = [pair for pair in self._pairs if not pair.mute_sides]
             for pair in mute:
-                pair.is_mute.set()
+                pair.mute_sides = sides
             return len(mute)
 
     def speak(self) -> None:
         """New connections work again."""
         with self._lock:
-            self._is_mute_for_new = False
+            self._new_mute_sides = frozenset()
 
     def cut(self) -> None:
         """Closes every connection."""
@@ -93,8 +102,7 @@ class TcpRelay:
                 pair = Pair(client, server)
                 with self._lock:
                     self._pairs.append(pair)
-                    if self._is_mute_for_new:
-                        pair.is_mute.set()
+                    pair.mute_sides = self._new_mute_sides
                 Thread(target=self._serve, args=(pair,), daemon=True).start()
 
     def _serve(self, pair: Pair) -> None:
@@ -112,12 +120,14 @@ class TcpRelay:
         """Passes on what one side sent; false where the connection is over."""
         source, sink = (pair.client, pair.server) if is_from_client else (pair.server, pair.client)
         data = source.recv(BUFFER_BYTES)
-        if pair.is_mute.is_set():
+        if is_from_client in pair.mute_sides:
             return bool(data)  # the other side stays open: it hears nothing of a client that has gone
         if is_from_client and answer is not None and data:
             data, reply = answer(data)
             if reply:
                 pair.client.sendall(reply)
+                if self._goes_on:
+                    return True
                 pair.close()
                 return False
         if not data:

@@ -122,21 +122,6 @@ def test_a_read_only_server_is_an_outage_and_its_connection_is_left(relayed: Eng
     assert is_outage(raised.value) and raised.value.connection_invalidated
 
 
-@pytest.mark.parametrize(
-    ("code", "outage", "data_fault"),
-    [
-        ("57P01", True, False), ("57P02", True, False), ("57P03", True, False), ("57014", True, False),
-        ("53100", True, False), ("53300", True, False), ("25006", True, False), ("08006", True, False),
-        ("58030", True, False), ("40001", True, False), ("55P03", True, False), ("55000", True, False),
-        ("42501", False, False), ("42P01", False, False), ("0A000", False, False), ("25P02", False, False),
-        ("54000", False, True), ("54001", False, True), ("22003", False, True), ("23505", False, True),
-    ],
-)  # fmt: skip
-def test_an_error_is_what_its_code_says(relayed: Engine, code: str, outage: bool, data_fault: bool) -> None:
-    error = raised_by(relayed, f"DO $$ BEGIN RAISE EXCEPTION 'a fault' USING ERRCODE = '{code}'; END $$")
-    assert (is_outage(error), is_data_fault(error)) == (outage, data_fault)
-
-
 def test_a_statement_that_the_driver_cannot_send_is_no_outage(relayed: Engine) -> None:
     with pytest.raises(DBAPIError) as raised, relayed.begin() as connection:
         connection.exec_driver_sql("SELECT %s", (object(),))

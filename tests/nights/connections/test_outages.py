@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.nights.connections.night import SHORT, Night
+from tests.nights.connections.tcp_relay import TO_CLIENT, TO_SERVER
 from tests.support.postgres import new_postgres_database
 from tests.support.processes import WorkerProcess, wait_until
 
@@ -44,6 +45,24 @@ def mute_database(night: Night) -> None:
     night.database_relay.mute()
 
 
+def mute_redis_to_us(night: Night) -> None:
+    """Its answers alone are lost: it goes on taking what we send."""
+    night.redis_relay.mute(TO_CLIENT)
+
+
+def mute_us_to_redis(night: Night) -> None:
+    night.redis_relay.mute(TO_SERVER)
+
+
+def mute_database_to_us(night: Night) -> None:
+    """Its answers alone are lost: it has committed what we believe to be lost."""
+    night.database_relay.mute(TO_CLIENT)
+
+
+def mute_us_to_database(night: Night) -> None:
+    night.database_relay.mute(TO_SERVER)
+
+
 def mute_everything_for_a_while(night: Night, seconds: float = MUTE_SECONDS) -> None:
     for relay in (night.redis_relay, night.database_relay):
         relay.mute(new_ones_too=True)
@@ -66,7 +85,7 @@ def database_is_a_standby_for_a_while(night: Night, seconds: float = MUTE_SECOND
 
 FAULTS = [
     mute_redis, mute_database, mute_everything_for_a_while, redis_is_a_replica_for_a_while,
-    database_is_a_standby_for_a_while,
+    database_is_a_standby_for_a_while, mute_redis_to_us, mute_us_to_redis, mute_database_to_us, mute_us_to_database,
 ]  # fmt: skip
 
 

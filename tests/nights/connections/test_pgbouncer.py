@@ -1,4 +1,4 @@
-"""The system's PgBouncer in transaction mode between everything of ours and PostgreSQL. `make faults` installs it."""
+"""The system's PgBouncer between everything of ours and PostgreSQL, in both its modes. `make faults` installs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from tests.support.processes import WorkerProcess, wait_until
 
 pytestmark = pytest.mark.long
 
-#: Fewer sessions than the two workers and the producer have connections, so that transactions change sessions.
+#: Modes and sessions: in transaction mode fewer than the two workers and the producer have connections, so that
+#: transactions change sessions; in session mode enough for all of them, since each keeps one.
+MODES = [("transaction", 3), ("session", 60)]
+
 CONFIGURATION = """
 [databases]
 * = host={folder} user={user}
@@ -32,8 +35,8 @@ listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
-default_pool_size = 3
+pool_mode = {mode}
+default_pool_size = {size}
 max_client_conn = 200
 """
 
@@ -44,16 +47,17 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-@pytest.fixture
-def pooled_url(postgres_url: str, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=MODES, ids=lambda mode: mode[0])
+def pooled_url(postgres_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an empty database through PgBouncer."""
+    mode, size = request.param
+    user_name = make_url(postgres_url).username or "postgres"
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     assert program is not None, "install pgbouncer, as `make faults` does"
     url, port = make_url(postgres_url), free_port()
     file = tmp_path / "pgbouncer.ini"
-    file.write_text(
-        CONFIGURATION.format(folder=postgres_socket(postgres_url).parent, user=url.username or "postgres", port=port)
-    )
+    folder = postgres_socket(postgres_url).parent
+    file.write_text(CONFIGURATION.format(folder=folder, user=user_name, port=port, mode=mode, size=size))
     user = "pgserver" if os.geteuid() == 0 else None  # neither runs as root: the user whom the server runs as
     command = [program, *(["--user", user] if user else []), str(file)]
     with (tmp_path / "pgbouncer.log").open("w") as log, subprocess.Popen(command, stderr=log, stdout=log) as pooler:

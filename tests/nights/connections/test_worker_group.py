@@ -35,7 +35,11 @@ def run(announce):
         return 2
     if behaviour == "fails":
         return 1
+    if behaviour == "refused at once":
+        return 3
     announce()
+    if behaviour == "refused":
+        return 3
     if behaviour == "dies" and number < 3:
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "cannot start again" and number < 4:
@@ -86,7 +90,10 @@ def test_a_member_that_was_ready_is_started_again(start: Start, tmp_path: Path, 
     assert "".join(group.lines).count("starting it again") == starts - 1
 
 
-@pytest.mark.parametrize(("behaviour", "starts", "code"), [("wrong use", 1, 2), ("fails", 5, 1)])
+@pytest.mark.parametrize(
+    ("behaviour", "starts", "code"),
+    [("wrong use", 1, 2), ("fails", 5, 1), ("refused at once", 1, 3), ("refused", 5, 3)],
+)
 def test_a_member_that_cannot_start_ends_the_group(
     start: Start, tmp_path: Path, behaviour: str, starts: int, code: int
 ) -> None:

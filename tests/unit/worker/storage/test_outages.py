@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import DatabaseError, DBAPIError, IntegrityError, OperationalError
 
 from worker.storage import outages as outages_module
-from worker.storage.outages import MAX_PROMPT_RETRIES, DatabaseOutages, RetryAborted
+from worker.storage.outages import MAX_PROMPT_RETRIES, DatabaseOutages, DatabaseRejection, RetryAborted
 
 
 def fault(kind: type[sqlite3.Error], code: int, message: str) -> sqlite3.Error:
@@ -94,24 +94,35 @@ def test_a_transaction_that_loses_again_and_again_waits(
     ("kind", "code"),
     [(IntegrityError, sqlite3.SQLITE_CONSTRAINT), (OperationalError, sqlite3.SQLITE_ERROR), (DatabaseError, 11)],
 )
-def test_a_statement_that_can_never_succeed_is_not_tried_again(kind: type[DBAPIError], code: int) -> None:
-    calls = []
+def test_a_statement_that_can_never_succeed_is_not_tried_again(
+    caplog: pytest.LogCaptureFixture, kind: type[DBAPIError], code: int
+) -> None:
+    """It is told once, and so is the one who ends the worker."""
+    calls: list[int] = []
+    reasons: list[str] = []
 
     def write() -> None:
         calls.append(1)
         raise kind("insert", {}, fault(sqlite3.OperationalError, code, "no such table"))
 
-    with pytest.raises(kind):
-        DatabaseOutages().retry_until_available(write)
-    assert calls == [1]
+    outages = DatabaseOutages(reasons.append)
+    for _ in range(2):
+        with pytest.raises(DatabaseRejection, match="no such table"):
+            outages.retry_until_available(write)
+    assert calls == [1, 1] and reasons == [outages.told_rejection] and len(caplog.records) == 1
 
 
-def test_a_loop_goes_on_after_an_outage_and_ends_with_another_error(caplog: pytest.LogCaptureFixture) -> None:
-    outages = DatabaseOutages()
+def test_a_loop_goes_on_after_an_outage_and_a_rejection(caplog: pytest.LogCaptureFixture) -> None:
+    reasons: list[str] = []
+    outages = DatabaseOutages(reasons.append)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            with outages.noted():
+            with outages.noted("sweep"):
                 raise locked()
     assert len(caplog.records) == 1
-    with pytest.raises(IntegrityError), outages.noted():
-        raise IntegrityError("insert", {}, fault(sqlite3.IntegrityError, sqlite3.SQLITE_CONSTRAINT, "UNIQUE"))
+    for _ in range(3):
+        with outages.noted("sweep"):
+            raise IntegrityError("insert", {}, fault(sqlite3.IntegrityError, sqlite3.SQLITE_CONSTRAINT, "UNIQUE"))
+    assert len(caplog.records) == 2 and len(reasons) == 1
+    with pytest.raises(ValueError, match="of ours"), outages.noted():
+        raise ValueError("of ours")

@@ -43,7 +43,7 @@ class InstantEngine:
     def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:  # noqa: ARG002
         for job in jobs:
             output = RequestOutput(job.id, 1, (ANSWER,))
-            Timer(0.5 if job.prompt == "slow" else 0.0, self._on_output, [output]).start()
+            Timer(2.0 if job.prompt == "slow" else 0.0, self._on_output, [output]).start()
 
     def cancel(self, job_ids: Sequence[int]) -> None:
         """Outputs of jobs that nobody holds are dropped anyway."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 from sqlalchemy import Engine, text, update
@@ -31,6 +32,9 @@ from tests.support.postgres import new_postgres_database
 from tests.support.processes import wait_until
 from tests.support.table_rows import column_of, insert_run
 from worker.storage import outages, reaper
+from worker.storage.claims import Claim
+from worker.storage.job_store import JobStore
+from worker.storage.outages import DatabaseOutages
 
 #: PostgreSQL's classes of codes with the single codes of each that matter, and the verdict on them.
 POSTGRESQL_CODES = {
@@ -173,6 +177,26 @@ def test_a_transaction_that_was_cut_off_is_told_with_its_remedy(
         assert connection.execute(text("SELECT count(*), max(a) FROM t")).one() == (1, "committed")
 
 
+@pytest.fixture
+def may_claim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """Claims wait for it: quick ones would leave the outbox no job to mark as sent."""
+    event, claim = Event(), worker.runtime.claim_carefully
+
+    def claim_later(store: JobStore, outages: DatabaseOutages, job_ids: Sequence[int]) -> list[Claim]:
+        event.wait()
+        return claim(store, outages, job_ids)
+
+    monkeypatch.setattr(worker.runtime, "claim_carefully", claim_later)
+    event.set()
+    yield event
+    event.set()
+
+
+def hold_claims(may_claim: Event, operation: str) -> None:
+    if operation == "outbox":
+        may_claim.clear()
+
+
 def submit(database: Engine, model: str, operation: str) -> None:
     """Writes jobs that the sweep of a worker sends, with what the operation needs to happen."""
     run_id = f"run-{len(column_of(database, Run.id))}"
@@ -202,7 +226,11 @@ PASSING = [
 
 
 def test_a_code_that_goes_away_is_waited_out(
-    faulty: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    faulty: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    may_claim: Event,
 ) -> None:
     """By one worker, one fault after the other; each is told once, and no job counts a loss of it."""
     empty(faulty)
@@ -212,8 +240,10 @@ def test_a_code_that_goes_away_is_waited_out(
         for operation, code in PASSING:
             caplog.clear()
             set_fault(faulty, operation, code)
+            hold_claims(may_claim, operation)
             submit(faulty, model, operation)
             wait_until(lambda: is_told(caplog))
+            may_claim.set()
             set_fault(faulty)
             wait_until(lambda: set(column_of(faulty, Run.state)) == {RunState.FINISHED})
             told = [line for line in messages(caplog) if "a fault of the" in line]
@@ -235,6 +265,7 @@ def test_a_code_that_stays_ends_the_worker_by_name(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    may_claim: Event,
     operation: str,
     code: str,
 ) -> None:
@@ -244,8 +275,10 @@ def test_a_code_that_stays_ends_the_worker_by_name(
     monkeypatch.setattr(worker.runtime, "stop_this_process", lambda: stops.append("SIGTERM"))
     set_fault(faulty, operation, code)
     with running_worker(faulty, tmp_path, monkeypatch, max_attempts=3) as runtime:
+        hold_claims(may_claim, operation)
         submit(faulty, str(tmp_path / "starts"), operation)
         wait_until(lambda: bool(stops))
+        may_claim.set()
         assert runtime.is_stopping and runtime.rejection is not None and "a fault of the" in runtime.rejection
     assert stops == ["SIGTERM"]
     told = [line for line in messages(caplog) if "this worker gives its jobs back and ends" in line]

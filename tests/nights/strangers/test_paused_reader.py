@@ -47,7 +47,7 @@ def open_transactions(database: Engine) -> int:
     with database.connect() as connection:
         found = connection.exec_driver_sql(
             "select count(*) from pg_stat_activity where datname = current_database() and xact_start is not null "
-            "and pid <> pg_backend_pid()"
+            "and pid <> pg_backend_pid() and backend_type = 'client backend'"
         ).scalar()
     return int(found or 0)
 

@@ -24,8 +24,9 @@ typedef struct {
     const uint8_t *begins; /* its state is empty */
 } SequenceRows;
 
-/* Tokens of a sequence that are convolved together; their columns of the state, COLUMNS wide, stay in the L1 cache. */
-enum { TOKENS = 64, COLUMNS = 64 };
+/* Tokens of a sequence that are convolved together, and columns of a state that are updated together: whole rows of most
+ * models' states, so that memory is read as one stream. */
+enum { TOKENS = 64, COLUMNS = 128 };
 
 typedef float Lanes __attribute__((vector_size(LINE), aligned(4), may_alias));
 
@@ -90,7 +91,7 @@ INLINE void normalize(float *x, int64_t size, float scale) {
 
 /* Brings memory into the L2 cache, while something else is computed. */
 INLINE void fetch(const Lanes *lines, const int count) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int i = 0; i < count; i++) __builtin_prefetch(lines + i, 0, 2);
 }
 
@@ -102,21 +103,21 @@ INLINE void update_columns(float *state, int64_t key_dim, int64_t value_dim, con
         const float *query = tile->mixed + token * tile->group, *key = query + key_dim;
         float decay = tile->decay[token], beta = tile->beta[token];
         Lanes known[COLUMNS / LANES], read[COLUMNS / LANES];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < num_lanes; i++) known[i] = read[i] = (Lanes){0};
         for (int64_t row = 0; row < key_dim; row++) {
             const Lanes *old = (const Lanes *)(state + row * value_dim);
             fetch(old + tile->ahead / LANES, num_lanes / 2);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int i = 0; i < num_lanes; i++) known[i] += old[i] * key[row];
         }
         const Lanes *value = (const Lanes *)(values + token * tile->group);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < num_lanes; i++) known[i] = (value[i] - known[i] * decay) * beta;
         for (int64_t row = 0; row < key_dim; row++) {
             Lanes *kept = (Lanes *)(state + row * value_dim);
             fetch(kept + tile->ahead / LANES + num_lanes / 2, num_lanes / 2);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int i = 0; i < num_lanes; i++) {
                 Lanes updated = kept[i] * decay + known[i] * key[row];
                 kept[i] = updated;
@@ -124,7 +125,7 @@ INLINE void update_columns(float *state, int64_t key_dim, int64_t value_dim, con
             }
         }
         Lanes *to = (Lanes *)(output + token * value_dim);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < num_lanes; i++) to[i] = read[i];
     }
 }
@@ -152,6 +153,9 @@ INLINE void update_state(float *state, int64_t key_dim, int64_t value_dim, const
     for (; column + COLUMNS <= value_dim; column += COLUMNS)
         update_columns(state + column, key_dim, value_dim, tile, values + column, tile->core + column, num_tokens,
                        COLUMNS / LANES);
+    for (; column + COLUMNS / 2 <= value_dim; column += COLUMNS / 2)
+        update_columns(state + column, key_dim, value_dim, tile, values + column, tile->core + column, num_tokens,
+                       COLUMNS / 2 / LANES);
     for (; column + LANES <= value_dim; column += LANES)
         update_columns(state + column, key_dim, value_dim, tile, values + column, tile->core + column, num_tokens, 1);
     for (; column < value_dim; column++)

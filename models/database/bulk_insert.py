@@ -38,7 +38,7 @@ def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows
     driver_error: Any = connection.dialect.loaded_dbapi.Error
     try:
         if connection.dialect.name == "postgresql":
-            _copy(cursor, table, columns, rows)
+            _copy(connection, cursor, table, columns, rows)
         else:
             marks = ", ".join("?" * len(columns))
             cursor.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
@@ -60,10 +60,14 @@ def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows
         cursor.close()
 
 
-def _copy(cursor: Any, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def _copy(
+    connection: Connection, cursor: Any, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
     """COPY in its binary format: values travel as their columns' types, without a detour through text."""
     names = ", ".join(columns)
-    column_types = [column.type_code for column in cursor.execute(f"SELECT {names} FROM {table} LIMIT 0").description]
+    if (column_types := connection.info.get((table, names))) is None:  # once for each connection
+        described = cursor.execute(f"SELECT {names} FROM {table} LIMIT 0").description
+        column_types = connection.info[table, names] = [column.type_code for column in described]
     cursor.adapters.register_dumper(None, JsonTextDumper)  # for columns of its type, not for every text
     with copying(cursor.connection), cursor.copy(f"COPY {table} ({names}) FROM STDIN (FORMAT BINARY)") as copy:
         copy.set_types(column_types)

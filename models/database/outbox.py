@@ -30,6 +30,7 @@ from sqlalchemy import (
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, is_older_than
+from models.database.id_lists import is_among
 from models.database.live_workers import chunks_in_flight, num_running
 from models.message import ChunkMessage, SentJob
 from models.schema.job import Job, rows_to_change
@@ -170,7 +171,7 @@ def _read_page(database: Engine, condition: ColumnElement[bool], num_jobs: int) 
 def _mark_sent(database: Engine, job_ids: list[int]) -> None:
     with database.begin() as connection:
         # A job that a worker is just claiming needs no mark.
-        unclaimed = rows_to_change(Job.id.in_(job_ids), Job.state == JobState.QUEUED, skip_locked=True)
+        unclaimed = rows_to_change(is_among(Job.id, job_ids), Job.state == JobState.QUEUED, skip_locked=True)
         connection.execute(update(Job).where(unclaimed).values(sent_at=database_timestamp()))
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, bindparam, exists, func, 
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, lease_end
+from models.database.id_lists import IdList, is_among
 from models.database.live_workers import num_running
 from models.message import JobMessage
 from models.schema.job import Job, rows_to_change
@@ -78,7 +79,7 @@ class Claiming:
 
     def strangers(self, connection: Connection, job_ids: Collection[int]) -> Iterator[tuple[int, str]]:
         """Those of the jobs that are not this worker's at all, each with the reason."""
-        statement = select(Job.id, Run.model).join(Run, Run.id == Job.run_id).where(Job.id.in_(job_ids))
+        statement = select(Job.id, Run.model).join(Run, Run.id == Job.run_id).where(is_among(Job.id, job_ids))
         models = dict(connection.execute(statement).all())
         for job_id in job_ids:
             if job_id not in models:
@@ -91,7 +92,7 @@ class Claiming:
         statement = (
             select(Job.run_id, Job.id, Run.max_running)
             .join(Run, Run.id == Job.run_id)
-            .where(Job.id.in_(job_ids), Job.state == JobState.QUEUED, Run.max_running.is_not(None))
+            .where(is_among(Job.id, job_ids), Job.state == JobState.QUEUED, Run.max_running.is_not(None))
             .order_by(Job.run_id, Job.id)
         )
         queued: dict[tuple[str, int], list[int]] = {}
@@ -104,7 +105,7 @@ class Claiming:
             if room:
                 rows = connection.execute(self._claim_bounded, {"ids": ids[:room]})
                 claims += [_read(row, self._lease_seconds, is_limited=True) for row in rows]
-            is_left = rows_to_change(Job.id.in_(ids), Job.state == JobState.QUEUED)
+            is_left = rows_to_change(is_among(Job.id, ids), Job.state == JobState.QUEUED)
             connection.execute(update(Job).where(is_left).values(sent_at=None))
         return claims
 
@@ -114,7 +115,7 @@ def _claim_statement(worker: str, model: str | None, lease_seconds: float, of_ru
     of_model = [] if model is None else [Run.model == model]
     run = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), *of_model, of_run).correlate(Job)
     is_in_time = or_(Job.expires_at.is_(None), Job.expires_at > database_timestamp())
-    is_named = Job.id.in_(bindparam("ids", expanding=True))
+    is_named = is_among(Job.id, bindparam("ids", type_=IdList()))
     return (
         update(Job)
         .where(rows_to_change(is_named, Job.state == JobState.QUEUED, is_in_time, is_due(), run))
@@ -143,7 +144,7 @@ def held_claims(
     held: set[tuple[int, int]] = set()
     for ids in in_statements([claim.job_id for claim in claims]):
         # By id alone, so that PostgreSQL uses the primary key: other indexes hold every job that ever ran.
-        statement = select(Job.id, Job.attempts, Job.state, Job.worker).where(Job.id.in_(ids)).order_by(Job.id)
+        statement = select(Job.id, Job.attempts, Job.state, Job.worker).where(is_among(Job.id, ids)).order_by(Job.id)
         if lock:
             statement = statement.with_for_update(skip_locked=skip_locked)
         for job_id, attempt, state, holder in connection.execute(statement):

@@ -17,6 +17,7 @@ from models.database.bulk_insert import to_json, without_nul
 from models.database.clock import database_timestamp, read_timestamp
 from models.database.connection import limited
 from models.database.deadlines import Call
+from models.database.id_lists import is_among
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job, rows_to_change
 from models.states import JobState
@@ -142,12 +143,12 @@ class JobStore:
             held = held_claims(connection, self._worker, list(claims), lock=True)
             job_ids = sorted(claim.job_id for claim in held)
             for ids in in_statements(job_ids):
-                connection.execute(update(Job).where(Job.id.in_(ids)).values(values))
+                connection.execute(update(Job).where(is_among(Job.id, ids)).values(values))
         return job_ids
 
     def _succeed(self, connection: Connection, job_ids: Sequence[int]) -> None:
         if job_ids:
-            connection.execute(update(Job).where(Job.id.in_(job_ids)).values(_ending(JobState.SUCCEEDED)))
+            connection.execute(update(Job).where(is_among(Job.id, job_ids)).values(_ending(JobState.SUCCEEDED)))
 
     def _change(self, connection: Connection, claim: Claim, values: dict[str, Any]) -> bool:
         """Updates a job if this worker's attempt still runs it; returns whether it did."""

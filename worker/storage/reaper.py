@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select, update
 
 from models.database.clock import database_timestamp, is_lease_doubtful, is_older_than, read_epoch
+from models.database.id_lists import is_among
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
 from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
@@ -73,7 +74,7 @@ class Reaper:
             self._watched = {lease: self._watched.get(lease, num_beats) for lease in doubtful}
             silent = [lease for lease, since in self._watched.items() if num_beats - since >= self._silent_beats]
             for ids in in_statements([job_id for job_id, _, _ in silent]):
-                statement = update(Job).where(Job.id.in_(ids)).values(lost_worker(self._max_attempts))
+                statement = update(Job).where(is_among(Job.id, ids)).values(lost_worker(self._max_attempts))
                 _end_jobs(connection, statement, JobState.FAILED)
         return len(silent)
 

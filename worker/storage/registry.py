@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from models.database.clock import database_timestamp, lease_end
+from models.database.id_lists import is_among
 from models.schema.job import Job
 from models.schema.result import Environment
 from models.schema.worker import Worker
@@ -101,4 +102,4 @@ class Registry:
             held = held_claims(connection, self._worker, claims, lock=True, skip_locked=True)
             for ids in in_statements([claim.job_id for claim in held]):
                 lease = lease_end(self._lease_seconds)
-                connection.execute(update(Job).where(Job.id.in_(ids)).values(lease_expires_at=lease))
+                connection.execute(update(Job).where(is_among(Job.id, ids)).values(lease_expires_at=lease))

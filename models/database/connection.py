@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def _check_sqlite_url(given: str, url: URL) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return  # told, or made, by those who use it
     except (OSError, ValueError) as error:  # a link to itself, no right to enter a folder, too long, a NUL
-        reason = getattr(error, "strerror", None) or str(error)
+        has_nul = "\0" in (url.database or "")  # whose name in Python's error differs from version to version
+        reason = "it has a NUL character" if has_nul else getattr(error, "strerror", None) or str(error)
         raise DatabaseUnavailable(f"cannot use the database {url.database!r}: {reason}; check the path") from error
 
 
@@ -194,17 +196,28 @@ def _leave_a_replaced_file(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+class _PooledConnection(sqlite3.Connection):
+    """A connection that is closed with its pool, also where a command ends without disposing of its engine."""
+
+    def __del__(self) -> None:
+        with suppress(sqlite3.Error):
+            self.close()
+
+
 def _connect(path: str, read_only: bool) -> sqlite3.Connection:
     """Opens a SQLite file that exists; one in a folder that cannot be written is taken as unchanging."""
     if path in ("", ":memory:"):
-        return sqlite3.connect(":memory:", check_same_thread=False)
+        return sqlite3.connect(":memory:", check_same_thread=False, factory=_PooledConnection)
     file = Path(path).absolute()
     query = "mode=ro" if read_only else "mode=rw"
     # A journal beside it holds rows that are not in the file yet, or the way back from rows that never were committed.
     has_journal = any(file.with_name(f"{file.name}{ending}").exists() for ending in ("-wal", "-journal"))
     if read_only and not _may_write(file.parent) and not has_journal:
         query += "&immutable=1"  # else SQLite wants to make files beside it
-    return sqlite3.connect(f"{file.as_uri()}?{query}", uri=True, timeout=SQLITE_BUSY_SECONDS, check_same_thread=False)
+    uri = f"{file.as_uri()}?{query}"
+    return sqlite3.connect(
+        uri, uri=True, timeout=SQLITE_BUSY_SECONDS, check_same_thread=False, factory=_PooledConnection
+    )
 
 
 def _prepare_sqlite(path: str, connection: Any, record: Any) -> None:

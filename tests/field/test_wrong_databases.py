@@ -266,7 +266,7 @@ URLS = {
     "sqlite:///good.db?mode=ro": "has options, which SQLite does not get",
     "sqlite+aiosqlite:///good.db": "sqlite+aiosqlite is not supported",
     f"sqlite:///{'a' * 300}.db": "File name too long",
-    "sqlite:///a\0b.db": "embedded null byte",
+    "sqlite:///a\0b.db": "it has a NUL character",
     "sqlite:///loop.db": "Too many levels of symbolic links",
     "postgresql+psycopg://u@127.0.0.1:1/d?colour=red": "invalid connection option",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ lines = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def memory_database() -> Engine:
+def memory_database() -> Iterator[Engine]:
     engine = create_engine("sqlite://")
     Base.metadata.create_all(engine)
-    return engine
+    yield engine
+    engine.dispose()
 
 
 def submit(path: Path, grid: Grid, reader: ReaderOptions, database: Engine, skip_invalid: bool) -> None:

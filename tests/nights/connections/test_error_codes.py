@@ -9,6 +9,7 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 
@@ -32,6 +33,7 @@ from tests.support.postgres import new_postgres_database
 from tests.support.processes import wait_until
 from tests.support.table_rows import column_of, insert_run
 from worker.storage import outages, reaper
+from worker.storage.careful_claims import claim_carefully
 from worker.storage.claims import Claim
 from worker.storage.job_store import JobStore
 from worker.storage.outages import DatabaseOutages
@@ -172,7 +174,8 @@ def test_a_transaction_that_was_cut_off_is_told_with_its_remedy(
     error = raised_by(open_database(f"sqlite:///{tmp_path}/cut.db", read_only=True), "SELECT count(*) FROM t")
     told = str(unavailable(error))
     assert "cut off in the middle of writing" in told and "sqlite3 FILE .tables" in told
-    sqlite3.connect(tmp_path / "cut.db").execute("SELECT count(*) FROM t")  # as the advice says
+    with closing(sqlite3.connect(tmp_path / "cut.db")) as advised:
+        advised.execute("SELECT count(*) FROM t")
     with open_database(f"sqlite:///{tmp_path}/cut.db", read_only=True).connect() as connection:
         assert connection.execute(text("SELECT count(*), max(a) FROM t")).one() == (1, "committed")
 
@@ -180,11 +183,11 @@ def test_a_transaction_that_was_cut_off_is_told_with_its_remedy(
 @pytest.fixture
 def may_claim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     """Claims wait for it: quick ones would leave the outbox no job to mark as sent."""
-    event, claim = Event(), worker.runtime.claim_carefully
+    event = Event()
 
     def claim_later(store: JobStore, outages: DatabaseOutages, job_ids: Sequence[int]) -> list[Claim]:
         event.wait()
-        return claim(store, outages, job_ids)
+        return claim_carefully(store, outages, job_ids)
 
     monkeypatch.setattr(worker.runtime, "claim_carefully", claim_later)
     event.set()

@@ -172,12 +172,22 @@ def _attend_tiles(
     if folded.shape[2] < MIN_ROWS:
         folded, mask = folded.expand(-1, -1, MIN_ROWS, -1), mask.expand(-1, -1, MIN_ROWS, -1)
     if layer.softcap is None:
-        attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=layer.scale)
+        heads = _of_one_size(folded, keys, values)
+        attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=layer.scale)
     else:
         attended = _softcapped_attention(folded, keys, values, mask, layer.scale, layer.softcap)
-    attended = attended[:, :, : group * num_queries]
+    attended = attended[:, :, : group * num_queries, : values.shape[-1]]
     attended = attended.reshape(num_tiles, num_kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
     return attended.reshape(num_tiles, num_queries, num_heads, -1)
+
+
+def _of_one_size(*parts: Tensor) -> Iterator[Tensor]:
+    """Queries, keys and values with zeros up to the largest head size of them.
+
+    torch's fused attention takes one size; what it calls for others rounds by the number of tiles.
+    """
+    size = max(part.shape[-1] for part in parts)
+    return (F.pad(part, (0, size - part.shape[-1])) if part.shape[-1] < size else part for part in parts)
 
 
 def _with_sinks(

@@ -24,8 +24,9 @@ MakeOne = Callable[[nn.Linear], Linear]
 
 ELEMENTWISE = frozenset(
     {
-        *(torch.sigmoid, torch.exp, torch.tanh, torch.nn.functional.softplus, F.silu, F.gelu, F.sigmoid, F.tanh),
-        *(Tensor.sigmoid, Tensor.exp, Tensor.tanh),
+        *(torch.sigmoid, torch.exp, torch.exp2, torch.tanh, torch.sinh, torch.cosh),
+        *(Tensor.sigmoid, Tensor.exp, Tensor.exp2, Tensor.tanh, Tensor.sinh, Tensor.cosh),
+        *(F.softplus, F.silu, F.gelu, F.mish, F.sigmoid, F.tanh),
     }
 )
 CONVERSIONS = frozenset({Tensor.float, Tensor.to, Tensor.type})

@@ -62,6 +62,7 @@ def test_bf16(kind: str) -> None:
     check(kind, torch.bfloat16)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_next", "kimi_linear"])  # the second has values of another size than keys
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_without_kernels(dtype: torch.dtype) -> None:
-    check("qwen3_next", dtype, LoadOptions(use_kernels=False))
+def test_without_kernels(dtype: torch.dtype, kind: str) -> None:
+    check(kind, dtype, LoadOptions(use_kernels=False))

@@ -7,10 +7,13 @@ short ones, each with the next seed: hypothesis remembers every history of one, 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -37,13 +40,27 @@ NUM_STEPS = 25
 NUM_AT_ONCE = 500
 
 
-def search_long(world_of: type[ProtocolMachine], num_histories: int) -> None:
-    """Tries so many histories, and prints how many of them a minute takes."""
-    started, first = time.process_time(), first_seed()
-    for number in range(num_histories // NUM_AT_ONCE):
-        search(world_of, NUM_AT_ONCE, chosen=first + number)
-    minutes = (time.process_time() - started) / 60
-    print(f"{num_histories:,} histories, {num_histories / minutes:,.0f} a minute of one processor")  # noqa: T201
+def search_long(num_histories: int, search_from: Callable[[int], None], num_processes: int | None = None) -> None:
+    """Tries so many histories from one seed after the other, and prints how many of them a minute takes."""
+    seeds = range(first := first_seed(), first + num_histories // NUM_AT_ONCE)
+    started = time.monotonic()
+    with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as processes:
+        for _ in processes.map(search_from, seeds):
+            pass
+    minutes = (time.monotonic() - started) / 60
+    print(f"{num_histories:,} histories, {num_histories / minutes:,.0f} a minute")  # noqa: T201
+
+
+def search_in_memory(chosen: int) -> None:
+    """A search in a process of its own, in a database of its own."""
+    search(sqlite_machine(memory_database()), NUM_AT_ONCE, chosen=chosen)
+
+
+def search_in_postgresql(url: str, chosen: int) -> None:
+    engine = open_database(url)
+    replace_postgresql_clock(engine)
+    search(postgresql_machine(engine), NUM_AT_ONCE, chosen=chosen)
+    engine.dispose()
 
 
 def first_seed() -> int:
@@ -77,13 +94,18 @@ def machine_in(database: Engine, clock: Clock, show: Any, make_reaper: MakeReape
     return Machine
 
 
-@pytest.fixture(scope="module")
-def in_memory() -> Iterator[tuple[Engine, Clock]]:
+def memory_database() -> tuple[Engine, Clock]:
     """A SQLite database in memory, with a clock that the test sets."""
     clock = Clock()
     engine = open_database("sqlite:///:memory:")
     replace_sqlite_clocks(engine, lambda: clock.database)
     upgrade(engine)
+    return engine, clock
+
+
+@pytest.fixture(scope="module")
+def in_memory() -> Iterator[tuple[Engine, Clock]]:
+    engine, clock = memory_database()
     yield engine, clock
     engine.dispose()
 
@@ -111,8 +133,8 @@ def test_some_histories_on_sqlite(in_memory: tuple[Engine, Clock]) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(0)  # a busy machine takes its time
-def test_many_histories_on_sqlite(in_memory: tuple[Engine, Clock]) -> None:
-    search_long(sqlite_machine(in_memory), 20_000)
+def test_many_histories_on_sqlite() -> None:
+    search_long(20_000, search_in_memory)
 
 
 def test_a_few_histories_on_postgresql(on_postgresql: Engine) -> None:
@@ -122,7 +144,8 @@ def test_a_few_histories_on_postgresql(on_postgresql: Engine) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_many_histories_on_postgresql(on_postgresql: Engine) -> None:
-    search_long(postgresql_machine(on_postgresql), 1_000)
+    url = on_postgresql.url.render_as_string(hide_password=False)
+    search_long(1_000, partial(search_in_postgresql, url), num_processes=1)  # the clock of a database is one
 
 
 class TrustingReaper(Reaper):

@@ -39,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 
 #: Folders and files of few long tests. They come first, so that no process is left alone with one at the end.
 LONG_FIRST = (
+    "tests/nights/connections/test_outages.py",  # its tests wait, and leave their process's share to others
     "tests/faults",
     "tests/field/first_hour",
     "tests/integration/producer/test_embedded_run.py",

@@ -239,7 +239,7 @@ def test_a_code_that_goes_away_is_waited_out(
     empty(faulty)
     model = str(tmp_path / "starts")
     caplog.set_level(logging.WARNING)
-    with running_worker(faulty, tmp_path, monkeypatch, max_attempts=3):
+    with running_worker(faulty, tmp_path, monkeypatch, max_attempts=3) as runtime:
         for operation, code in PASSING:
             caplog.clear()
             set_fault(faulty, operation, code)
@@ -249,6 +249,7 @@ def test_a_code_that_goes_away_is_waited_out(
             may_claim.set()
             set_fault(faulty)
             wait_until(lambda: set(column_of(faulty, Run.state)) == {RunState.FINISHED})
+            wait_until(lambda: runtime.state().is_database_available)  # a heartbeat is tried again after seconds
             told = [line for line in messages(caplog) if "a fault of the" in line]
             assert len(told) <= 3, told  # one for each thread that meets it
     assert set(column_of(faulty, Job.state)) == {JobState.SUCCEEDED}

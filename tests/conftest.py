@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,6 +17,8 @@ from worker.engine.cpu.openmp import let_waiting_threads_sleep
 
 gc.disable()  # until all tests are collected: modules are no garbage
 let_waiting_threads_sleep()  # before torch is imported: the tests share their processors
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run here without a GPU
 
 import torch  # noqa: E402

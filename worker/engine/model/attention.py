@@ -172,8 +172,9 @@ def _attend_tiles(
     if folded.shape[2] < MIN_ROWS:
         folded, mask = folded.expand(-1, -1, MIN_ROWS, -1), mask.expand(-1, -1, MIN_ROWS, -1)
     if layer.softcap is None:
-        heads = _of_one_size(folded, keys, values)
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=layer.scale)
+        size = max(dim, values.shape[-1])
+        query, key, value = (_widened(part, size) for part in (folded, keys, values))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=layer.scale)
     else:
         attended = _softcapped_attention(folded, keys, values, mask, layer.scale, layer.softcap)
     attended = attended[:, :, : group * num_queries, : values.shape[-1]]
@@ -181,13 +182,12 @@ def _attend_tiles(
     return attended.reshape(num_tiles, num_queries, num_heads, -1)
 
 
-def _of_one_size(*parts: Tensor) -> Iterator[Tensor]:
-    """Queries, keys and values with zeros up to the largest head size of them.
+def _widened(part: Tensor, size: int) -> Tensor:
+    """Queries, keys or values with zeros up to a head size.
 
-    torch's fused attention takes one size; what it calls for others rounds by the number of tiles.
+    torch's fused attention takes one size for all; what it calls for several rounds by the number of tiles.
     """
-    size = max(part.shape[-1] for part in parts)
-    return (F.pad(part, (0, size - part.shape[-1])) if part.shape[-1] < size else part for part in parts)
+    return F.pad(part, (0, size - part.shape[-1])) if part.shape[-1] < size else part
 
 
 def _with_sinks(

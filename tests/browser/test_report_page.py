@@ -86,6 +86,24 @@ return {x: box.left + box.width / 2, y: box.top + box.height / 2};
 """
 
 
+#: Whether the popover is shown, directly above or below its token.
+IS_AT_ITS_TOKEN = """
+const popover = document.getElementById('popover'), box = popover.getBoundingClientRect();
+const token = document.querySelector('[aria-describedby=popover]').getClientRects()[0];
+return !popover.hidden && Math.min(Math.abs(box.top - token.bottom), Math.abs(token.top - box.bottom)) < 8;
+"""
+
+
+def test_the_popover_goes_with_its_token_and_out_of_view(browser: Browser, pages: Pages) -> None:
+    browser.open(pages["run"])
+    browser.show_answers()
+    browser.run("document.querySelector('.tokens [tabindex=\"0\"]').focus()")
+    browser.run("scrollBy({top: 60, behavior: 'instant'})")
+    browser.wait_for(IS_AT_ITS_TOKEN)
+    browser.run("scrollTo({top: 0, behavior: 'instant'})")
+    browser.wait_for("return document.getElementById('popover').hidden")
+
+
 def test_the_popover_opens_by_mouse(browser: Browser, pages: Pages) -> None:
     browser.open(pages["run"])
     browser.show_answers()

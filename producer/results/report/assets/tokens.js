@@ -155,7 +155,16 @@ export function hidePopover() {
   document.getElementById("popover").hidden = true;
 }
 
-addEventListener("scroll", hidePopover, { passive: true });
+// The page scrolls by itself too, to a token that keys went to.
+function followToken() {
+  const popover = document.getElementById("popover");
+  if (popover.hidden) return;
+  const node = document.querySelector("[aria-describedby=popover]"), box = node?.getBoundingClientRect();
+  if (!node || box.bottom < 0 || box.top > innerHeight) hidePopover();
+  else place(popover, node);
+}
+
+addEventListener("scroll", followToken, { passive: true });
 addEventListener("keydown", (event) => event.key === "Escape" && hidePopover());
 
 // The choice of the shade, with its scale.

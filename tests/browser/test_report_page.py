@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import HANG_SECONDS, Browser
+from tests.browser.conftest import Browser
 
 Pages = dict[str, Path]
 
@@ -68,15 +66,6 @@ def dispatch_mouse(browser: Browser, kind: str, place: dict[str, float], **more:
     browser.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, **place, **more})
 
 
-def repeat_until_shown(browser: Browser, point: Callable[[], None]) -> None:
-    """Points at a token until its popover is there: answers that come into view may move the token meanwhile."""
-    deadline = time.monotonic() + HANG_SECONDS
-    while browser.run("return document.getElementById('popover').hidden"):
-        assert time.monotonic() < deadline, "no popover"
-        point()
-        time.sleep(0.2)
-
-
 #: The middle of the sixth token of the first answer.
 PLACE = """
 const token = document.querySelectorAll('.tokens')[0].children[5];
@@ -107,7 +96,9 @@ def test_the_popover_goes_with_its_token_and_out_of_view(browser: Browser, pages
 def test_the_popover_opens_by_mouse(browser: Browser, pages: Pages) -> None:
     browser.open(pages["run"])
     browser.show_answers()
-    repeat_until_shown(browser, lambda: dispatch_mouse(browser, "mouseMoved", browser.run(PLACE)))
+    place = browser.run(PLACE)
+    dispatch_mouse(browser, "mouseMoved", place)
+    browser.wait_for("return !document.getElementById('popover').hidden")
     told = popover(browser)
     assert "probability0.055 %" in told and "rank90" in told and "entropy3.50 nats" in told and "kept200 tokens" in told
     assert "<img\u2423src=x" in told and "90.5 %" in told  # an alternative, with its bar
@@ -133,12 +124,10 @@ def test_the_popover_opens_by_keys(browser: Browser, pages: Pages) -> None:
 def test_the_popover_opens_by_touch(browser: Browser, pages: Pages) -> None:
     browser.open(pages["run"], width=390, touch=True)
     browser.show_answers()
-
-    def tap() -> None:
-        for kind, points in (("touchStart", [browser.run(PLACE)]), ("touchEnd", [])):
-            browser.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-
-    repeat_until_shown(browser, tap)
+    place = browser.run(PLACE)
+    for kind, points in (("touchStart", [place]), ("touchEnd", [])):
+        browser.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    browser.wait_for("return !document.getElementById('popover').hidden")
     assert "rank90" in popover(browser)
     box = browser.run("const b = document.getElementById('popover').getBoundingClientRect(); return [b.left, b.right]")
     assert 0 <= box[0] < box[1] <= 390

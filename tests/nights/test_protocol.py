@@ -58,7 +58,6 @@ def search_in_memory(chosen: int) -> None:
 
 def search_in_postgresql(url: str, chosen: int) -> None:
     engine = open_database(url)
-    replace_postgresql_clock(engine)
     search(postgresql_machine(engine), NUM_AT_ONCE, chosen=chosen)
     engine.dispose()
 

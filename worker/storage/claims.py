@@ -23,7 +23,7 @@ from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
 from models.states import JobState, clamped_priority
 
-#: Parameters of one statement; both databases take at least this many.
+#: Jobs of one statement, so that it ends within its time limit.
 IDS_PER_STATEMENT = 10_000
 
 CLAIMED_COLUMNS = (

@@ -1,0 +1,27 @@
+"""The functions that a model's own code calls, elementwise, have the same bits whatever stands beside a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.engine.model.batch_invariant_mode import BatchInvariantMode
+from worker.engine.model.linear import PlainLinear
+
+FUNCTIONS = (
+    torch.sigmoid, torch.exp, torch.exp2, torch.tanh, torch.sinh, torch.cosh, Tensor.sigmoid, Tensor.exp, Tensor.exp2,
+    Tensor.tanh, Tensor.sinh, Tensor.cosh, F.softplus, F.silu, F.gelu, F.mish,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__qualname__)
+def test_a_number_has_its_bits_in_any_company(function: Callable[[Tensor], Tensor]) -> None:
+    rows = torch.rand(300, 13, generator=torch.Generator().manual_seed(1)) * 3 + 0.01  # no whole vectors
+    with torch.inference_mode(), BatchInvariantMode(lambda linear: PlainLinear([linear])):
+        together = function(rows)
+        for row in range(0, 300, 7):
+            assert torch.equal(function(rows[row : row + 1]), together[row : row + 1])

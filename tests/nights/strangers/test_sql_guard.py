@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from producer.errors import UsageError
 from producer.results.database import check_reading_role, readable_database
 from producer.results.sql.statement import answer
 from tests.conftest import Producer
+from tests.support.processes import wait_until
 from tests.support.table_rows import insert_run, run_sql
 
 LOGINS = ("superuser", "owner", "reader")
@@ -293,6 +293,14 @@ def test_an_endless_statement_is_stopped(database: Engine) -> None:
     reader.dispose()
 
 
+def running_fetches(database: Engine) -> int:
+    with database.connect() as connection:
+        found = connection.exec_driver_sql(
+            "select count(*) from pg_stat_activity where left(query, 5) = 'FETCH' and state = 'active'"
+        )
+        return int(found.scalar_one())
+
+
 def test_ctrl_c_stops_the_statement(database: Engine) -> None:
     reader = open_database(database.url.render_as_string(hide_password=False), read_only=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
@@ -303,16 +311,7 @@ def test_ctrl_c_stops_the_statement(database: Engine) -> None:
             raise AssertionError
     timer.join()
     if database.dialect.name == "postgresql":
-        with database.connect() as connection:
-            for _ in range(100):
-                left = connection.exec_driver_sql(
-                    "select count(*) from pg_stat_activity where left(query, 5) = 'FETCH' and state = 'active'"
-                ).scalar()
-                connection.rollback()
-                if not left:
-                    break
-                time.sleep(0.1)
-            assert left == 0
+        wait_until(lambda: not running_fetches(database))
     reader.dispose()
 
 

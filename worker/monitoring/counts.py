@@ -39,9 +39,11 @@ class Timing(StrEnum):
 
 
 _LATENCIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 480, 1440, 4320)
+_WAITS = (0.1, 1.0, 5.0, 15.0, 30.0, *(60.0 * minutes for minutes in _MINUTES))
 
 BOUNDS: dict[Timing, tuple[float, ...]] = {
-    Timing.QUEUE: (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 3 * 3600.0, 8 * 3600.0, 24 * 3600.0, 72 * 3600.0),
+    Timing.QUEUE: _WAITS,
     Timing.FIRST_TOKEN: _LATENCIES,
     Timing.PREFILL: _LATENCIES,
     Timing.DECODE: (*_LATENCIES, 1800.0, 3600.0),

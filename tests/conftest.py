@@ -19,6 +19,8 @@ gc.disable()  # until all tests are collected: modules are no garbage
 let_waiting_threads_sleep()  # before torch is imported: the tests share their processors
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup; these processes go on without it, children do not
+    signal.signal(signal.SIGHUP, lambda *_: None)
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run here without a GPU
 
 import torch  # noqa: E402

@@ -71,10 +71,10 @@ def write_markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]], file: 
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], whole: Collection[str] = ()) -> Table:
-    """A table for the terminal; the columns named in `whole` are never cut."""
+    """A table for the terminal; where it is too wide, columns that are not named in `whole` are folded."""
     made = Table(header_style="bold", box=None, pad_edge=False)
     for column in columns:
-        made.add_column(Text(visible(column)), no_wrap=column in whole)
+        made.add_column(Text(visible(column)), no_wrap=column in whole, overflow="fold")
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     return made

@@ -4,30 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from sqlalchemy import Engine
 
 from models.settings import Settings
 from producer.console import print_data
 from producer.home import Holder, holder_of, home_options
-from producer.render import table, to_json
+from producer.render import table, to_json, visible
 from producer.results.queries import PAUSED, RunProgress, overfull_workers, stalled_models, unserved_models
 
-COLUMNS = (
-    "run", "name", "state", "jobs", "succeeded", "failed", "cancelled", "expired", "running", "queued", "tokens",
-    "model",
-)  # fmt: skip
+#: Column of the table -> the attribute of `RunProgress`.
+COLUMNS = {
+    "run": "id", "name": "name", "state": "state", "jobs": "num_jobs", "succeeded": "succeeded", "failed": "failed",
+    "cancelled": "cancelled", "expired": "expired", "running": "running", "queued": "queued",
+    "tokens": "completion_tokens", "model": "model",
+}  # fmt: skip
+
+#: Left out one by one where a terminal is too narrow: first the counts that are 0 in every run.
+COUNTS = ("cancelled", "expired", "queued", "running")
+SPARE = ("model", "tokens", "running", "queued", "name", "jobs")
+
+FOLDED = {"name": 16, "model": 16}  # columns whose cells may be folded, to this width
+GAP = 2
 
 
-def runs_table(runs: Sequence[RunProgress]) -> Table:
-    """The table of `producer status`."""
-    rows = [
-        (run.id, run.name or "", run.state, run.num_jobs, run.succeeded, run.failed, run.cancelled, run.expired,
-         run.running, run.queued, run.completion_tokens, run.model)
-        for run in runs
-    ]  # fmt: skip
-    return table(COLUMNS, rows, whole=COLUMNS[:-1])
+def runs_table(runs: Sequence[RunProgress], width: int) -> Table:
+    """The table of `producer status` in a width of characters: none of its cells is cut."""
+    rows = [{column: _shown(getattr(run, name)) for column, name in COLUMNS.items()} for run in runs]
+    columns = _fitting(rows, width)
+    whole = set(columns) - set(FOLDED) if _width(columns, rows) <= width else ()
+    return table(columns, [[row[column] for column in columns] for row in rows], whole=whole)
+
+
+def _fitting(rows: Sequence[dict[str, str]], width: int) -> list[str]:
+    columns = list(COLUMNS)
+    zero = [column for column in COUNTS if all(row[column] == "0" for row in rows)]
+    for column in dict.fromkeys([*zero, *SPARE]):
+        if _width(columns, rows) <= width:
+            break
+        columns.remove(column)
+    return columns
+
+
+def _width(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> int:
+    """The least width in which the columns are readable."""
+    longest = {column: max(cell_len(cell) for cell in (column, *(row[column] for row in rows))) for column in columns}
+    needed = [min(width, FOLDED.get(column, width)) for column, width in longest.items()]
+    return sum(needed) + GAP * (len(columns) - 1)
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else visible(str(value))
 
 
 def progress_line(progress: RunProgress, eta: str) -> str:

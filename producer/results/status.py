@@ -34,7 +34,7 @@ def _show_status(
         if as_json:
             print_data(to_json([asdict(run) for run in runs]))
         else:
-            stdout.print(runs_table(runs))
+            stdout.print(runs_table(runs, stdout.width))
             for line in open_run_lines(database, runs, settings):
                 say(line)
         return 0
@@ -58,7 +58,7 @@ def _show_status(
 
 
 def _show(database: Engine, progress: RunProgress, settings: Settings) -> None:
-    stdout.print(runs_table([progress]))
+    stdout.print(runs_table([progress], stdout.width))
     if progress.is_finished:
         return
     say(progress_line(progress, eta_text(Observer(database, progress.id).look())))

@@ -91,7 +91,7 @@ def _is_port(port: str, host: str) -> bool:
 
 def _option(option: str) -> str:
     name, _, value = option.partition("=")
-    if name.lower() in SHOWN_OPTIONS and _PLAIN_VALUE.fullmatch(value):
+    if name.lower() in SHOWN_OPTIONS and _PLAIN_VALUE.fullmatch(unquote(value)):
         return f"{name}={value}"
     return f"{name}={HIDDEN}" if name.lower() in SECRET_OPTIONS else HIDDEN
 

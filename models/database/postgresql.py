@@ -35,6 +35,10 @@ class NoAnswer(psycopg.OperationalError):
     """The server was silent for longer than the deadline; the connection is closed."""
 
 
+class WrongEncoding(psycopg.errors.InvalidCatalogName):
+    """The database keeps texts in another encoding than UTF-8."""
+
+
 class TimedConnection(psycopg.Connection[Any]):
     """A connection whose every wait for the server ends after `answer_seconds` of silence."""
 
@@ -121,12 +125,22 @@ def _connect(
     named: dict[str, Any],
 ) -> TimedConnection:
     named.setdefault("application_name", f"nocturne {_process} {next(_numbers)}")
+    named["client_encoding"] = "UTF8"  # the environment may name another one
     connection = TimedConnection.connect(*positional, **named)
+    _check_encoding(connection)
     connection.answer_seconds = deadlines.connect
     connection.copy_seconds = deadlines.copy + CLIENT_MARGIN_SECONDS
     connection.abandoned = abandoned
     _end_abandoned(connection, abandoned)
     return connection
+
+
+def _check_encoding(connection: TimedConnection) -> None:
+    """Raises `WrongEncoding` where not every text can be stored, or none can be read back."""
+    encoding = connection.info.parameter_status("server_encoding") or "UTF8"  # a pooler may not tell
+    if encoding != "UTF8":
+        connection.close()
+        raise WrongEncoding(f"its encoding is {encoding}, and answers need one with ENCODING 'UTF8' TEMPLATE template0")
 
 
 def _end_abandoned(connection: TimedConnection, abandoned: deque[tuple[int, str]]) -> None:

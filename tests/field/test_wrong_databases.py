@@ -399,6 +399,39 @@ def test_a_wrong_postgresql_database_is_one_line(
     admin.dispose()
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])
+def test_a_postgresql_database_that_does_not_hold_every_text_is_one_line(
+    encoding: str,
+    tmp_path: Path,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"{make_url(postgres_url).database}_{encoding.lower()}"
+    url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+    admin = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"))
+        for command in ARGUMENTS:
+            outcome = run_command(command, ["--database", url], monkeypatch, capsys)
+            assert_refused(command, outcome, f"its encoding is {encoding}")
+        connection.execute(text(f"DROP DATABASE {name}"))
+    admin.dispose()
+
+
+def test_the_environments_encoding_is_not_asked(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    for url in (
+        postgres_url,
+        make_url(postgres_url).update_query_dict({"client_encoding": "LATIN1"}).render_as_string(),
+    ):
+        database = open_database(url)
+        with database.connect() as connection:
+            assert connection.execute(text("SELECT :text"), {"text": "ночь 夜"}).scalar_one() == "ночь 夜"
+        database.dispose()
+
+
 def test_a_database_without_rights_to_create_is_one_line(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def test_no_error_of_a_driver_shows_one(shape: str, password: str) -> None:
         ("sqlite:///a folder/night.db", "sqlite:///a folder/night.db"),
         ("redis+socket:///run/redis.sock", "redis+socket:///run/redis.sock"),
         ("night.db", "night.db"),
+        ("postgresql://u:p@/night?host=%2Frun%2Fdata", "postgresql://u:***@/night?host=%2Frun%2Fdata"),
     ],
 )  # fmt: skip
 def test_the_harmless_parts_are_shown(url: str, shown: str) -> None:

@@ -17,19 +17,20 @@ COUNTS = ("succeeded", "failed", "cancelled", "expired", "running", "queued")
 ID = "20261127-152951-5c3aed"
 
 
-def progress(name: str | None = "study", model: str = "Qwen/Qwen2-0.5B-Instruct", **counts: int) -> RunProgress:
+def progress(counts: dict[str, int], name: str = "study") -> RunProgress:
     states = dict.fromkeys(COUNTS, 0) | counts
     return RunProgress(
-        id=ID, name=name, model=model, state="running", num_jobs=sum(states.values()), completion_tokens=12_345,
+        id=ID, name=name, model="Qwen/Qwen2-0.5B-Instruct", state="running", num_jobs=sum(states.values()),
+        completion_tokens=12_345,
         tokens_per_second=0.0, source="prompts.jsonl", created_at=datetime.now(UTC), finished_at=None, mean_running=0.0,
         num_workers=1, max_running=None, **states,
     )  # fmt: skip
 
 
 def shown(runs: list[RunProgress], width: int) -> list[str]:
-    console = PlainConsole(file=StringIO(), width=width)
-    console.print(runs_table(runs, width))
-    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    file = StringIO()
+    PlainConsole(file=file, width=width).print(runs_table(runs, width))
+    return file.getvalue().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def shown(runs: list[RunProgress], width: int) -> list[str]:
     ],
 )
 def test_columns_of_a_width(width: int, columns: list[str]) -> None:
-    lines = shown([progress(succeeded=300, failed=1, running=33)], width)
+    lines = shown([progress({"succeeded": 300, "failed": 1, "running": 33})], width)
     assert lines[0].split() == columns
     assert lines[1].split()[0] == ID
 
@@ -54,7 +55,7 @@ def test_columns_of_a_width(width: int, columns: list[str]) -> None:
     st.text(st.characters(codec="utf-8"), max_size=40),
 )
 def test_nothing_is_cut(width: int, counts: list[dict[str, int]], name: str) -> None:
-    lines = shown([progress(name, **each) for each in counts], width)
+    lines = shown([progress(each, name) for each in counts], width)
     text = "\n".join(lines)
     assert "…" not in text.replace(name, "")
     for each in counts:

@@ -12,6 +12,7 @@ from models.child_process import end_with_parent
 from models.engine_options import EngineOptions
 from models.settings import Settings
 from worker.engine.cpu.openmp import let_waiting_threads_sleep
+from worker.engine_process.cache_folders import name_cache_folders
 from worker.monitoring.json_log import set_up_log
 from worker.signals import ignore_terminal
 
@@ -24,6 +25,7 @@ def engine_main(connection: Connection, options: EngineOptions) -> None:
         follow_parent()
     let_waiting_threads_sleep()
     set_up_log(Settings(), os.getppid())
+    name_cache_folders()
     gc.disable()  # the thousands of modules stay: a tenth of their import went into looking for garbage among them
     from worker.engine_process.loop import run_engine
 

@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from models.checkpoint.paths.cache_folder import users_cache_folder
+
 DecodingPath = Literal["packed", "fallback", "refused"]
 
 #: Fields of a configuration that change no computation.
@@ -80,8 +82,7 @@ def store_verdict(key: str, verdict: Verdict) -> None:
 
 
 def _folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "nocturne" / "verdicts"
+    return users_cache_folder() / "nocturne" / "verdicts"
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from models.checkpoint.paths.cache_folder import users_cache_folder
+
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).with_name("csrc")
@@ -64,10 +66,7 @@ def _build(compiler: str) -> Path:
 
 def _cache_folder() -> Path:
     """A folder that only this user can write to: its files are loaded as code."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():  # a relative one would be in the working directory, whose files are never loaded
-        base = Path.home() / ".cache"
-    folder = base / "nocturne"
+    folder = users_cache_folder() / "nocturne"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from threading import Thread
@@ -18,7 +19,7 @@ from tests.support.random_models import altered
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel, load_model
-from worker.engine.request import RequestOutput
+from worker.engine.request import EngineError, RequestOutput
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
 from worker.engine_process.loop import _serve
 from worker.engine_process.protocol import Encoding, Finished, Started, Stop, Submit
@@ -127,6 +128,7 @@ TEMPLATES = {
     "{{ range(10 ** 9) }}": "OverflowError: ",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError: ",
     "{{ raise_exception('no such role\\n\\0here') }}": "TemplateError: no such role \ufffdhere",
+    "{{ raise_exception('half a pair: \\ud800') }}": "TemplateError: half a pair: ?",
     "{% endif %}": "TemplateSyntaxError: ",
     "{{ messages[0].content + 1 }}": "TypeError: ",
     "{{ messages.clear() }}": "SecurityError: ",
@@ -143,6 +145,16 @@ def test_whatever_a_chat_template_raises(toy: LoadedModel, code: str, error: str
     assert str(output.error).startswith(f"the chat template {refused}{error}")
 
 
+@pytest.mark.parametrize("kind", [EngineError, *EngineError.__subclasses__()], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("part", ["\0", "\ud800", "\udfff\ud800"], ids=ascii)
+def test_every_database_holds_the_message_of_an_error(kind: type[EngineError], part: str) -> None:
+    """A worker that cannot store an error ends, and so does the next one that gets the job."""
+    error = kind(f"a{part}b")
+    message = str(pickle.loads(pickle.dumps(error)))
+    message.encode()
+    assert message == str(error) and "\0" not in message and message.startswith("a") and message.endswith("b")
+
+
 def test_several_templates_without_a_default(toy: LoadedModel, monkeypatch: Any) -> None:
     monkeypatch.setattr(toy.tokenizer, "chat_template", {"tool_use": "t", "rag": "r"})
     job = JobMessage(id=POISON, messages=[{"role": "user", "content": "Hello"}], params=params_of(1))
@@ -155,8 +167,16 @@ class PanicException(BaseException):
     """The class of a panic in Rust code, as PyO3 names it."""
 
 
+class Unprintable(Exception):
+    """Its message raises."""
+
+    def __str__(self) -> str:
+        raise TypeError
+
+
 ERRORS = [
     TypeError("no"),
+    Unprintable(),
     KeyError("k"),
     RecursionError(),
     MemoryError(),

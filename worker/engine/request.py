@@ -16,6 +16,9 @@ class EngineError(Exception):
 
     code: ClassVar[str] = "EngineError"  # as databases and result files have it
 
+    def __init__(self, message: str) -> None:
+        super().__init__(storable(message))
+
 
 class PromptTooLong(EngineError):
     """The prompt leaves no room in the model's context window."""
@@ -80,9 +83,20 @@ def request_error(stage: str, error: BaseException) -> EngineError:
 
 def describe_error(error: BaseException) -> str:
     """The type of an error and the beginning of its message: one line that every database can hold."""
-    reason = " ".join(str(error).replace("\0", "\ufffd").split())[:MAX_REASON]
-    reason = reason.encode(errors="replace").decode()  # half a surrogate pair is not text
+    reason = storable(" ".join(_message_of(error).split())[:MAX_REASON])
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+
+
+def storable(text: str) -> str:
+    """The text as every database can hold it: without NUL, and without halves of surrogate pairs."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # of a class of strangers: its type must do
+        return ""
 
 
 @dataclass(frozen=True)

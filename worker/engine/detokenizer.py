@@ -28,8 +28,8 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._cleans_up = _cleans_up(tokenizer)
         self._texts = _token_texts(tokenizer)
+        self._cleans_up = self._texts is not None and _cleans_up(tokenizer)
         if self._texts is not None and any("".join(self.pieces(ids)) != self.decode(ids) for ids in _probes(tokenizer)):
             self._texts = None  # it decodes by further rules
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
+from transformers.models.canine.tokenization_canine import CanineTokenizer
 
 from tests.support.tokenizer_families import FAMILIES, WITHOUT_RULE, tokenizer_of
 from worker.engine.detokenizer import Detokenizer
@@ -157,3 +159,15 @@ def test_special_tokens_are_in_the_text() -> None:
         prompt_ids = list(tokenizer("the", add_special_tokens=False)["input_ids"])
         end = int(tokenizer.get_vocab()["<|im_end|>"])
         assert "<|im_end|>" in ours.text([end], prompt_ids)
+
+
+@pytest.mark.parametrize("kind", [ByT5Tokenizer, CanineTokenizer])
+@pytest.mark.parametrize("cleans_up", [False, True])
+def test_a_tokenizer_without_a_fast_form_decodes_by_itself(kind: Any, cleans_up: bool) -> None:
+    tokenizer = kind(clean_up_tokenization_spaces=cleans_up)
+    ours = Detokenizer(tokenizer)
+    ids = tokenizer("Hello, wörld 🦔!", add_special_tokens=False)["input_ids"]
+    for end in range(len(ids)):
+        pieces = ours.pieces(ids[end:], ids[:end])
+        assert "".join(pieces) == ours.text(ids[end:], ids[:end])
+        assert ours.decode(ids[:end]).rstrip(REPLACEMENT) + "".join(pieces) == tokenizer.decode(ids)

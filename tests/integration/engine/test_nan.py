@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from models.params import GenerationParams
+from models.states import Quantization
+from tests.support.kernels import kernels_of
 from tests.support.random_models import ARCHITECTURES, VOCAB, altered, random_prompts
 from worker.engine.backend import LoadOptions
 from worker.engine.config import EngineConfig
@@ -40,7 +42,9 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 
 
 @cache
-def damaged_model(architecture: str, dtype: torch.dtype, use_kernels: bool) -> LoadedModel:
+def damaged_model(
+    architecture: str, dtype: torch.dtype, use_kernels: bool, quantize: Quantization = "none"
+) -> LoadedModel:
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).to(dtype).eval()
     with torch.no_grad():
@@ -48,7 +52,8 @@ def damaged_model(architecture: str, dtype: torch.dtype, use_kernels: bool) -> L
             if parameter.dim() > 1:
                 parameter.mul_(6.0)
         model.get_input_embeddings().weight[DAMAGED] = torch.nan
-    return prepare_model(architecture, model, None, torch.device("cpu"), LoadOptions(use_kernels=use_kernels))
+    options = LoadOptions(use_kernels=use_kernels, quantize=quantize)
+    return prepare_model(architecture, model, None, torch.device("cpu"), options)
 
 
 def params_of(kind: str, seed: int, **given: Any) -> GenerationParams:
@@ -75,16 +80,22 @@ def decode(loaded: LoadedModel, requests: list[Request]) -> dict[int, RequestOut
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(
-    ("architecture", "dtype", "use_kernels"),
+    ("architecture", "dtype", "use_kernels", "quantize"),
     [
-        ("llama-grouped", torch.float32, True),
-        ("llama-grouped", torch.float32, False),
-        ("mistral-wide", torch.bfloat16, True),
-        ("qwen3", torch.bfloat16, False),
+        ("llama-grouped", torch.float32, True, "none"),
+        ("llama-grouped", torch.float32, False, "none"),
+        ("mistral-wide", torch.bfloat16, True, "none"),
+        ("qwen3", torch.bfloat16, False, "none"),
+        ("qwen2", torch.float32, True, "int8"),
+        ("qwen3", torch.bfloat16, True, "int8"),
     ],
 )
-def test_nan_fails_its_request_alone(architecture: str, dtype: torch.dtype, use_kernels: bool, sampler: str) -> None:
-    loaded = altered(damaged_model(architecture, dtype, use_kernels), **SAMPLERS[sampler])
+def test_nan_fails_its_request_alone(
+    architecture: str, dtype: torch.dtype, use_kernels: bool, quantize: Quantization, sampler: str
+) -> None:
+    if quantize == "int8":
+        kernels_of(dtype)  # skips without a compiler
+    loaded = altered(damaged_model(architecture, dtype, use_kernels, quantize), **SAMPLERS[sampler])
     healthy = healthy_requests()
     expected = decode(loaded, healthy)
     assert all(output.error is None for output in expected.values())

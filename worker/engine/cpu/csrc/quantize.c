@@ -13,7 +13,9 @@ INLINE void quantize(uint8_t *bytes, float *scales, const void *rows, int64_t M,
         float x[size], magnitudes[size];
         load(x, at(rows, row * size, is_bf16), size, is_bf16);
         for (int64_t i = 0; i < size; i++) magnitudes[i] = fabsf(x[i]);
-        float max = fmaxf(max_of(magnitudes, size), 1e-30f), inverse = 127.0f / max;
+        float max = max_of(magnitudes, size); /* NaN where there is one, and so is the row then: fmaxf would lose it */
+        max = max < 1e-30f ? 1e-30f : max;
+        float inverse = 127.0f / max;
         for (int64_t i = 0; i < size; i++) bytes[row * size + i] = (uint8_t)(int32_t)(rintf(x[i] * inverse) + 128.0f);
         scales[row] = max / 127.0f;
     }

@@ -97,3 +97,18 @@ def test_a_row_has_the_same_bits_in_any_batch(make: Make, dtype: torch.dtype) ->
 def test_zeros_stay_zeros(make: Make) -> None:
     int8 = make([layer(torch.float32, 64, 32, bias=False)], kernels_of(torch.float32))
     assert torch.equal(int8(torch.zeros(2, 64)), torch.zeros(2, 32))
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_no_number_stays_none(make: Make, dtype: torch.dtype, value: float) -> None:
+    """A byte has no NaN: the scale of its row has it instead, and no other row's."""
+    layers = [layer(dtype, 64, 32, bias=True), layer(dtype, 64, 32, bias=True, seed=1)]
+    rows = torch.randn(5, 64).to(dtype)
+    damaged = rows.clone()
+    damaged[1, 40] = damaged[3, 0] = value
+    int8, gate_up = make(layers, kernels_of(dtype)), make(layers, kernels_of(dtype), is_gate_up=True)
+    for apply in (int8, gate_up.swiglu):
+        found = apply(damaged)
+        assert not found[[1, 3]].isfinite().any()
+        assert torch.equal(found[[0, 2, 4]], apply(rows)[[0, 2, 4]])

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-TokenId = Annotated[int, Field(ge=0)]
+#: Ids are below: samplers hold 32 bits of each, and no vocabulary has as many.
+MAX_TOKEN_IDS = 2**31
+
+TokenId = Annotated[int, Field(ge=0, lt=MAX_TOKEN_IDS)]
 TokenIds = tuple[TokenId, ...]
 TokenSequence = Annotated[TokenIds, Field(min_length=1)]
 
@@ -32,6 +35,13 @@ class ModelDefaults(BaseModel):
     forced_bos_token_id: TokenId | None = None
     forced_eos_token_id: TokenIds | None = None
     exponential_decay_length_penalty: tuple[int, float] | None = None
+
+    @property
+    def required_ids(self) -> tuple[int, ...]:
+        """The tokens that a vocabulary must have; suppressed and end tokens that it lacks just never come."""
+        words = [*(self.bad_words_ids or ()), *(token_ids for token_ids, _ in self.sequence_bias or ())]
+        forced = () if self.forced_bos_token_id is None else (self.forced_bos_token_id,)
+        return (*(token_id for word in words for token_id in word), *forced, *(self.forced_eos_token_id or ()))
 
     @property
     def changes_logits(self) -> bool:

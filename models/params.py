@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -121,11 +122,6 @@ class GenerationParams(BaseModel):
         return self
 
     @property
-    def infinite_bias(self) -> tuple[int, float] | None:
-        """A token and its bias, if that is infinite to the logits, which are fp32: it leaves no distribution."""
-        return next((each for each in (self.logit_bias or {}).items() if each[1] > LARGEST_FP32), None)
-
-    @property
     def num_sequences(self) -> int:
         """The sequences that decode side by side for this job: its beams, or its samples."""
         return self.num_beams if self.strategy is Strategy.BEAM else self.n
@@ -158,6 +154,11 @@ class GenerationParams(BaseModel):
         for cached in ("stored", "stored_json", "keyed_json"):  # a copy takes the computed ones along
             copy.__dict__.pop(cached, None)
         return copy
+
+
+def infinite_bias(biases: Mapping[int, float]) -> tuple[int, float] | None:
+    """A token and its bias, if that is infinite to the logits, which are fp32: it leaves no distribution."""
+    return next((each for each in biases.items() if each[1] > LARGEST_FP32), None)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from models.model_defaults import MAX_TOKEN_IDS
 from producer.model_files.chat_template import ChatRefused, render_chat
 from producer.model_files.folder import ModelFiles
 
@@ -22,7 +23,7 @@ def end_ids(files: ModelFiles) -> tuple[int, ...]:
     ids += [found for token in tokens if token is not None and (found := files.token_id(token)) is not None]
     if CHAT_END_TOKEN in files.added_tokens:
         ids.append(files.added_tokens[CHAT_END_TOKEN])
-    return tuple(dict.fromkeys(ids))
+    return tuple(dict.fromkeys(each for each in ids if each < MAX_TOKEN_IDS))
 
 
 def end_of_turn(files: ModelFiles) -> str | None:

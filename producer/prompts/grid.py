@@ -10,7 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.params import COMMON_PARAMETERS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, GenerationParams, parameters_of
+from models.params import (
+    COMMON_PARAMETERS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    GenerationParams,
+    infinite_bias,
+    parameters_of,
+)
 from models.states import Strategy
 from producer.errors import LineProblem, UsageError
 
@@ -181,8 +188,8 @@ def _validate(params: dict[str, Any]) -> GenerationParams:
         if name == "strategy" and (near := get_close_matches(str(params.get(name)), STRATEGIES, n=1)):
             problem += f"; did you mean {near[0]}?"
         raise LineProblem(name, problem) from error
-    if found.infinite_bias is not None:
-        token_id, bias = found.infinite_bias
+    if (infinite := infinite_bias(found.logit_bias or {})) is not None:
+        token_id, bias = infinite
         raise LineProblem("logit_bias", f"of token {token_id} is beyond fp32, got {bias:g}; 100 all but picks a token")
     return found
 

@@ -145,6 +145,7 @@ def test_a_job_overrides_what_it_gives_itself() -> None:
         ({"encoder_no_repeat_ngram_size": 2}, "encoder_no_repeat_ngram_size"),
         ({"stop_strings": ["x"]}, "stop_strings"),
         ({"bad_words_ids": [[VOCAB]]}, f"bad_words_ids has the token id {VOCAB}, and the vocabulary is {VOCAB}"),
+        ({"suppress_tokens": [5, 2**31]}, f"suppress_tokens Input should be less than {2**31}"),
         ({"repetition_penalty": "high"}, "repetition_penalty .*'high'"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),

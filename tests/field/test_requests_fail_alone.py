@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from models.message import JobMessage
 from models.model_defaults import ModelDefaults
@@ -21,10 +22,14 @@ from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.request import EngineError, RequestOutput
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
+from worker.engine.sampling_row import rules_of
 from worker.engine_process.loop import _serve
 from worker.engine_process.protocol import Encoding, Finished, Started, Stop, Submit
 
 POISON = 99
+
+#: The first id that the toy model does not have.
+LACKING = 1024
 
 NEIGHBOURS: list[dict[str, Any]] = [
     {},
@@ -279,6 +284,58 @@ def test_a_choice_that_cannot_be_sampled(sampled: LoadedModel) -> None:
     output = failure_beside_neighbours(sampled, JOB.model_copy(update={"params": params}), nothing)
     assert output.error is not None and output.error.code == "InvalidRequest"
     assert str(output.error).startswith("token 1 of the answer cannot be sampled")
+
+
+#: Defaults of a model that name a token which it lacks, or that leave no number of fp32.
+DEFAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"sequence_bias": (((LACKING,), 1.0),)}, f"token id {LACKING} is not in the vocabulary"),
+    ({"sequence_bias": (((2**31 - 1,), 1.0),)}, f"token id {2**31 - 1} is not in the vocabulary"),
+    ({"sequence_bias": (((1, LACKING), 1.0),)}, f"token id {LACKING} is not in the vocabulary"),
+    ({"bad_words_ids": ((LACKING,),)}, f"token id {LACKING} is not in the vocabulary"),
+    ({"forced_bos_token_id": LACKING}, f"token id {LACKING} is not in the vocabulary"),
+    ({"forced_eos_token_id": (2, LACKING)}, f"token id {LACKING} is not in the vocabulary"),
+    ({"sequence_bias": (((5,), 1e300),)}, "the bias 1e+300 of token 5 is beyond fp32"),
+]
+
+
+@pytest.mark.parametrize(("defaults", "error"), DEFAULTS, ids=lambda value: str(value)[:50])
+def test_defaults_that_a_model_does_not_have(sampled: LoadedModel, defaults: dict[str, Any], error: str) -> None:
+    """The job fails before it is sampled, so that all samplers say the same."""
+    params = params_of(1).with_model_defaults(ModelDefaults.model_validate(defaults))
+    output = failure_beside_neighbours(sampled, JOB.model_copy(update={"params": params}), nothing)
+    assert output.error is not None and output.error.code == "InvalidRequest"
+    assert str(output.error).startswith(error)
+
+
+@pytest.mark.parametrize("kind", ["suppress_tokens", "begin_suppress_tokens", "eos_token_ids"])
+@pytest.mark.parametrize("token_id", [LACKING, 2**31 - 1])
+def test_bans_of_tokens_that_never_come(sampled: LoadedModel, kind: str, token_id: int) -> None:
+    """As in Transformers, they change nothing."""
+    defaults = ModelDefaults.model_validate({kind: (token_id,)})
+    params = params_of(1, min_new_tokens=2).with_model_defaults(defaults)
+    output = failure_beside_neighbours(sampled, JOB.model_copy(update={"params": params}), nothing)
+    assert output.error is None
+
+
+@pytest.mark.parametrize("top_k", [2**31 - 1, 2**31, 2**32 + 1, 2**64, 10**30])
+def test_a_top_k_beyond_all_integers_keeps_every_token(sampled: LoadedModel, top_k: int) -> None:
+    def answer(**given: Any) -> Any:
+        job = JOB.model_copy(update={"params": params_of(1, strategy="sample", **given)})
+        (output,) = serve(engine_of(sampled), [job])[0].values()
+        return output.error, [done.token_ids for done in output.completions]
+
+    assert answer(top_k=top_k) == answer()
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**30])
+def test_rules_are_numbers_that_every_sampler_holds(number: int) -> None:
+    """C has 64 bits for them, a GPU's table 32."""
+    params = params_of(1, strategy="sample", top_k=number).with_model_defaults(ModelDefaults(min_length=number))
+    rules = rules_of(params, 3, (2,))
+    assert rules.top_k < 2**31 and rules.min_new_tokens < 2**31
+    for name in ("suppress_tokens", "eos_token_ids", "begin_suppress_tokens", "forced_eos_token_id"):
+        with pytest.raises(ValidationError, match="less than"):
+            ModelDefaults.model_validate({name: (number,)})
 
 
 def test_prompt_tokens_that_the_embedding_does_not_have(toy: LoadedModel) -> None:

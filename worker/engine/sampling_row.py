@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from models.model_defaults import ModelDefaults
-from models.params import GenerationParams
+from models.model_defaults import MAX_TOKEN_IDS, ModelDefaults
+from models.params import MAX_NEW_TOKENS, GenerationParams
 from models.states import Strategy
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def rules_of(params: GenerationParams, num_prompt_ids: int, eos_ids: tuple[int, 
     is_sample, is_nucleus = params.strategy is Strategy.SAMPLE, params.strategy is Strategy.NUCLEUS
     return SamplingRules(
         temperature=max(params.temperature, LEAST_TEMPERATURE) if is_sample or is_nucleus else 0.0,
-        top_k=params.top_k or 0 if is_sample or is_nucleus else 0,
+        top_k=min(params.top_k or 0, MAX_TOKEN_IDS - 1) if is_sample or is_nucleus else 0,
         top_p=params.top_p if is_sample else 1.0,
         nucleus_p=params.top_p if is_nucleus else 1.0,
         min_p=params.min_p or 0.0 if is_sample else 0.0,
@@ -95,9 +95,10 @@ def repetition_penalty_of(params: GenerationParams) -> float:
 def min_new_tokens_of(params: GenerationParams, num_prompt_ids: int) -> int:
     """The tokens before which no end token comes; as in Transformers, `min_new_tokens` hides `min_length`."""
     defaults = params.model_defaults or ModelDefaults()
-    if defaults.min_new_tokens is not None:
-        return max(params.min_new_tokens, defaults.min_new_tokens)
-    return max(params.min_new_tokens, (defaults.min_length or 0) - num_prompt_ids)
+    default = defaults.min_new_tokens
+    if default is None:
+        default = (defaults.min_length or 0) - num_prompt_ids
+    return max(params.min_new_tokens, min(default, MAX_NEW_TOKENS))
 
 
 def bias_of(params: GenerationParams) -> dict[int, float]:

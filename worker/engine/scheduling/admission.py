@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from models.params import GenerationParams
+from models.params import GenerationParams, infinite_bias
 from worker.engine.config import ModelLimits
 from worker.engine.request import CapacityExceeded, EngineError, InvalidRequest, PromptTooLong, Request
+from worker.engine.sampling_row import bias_of
 from worker.engine.scheduling.block_manager import BlockManager
 from worker.engine.scheduling.sequence import SequenceGroup
 
@@ -31,7 +32,7 @@ def check_request(request: Request, limits: ModelLimits, token_text: Callable[[i
         raise InvalidRequest(_unknown_prompt_tokens(request.prompt_ids, limits, token_text))
     if (bad := _unknown_token(request.params, limits.vocab_size)) is not None:
         raise InvalidRequest(f"token id {bad} is not in the vocabulary of {limits.vocab_size}")
-    if (infinite := request.params.infinite_bias) is not None:
+    if (infinite := infinite_bias(bias_of(request.params))) is not None:
         raise InvalidRequest(
             f"the bias {infinite[1]:g} of token {infinite[0]} is beyond fp32; 100 all but picks a token"
         )
@@ -72,5 +73,6 @@ def _unknown_prompt_tokens(
 
 
 def _unknown_token(params: GenerationParams, vocab_size: int) -> int | None:
-    named = (*params.stop_token_ids, *(params.eos_token_ids or ()), *(params.logit_bias or ()))
-    return next((token_id for token_id in named if token_id >= vocab_size), None)
+    by_job = (*params.stop_token_ids, *(params.eos_token_ids or ()), *(params.logit_bias or ()))
+    by_model = () if params.model_defaults is None else params.model_defaults.required_ids
+    return next((token_id for token_id in (*by_job, *by_model) if token_id >= vocab_size), None)

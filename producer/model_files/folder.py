@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.checkpoint.hub import model_folder
+from models.checkpoint.probes import ids_unless_refused
 from models.checkpoint.small_files import CheckpointProblem, read_json_object
 from producer.errors import UsageError
 from producer.model_files.tokenizer_calls import TokenizerFailed, tokenizer_call
@@ -133,7 +134,8 @@ def _read_tokenizer(path: Path, mtime_ns: int, size: int) -> Tokenizer:  # noqa:
             tokenizer = Tokenizer.from_file(str(path))
             tokenizer.no_truncation()  # a file may ask for it; lengths are of the whole text
             tokenizer.no_padding()
-            tokenizer.encode(PROBE)  # some faults show only then
+            tokenizer.encode("")  # some faults show only then
+            ids_unless_refused(lambda probe: tokenizer.encode(probe).ids, PROBE)
     except TokenizerFailed as failed:
         raise UsageError(f"{path} is not a tokenizer: {failed}; copy the file again") from failed
     return tokenizer

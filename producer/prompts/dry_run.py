@@ -8,6 +8,7 @@ from models.chat import ChatInputs
 from producer.console import print_data, stdout
 from producer.model_files.folder import ModelFiles, model_files
 from producer.model_files.generation_defaults import defaults_text
+from producer.model_files.tokenizer_calls import TokenizerFailed, tokenizer_call
 from producer.prompts.job_drafts import JobDraft, Submission
 from producer.prompts.prompt_check import PromptCheck
 from producer.prompts.validation import ValidationReport
@@ -87,10 +88,13 @@ def _tokenized(files: ModelFiles, text: str, *, is_chat: bool) -> SeenPrompt:
     """The text with the special tokens that the tokenizer writes before and behind a prompt; a chat has its own."""
     if (tokenizer := files.tokenizer) is None:
         return SeenPrompt(text, doubt="the model has no tokenizer.json, which says what is added to it")
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    try:
+        with tokenizer_call():
+            ids, encoded = tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.encode(text)
+    except TokenizerFailed as failed:
+        return SeenPrompt(text, doubt=f"the tokenizer refuses it: {failed}")
     if is_chat:
         return SeenPrompt(text, len(ids))
-    encoded = tokenizer.encode(text)
     added = [token for token, is_added in zip(encoded.tokens, encoded.special_tokens_mask, strict=True) if is_added]
     num_before = next((n for n, is_added in enumerate(encoded.special_tokens_mask) if not is_added), len(added))
     if ids[:num_before] == encoded.ids[:num_before]:  # the prompt has them already, and they are not doubled

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
+from models.checkpoint.probes import ids_unless_refused
+from models.checkpoint.small_files import is_library_error
 from worker.engine.text.cleanup import cleaned, kept_indices, safe_end
 from worker.engine.text.decoder_rule import decoder_rule
 from worker.engine.text.streams import ByteLevelText, CleanedText, SpelledText, TextStream, WholeText, pieces_of_bytes
@@ -30,7 +33,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._texts = _token_texts(tokenizer)
         self._cleans_up = self._texts is not None and _cleans_up(tokenizer)
-        if self._texts is not None and any("".join(self.pieces(ids)) != self.decode(ids) for ids in _probes(tokenizer)):
+        if self._texts is not None and not all(map(self._has_its_text, _probes(tokenizer))):
             self._texts = None  # it decodes by further rules
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -79,6 +82,15 @@ class Detokenizer:
         if not isinstance(text, bytes) or (self._cleans_up and b" " in text and _is_whole(text)):
             return None
         return text
+
+    def _has_its_text(self, token_ids: Sequence[int]) -> bool:
+        """Whether the rule gives the tokenizer's own text; not where that raises, which each answer tells by itself."""
+        try:
+            return "".join(self.pieces(token_ids)) == self.decode(token_ids)
+        except BaseException as error:
+            if not is_library_error(error):
+                raise
+            return False
 
     def _raw_text(self, token_ids: Sequence[int]) -> str:
         assert self._texts is not None
@@ -187,9 +199,11 @@ def _cleans_up(tokenizer: Any) -> bool:
 def _probes(tokenizer: Any) -> list[list[int]]:
     """Token ids of everyday text, and of the whole vocabulary in large steps."""
     texts = ("Hello, it's \"fine\" . Isn't it ?  I 'm Ok !", "1 + 1 = 2\n\tdef f(x): return x", "naïve 日本 🦔")
+    encode = partial(tokenizer, add_special_tokens=False)
+    encoded = [ids_unless_refused(lambda probe: encode(probe)["input_ids"], text) for text in texts]
     size = len(tokenizer)
     return [
-        *([*tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts),
+        *(ids for ids in encoded if ids is not None),
         list(range(0, size, -(-size // MAX_PROBED_IDS) or 1)),
         sorted(tokenizer.added_tokens_decoder)[:MAX_PROBED_IDS],
     ]

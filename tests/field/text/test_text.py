@@ -5,6 +5,7 @@ The tokenizer's own `decode` of prompt and answer together is the oracle.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -171,3 +172,16 @@ def test_a_tokenizer_without_a_fast_form_decodes_by_itself(kind: Any, cleans_up:
         pieces = ours.pieces(ids[end:], ids[:end])
         assert "".join(pieces) == ours.text(ids[end:], ids[:end])
         assert ours.decode(ids[:end]).rstrip(REPLACEMENT) + "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_a_decoder_that_raises_is_told_by_each_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine starts with it."""
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise IndexError("out of range")
+
+    tokenizer = copy.deepcopy(tokenizer_of("word-piece"))
+    monkeypatch.setattr(tokenizer, "decode", fail)
+    ours = Detokenizer(tokenizer)
+    with pytest.raises(IndexError):
+        ours.pieces([5, 6], [7])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import Unigram, WordLevel, WordPiece
 from transformers import AutoTokenizer
 
+from producer.errors import LineProblem
+from producer.model_files.folder import ModelFiles
+from producer.prompts import dry_run
+from producer.prompts.prompt_check import PromptCheck
 from tests.conftest import TOY_MODEL
 from tests.support.tokenizer_families import FAMILIES, tokenizer_of
 from worker.engine.detokenizer import Detokenizer
@@ -101,6 +107,38 @@ def test_a_folder_with_another_rule_follows_it(change: Any, tmp_path: Path) -> N
         ids = loaded(text, add_special_tokens=False)["input_ids"]
         assert ids == of_file.encode(text, add_special_tokens=False).ids
         assert loaded.decode(ids) == of_file.decode(ids, skip_special_tokens=False)
+
+
+NUMERALS = {token: index for index, token in enumerate(["</s>", "<|im_end|>", *"0123456789", "+", "="])}
+
+#: Models that refuse what is not in their vocabulary, because it has no unknown token.
+CLOSED: dict[str, Callable[[], Any]] = {
+    "words": lambda: WordLevel(vocab=NUMERALS),
+    "word-piece": lambda: WordPiece(vocab=NUMERALS),
+    "unigram": lambda: Unigram(vocab=[(token, -1.0) for token in NUMERALS]),
+}
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_a_vocabulary_without_an_unknown_token(kind: str, model_type: str, tmp_path: Path) -> None:
+    """Prompts that it has are answered; the others are refused one by one, and no folder for them."""
+    of_file = Tokenizer(CLOSED[kind]())
+    of_file.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    name = folder(tmp_path, of_file, model_type)
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    loaded = load_tokenizer(name)
+    ids = encode_prompt(loaded, "1 + 2 =")
+    assert Detokenizer(loaded).text(ids[1:], ids[:1]) == loaded.decode(ids).removeprefix("1")
+    with pytest.raises(Exception, match="(?i)unk"):
+        encode_prompt(loaded, "one + 2")
+    check = PromptCheck(ModelFiles(name, tmp_path), context_window=16)
+    assert check.files.tokenizer is not None
+    with pytest.raises(LineProblem, match="prompt cannot be tokenized by .*(?i:unk)"):
+        check._check_length("prompt", "one + 2", is_chat=False)
+    seen = dry_run._tokenized(check.files, "one + 2", is_chat=False)
+    assert seen.doubt is not None and seen.doubt.startswith("the tokenizer refuses it: ")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -209,6 +209,22 @@ def test_whatever_the_tokenizer_raises(toy: LoadedModel, error: BaseException) -
     str(output.error).encode()
 
 
+@pytest.mark.parametrize("ids", [[1.5], [5.0], ["5"], [None], [[5, 6]], [-1], [2**70], None], ids=str)
+def test_ids_that_are_none(toy: LoadedModel, ids: Any) -> None:
+    """No embedding has them."""
+
+    def spoil(engine: Engine) -> None:
+        encode = engine.loaded.tokenizer
+
+        def tokenizer(text: str, **options: Any) -> Any:
+            return {"input_ids": ids} if text == "poison" else encode(text, **options)
+
+        engine.loaded = altered_tokenizer(engine.loaded, tokenizer)
+
+    output = failure_beside_neighbours(toy, JOB, spoil)
+    assert output.error is not None and output.error.code == "InvalidRequest"
+
+
 def altered_tokenizer(loaded: LoadedModel, tokenizer: Any) -> LoadedModel:
     return LoadedModel(loaded.limits, loaded.config, tokenizer, loaded.model)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from operator import index
 from time import monotonic
 from typing import Any, Self
 
@@ -137,7 +138,7 @@ class Engine:
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt; special tokens written in it are honoured, and a BOS is not doubled."""
         with failing_alone("the prompt cannot be tokenized"):
-            return tuple(encode_prompt(self.loaded.tokenizer, prompt))
+            return tuple(map(index, encode_prompt(self.loaded.tokenizer, prompt)))
 
     def chat_text(
         self, messages: Messages, inputs: ChatInputs = ChatInputs(), created_at: datetime | None = None
@@ -157,7 +158,7 @@ class Engine:
     def encode_rendered(self, text: str) -> tuple[int, ...]:
         """Token ids of a rendered conversation, which has its special tokens in it."""
         with failing_alone("the prompt cannot be tokenized"):
-            return tuple(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return tuple(map(index, self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     @property
     def has_work(self) -> bool:

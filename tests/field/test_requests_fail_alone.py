@@ -209,6 +209,19 @@ def test_whatever_the_tokenizer_raises(toy: LoadedModel, error: BaseException) -
     str(output.error).encode()
 
 
+def test_a_prompt_that_only_its_tokenizer_takes(toy: LoadedModel) -> None:
+    """Tokenizers in Python take half a surrogate pair, of a chat template for example; databases do not."""
+
+    def lenient(text: str, **options: Any) -> Any:
+        return toy.tokenizer(text.encode(errors="replace").decode(), **options)
+
+    job = JobMessage(id=POISON, prompt="half a pair: \ud800", params=params_of(1, keep_prompt=True))
+    engine = engine_of(toy)
+    engine.loaded = altered_tokenizer(toy, lenient)
+    (output,) = serve(engine, [job])[0].values()
+    assert output.error is None and output.prompt_text == "half a pair: ?"
+
+
 @pytest.mark.parametrize("ids", [[1.5], [5.0], ["5"], [None], [[5, 6]], [-1], [2**70], None], ids=str)
 def test_ids_that_are_none(toy: LoadedModel, ids: Any) -> None:
     """No embedding has them."""

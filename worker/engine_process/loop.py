@@ -18,7 +18,7 @@ from models.engine_options import EngineOptions
 from models.message import JobMessage
 from worker.engine.engine import Engine
 from worker.engine.provenance import describe_environment
-from worker.engine.request import EngineError, Request, RequestOutput, describe_error, failing_alone
+from worker.engine.request import EngineError, Request, RequestOutput, describe_error, failing_alone, storable
 from worker.engine.stats import Stats
 from worker.engine_process.protocol import (
     Cancel,
@@ -142,4 +142,5 @@ def _request(engine: Engine, job: JobMessage, priority: int) -> Request:
         else:
             text = engine.chat_text(job.messages or [], job.chat or ChatInputs(), job.created_at)
             prompt_ids = engine.encode_rendered(text)
-    return Request(job.id, prompt_ids, job.params, priority, prompt_text=text if job.params.keep_prompt else None)
+    kept = storable(text) if job.params.keep_prompt else None
+    return Request(job.id, prompt_ids, job.params, priority, prompt_text=kept)

@@ -40,11 +40,19 @@ def test_folders_that_cannot_be_written_are_replaced_by_one_of_this_user(tmp_pat
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_strangers_folder_is_not_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["link", "file", "open folder"])
+def test_a_strangers_folder_is_not_taken(kind: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / f"nocturne-cache-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    place = tmp_path / f"nocturne-cache-{os.getuid()}"
+    if kind == "link":
+        place.symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        place.touch()
+    else:
+        place.mkdir()
+        place.chmod(0o777)
     name_cache_folders()
-    assert named()[0].parent == tmp_path and not named()[0].is_symlink()
+    assert named()[0].parent == tmp_path and named()[0] != place
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

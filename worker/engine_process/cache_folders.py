@@ -9,6 +9,7 @@ import logging
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from models.checkpoint.paths.cache_folder import users_cache_folder
@@ -54,7 +55,8 @@ def _is_writable(folder: Path) -> bool:
 def _temporary_folder() -> Path:
     """A folder for this user's later starts too, unless another user has put something in its place."""
     folder = Path(tempfile.gettempdir(), f"nocturne-cache-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
     return folder if is_own else Path(tempfile.mkdtemp(prefix="nocturne-cache-"))

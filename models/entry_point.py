@@ -1,22 +1,31 @@
-"""The start of a command: a Ctrl-C while its modules are imported ends it in one line.
+"""The start and the end of a command: its standard streams, whatever they are, and a Ctrl-C while modules are imported.
 
 Imports nothing of ours, so that it is ready before anything else is imported.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper, UnsupportedOperation
+from typing import Any
 
-EXIT_INTERRUPTED = 130
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+
+
+class OutputProblem(Exception):
+    """Standard output does not take what is written."""
 
 
 def run_command(module: str) -> None:
     """Runs `main` of a module, whose import takes most of a short command's time."""
-    _prepare_output()
+    _prepare_streams()
     try:
-        import_module(module).main()
+        try:
+            import_module(module).main()
+        finally:
+            sys.stdout.flush()  # at its exit Python would only complain
     except KeyboardInterrupt:
         _end_interrupted()
     except SystemExit as end:
@@ -24,6 +33,66 @@ def run_command(module: str) -> None:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
             _end_interrupted()
         raise
+    except BrokenPipeError:  # the reader of our output has seen enough
+        _drop_output()
+        raise SystemExit(0) from None
+    except OutputProblem as problem:
+        _drop_output()
+        sys.stderr.write(f"error: {problem}\n")
+        raise SystemExit(EXIT_USAGE) from None
+
+
+class _Data(FileIO):
+    """Standard output. Data that is lost is an error of its own; a reader that has seen enough is none."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputProblem(f"cannot write to standard output: {error.strerror}; send it elsewhere") from error
+
+
+class _Messages(FileIO):
+    """Standard error. A full disk or a closed terminal costs a message, and not the run that it is about."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return len(data)
+
+
+def _prepare_streams() -> None:
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _opened_nowhere(number))
+    sys.stdout = _rebuilt(sys.stdout, _Data)
+    sys.stderr = _rebuilt(sys.stderr, _Messages)
+    _prepare_output()
+
+
+def _opened_nowhere(number: int) -> TextIOWrapper:
+    """A stream for a closed one. The next file that is opened, a database say, would get its number and its text."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    os.set_inheritable(number, True)
+    return open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False)
+
+
+def _rebuilt(stream: Any, kind: type[FileIO]) -> Any:
+    """The stream above a file of that kind; one without a descriptor is a test's, and stays."""
+    try:
+        file = kind(stream.fileno(), "w", closefd=False)
+    except UnsupportedOperation:
+        return stream
+    is_flushed = stream.line_buffering or stream.write_through
+    return TextIOWrapper(BufferedWriter(file), stream.encoding, stream.errors, line_buffering=is_flushed)
 
 
 def _prepare_output() -> None:
@@ -34,6 +103,13 @@ def _prepare_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     else:
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _drop_output() -> None:
+    """Lets what is still buffered vanish: Python would write it at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _end_interrupted() -> None:

@@ -5,8 +5,6 @@ Nothing heavy is imported here, so that `producer --help` answers at once.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -269,10 +267,6 @@ def main() -> None:
         app()
     except UsageError as error:
         _end(str(error))
-    except BrokenPipeError:
-        # The reader of our output has seen enough. Python would complain again at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except Exception as error:
         message = _database_problem(error)
         if message is None:

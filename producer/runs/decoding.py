@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os.path import relpath
 
 from sqlalchemy import Engine
@@ -59,10 +61,11 @@ def decode(
         is_quiet = output_options.quiet or prints_answers
         progress = _decode_rest(local, database, run_id, printer, is_quiet=is_quiet)
         has_summary = shows_frames(quiet=is_quiet)
-    if printer is not None:
-        printer.print_new()
-    empty_journal(database)
-    show_end(database, progress, output_options, settings, is_short=prints_answers, has_summary=has_summary)
+    with _ending(interruption, run_id, settings):
+        if printer is not None:
+            printer.print_new()
+        empty_journal(database)
+        show_end(database, progress, output_options, settings, is_short=prints_answers, has_summary=has_summary)
     return _exit_code(progress)
 
 
@@ -83,8 +86,18 @@ def attach(
     quiet = output_options.quiet
     progress = watch(database, run_id, check=check, sleep=stop.sleep, quiet=quiet, is_loading=lambda: True)
     has_summary = shows_frames(quiet=quiet)
-    show_end(database, progress, output_options, settings, is_short=False, has_summary=has_summary)
+    with _ending(stop, run_id, settings):
+        show_end(database, progress, output_options, settings, is_short=False, has_summary=has_summary)
     return _exit_code(progress)
+
+
+@contextmanager
+def _ending(stop: Interruption, run_id: str, settings: Settings) -> Iterator[None]:
+    """A block after the run's end: a signal ends it where it is, and the answers can be written again."""
+    stop.notice = "interrupted, ending"
+    stop.outcome = f"run {run_id} has ended; its answers: producer results {run_id}{home_options(settings)} -o FILE"
+    with stop.at_once():
+        yield
 
 
 def show_end(

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from models.child_process import child_environment
 from models.settings import Settings
@@ -19,13 +20,17 @@ from producer.home import holder_of, home_options
 from producer.options import OutputOptions
 from producer.private_files import make_home, open_private
 from producer.render import to_json
+from producer.runs.interruption import Interruption
 
 START_SECONDS = 20.0
 POLL_SECONDS = 0.05
 
 
-def decode_detached(settings: Settings, run_id: str, output_options: OutputOptions) -> int:
-    """Starts the process, waits until it has the home or waits for it, and says how to watch and end it."""
+def decode_detached(settings: Settings, run_id: str, output_options: OutputOptions, interruption: Interruption) -> int:
+    """Starts the process, waits until it has the home or waits for it, and says how to watch and end it.
+
+    A signal until then ends the process too. Raises `KeyboardInterrupt`.
+    """
     home = settings.home.absolute()
     holder = holder_of(home)
     if holder is not None and holder.run == run_id:
@@ -48,7 +53,12 @@ def decode_detached(settings: Settings, run_id: str, output_options: OutputOptio
             [sys.executable, "-P", "-m", "producer", "resume", run_id, *wanted],
             env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    _await_start(process, settings, run_id)
+    try:
+        _await_start(process, settings, run_id, interruption.checked_sleep)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
     process.returncode = 0  # it outlives this command, which does not wait for it
     if output_options.json:
         print(to_json({"id": run_id, "pid": process.pid, "log": str(log)}))  # noqa: T201
@@ -62,7 +72,9 @@ def decode_detached(settings: Settings, run_id: str, output_options: OutputOptio
     return 0
 
 
-def _await_start(process: subprocess.Popen[bytes], settings: Settings, run_id: str) -> None:
+def _await_start(
+    process: subprocess.Popen[bytes], settings: Settings, run_id: str, sleep: Callable[[float], None]
+) -> None:
     """Returns when the process has the home, or another one has. Raises `UsageError` when it has ended."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -74,4 +86,4 @@ def _await_start(process: subprocess.Popen[bytes], settings: Settings, run_id: s
             raise UsageError(f"the process in the background has ended: {lines[-1] if lines else 'without a word'}")
         if process.poll() == 0:
             return
-        time.sleep(POLL_SECONDS)
+        sleep(POLL_SECONDS)

@@ -76,6 +76,11 @@ class Interruption:
             self._ends_at_once = False
         self.check()
 
+    def hold(self) -> None:
+        """In such a block: from here to its end a signal waits, for what is done now cannot be taken back."""
+        self.check()
+        self._ends_at_once = False
+
     def tell(self) -> None:
         """Says what happens, once for each of the first two signals."""
         while self._num_told < min(self.num_signals, 2):

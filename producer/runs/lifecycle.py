@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -72,11 +72,9 @@ def run_here(
                     return EXIT_OK
             chosen = settings.model_copy(update={"model": submission.model})
             if is_detached:
-                return _run_detached(chosen, submission, report, submit_options, output_options)
+                return _run_detached(chosen, submission, report, submit_options, output_options, interruption)
             with LocalServices(chosen, interruption) as local:
-                with interruption.at_once():
-                    database = writable_database(chosen)
-                    run_id = _write_or_resume(submission, report, database, submit_options, home_options(settings))
+                database, run_id = _stored_run(submission, report, chosen, submit_options, interruption)
                 are_prompts = not isinstance(source, Path)
                 return decode(local, database, run_id, output_options, chosen, prints_answers=are_prompts)
 
@@ -104,13 +102,13 @@ def _run_detached(
     report: ValidationReport,
     submit_options: SubmitOptions,
     output_options: OutputOptions,
+    interruption: Interruption,
 ) -> int:
     """Writes the run and leaves it to a process in the background."""
     if settings.broker is not None:
         raise UsageError("--detach starts its own Redis; for a server's workers use `producer submit`")
-    database = writable_database(settings)
-    run_id = _write_or_resume(submission, report, database, submit_options, home_options(settings))
-    return decode_detached(settings, run_id, output_options)
+    _, run_id = _stored_run(submission, report, settings, submit_options, interruption)
+    return decode_detached(settings, run_id, output_options, interruption)
 
 
 def submit_run(
@@ -179,19 +177,36 @@ def _check_unpaused(progress: RunProgress, settings: Settings) -> None:
         raise UsageError(paused_line(progress, settings))
 
 
+def _stored_run(
+    submission: Submission,
+    report: ValidationReport,
+    settings: Settings,
+    submit_options: SubmitOptions,
+    interruption: Interruption,
+) -> tuple[Engine, str]:
+    """The database with the run in it, and the run's id. A signal leaves the run out, or is told what goes on."""
+    flags = home_options(settings)
+    with interruption.at_once():
+        database = writable_database(settings)
+        run_id = _write_or_resume(submission, report, database, submit_options, flags, interruption.hold)
+        interruption.outcome = f"run {run_id} goes on with the same command, or with: producer resume {run_id}{flags}"
+    return database, run_id
+
+
 def _write_or_resume(
     submission: Submission,
     report: ValidationReport,
     database: Engine,
     submit_options: SubmitOptions,
     flags: str,
+    before_commit: Callable[[], None],
 ) -> str:
     """The run's id: a new one, or the unfinished one with the same content. `flags` finds the home again."""
     unfinished = None
     if submit_options.on_duplicate == "skip":
         unfinished = find_unfinished(database, report.content_hash)
     if unfinished is None:
-        run_id = _write(submission, report, database, submit_options).run_id
+        run_id = _write(submission, report, database, submit_options, before_commit).run_id
     else:
         run_id = unfinished.id
         if unfinished.paused_at is not None:
@@ -206,7 +221,11 @@ def _write_or_resume(
 
 
 def _write(
-    submission: Submission, report: ValidationReport, database: Engine, submit_options: SubmitOptions
+    submission: Submission,
+    report: ValidationReport,
+    database: Engine,
+    submit_options: SubmitOptions,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> SubmitResult:
     result = write(
         submission,
@@ -215,6 +234,7 @@ def _write(
         expires_after=submit_options.expires_after(),
         on_duplicate=submit_options.on_duplicate,
         max_running=submit_options.max_running,
+        before_commit=before_commit,
     )
     if result.num_known:
         say(f"run {result.run_id}: {result.num_known:,} already there, {result.num_new:,} new")

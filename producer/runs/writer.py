@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -52,6 +52,7 @@ def write(
     expires_after: timedelta | None = None,
     on_duplicate: str = "skip",
     max_running: int | None = None,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> SubmitResult:
     """Writes the new jobs in one transaction; sends nothing. Raises `UsageError`.
 
@@ -82,6 +83,7 @@ def write(
                     "--on-duplicate skip submits the others, rerun decodes all of them once more"
                 )
             _reopen_run(connection, run_id, num_new)
+        before_commit()
     return SubmitResult(run_id, num_new, report.num_jobs - num_new)
 
 

@@ -19,11 +19,19 @@ from sqlalchemy.orm import Session
 from models.database.connection import open_database
 from models.entry_point import _prepare_output
 from models.schema.run import Run
+from models.settings import Settings
 from producer.errors import UsageError
 from producer.home import holder_of
+from producer.options import OutputOptions
+from producer.prompts.grid import Grid
+from producer.prompts.job_drafts import Submission
+from producer.prompts.validation import check
 from producer.results.queries import run_progress
 from producer.results.run_tables import progress_line
+from producer.runs.detached import decode_detached
 from producer.runs.device_check import check_device
+from producer.runs.interruption import Interruption
+from producer.runs.writer import write
 from tests.conftest import TOY_MODEL, Producer
 from tests.support.processes import CommandProcess, wait_until
 
@@ -152,6 +160,61 @@ def test_a_detached_run_is_watched_and_cancelled(prompts: Path, tmp_path: Path, 
     wait_until(lambda: left_processes(tmp_path) == [])
     assert f"run {run_id}: " in (tmp_path / ".nocturne" / "run.log").read_text()
     assert " cancelled, " in producer("status", run_id, exit_code=1).stdout + said
+
+
+def test_control_c_while_answers_are_written(tmp_path: Path, producer: Producer) -> None:
+    pipe = tmp_path / "answers.jsonl"
+    os.mkfifo(pipe)
+    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "Once", "max_new_tokens": 1, "padding": "x" * 1_000}))
+    arguments = ["run", "one.jsonl", "--model", TOY_MODEL, "--repeat", 200, "-o", pipe]
+    with CommandProcess("producer", arguments, tmp_path) as run:
+        reader = os.open(pipe, os.O_RDONLY)  # waits for the writer, which then waits for more room
+        run.signal(signal.SIGINT)
+        assert run.finish() == 130
+        os.close(reader)
+    (shown,) = json.loads(producer("status", "--json").stdout)
+    way = f"interrupted; run {shown['id']} has ended; its answers: producer results {shown['id']} -o FILE"
+    assert way in "".join(run.lines) and left_processes(tmp_path) == []
+
+
+def test_control_c_while_a_run_is_detached(prompts: Path, tmp_path: Path, producer: Producer) -> None:
+    producer("db", "upgrade")
+    journal = tmp_path / ".nocturne" / "nocturne.db-wal"
+    with start_run(prompts, "--detach", "--repeat", 20) as run:
+        wait_until(lambda: journal.exists() and journal.stat().st_size > 0)  # the transaction has begun
+        run.signal(signal.SIGINT)
+        assert run.finish() == 130
+    stored = json.loads(producer("status", "--json").stdout)
+    outcome = f"run {stored[0]['id']} goes on with the same command" if stored else "nothing was submitted"
+    assert f"interrupted; {outcome}" in "".join(run.lines) and left_processes(tmp_path) == []
+
+
+def test_a_run_is_stored_or_not_and_the_interrupted_command_knows(tmp_path: Path, sqlite_database: Engine) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"prompt": "x"}')
+    submission = Submission(path, "m", Grid({}))
+    report = check(submission)
+    stored = []
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt), interruption.at_once():
+
+        def interrupt() -> None:
+            interruption.hold()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        stored.append(write(submission, report, sqlite_database, before_commit=interrupt).run_id)
+    assert run_progress(sqlite_database, stored[0]).num_jobs == 1
+
+
+def test_a_process_in_the_background_ends_with_the_command_that_waits_for_it(
+    tmp_path: Path, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer("db", "upgrade")
+    monkeypatch.chdir(tmp_path)
+    with Interruption() as interruption:
+        interruption.num_signals = 1
+        with pytest.raises(KeyboardInterrupt):
+            decode_detached(Settings(), "a-run", OutputOptions(), interruption)
+    assert left_processes(tmp_path) == [psutil.Process()]
 
 
 def test_prompts_of_the_command_line_are_answered_on_the_screen(producer: Producer, tmp_path: Path) -> None:

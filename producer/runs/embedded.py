@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import psutil
 from redis import Redis
@@ -42,7 +43,12 @@ PRIVATE_UMASK = 0o077
 def embedded_broker(settings: Settings) -> str | None:
     """The URL of the embedded Redis, while a `producer run` runs in the same home."""
     socket = running_socket(settings.home.absolute())
-    return f"redis+socket://{socket}" if socket is not None else None
+    return _url(socket) if socket is not None else None
+
+
+def _url(socket: Path) -> str:
+    """The URL of a Redis at a socket: a number sign, a question mark or a line end would end its path."""
+    return f"redis+socket://{quote(str(socket))}"
 
 
 class LocalServices:
@@ -60,7 +66,7 @@ class LocalServices:
         has_grace = "grace_seconds" in settings.model_fields_set
         self.settings = settings.model_copy(
             update={
-                "broker": settings.broker or f"redis+socket://{self._socket}",
+                "broker": settings.broker or _url(self._socket),
                 "database": settings.database_url,
                 "grace_seconds": settings.grace_seconds if has_grace else GRACE_SECONDS,
                 "worker_name": self.worker_name,

@@ -15,7 +15,11 @@ from migrations.upgrade import upgrade
 from models.database.connection import open_database
 from models.settings import Settings, read_settings
 from producer.home import home_options
+from producer.runs.broker import check_broker
+from producer.runs.embedded import embedded_broker
 from tests.conftest import TOY_MODEL, Producer
+from tests.support.processes import RedisServer
+from worker.celery import create_app
 
 NAMES = [
     "a#b",
@@ -91,3 +95,22 @@ def test_commands_agree_on_a_home_with_a_number_sign(producer: Producer, tmp_pat
     producer("db", "upgrade", "--home", "a#b?c%")
     producer("status", "--home", tmp_path / "a#b?c%")
     assert [path.name for path in tmp_path.iterdir()] == ["a#b?c%"]
+
+
+def test_a_run_in_a_home_of_odd_characters(producer: Producer, tmp_path: Path) -> None:
+    """Its Redis is reached by a URL, and `cancel` of another process finds it too."""
+    home = "two words#a?b%23\nGrüße;c"
+    producer("run", "-p", "x", "--max-new-tokens", 1, "--model", TOY_MODEL, "--home", home, "--quiet")
+    (run,) = json.loads(producer("status", "--json", "--home", home).stdout)
+    assert run["succeeded"] == 1 and [path.name for path in tmp_path.iterdir()] == [home]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_embedded_redis_of_any_home_is_reached(name: str, tmp_path: Path) -> None:
+    home = tmp_path / name
+    home.mkdir()
+    with RedisServer(home):
+        broker = embedded_broker(Settings(home=home))
+        assert broker is not None and check_broker(broker) is not None
+        with create_app(Settings(broker=broker)).connection_for_read() as connection:
+            assert connection.default_channel.client.ping()

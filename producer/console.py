@@ -23,6 +23,7 @@ class PlainConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(soft_wrap=True, highlight=False, markup=False, emoji=False, **options)
+        self.is_interactive &= self.file.isatty()  # FORCE_COLOR asks for colors in a file, not for frames
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)

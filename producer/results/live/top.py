@@ -66,7 +66,7 @@ def show_top(settings: Settings, *, as_json: bool) -> None:
 
         if as_json:
             print_data(to_json(asdict(look())))
-        elif not stdout.is_terminal:
+        elif not stdout.is_interactive:
             stdout.print(as_group(top_frame(look(), stdout.width)))
         else:
             _draw(look)

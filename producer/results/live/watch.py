@@ -22,8 +22,8 @@ PLAIN_LINE_SECONDS = 10.0
 
 
 def shows_frames(*, quiet: bool) -> bool:
-    """Whether `watch` shows frames, the last of which is a summary."""
-    return stderr.is_terminal and not quiet
+    """Whether `watch` shows frames, the last of which is a summary: not on a terminal that cannot move its cursor."""
+    return stderr.is_interactive and not quiet
 
 
 def watch(

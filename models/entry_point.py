@@ -34,43 +34,49 @@ def run_command(module: str) -> None:
             _end_interrupted()
         raise
     except BrokenPipeError:  # the reader of our output has seen enough
-        _drop_output()
         raise SystemExit(0) from None
     except OutputProblem as problem:
-        _drop_output()
         sys.stderr.write(f"error: {problem}\n")
         raise SystemExit(EXIT_USAGE) from None
 
 
-class _Data(FileIO):
+class _Output(FileIO):
     """Standard output. Data that is lost is an error of its own; a reader that has seen enough is none."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise
         except OSError as error:
-            raise OutputProblem(f"cannot write to standard output: {error.strerror}; send it elsewhere") from error
+            self.fail(error)
+            return len(data)
+
+    def fail(self, error: OSError) -> None:
+        self.lead_nowhere()
+        if isinstance(error, BrokenPipeError):
+            raise error
+        raise OutputProblem(f"cannot write to standard output: {error.strerror}; send it elsewhere") from error
+
+    def lead_nowhere(self) -> None:
+        """Lets what is still buffered vanish: Python would write it again at its exit, and complain."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
 
 
-class _Messages(FileIO):
+class _Messages(_Output):
     """Standard error. A full disk or a closed terminal costs a message, and not the run that it is about."""
 
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            raise
-        except OSError:
-            return len(data)
+    def fail(self, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            self.lead_nowhere()
+            raise error
 
 
 def _prepare_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, _opened_nowhere(number))
-    sys.stdout = _rebuilt(sys.stdout, _Data)
+    sys.stdout = _rebuilt(sys.stdout, _Output)
     sys.stderr = _rebuilt(sys.stderr, _Messages)
     _prepare_output()
 
@@ -103,13 +109,6 @@ def _prepare_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     else:
         sys.stdout.reconfigure(encoding="utf-8")
-
-
-def _drop_output() -> None:
-    """Lets what is still buffered vanish: Python would write it at its exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _end_interrupted() -> None:

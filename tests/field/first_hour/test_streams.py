@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TOY_MODEL, Producer
-from tests.support.processes import HANG_SECONDS, clean_environment
+from tests.support.processes import HANG_SECONDS, CommandProcess, clean_environment
 
 FULL = "error: cannot write to standard output: No space left on device; send it elsewhere\n"
 
@@ -49,3 +51,43 @@ def test_a_run_needs_no_streams(tmp_path: Path, producer: Producer, streams: str
     assert of_shell(tmp_path, f"producer run prompts.jsonl --model {TOY_MODEL} {streams}") == (0, "")
     (run,) = json.loads(producer("status", "--json").stdout)
     assert (run["state"], run["succeeded"]) == ("finished", 1)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "has_frames"),
+    [(True, {"TERM": "xterm"}, True), (True, {"TERM": "dumb"}, False), (False, {"FORCE_COLOR": "1"}, False)],
+)
+def test_frames_are_for_screens(terminal: bool, environment: dict[str, str], has_frames: bool, tmp_path: Path) -> None:
+    """Else each of a night's frames is a part of a log, or nothing at all is shown until the end."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Once", "max_new_tokens": 1}\n')
+    ours, theirs = os.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-m", "producer", "run", str(prompts), "--model", str(TOY_MODEL)]
+    variables = clean_environment(**{"TERM": "xterm", **environment})
+    process = subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=theirs, stdout=subprocess.DEVNULL)
+    os.close(theirs)
+    told = b""
+    try:
+        while read := os.read(ours, 65_536):
+            told += read
+    except OSError:  # the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    assert (b"\x1b[2K" in told) is has_frames
+    assert (b"0 of 1 jobs done" in told) is not has_frames
+    assert b"1 succeeded" in told or b"1 of 1 jobs succeeded" in told
+
+
+def test_control_c_where_the_reader_of_messages_gets_it_too(tmp_path: Path, producer: Producer) -> None:
+    """As in `producer run … 2>&1 | tee log`."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Once", "max_new_tokens": 150, "ignore_eos": true}\n')
+    with CommandProcess("producer", ["run", prompts, "--model", TOY_MODEL, "--repeat", 2_000], tmp_path) as run:
+        run.read_until("loading the model")
+        assert run.process.stdout is not None
+        run.process.stdout.close()
+        run.signal(signal.SIGINT)
+        assert run.process.wait() == 130
+    (stored,) = json.loads(producer("status", "--json").stdout)
+    assert stored["state"] in ("queued", "interrupted") and stored["running"] == 0

@@ -38,7 +38,7 @@ def read_config_file() -> dict[str, Any]:
     except OSError as error:
         raise ConfigFileProblem(f"{path} cannot be read: {error.strerror}; correct or remove it") from error
     try:
-        return tomllib.loads(content.decode("utf-8"))
+        return tomllib.loads(content.decode("utf-8-sig"))  # editors of Windows put a mark first
     except (ValueError, RecursionError) as error:
         raise ConfigFileProblem(f"{path} is not TOML: {error}") from error
 

@@ -9,7 +9,7 @@ import os
 import sys
 from importlib import import_module
 from io import BufferedWriter, FileIO, TextIOWrapper, UnsupportedOperation
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 
@@ -21,6 +21,7 @@ class OutputProblem(Exception):
 def run_command(module: str) -> None:
     """Runs `main` of a module, whose import takes most of a short command's time."""
     _prepare_streams()
+    _check_working_directory()
     try:
         try:
             import_module(module).main()
@@ -36,8 +37,7 @@ def run_command(module: str) -> None:
     except BrokenPipeError:  # the reader of our output has seen enough
         raise SystemExit(0) from None
     except OutputProblem as problem:
-        sys.stderr.write(f"error: {problem}\n")
-        raise SystemExit(EXIT_USAGE) from None
+        _end(str(problem))
 
 
 class _Output(FileIO):
@@ -81,6 +81,13 @@ def _prepare_streams() -> None:
     _prepare_output()
 
 
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _end("the working directory has been removed; cd to one that is there")
+
+
 def _opened_nowhere(number: int) -> TextIOWrapper:
     """A stream for a closed one. The next file that is opened, a database say, would get its number and its text."""
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -109,6 +116,11 @@ def _prepare_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     else:
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _end(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(EXIT_USAGE) from None
 
 
 def _end_interrupted() -> None:

@@ -40,7 +40,14 @@ class Settings(EngineOptions, BaseSettings):
     that over `nocturne.toml` in the working directory, that over the default.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="ignore", hide_input_in_errors=True)
+    #: An empty variable counts as none, as shells and compose files mean it.
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -88,6 +95,13 @@ class Settings(EngineOptions, BaseSettings):
     command_timeout: float = Field(default=600.0, gt=0)  # … to a statement of a producer's command
     lock_timeout: float = Field(default=15.0, gt=0)  # seconds that a worker's statement waits for a lock
 
+    @field_validator("home", mode="before")
+    @classmethod
+    def _check_path(cls, home: Any) -> Any:
+        if not isinstance(home, str | Path) or home == "":  # the latter would be the working directory
+            raise ValueError("must be a path")
+        return home
+
     @field_validator("home")
     @classmethod
     def _check_home(cls, home: Path) -> Path:
@@ -96,6 +110,13 @@ class Settings(EngineOptions, BaseSettings):
         except UnicodeEncodeError as error:
             raise ValueError("must be a path in UTF-8") from error
         return home
+
+    @field_validator("database", "read_database")
+    @classmethod
+    def _check_database(cls, url: str | None) -> str | None:
+        if url == "":  # of a script's unset variable; the default would be another database than is meant
+            check_url(url, "sqlite:///nocturne.db")
+        return url
 
     @field_validator("broker")
     @classmethod
@@ -203,7 +224,7 @@ def _origin(name: str, flags: dict[str, Any]) -> str:
         return f"--{option_of(name)}"
     variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
     for each in (variable, f"{variable}_FILE"):
-        if any(given.upper() == each for given in os.environ):
+        if any(given.upper() == each and value for given, value in os.environ.items()):
             return f"{each} of the environment"
     return str(config_path())
 
@@ -222,4 +243,6 @@ def _file_values() -> dict[str, Any]:
             near = get_close_matches(name, Settings.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(Settings.model_fields)}"
             raise ConfigFileProblem(f"{config_path()}: {name} is not a setting; {hint}")
+        if isinstance(given[name], bool) and Settings.model_fields[name].annotation is not bool:  # Python's are numbers
+            raise ConfigFileProblem(f"{config_path()}: {name} is {str(given[name]).lower()}, and takes another value")
     return given

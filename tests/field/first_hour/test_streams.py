@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full: the work is done without them, or a line says why not; exit code 2."""
+"""A shell's streams that are closed or full, and its folder that is gone: the work is done, or a line says why not."""
 
 from __future__ import annotations
 
@@ -43,6 +43,19 @@ def test_a_stream_that_is_closed_or_full(tmp_path: Path, command: str, code: int
     ended, err = of_shell(tmp_path, command)
     assert (ended, err.count("\n")) == (code, err.count("error: ") + err.count("revision")), err
     assert said in err
+
+
+@pytest.mark.parametrize("command", ["status", "run -p x"])
+def test_a_working_directory_that_was_removed_is_told(tmp_path: Path, command: str) -> None:
+    script = Path(sys.executable).with_name("producer")
+    if not script.exists():
+        pytest.skip("the commands are not installed here")
+    done = subprocess.run(
+        ["bash", "-c", f'mkdir gone && cd gone && rmdir ../gone && exec "$0" {command}', script],
+        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=HANG_SECONDS,
+    )  # fmt: skip
+    told = (2, "error: the working directory has been removed; cd to one that is there\n")
+    assert (done.returncode, done.stderr) == told
 
 
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])

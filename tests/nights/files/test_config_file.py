@@ -53,6 +53,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested": (lambda path: path.write_text("broker = " + "[" * 100_000), "is not TOML"),
     "not-utf-8": (lambda path: path.write_bytes(b"broker = '\xff'"), "is not TOML"),
     "huge-number": (lambda path: path.write_text("concurrency = " + "9" * 100_000), "is not TOML"),
+    "switch": (lambda path: path.write_text("concurrency = true"), "concurrency is true, and takes another value"),
     "unknown": (lambda path: path.write_text("brokr = ''"), "brokr is not a setting; did you mean broker?"),
 }
 
@@ -114,3 +115,35 @@ def test_a_bad_value_is_told_with_its_source(source: str, path: Path, monkeypatc
     with pytest.raises(InvalidSettings) as refused:
         read_settings(**flags)
     assert str(refused.value).startswith(beginnings[source])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("home = ''", "home in .*: must be a path, got ''"),
+        ("home = 5", "home in .*: must be a path, got 5"),
+        ("database = ''", "database in .*: '' is no URL; give sqlite:///"),
+        ("read_database = ''", "read_database in .*: '' is no URL"),
+        ("lease_seconds = inf", "lease_seconds in .*: input should be a finite number, got inf"),
+    ],
+)
+def test_a_value_that_would_be_taken_for_another_is_refused(line: str, message: str, path: Path) -> None:
+    path.write_text(line)
+    with pytest.raises(InvalidSettings, match=message):
+        read_settings()
+
+
+def test_an_empty_variable_is_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "DATABASE", "BROKER", "MAX_NUM_SEQS"):
+        monkeypatch.setenv(f"NOCTURNE_{name}", "")
+    settings = read_settings()
+    assert (settings.home, settings.max_num_seqs) == (Path(".nocturne"), None)
+    assert settings.origins == {"broker": str(path), "database": str(path)}
+    with pytest.raises(InvalidSettings, match=r"^--database: '' is no URL"):
+        read_settings(database="")
+
+
+def test_a_file_of_another_system_is_read(path: Path) -> None:
+    path.write_bytes(b'\xef\xbb\xbfhome = "elsewhere"\r\nconcurrency = 3\r\n')
+    settings = read_settings()
+    assert (settings.home, settings.concurrency) == (Path("elsewhere"), 3)

@@ -137,3 +137,6 @@ def check_url(url: str, example: str) -> None:
             f"{redacted(url)!r} is no URL: in a user or password write @ as %40, : as %3A, / as %2F, ? as %3F "
             "and # as %23"
         )
+    if match[1].lower().startswith("redis") and set("[]") & set(authority.rpartition("@")[0]):
+        # Its driver would take it for a host's address, and show it in its error.
+        raise ValueError(f"{redacted(url)!r} is no URL: in a user or password write [ as %5B and ] as %5D")

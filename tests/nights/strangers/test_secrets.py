@@ -103,6 +103,7 @@ def test_no_url_shows_its_password(shape: str, scheme: str, password: str) -> No
 @settings(max_examples=25)
 @given(st.sampled_from(SHAPES), passwords)
 @example("{scheme}://user@127.0.0.1:1/name?sslmode=disable;password={password}", f"{SECRET} {SECRET}")
+@example("{scheme}://user:{password}@127.0.0.1:1/0", f"{SECRET}[{SECRET}]{SECRET}")
 def test_no_error_of_a_driver_shows_one(shape: str, password: str) -> None:
     for scheme, check in (("postgresql", lambda url: check_connection(open_database(url))), ("redis", check_broker)):
         try:

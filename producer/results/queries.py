@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -176,6 +176,15 @@ def live_workers(database: Engine) -> list[Row[Any]]:
     """The rows of the workers that have given a sign of life lately."""
     with database.begin() as connection:
         return list(connection.execute(select(Worker).where(is_alive()).order_by(Worker.name)))
+
+
+def last_signs(database: Engine, names: Collection[str]) -> list[datetime]:
+    """The last signs of life of those of the workers that have not ended in order."""
+    if not names:
+        return []
+    with database.begin() as connection:
+        statement = select(Worker.seen_at).where(Worker.name.in_(names), Worker.stopped_at.is_(None))
+        return list(connection.execute(statement).scalars())
 
 
 def dead_letters(database: Engine) -> tuple[int, Row[Any] | None]:

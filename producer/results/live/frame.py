@@ -54,6 +54,8 @@ def eta_text(snapshot: Snapshot) -> str:
         return "done"
     if snapshot.is_loading:
         return "loading the model"
+    if snapshot.silence is not None:
+        return f"no sign of life for {clock(snapshot.silence)}"
     return "no ETA yet" if snapshot.seconds_left is None else f"ETA {clock(snapshot.seconds_left)}"
 
 
@@ -104,8 +106,18 @@ def _speed(snapshot: Snapshot, width: int) -> Iterator[Text]:
     return _packed([Text(part) for part in parts], width)
 
 
+def silence_line(progress: RunProgress) -> str:
+    """The line about workers that were there and are not heard of."""
+    return (
+        f"the workers of {_on_one_line(progress.model)} start again, or do not reach the database (is its disk full?): "
+        "see their logs; the run goes on when they do"
+    )
+
+
 def _workers(snapshot: Snapshot, width: int) -> Iterator[Text]:
-    if not snapshot.workers:
+    if snapshot.silence is not None:
+        yield from _folded("silent", silence_line(snapshot.progress), width, "yellow", REMEDY_LINES)
+    elif not snapshot.workers:
         yield from _folded("", _nobody(snapshot), width, "dim", REMEDY_LINES)
     is_alone = len(snapshot.workers) == 1
     for worker in snapshot.workers[:MAX_WORKERS]:

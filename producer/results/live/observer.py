@@ -9,7 +9,7 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
-from sqlalchemy import Engine, and_, func, select
+from sqlalchemy import Engine, Row, and_, func, select
 
 from models.database.clock import read_timestamp
 from models.schema.job import Job
@@ -18,10 +18,13 @@ from models.schema.result import Result
 from models.states import JobState
 from producer.results.live.pace import End, seconds_left
 from producer.results.live.snapshot import Snapshot, WorkerState
-from producer.results.queries import RunProgress, live_workers, recent_errors, run_progress
+from producer.results.queries import RunProgress, last_signs, live_workers, recent_errors, run_progress
 
 #: The latest changes of all jobs that the pace is measured by, and the seconds between two measurements.
 EVENTS, PACE_SECONDS = 4_000, 2.0
+
+#: Without a sign of life for so long, several heartbeats, a worker is said to be silent.
+SILENCE_SECONDS = 30.0
 
 
 class RunningSequences:
@@ -96,16 +99,17 @@ class Observer:
         self._pace_due = 0.0
         self._finish: float | None = None  # by the database's clock, estimated
         self._newest: tuple[str, str] | None = None
+        self._known: set[str] = set()  # workers that gave a sign of life while this one looked
 
     def look(self) -> Snapshot:
         progress = run_progress(self._database, self._run_id)
-        workers = tuple(
-            worker_state(each, self._running) for each in live_workers(self._database) if each.model == progress.model
-        )
+        rows = [each for each in live_workers(self._database) if each.model == progress.model]
+        workers = tuple(worker_state(each, self._running) for each in rows)
         with self._database.begin() as connection:
             now = read_timestamp(connection)
         if time.monotonic() >= self._pace_due or progress.is_finished:
             self._measure(progress, workers, now.timestamp())
+        silence = None if progress.is_finished else self._silence(rows, now)
         mean = self._speed.add(progress.tokens_per_second)
         return Snapshot(
             progress,
@@ -113,10 +117,18 @@ class Observer:
             seconds_left=None if self._finish is None else max(1.0, self._finish - now.timestamp()),
             mean_tokens_per_second=self._whole_mean(progress) if progress.is_finished else mean,
             workers=workers,
-            is_loading=not workers and not progress.is_finished and self._is_loading(),
+            is_loading=not workers and silence is None and not progress.is_finished and self._is_loading(),
+            silence=silence,
             newest=self._newest,
             errors=tuple(recent_errors(self._database, self._run_id)),
         )
+
+    def _silence(self, alive: list[Row[Any]], now: datetime) -> float | None:
+        """The seconds since a worker was heard of, where they are many, and none has ended in order."""
+        self._known |= {row.name for row in alive}
+        signs = [row.seen_at for row in alive] or last_signs(self._database, self._known)
+        seconds = (now - max(signs, default=now)).total_seconds()
+        return seconds if seconds >= SILENCE_SECONDS else None
 
     def _measure(self, progress: RunProgress, workers: tuple[WorkerState, ...], now: float) -> None:
         """Reads the latest ends of jobs that ran, and the newest answer among them; estimates the end of the run."""

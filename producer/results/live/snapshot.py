@@ -30,5 +30,8 @@ class Snapshot:
     mean_tokens_per_second: float | None = None  # while it was watched; of all its time once it is finished
     workers: tuple[WorkerState, ...] = ()
     is_loading: bool = False  # no worker is there yet, and one is being started here
+    silence: float | None = (
+        None  # seconds since the last sign of life of workers that were there; None while it is short
+    )
     newest: tuple[str, str] | None = None  # custom id and text of the answer that came last
     errors: tuple[tuple[str, str], ...] = ()  # custom id and error of the jobs that failed last

@@ -11,7 +11,7 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from producer.console import say, stderr
-from producer.results.live.frame import eta_text, frame
+from producer.results.live.frame import eta_text, frame, silence_line
 from producer.results.live.observer import Observer
 from producer.results.live.snapshot import Snapshot
 from producer.results.queries import RunProgress, run_progress
@@ -67,6 +67,7 @@ class PlainLines:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._last = -PLAIN_LINE_SECONDS
+        self._has_told_silence = False
 
     def look(self) -> RunProgress:
         snapshot = self._observer.look()
@@ -74,7 +75,15 @@ class PlainLines:
         if time.monotonic() - self._last >= PLAIN_LINE_SECONDS or progress.is_finished:
             say(progress_line(progress, eta_text(snapshot)))
             self._last = time.monotonic()
+        self._tell_silence(snapshot)
         return progress
+
+    def _tell_silence(self, snapshot: Snapshot) -> None:
+        """Once for each silence."""
+        is_silent = snapshot.silence is not None
+        if is_silent and not self._has_told_silence:
+            say(silence_line(snapshot.progress))
+        self._has_told_silence = is_silent
 
 
 def _poll(look: Callable[[], RunProgress], check: Callable[[], None], sleep: Callable[[float], None]) -> RunProgress:

@@ -70,6 +70,25 @@ def test_who_is_missing(sqlite_database: Engine) -> None:
     assert not snapshot.is_loading and snapshot.seconds_left is None and snapshot.newest is None
 
 
+def test_a_worker_that_is_not_heard_of(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for one that is being started, nor for one that has ended in order."""
+    fill(database)
+    observer = Observer(database, RUN_ID, lambda: True)
+    lines, said = watching.PlainLines(observer), list[str]()
+    monkeypatch.setattr(watching, "say", said.append)
+    assert observer.look().silence is None
+    for seconds in (45, 600):
+        with database.begin() as connection:
+            connection.execute(update(Worker).values(seen_at=read_timestamp(connection) - timedelta(seconds=seconds)))
+        snapshot = observer.look()
+        assert snapshot.silence == pytest.approx(seconds, abs=20) and not snapshot.is_loading
+        lines.look()
+    assert [line for line in said if "do not reach the database" in line] == [said[-1]]
+    with database.begin() as connection:
+        connection.execute(update(Worker).values(stopped_at=read_timestamp(connection)))
+    assert observer.look().silence is None
+
+
 def test_the_last_frame_is_the_summary(sqlite_database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal of 60 columns; what comes after it does not say the same again."""
     fill(sqlite_database, 21)

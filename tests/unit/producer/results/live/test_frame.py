@@ -47,6 +47,7 @@ CLUSTER = [
     replace(WORKER, name=f"gpu-host-{number}", device=f"cuda:{number}", is_draining=number == 1) for number in range(8)
 ]
 SNAPSHOTS = {
+    "silent": replace(RUNNING, silence=83.0),
     "loading": replace(SUBMITTED, is_loading=True),
     "unserved": replace(SUBMITTED, progress=replace(SUBMITTED.progress, name=None)),
     "running": RUNNING,

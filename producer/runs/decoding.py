@@ -133,7 +133,7 @@ def _decode_rest(
     try:
         local.start_worker()
         with local.interruption.at_once():
-            send_run(local.settings, database, run_id)
+            _send_rest(local, database, run_id)
         sleep = local.interruption.sleep
         return watch(database, run_id, check=check, sleep=sleep, quiet=is_quiet, is_loading=lambda: True)
     except BaseException:
@@ -141,6 +141,15 @@ def _decode_rest(
         local.stop_worker()
         return_running(database, run_id, local.worker_name)
         raise
+
+
+def _send_rest(local: LocalServices, database: Engine, run_id: str) -> None:
+    """Sends what is left of the run. Raises `UsageError` where Redis does not take it: its disk may be full."""
+    try:
+        send_run(local.settings, database, run_id)
+    except ConnectionError as error:
+        outcome = local.interruption.outcome
+        raise UsageError(f"Redis does not take the jobs: {error}; when it does, {outcome}") from error
 
 
 def _exit_code(progress: RunProgress) -> int:

@@ -109,10 +109,14 @@ class LocalServices:
             self._stop(self._worker, self.settings.grace_seconds + STOP_SECONDS)
 
     def purge_queue(self) -> None:
-        """Empties our own Redis: every unfinished job is about to be sent again."""
-        if self._has_own_redis:
+        """Empties our own Redis: every unfinished job is about to be sent again. Raises `UsageError`."""
+        if not self._has_own_redis:
+            return
+        try:
             with Redis(unix_socket_path=str(self._socket)) as client:
                 client.flushall()
+        except RedisError as error:
+            raise UsageError(f"the embedded Redis takes nothing: {error}; see {self._home / 'redis.log'}") from error
 
     def start_worker(self) -> None:
         """Starts the worker; it loads its model while the caller goes on."""

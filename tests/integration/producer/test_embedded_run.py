@@ -12,11 +12,15 @@ from typing import Any
 import psutil
 import pytest
 from redis import Redis
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
+from models.schema.job import Job
 from models.settings import Settings
+from producer.errors import UsageError
+from producer.runs import decoding
 from producer.runs.embedded import LocalServices
 from tests.conftest import ROOT, TOY_MODEL, Producer
+from tests.support.table_rows import RUN_ID, insert_run
 
 STUDY = ROOT / "examples" / "study.jsonl"
 
@@ -142,6 +146,21 @@ def test_a_home_that_an_earlier_version_left_is_taken_over_by_prompts_of_a_pipe(
     assert not (home / "redis.aof").exists()  # moved to where the server now keeps it
     done = producer("run", "-", "--model", TOY_MODEL, "--home", home, stdin='{"prompt": "Hi", "max_new_tokens": 3}\n')
     assert "1 of 1 jobs succeeded" in done.stderr
+
+
+def test_a_redis_whose_disk_is_full_is_one_line(tmp_path: Path, sqlite_database: Engine) -> None:
+    """It refuses every write, here because it misses a replica; the jobs stay in the database."""
+    insert_run(sqlite_database, 3)
+    settings = Settings(home=tmp_path / "h", database=sqlite_database.url.render_as_string(), model="toy")
+    with LocalServices(settings) as local, Redis(unix_socket_path=str(tmp_path / "h" / "redis.sock")) as client:
+        client.config_set("min-replicas-to-write", 1)
+        with pytest.raises(UsageError, match="the embedded Redis takes nothing: NOREPLICAS .*redis.log"):
+            local.purge_queue()
+        local.interruption.outcome = "go on with: producer resume"
+        with pytest.raises(UsageError, match="does not take the jobs: .*NOREPLICAS .*; when it does, go on with"):
+            decoding._send_rest(local, sqlite_database, RUN_ID)
+    with sqlite_database.connect() as connection:
+        assert connection.execute(select(Job.sent_at)).scalars().all() == [None] * 3
 
 
 def test_every_command_tells_programs_what_came_of_it(

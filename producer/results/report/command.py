@@ -12,7 +12,7 @@ from producer.errors import UsageError
 from producer.home import home_options
 from producer.results.database import check_reading_role, reading
 from producer.results.queries import find_run, run_progress
-from producer.results.report.comparison import Comparison, pair_chunks, pairs
+from producer.results.report.comparison import Comparison, pair_chunks, pair_pages
 from producer.results.report.figure_rows import figure_rows
 from producer.results.report.overview import Overview
 from producer.results.report.page import write_page
@@ -75,26 +75,34 @@ def write_comparison(
             raise UsageError(f"both names are of run {first}; give two runs to compare")
         runs = (run_progress(database, first), run_progress(database, second))
         found = Comparison(options.max_prompts)
-        for pair in pairs(database, (first, second), options.selection):
-            found.add(pair)
-        both = found.changes.total()
+        for page in pair_pages(database, (first, second), options.selection):
+            found.add(page)
+        both, alone = found.changes.total(), _alone(found.num_alone(runs[1]))
         if not both:
-            raise UsageError(f"runs {first} and {second} have no custom_id in common; nothing can be compared")
+            selected = f" of jobs with {options.selection.words}" if options.selection.words else ""
+            common = f"have no custom_id{selected} in common{alone}"
+            raise UsageError(f"runs {first} and {second} {common}; nothing can be compared")
         title = " and ".join(run.name or run.id for run in runs)
         top = [("jobs in both", f"{both:,}")] + [
             (name, f"{found.changes[kind]:,}") for kind, name in KINDS_OF_CHANGE.items()
         ]
         chunks = page_chunks(found.described(runs), pair_chunks(database, found, second), "pairs")
         with atomic_file(output) as file:
-            write_page(file, title, top, chunks, note=_pairs_shown(found, options.selection.words))
-        say(f"{output}: {len(found.shown):,} of {both:,} jobs that both runs have")
+            write_page(file, title, top, chunks, note=_pairs_shown(found, options.selection.words, alone))
+        say(f"{output}: {len(found.shown):,} of {both:,} jobs that both runs have{alone}")
 
 
-def _pairs_shown(found: Comparison, selected: str) -> str:
+def _pairs_shown(found: Comparison, selected: str, alone: str) -> str:
     which = f"Only jobs of A with {selected}. " if selected else ""
     shown, total = len(found.shown), found.changes.total()
-    more = f"{shown:,} of {total:,} jobs; the figures are of all, and producer report --all has every one."
-    return f"{which}Showing {more if shown < total else f'all {total:,} jobs.'}"
+    more = f"{shown:,} of {total:,} jobs; the figures are of all, and producer report --all has every one"
+    return f"{which}Showing {more if shown < total else f'all {total:,} jobs that both runs have'}{alone}."
+
+
+def _alone(numbers: tuple[int, int]) -> str:
+    """The jobs that only one of the runs has, to follow other words."""
+    parts = [f"{number:,} only in {letter}" for letter, number in zip("AB", numbers, strict=True) if number]
+    return f"; {', '.join(parts)}" if parts else ""
 
 
 def _prompts(overview: Overview) -> str:

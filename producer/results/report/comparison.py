@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine, column, func, select, table
@@ -25,6 +26,15 @@ COLUMNS = (
 Pair = tuple[dict[str, Any], dict[str, Any]]
 
 
+@dataclass
+class PairPage:
+    """The selected jobs of a page of the first run with their partners in the second."""
+
+    pairs: list[Pair]
+    num_alone: int  # selected jobs without a partner
+    num_partners: int  # of all jobs of the page
+
+
 class Comparison:
     """The figures of the pairs so far, and the ids of those that the page shows."""
 
@@ -33,21 +43,31 @@ class Comparison:
         self.summaries = (Summary(), Summary())
         self.changes: Counter[str] = Counter()
         self.shown: list[tuple[int, str, str]] = []  # id of the first run's job, custom id, kind of change
+        self._num_alone = 0
+        self._num_partners = 0
 
-    def add(self, pair: Pair) -> None:
-        """Counts a pair of first samples."""
-        for summary, row in zip(self.summaries, pair, strict=True):
-            summary.jobs[row["state"]] += 1
-            if row["text"] is not None:
-                summary.add(_figures(row))
-        kind = kind_of_change(pair[0]["text"], pair[1]["text"])
-        self.changes[kind] += 1
-        if self._max_pairs is None or len(self.shown) < self._max_pairs:
-            self.shown.append((pair[0]["job_id"], pair[0]["custom_id"], kind))
+    def add(self, page: PairPage) -> None:
+        """Counts pairs of first samples."""
+        self._num_alone += page.num_alone
+        self._num_partners += page.num_partners
+        for side, summary in enumerate(self.summaries):
+            rows = [pair[side] for pair in page.pairs]
+            summary.jobs.update(row["state"] for row in rows)
+            for row in rows:
+                if row["text"] is not None:
+                    summary.add(_figures(row))
+        for first, second in page.pairs:
+            kind = kind_of_change(first["text"], second["text"])
+            self.changes[kind] += 1
+            if self._max_pairs is None or len(self.shown) < self._max_pairs:
+                self.shown.append((first["job_id"], first["custom_id"], kind))
+
+    def num_alone(self, second: RunProgress) -> tuple[int, int]:
+        """The selected jobs of the first run, and the jobs of the second, that the other run lacks."""
+        return self._num_alone, second.num_jobs - self._num_partners
 
     def described(self, runs: tuple[RunProgress, RunProgress]) -> dict[str, Any]:
         """The chunk of figures."""
-        both = self.changes.total()
         return {
             "kind": "comparison",
             "runs": [
@@ -59,7 +79,7 @@ class Comparison:
                 for letter, run, summary in zip("AB", runs, self.summaries, strict=True)
             ],
             "changes": dict(self.changes),
-            "only": [runs[0].num_jobs - both, runs[1].num_jobs - both],
+            "only": self.num_alone(runs[1]),
             "pairs": [{"id": custom_id, "kind": kind} for _, custom_id, kind in self.shown],
         }  # fmt: skip
 
@@ -71,12 +91,15 @@ def kind_of_change(before: str | None, after: str | None) -> str:
     return "same" if before == after else "changed"
 
 
-def pairs(database: Engine, run_ids: tuple[str, str], selection: Selection = Selection()) -> Iterator[Pair]:
+def pair_pages(database: Engine, run_ids: tuple[str, str], selection: Selection = Selection()) -> Iterator[PairPage]:
     """The first samples of the jobs that both runs have, in the order of the first run; each page is a transaction."""
-    rows: list[dict[str, Any]] = [{"job_id": 0}]
-    while rows:
-        rows = _page(database, run_ids[0], rows[-1]["job_id"])
-        yield from _paired(database, rows, run_ids[1], selection)
+    after = 0
+    while rows := _page(database, run_ids[0], after):
+        after = rows[-1]["job_id"]
+        partners = _partners(database, rows, run_ids[1])
+        selected = [row for row in rows if _is_selected(row, selection)]
+        pairs = [(row, partners[row["custom_id"]]) for row in selected if row["custom_id"] in partners]
+        yield PairPage(pairs, len(selected) - len(pairs), len(partners))
 
 
 def pair_chunks(database: Engine, comparison: Comparison, second: str) -> Iterator[dict[str, Any]]:
@@ -84,10 +107,11 @@ def pair_chunks(database: Engine, comparison: Comparison, second: str) -> Iterat
     for first in range(0, len(comparison.shown), PAIRS_PER_CHUNK):
         ids = [job_id for job_id, _, _ in comparison.shown[first : first + PAIRS_PER_CHUNK]]
         rows = _rows(database, VIEW.c.job_id.in_(ids))
-        found = _paired(database, rows, second, Selection())
+        partners = _partners(database, rows, second)
+        pairs = [(row, partners[row["custom_id"]]) for row in rows if row["custom_id"] in partners]
         yield {
             "first": first,
-            "pairs": [{"ask": _ask(pair[0]), "sides": [_side(row) for row in pair]} for pair in found],
+            "pairs": [{"ask": _ask(pair[0]), "sides": [_side(row) for row in pair]} for pair in pairs],
         }
 
 
@@ -108,13 +132,11 @@ def _rows(database: Engine, condition: Any) -> list[dict[str, Any]]:
         return [decode_row(dict(row)) for row in connection.execute(statement.order_by(VIEW.c.job_id)).mappings()]
 
 
-def _paired(database: Engine, rows: list[dict[str, Any]], second: str, selection: Selection) -> Iterator[Pair]:
+def _partners(database: Engine, rows: Sequence[dict[str, Any]], second: str) -> dict[str, dict[str, Any]]:
+    """Custom id -> the row of the second run, of those that it has."""
     names = [row["custom_id"] for row in rows]
-    in_second = VIEW.c.job_id.in_(select(Job.id).where(Job.run_id == second, Job.custom_id.in_(names)))
-    others = {row["custom_id"]: row for row in _rows(database, in_second)} if names else {}
-    for row in rows:
-        if row["custom_id"] in others and _is_selected(row, selection):
-            yield row, others[row["custom_id"]]
+    jobs = select(Job.id).where(Job.run_id == second, Job.custom_id.in_(names))
+    return {row["custom_id"]: row for row in _rows(database, VIEW.c.job_id.in_(jobs))}
 
 
 def _is_selected(row: dict[str, Any], selection: Selection) -> bool:

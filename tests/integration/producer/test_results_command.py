@@ -153,7 +153,7 @@ def test_two_runs_are_compared_by_custom_id(producer: Producer, filled: Engine, 
     done = producer("report", RUN_ID, "later", "-o", tmp_path / "r.html", *at)
     page = (tmp_path / "r.html").read_text()
     overview = chunk_of(page, "overview")
-    assert "3 of 3 jobs that both runs have" in done.stderr
+    assert "3 of 3 jobs that both runs have; 1 only in B" in done.stderr
     assert overview["changes"] == {"lost": 1, "changed": 1, "gained": 1} and overview["only"] == [0, 1]
     assert [run["succeeded"] for run in overview["runs"]] == [2, 2]
     sides = [[side.get("text") for side in pair["sides"]] for pair in chunk_of(page, "pairs-0")["pairs"]]
@@ -161,6 +161,28 @@ def test_two_runs_are_compared_by_custom_id(producer: Producer, filled: Engine, 
     assert HOSTILE not in page
     same = producer("report", RUN_ID, RUN_ID, "-o", tmp_path / "none.html", *at, exit_code=2).stderr
     assert f"both names are of run {RUN_ID}" in same and not (tmp_path / "none.html").exists()
+
+
+def test_jobs_without_a_partner_are_counted(producer: Producer, filled: Engine, at: list[str], tmp_path: Path) -> None:
+    """As in runs whose grids have other values, which end their custom ids."""
+    job_ids = insert_run(filled, 2, run_id="later")
+    with filled.begin() as connection:
+        connection.execute(update(Job).where(Job.id == job_ids[0]).values(custom_id="job-0#t=0.7"))
+    done = producer("report", RUN_ID, "later", "-o", tmp_path / "r.html", *at)
+    told = "1 jobs that both runs have; 2 only in A, 1 only in B"
+    assert f"1 of {told}" in done.stderr and f"Showing all {told}." in (tmp_path / "r.html").read_text()
+    assert chunk_of((tmp_path / "r.html").read_text(), "overview")["only"] == [2, 1]
+    producer("report", RUN_ID, "later", "--where", "t=x", "-o", tmp_path / "r.html", *at, exit_code=2)
+    with filled.begin() as connection:
+        connection.execute(update(Job).where(Job.custom_id == "job-1").values(metadata_={"t": "x"}))
+    producer("report", RUN_ID, "later", "--where", "t=x", "-o", tmp_path / "r.html", *at)
+    page = (tmp_path / "r.html").read_text()  # jobs that are not selected are no jobs without a partner
+    assert "Only jobs of A with t = x. " in page and chunk_of(page, "overview")["only"] == [1, 1]
+    with filled.begin() as connection:
+        connection.execute(update(Job).where(Job.id == job_ids[1]).values(custom_id="job-1#t=0.7"))
+    none = producer("report", RUN_ID, "later", "-o", tmp_path / "none.html", *at, exit_code=2).stderr
+    assert "have no custom_id in common; 3 only in A, 2 only in B; nothing can be compared" in none
+    assert not (tmp_path / "none.html").exists()
 
 
 def chunk_of(page: str, name: str) -> Any:

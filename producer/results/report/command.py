@@ -13,7 +13,7 @@ from producer.home import home_options
 from producer.results.database import check_reading_role, reading
 from producer.results.queries import find_run, run_progress
 from producer.results.report.comparison import Comparison, pair_chunks, pair_pages
-from producer.results.report.figure_rows import figure_rows
+from producer.results.report.figure_rows import figure_pages
 from producer.results.report.overview import Overview
 from producer.results.report.page import write_page
 from producer.results.report.run_page import RunPage, page_chunks
@@ -52,14 +52,14 @@ def write_report(
         check_reading_role(database, as_superuser=as_superuser)
         progress = run_progress(database, find_run(database, reference))
         page = RunPage(database, progress, options.max_prompts, options.tokens)
-        page.read(figure_rows(database, progress.id, options.selection))
+        page.read(figure_pages(database, progress.id, options.selection))
         if options.tokens == "all":
             say(f"the page shows {page.num_tokens:,} tokens: about {page.num_tokens * BYTES_PER_TOKEN / 1e6:,.1f} MB")
         flags = home_options(settings) if settings.database is None else ""  # a page is passed on: no URL is in it
         with atomic_file(output) as file:
             page.write(file, flags, selected=options.selection.words)
         overview = page.overview
-        num_shown = sum(prompt.num_answers for prompt in overview.prompts)
+        num_shown = sum(prompt.num_answers for prompt in overview.prompts.shown)
         say(f"{output}: {num_shown:,} of {overview.summary.count:,} answers to {_prompts(overview)}")
 
 
@@ -106,5 +106,5 @@ def _alone(numbers: tuple[int, int]) -> str:
 
 
 def _prompts(overview: Overview) -> str:
-    shown, total = len(overview.prompts), overview.num_prompts
+    shown, total = len(overview.prompts.shown), overview.prompts.num_prompts
     return f"{total:,} prompts" if shown == total else f"{shown:,} of {total:,} prompts; --all shows every one"

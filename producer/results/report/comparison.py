@@ -11,8 +11,9 @@ from sqlalchemy import Engine, column, func, select, table
 
 from models.schema.job import Job
 from producer.results.queries import JOBS_PER_PAGE, RunProgress, decode_row
-from producer.results.report.measures import asked, asks_for_json, cut, is_json, prompt_key, repetition, text_key
-from producer.results.report.summary import Answer, Summary
+from producer.results.report.answer_figures import Answers, measured
+from producer.results.report.measures import asked, asks_for_json, cut, prompt_key
+from producer.results.report.summary import Summary
 from producer.results.selection import Selection
 
 #: Pairs of one chunk.
@@ -53,9 +54,7 @@ class Comparison:
         for side, summary in enumerate(self.summaries):
             rows = [pair[side] for pair in page.pairs]
             summary.jobs.update(row["state"] for row in rows)
-            for row in rows:
-                if row["text"] is not None:
-                    summary.add(_figures(row))
+            summary.add(_figures([row for row in rows if row["text"] is not None]))
         for first, second in page.pairs:
             kind = kind_of_change(first["text"], second["text"])
             self.changes[kind] += 1
@@ -146,16 +145,10 @@ def _is_selected(row: dict[str, Any], selection: Selection) -> bool:
     return has_state and has_strategy and selection.matches(row)
 
 
-def _figures(row: dict[str, Any]) -> Answer:
-    text, length = row["text"], row["completion_tokens"]
-    return Answer(
-        prompt=prompt_key(row["prompt"], row["messages"], row["chat"]),
-        text=text_key(text),
-        length=length,
-        logprob=row["cumulative_logprob"] / length if length else None,
-        repetition=repetition(text),
-        is_json=is_json(text) if asks_for_json(asked(row)) else None,
-        finish_reason=row["finish_reason"],
+def _figures(rows: Sequence[dict[str, Any]]) -> Answers:
+    return measured(
+        [(prompt_key(row["prompt"], row["messages"], row["chat"]), asks_for_json(asked(row))) for row in rows],
+        *([row[name] for row in rows] for name in ("text", "completion_tokens", "cumulative_logprob", "finish_reason")),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from producer.results.report.figure_rows import decoded
@@ -25,9 +25,9 @@ class Facets:
         self._texts: Counter[str] = Counter()
         self._facets: dict[str, Counter[str]] = {}  # a value as JSON -> jobs
 
-    def add(self, metadata: str) -> None:
-        """Adds the metadata of a job, as JSON."""
-        self._texts[metadata] += 1
+    def add(self, metadata: Iterable[str]) -> None:
+        """Adds the metadata of some jobs, as JSON."""
+        self._texts.update(metadata)
         if len(self._texts) >= MAX_TEXTS:
             self._count()
 

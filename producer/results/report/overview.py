@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
+from itertools import compress
 from typing import Any
 
-from models.states import JobState
-from producer.results.report.distinct import DistinctCounter
-from producer.results.report.facets import Facets
-from producer.results.report.figure_rows import decoded, moment_of
-from producer.results.report.job_settings import JobSettings
-from producer.results.report.measures import asks_for_json, is_json, prompt_id, prompt_key, repetition, text_key
-from producer.results.report.summary import Answer, Summary
+import numpy
 
-#: Answers of one page, unless all are asked for.
-MAX_ANSWERS = 20_000
+from models.states import JobState
+from producer.results.report.answer_figures import Asked, each_once, measured
+from producer.results.report.facets import Facets
+from producer.results.report.figure_rows import FigurePage, decoded, job_begins, moment_of
+from producer.results.report.job_settings import JobSettings
+from producer.results.report.measures import asks_for_json, prompt_key
+from producer.results.report.shown_prompts import ShownPrompts
+from producer.results.report.summary import Summary
 
 #: Causes of failures that are told apart, and the examples of each.
 MAX_CAUSES, MAX_EXAMPLES = 100, 5
@@ -29,19 +31,6 @@ MAX_CAUSES, MAX_EXAMPLES = 100, 5
 FAILURES = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
 
 NUMBER = re.compile(r"\d+")
-
-
-@dataclass
-class ShownPrompt:
-    """A prompt of the page: its jobs, and which of its answers are equal."""
-
-    custom_id: str
-    asks_for_json: bool
-    job_ids: list[int] = field(default_factory=list)
-    num_answers: int = 0
-    num_tokens: int = 0
-    groups: dict[int, int] = field(default_factory=dict)  # a text's key -> number of the group
-    cells: Counter[tuple[int, int]] = field(default_factory=Counter)  # (setting, group) -> answers
 
 
 @dataclass
@@ -55,32 +44,12 @@ class Cause:
     examples: list[str] = field(default_factory=list)
 
 
-class Asked:
-    """The prompt or chat of rows: its key, and whether it expects JSON."""
-
-    def __init__(self, prompt: str | None, messages: str | None, chat: str | None) -> None:
-        self._texts = (prompt, messages, chat)
-        asking = decoded(messages) if prompt is None else prompt
-        self.key = prompt_key(prompt, asking, decoded(chat))
-        self.asks_for_json = asks_for_json(asking)
-
-    def is_of(self, row: Any) -> bool:
-        """Whether a row asks this."""
-        prompt, messages, chat = self._texts
-        return bool(row.prompt == prompt and row.messages == messages and row.chat == chat)
-
-
 class Overview:
     """The figures of the rows so far, which come in the order of the jobs."""
 
     def __init__(self, max_prompts: int | None) -> None:
-        self._max_prompts = max_prompts
-        self._last_job = -1
-        self._prompts: dict[int, ShownPrompt] = {}
-        self._unseen = DistinctCounter()  # keys of prompts that are not shown
-        self._asked = Asked(None, None, None)  # of the row before: a grid's jobs ask the same
+        self.prompts = ShownPrompts(max_prompts)
         self.settings = JobSettings()
-        self._num_answers = 0
         self.by_setting: dict[int, Summary] = {}
         self.causes: dict[tuple[str, str, str], Cause] = {}
         self.facets = Facets()
@@ -88,22 +57,20 @@ class Overview:
         self._started: Any = None
         self._finished: Any = None
 
-    def read(self, rows: Iterable[Any]) -> Iterable[tuple[int, int]]:
-        """Adds rows of `figure_rows`; yields the setting and the id of each result."""
-        for row in rows:
-            setting = self.settings.number_of_texts(row.strategy, row.params, row.grid_point)
-            if not self._asked.is_of(row):
-                self._asked = Asked(row.prompt, row.messages, row.chat)
-            if row.job_id != self._last_job:
-                self._last_job = row.job_id
-                self._add_job(row, setting)
-            if row.text is not None:
-                self._add_answer(row, setting)
-                yield setting, row.result_id
+    def read(self, pages: Iterable[FigurePage]) -> Iterator[tuple[int, list[int]]]:
+        """Adds pages of rows; yields each setting of a page with the ids of its results."""
+        for page in pages:
+            settings = each_once(self._setting_of, [*zip(page.strategy, page.params, page.grid_point, strict=True)])
+            asked = each_once(_asked, [*zip(page.prompt, page.messages, page.chat, strict=True)])
+            job_rows = job_begins(page.job_id)
+            self._add_jobs(page, job_rows, settings)
+            self.prompts.add(page, job_rows, asked, settings)
+            self.environments.update(each for each in set(page.environment_id) if each is not None)
+            yield from self._add_answers(page, asked, settings)
 
-    @property
+    @cached_property
     def summary(self) -> Summary:
-        """The figures of all answers."""
+        """The figures of all answers, once all pages are read."""
         return Summary.merged(self.by_setting.values())
 
     @property
@@ -116,52 +83,33 @@ class Overview:
         """The end of the last job."""
         return moment_of(self._finished)
 
-    @property
-    def prompts(self) -> list[ShownPrompt]:
-        """The shown prompts, in the order of their first job."""
-        return list(self._prompts.values())
+    def _setting_of(self, texts: tuple[str, str, str | None]) -> int:
+        return self.settings.number_of_texts(*texts)
 
-    @property
-    def num_prompts(self) -> int:
-        """All prompts, shown or not."""
-        return len(self._prompts) + len(self._unseen)
+    def _add_jobs(self, page: FigurePage, job_rows: Sequence[int], settings: Sequence[int]) -> None:
+        for (setting, state), count in Counter((settings[row], page.state[row]) for row in job_rows).items():
+            self._of_setting(setting).jobs[state] += count
+        for row in job_rows:
+            if page.state[row] in FAILURES:
+                self._add_failure(page, row)
+        self.facets.add(metadata for metadata in map(page.metadata.__getitem__, job_rows) if metadata is not None)
+        moments = {*page.started_at, *page.finished_at, self._started, self._finished} - {None}
+        self._started, self._finished = min(moments, default=None), max(moments, default=None)
 
-    def _add_job(self, row: Any, setting: int) -> None:
-        self._of_setting(setting).jobs[row.state] += 1
-        shown = self._shown(row)
-        if shown is not None:
-            shown.job_ids.append(row.job_id)
-        if row.state in FAILURES:
-            self._add_failure(row)
-        if row.metadata is not None:
-            self.facets.add(row.metadata)
-        for moment in (row.started_at, row.finished_at):
-            if moment is not None:
-                if self._started is None or moment < self._started:
-                    self._started = moment
-                if self._finished is None or moment > self._finished:
-                    self._finished = moment
-
-    def _add_answer(self, row: Any, setting: int) -> None:
-        length, text = row.completion_tokens, text_key(row.text)
-        answer = Answer(
-            prompt=self._asked.key,
-            text=text,
-            length=length,
-            logprob=row.cumulative_logprob / length if length else None,
-            repetition=repetition(row.text),
-            is_json=is_json(row.text) if self._asked.asks_for_json else None,
-            finish_reason=row.finish_reason,
-        )
-        self._num_answers += 1
-        self._of_setting(setting).add(answer)
-        if row.environment_id is not None:
-            self.environments.add(row.environment_id)
-        shown = self._prompts.get(answer.prompt)
-        if shown is not None and shown.job_ids[-1:] == [row.job_id]:
-            shown.num_answers += 1
-            shown.num_tokens += length
-            shown.cells[setting, shown.groups.setdefault(text, len(shown.groups))] += 1
+    def _add_answers(
+        self, page: FigurePage, asked: Sequence[Asked], settings: Sequence[int]
+    ) -> Iterator[tuple[int, list[int]]]:
+        columns: tuple[Sequence[Any], ...] = (
+            asked, page.text, page.completion_tokens, page.cumulative_logprob, page.finish_reason, page.result_id,
+            settings,
+        )  # fmt: skip
+        has_text = [text is not None for text in page.text]
+        *figures, result_ids, numbers = (list(compress(column, has_text)) for column in columns)
+        answers, ids, of_rows = measured(*figures), numpy.array(result_ids), numpy.array(numbers)
+        for setting in set(numbers):
+            of_setting = of_rows == setting
+            self._of_setting(setting).add(answers.where(of_setting))
+            yield setting, ids[of_setting].tolist()
 
     def _of_setting(self, setting: int) -> Summary:
         summary = self.by_setting.get(setting)
@@ -169,26 +117,19 @@ class Overview:
             summary = self.by_setting[setting] = Summary()
         return summary
 
-    def _shown(self, row: Any) -> ShownPrompt | None:
-        """The prompt of a row, if the page has room for its job."""
-        shown = self._prompts.get(self._asked.key)
-        has_bound = self._max_prompts is not None
-        is_new_one_too_many = shown is None and len(self._prompts) >= (self._max_prompts or 0)
-        if has_bound and (self._num_answers >= MAX_ANSWERS or is_new_one_too_many):
-            if shown is None:
-                self._unseen.add(self._asked.key)
-            return None
-        if shown is None:
-            shown = ShownPrompt(prompt_id(row.custom_id, decoded(row.grid_point)), self._asked.asks_for_json)
-            self._prompts[self._asked.key] = shown
-        return shown
-
-    def _add_failure(self, row: Any) -> None:
-        code, error = row.error_code or "", row.error or ""
-        key = (row.state, code, NUMBER.sub("0", error))
+    def _add_failure(self, page: FigurePage, row: int) -> None:
+        state, code, error = page.state[row], page.error_code[row] or "", page.error[row] or ""
+        key = (state, code, NUMBER.sub("0", error))
         if key not in self.causes and len(self.causes) >= MAX_CAUSES:
-            key, error = (row.state, code, ""), "other errors of this kind"
-        cause = self.causes.setdefault(key, Cause(row.state, code, error[:2_000]))
+            key, error = (state, code, ""), "other errors of this kind"
+        cause = self.causes.setdefault(key, Cause(state, code, error[:2_000]))
         cause.count += 1
         if len(cause.examples) < MAX_EXAMPLES:
-            cause.examples.append(row.custom_id)
+            cause.examples.append(page.custom_id[row])
+
+
+def _asked(texts: tuple[str | None, str | None, str | None]) -> Asked:
+    """The key of a prompt, or of a chat's messages and inputs, and whether it speaks of JSON."""
+    prompt, messages, chat = texts
+    asking = decoded(messages) if prompt is None else prompt
+    return prompt_key(prompt, asking, decoded(chat)), asks_for_json(asking)

@@ -16,7 +16,7 @@ from models.states import Strategy
 from producer.results.queries import decode_row
 from producer.results.report.job_settings import JobSettings
 from producer.results.report.measures import asked, cut, is_json, repetition, text_key
-from producer.results.report.overview import ShownPrompt
+from producer.results.report.shown_prompts import ShownPrompt
 from producer.results.report.tokens.columns import Vocabulary, read_tokens
 
 #: Jobs and tokens after which a chunk is complete.

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, select
 
 from models.schema.result import Environment
 from producer.results.queries import RunProgress
+from producer.results.report.figure_rows import FigurePage
 from producer.results.report.overview import Overview
 from producer.results.report.page import write_page
 from producer.results.report.prompt_chunks import prompt_chunks, token_budget
@@ -37,16 +38,16 @@ class RunPage:
         self.overview = Overview(max_prompts)
         self._statistics = TokenStatistics(database, stride)
 
-    def read(self, rows: Iterable[Any]) -> None:
-        """Adds rows of `figure_rows` to the figures."""
-        for setting, result_id in self.overview.read(rows):
-            self._statistics.add(setting, result_id)
+    def read(self, pages: Iterable[FigurePage]) -> None:
+        """Adds pages of rows to the figures."""
+        for setting, result_ids in self.overview.read(pages):
+            self._statistics.add(setting, result_ids)
         self._statistics.finish()
 
     @property
     def num_tokens(self) -> int:
         """The tokens of the answers that the page shows."""
-        return sum(prompt.num_tokens for prompt in self.overview.prompts)
+        return sum(prompt.num_tokens for prompt in self.overview.prompts.shown)
 
     def write(self, file: TextIO, options: str, *, selected: str = "", back: str | None = None) -> None:
         """Writes the page of the run, or of the jobs that are `selected` in words.
@@ -67,7 +68,7 @@ class RunPage:
 
     def _write(self, file: TextIO, title: str, head: dict[str, Any], note: str, back: str | None) -> None:
         budget = token_budget(self._tokens, self.num_tokens)
-        chunks = prompt_chunks(self._database, self.overview.prompts, self.overview.settings, budget)
+        chunks = prompt_chunks(self._database, self.overview.prompts.shown, self.overview.settings, budget)
         parts = page_chunks(head, chunks, "prompts")
         write_page(file, title, numbers(self.overview, head), parts, note=note, back=back)
 
@@ -105,9 +106,9 @@ class RunPage:
             "failures": sorted((asdict(cause) for cause in overview.causes.values()), key=lambda each: -each["count"]),
             "facets": overview.facets.described(),
             "shown": {
-                "prompts": len(overview.prompts),
-                "of": overview.num_prompts,
-                "answers": sum(prompt.num_answers for prompt in overview.prompts),
+                "prompts": len(overview.prompts.shown),
+                "of": overview.prompts.num_prompts,
+                "answers": sum(prompt.num_answers for prompt in overview.prompts.shown),
             },
             "prompts": [
                 {
@@ -117,7 +118,7 @@ class RunPage:
                     "groups": len(prompt.groups),
                     "cells": [[setting, group, count] for (setting, group), count in prompt.cells.items()],
                 }
-                for prompt in overview.prompts
+                for prompt in overview.prompts.shown
             ],
         }
 
@@ -130,7 +131,7 @@ class RunPage:
 
 def shown_words(overview: Overview, more: str) -> str:
     """The part of the prompts that a page shows; `more` says where the others are."""
-    shown, total = len(overview.prompts), overview.num_prompts
+    shown, total = len(overview.prompts.shown), overview.prompts.num_prompts
     if shown < total:
         return f"Showing {shown:,} of {total:,} prompts; the figures are of all, and {more}."
     return {0: "", 1: "Showing the one prompt."}.get(total, f"Showing all {total:,} prompts.")

@@ -1,26 +1,17 @@
-"""Figures of a set of answers, gathered one at a time: counts, means, distinct answers, lengths and endings."""
+"""Figures of a set of answers, gathered some at a time: counts, means, distinct answers, lengths and endings."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy
 
 from models.states import FinishReason
+from producer.results.report.answer_figures import Answers
 from producer.results.report.distinct import DistinctCounter
-
-
-class Answer(NamedTuple):
-    """The figures of one returned sequence."""
-
-    prompt: int  # its prompt's key
-    text: int  # its text's key
-    length: int  # tokens
-    logprob: float | None  # mean over its tokens
-    repetition: float
-    is_json: bool | None  # None: its prompt asks for none
-    finish_reason: str
 
 
 @dataclass
@@ -53,19 +44,19 @@ class Summary:
                     setattr(whole, each.name, mine + other)
         return whole
 
-    def add(self, answer: Answer) -> None:
-        self.count += 1
-        self.length += answer.length
-        if answer.logprob is not None:
-            self.logprob += answer.logprob
-            self.num_logprobs += 1
-        self.repetition += answer.repetition
-        self.json += bool(answer.is_json)
-        self.num_json += answer.is_json is not None
-        self.finish_reasons[answer.finish_reason] += 1
-        self.lengths[answer.length] += 1
-        self.texts.add(answer.prompt ^ (answer.text * 3 & 2**64 - 1))
-        self.prompts.add(answer.prompt)
+    def add(self, answers: Answers) -> None:
+        has_logprob, asks_for_json = ~numpy.isnan(answers.logprobs), answers.json >= 0
+        self.count += len(answers.texts)
+        self.length += int(answers.lengths.sum())
+        self.logprob += float(answers.logprobs[has_logprob].sum())
+        self.num_logprobs += int(has_logprob.sum())
+        self.repetition += float(answers.repetitions.sum())
+        self.json += int(answers.json[asks_for_json].sum())
+        self.num_json += int(asks_for_json.sum())
+        self.finish_reasons.update(answers.finish_reasons.tolist())
+        self.lengths.update(answers.lengths.tolist())
+        self.texts.add(answers.prompts ^ (answers.texts * numpy.uint64(3)))
+        self.prompts.add(answers.prompts)
 
     def described(self) -> dict[str, Any]:
         """The figures as a page has them; None where there is nothing to divide by."""

@@ -28,7 +28,7 @@ from models.states import JobState
 from producer.errors import UsageError
 from producer.results.page_text import page_text
 from producer.results.queries import RunProgress, find_job, find_run, recent_errors, run_progress
-from producer.results.report.figure_rows import figure_rows_of_jobs
+from producer.results.report.figure_rows import figure_page_of_jobs
 from producer.results.report.run_page import RunPage
 from producer.results.sql import catalog
 from producer.results.sql.examples import EXAMPLES
@@ -111,7 +111,7 @@ class Pages:
             raise UsageError(f"run {progress.id} has no such job")
         name, job_ids = found
         page = RunPage(self._database, progress, None, "auto")
-        page.read(figure_rows_of_jobs(self._database, job_ids))
+        page.read([figure_page_of_jobs(self._database, job_ids)])
         text = io.StringIO()
         page.write_prompt(text, self._options, name, f"/runs/{progress.id}")
         return HTMLResponse(text.getvalue())

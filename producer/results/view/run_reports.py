@@ -7,12 +7,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock, Thread
-from typing import Any
 
 from sqlalchemy import Engine
 
 from producer.results.queries import RunProgress
-from producer.results.report.figure_rows import figure_rows
+from producer.results.report.figure_rows import FigurePage, figure_pages
 from producer.results.report.run_page import RunPage
 from producer.results.report.tokens.statistics import stride_of
 
@@ -32,10 +31,10 @@ class RunReport:
     error: Exception | None = None
     content: str | None = None  # None: it is not made yet
 
-    def counted(self, rows: Iterable[Any]) -> Iterator[Any]:
-        for row in rows:
-            self.num_read += 1
-            yield row
+    def counted(self, pages: Iterable[FigurePage]) -> Iterator[FigurePage]:
+        for page in pages:
+            self.num_read += len(page.job_id)
+            yield page
 
 
 class RunReports:
@@ -69,7 +68,7 @@ class RunReports:
         try:
             stride = stride_of(progress.completion_tokens)
             page = RunPage(self._database, progress, MAX_PROMPTS, "auto", stride=stride)
-            page.read(report.counted(figure_rows(self._database, progress.id)))
+            page.read(report.counted(figure_pages(self._database, progress.id)))
             text = io.StringIO()
             page.write(text, self._options, back=back)
             report.content = text.getvalue()

@@ -46,16 +46,14 @@ class TokenStatistics:
         self._num_tokens: Counter[int] = Counter()
         self._num_first: Counter[int] = Counter()  # tokens of rank 1
 
-    def add(self, setting: int, result_id: int) -> None:
-        """Notes a result of a setting."""
-        if self.stride > 1:
-            self._num_results[setting] += 1
-            if self._num_results[setting] % self.stride != 1:
-                return
+    def add(self, setting: int, result_ids: list[int]) -> None:
+        """Notes results of a setting."""
         waiting = self._waiting[setting]
-        waiting.append(result_id)
-        if len(waiting) >= RESULTS_PER_STATEMENT:
-            self._count(setting, self._waiting.pop(setting))
+        waiting.extend(result_ids[-self._num_results[setting] % self.stride :: self.stride])
+        self._num_results[setting] += len(result_ids)
+        while len(waiting) >= RESULTS_PER_STATEMENT:
+            self._count(setting, waiting[:RESULTS_PER_STATEMENT])
+            del waiting[:RESULTS_PER_STATEMENT]
 
     def finish(self) -> None:
         """Returns when all results are counted."""

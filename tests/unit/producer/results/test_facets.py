@@ -24,7 +24,7 @@ def test_each_value_has_its_jobs(rows: list[dict[str, Any]], most: int) -> None:
         patch.setattr(facets, "MAX_TEXTS", most)  # more texts are counted in between
         counted = Facets()
         for row in rows:
-            counted.add(json.dumps(row))
+            counted.add([json.dumps(row)])
         found = counted.described()
     wanted: dict[str, Counter[str]] = {}
     for row in rows:
@@ -43,9 +43,8 @@ def test_each_value_has_its_jobs(rows: list[dict[str, Any]], most: int) -> None:
 
 def test_keys_with_many_values_are_none() -> None:
     counted = Facets()
-    for number in range(MAX_VALUES + 1):
-        counted.add(json.dumps({"id": number, "half": number // 2}))
-    counted.add(json.dumps({f"key{number}": 1 for number in range(MAX_FACETS)}))
+    counted.add(json.dumps({"id": number, "half": number // 2}) for number in range(MAX_VALUES + 1))
+    counted.add([json.dumps({f"key{number}": 1 for number in range(MAX_FACETS)})])
     found = counted.described()
     assert "id" not in found and len(found["half"]) == MAX_VALUES // 2 + 1 and len(found) == MAX_FACETS - 1
 

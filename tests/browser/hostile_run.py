@@ -16,6 +16,9 @@ from worker.storage.job_store import FinishedJob, JobStore
 
 HOSTILE = '</script><script>document.title="taken"</script><img src=x onerror="document.title=1">\x1b[2J\u202e&amp;'
 
+#: A whole number that JavaScript rounds.
+LARGE = 2**60 + 1
+
 #: Words without a place to break them at.
 LONG = "x" * 180
 
@@ -58,8 +61,10 @@ def _job(number: int) -> dict[str, Any]:
     params = GenerationParams.model_validate(PARAMS[setting]).stored
     asked = {"prompt": None, "messages": CHAT} if prompt == 3 else {"prompt": f"Return JSON {prompt} {HOSTILE}"}
     point = {name: value for name, value in PARAMS[setting].items() if name != "strategy"}
-    metadata = {"topic": "<b>dogs</b>" if prompt else "cats", HOSTILE: "key", "user": {"age": 1.0 if prompt else 2.5}}
+    user = {"age": 1.0 if prompt else 2.5, "number": LARGE}
+    metadata = {"topic": "<b>dogs</b>" if prompt else "cats", HOSTILE: "key", "user": user}
     return {"params": params, "strategy": params["strategy"], "grid_point": point, "metadata_": metadata,
+            "seed": LARGE + number,
             "custom_id": f"{prompt} {HOSTILE}{LONG if prompt == 3 else ''}#{setting}", **asked}  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import Browser
+from tests.browser.hostile_run import LARGE
 
 Pages = dict[str, Path]
 
@@ -160,6 +161,14 @@ def test_equal_answers_are_one_card_and_others_are_compared(browser: Browser, pa
         == "Answers B and A part at position 5"
     )
     assert browser.run("return document.querySelectorAll('dialog .departs').length") == 2
+
+
+def test_whole_numbers_are_shown_to_the_last_digit(browser: Browser, pages: Pages) -> None:
+    browser.open(pages["run"])
+    browser.show_answers()
+    about = browser.run("return document.querySelector('.prompt .metadata dl').textContent")
+    assert f"seed{LARGE}" in about and f'"number":"{LARGE}"' in about
+    assert browser.complaints() == []
 
 
 def test_prompts_are_searched_and_filtered(browser: Browser, pages: Pages) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, column, func, select, table
 from models.schema.job import Job
 from producer.results.queries import JOBS_PER_PAGE, RunProgress, decode_row
 from producer.results.report.answer_figures import Answers, measured
-from producer.results.report.measures import asked, asks_for_json, cut, prompt_key
+from producer.results.report.measures import asked, asks_for_json, cut, prompt_key, rounded
 from producer.results.report.summary import Summary
 from producer.results.selection import Selection
 
@@ -165,6 +165,6 @@ def _side(row: dict[str, Any]) -> dict[str, Any]:
         "error": row["error"] if row["text"] is None else None,
         "end": row["finish_reason"],
         "len": length,
-        "lp": round(logprob / length, 4) if length else None,
+        "lp": rounded(logprob / length, 4) if length else None,
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from producer.results.report.figure_rows import decoded
+from producer.results.report.page import MAX_WHOLE
 
 MAX_FACETS, MAX_VALUES = 12, 24
 
@@ -55,5 +56,5 @@ def _values(metadata: Any, prefix: str, depth: int) -> Iterator[tuple[str, str]]
         if isinstance(value, dict):
             yield from _values(value, f"{prefix}{name}.", depth - 1)
         elif isinstance(value, str | int | float) and len(str(value)) <= MAX_LENGTH:
-            is_whole = isinstance(value, float) and value.is_integer()
+            is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= MAX_WHOLE
             yield f"{prefix}{name}", json.dumps(int(value) if is_whole else value)  # 1.0 is 1 for the page's program

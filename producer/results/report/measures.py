@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import pairwise
 from typing import Any
@@ -58,6 +59,11 @@ def prompt_key(prompt: str | None, messages: Any, chat: Any) -> int:
 def text_key(*texts: str) -> int:
     """A number of 64 bits for some texts, in this process; two that differ share it by one chance in 2 ** 64."""
     return hash(texts) & 2**64 - 1
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    """A figure as a page has it; None for one that is not finite, which a page cannot compare with others."""
+    return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
 def cut(text: str) -> str:

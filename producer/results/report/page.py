@@ -10,6 +10,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -29,6 +30,9 @@ MODULES = (
 
 #: The plotting library and what it stands on.
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+
+#: The largest whole number that the page's program has exactly.
+MAX_WHOLE = 2**53
 
 IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(async )?function|const|class|let)", re.MULTILINE)
@@ -65,9 +69,19 @@ def write_page(
     }
     file.write(re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], head))
     for name, value in chunks:
-        file.write(_chunk(name, json.dumps(value, ensure_ascii=False, separators=(",", ":"))))
+        file.write(_chunk(name, json.dumps(_exact(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)))
     file.write(libraries)
     file.write(f"<script>{script}</script>\n</body>\n</html>\n")
+
+
+def _exact(value: Any) -> Any:
+    """The value with texts in the place of numbers that the program would round, or that are none in JSON."""
+    if isinstance(value, dict):
+        return {name: _exact(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exact(inner) for inner in value]
+    is_large = isinstance(value, int) and abs(value) > MAX_WHOLE
+    return json.dumps(value) if is_large or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
 @cache

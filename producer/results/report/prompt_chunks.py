@@ -15,7 +15,7 @@ from models.schema.result import Result
 from models.states import Strategy
 from producer.results.queries import decode_row
 from producer.results.report.job_settings import JobSettings
-from producer.results.report.measures import asked, cut, is_json, repetition, text_key
+from producer.results.report.measures import asked, cut, is_json, repetition, rounded, text_key
 from producer.results.report.shown_prompts import ShownPrompt
 from producer.results.report.tokens.columns import Vocabulary, read_tokens
 
@@ -116,7 +116,7 @@ def _hypothesis(stored: dict[str, Any]) -> dict[str, Any]:
     """A hypothesis as a page has it; those of 0.1 have neither token ids nor their texts."""
     fields = {
         "text": cut(stored["text"]),
-        "score": stored["score"],
+        "score": rounded(stored["score"], 5),
         "end": stored["finish_reason"],
         "length": stored["num_tokens"],
         "ids": stored.get("token_ids"),
@@ -178,8 +178,8 @@ def _answer(
         "code": row["error_code"] if row["text"] is None else None,
         "end": row["finish_reason"],
         "len": length,
-        "lp": round(logprob / length, 4) if length else None,
-        "score": None if row["score"] is None else round(row["score"], 5),
+        "lp": rounded(logprob / length, 4) if length else None,
+        "score": rounded(row["score"], 5),
         "seed": row["seed"],
         "meta": row["metadata"] or None,
         "tok": tokens,

@@ -12,6 +12,7 @@ import numpy
 from models.states import FinishReason
 from producer.results.report.answer_figures import Answers
 from producer.results.report.distinct import DistinctCounter
+from producer.results.report.measures import rounded
 
 
 @dataclass
@@ -77,4 +78,4 @@ class Summary:
 
 
 def _ratio(part: float, whole: int) -> float | None:
-    return round(part / whole, 5) if whole else None
+    return rounded(part / whole, 5) if whole else None

@@ -22,7 +22,7 @@ _LETTER = rf"[^\x00-\x7f{_IGNORABLE}]"
 _PART = re.compile(
     rf"((?:(?<={_LETTER})|(?<={_LETTER}{_VARIATIONS}))[\u200c\u200d](?={_LETTER})"
     rf"|(?<={_LETTER}){_VARIATIONS}|\ufe0f(?=\u20e3))"
-    rf"|[\x00-\x08\x0b-\x1f\x7f-\x9f{_IGNORABLE}\u2028\u2029\ufff9-\ufffb]"
+    rf"|[\x00-\x08\x0b-\x1f\x7f-\x9f{_IGNORABLE}\u2028\u2029\ufff9-\ufffb\ud800-\udfff]"
 )
 
 

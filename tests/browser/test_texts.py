@@ -20,7 +20,7 @@ from producer.results.report.command import PageOptions, write_comparison, write
 from producer.results.selection import Selection
 from tests.browser.conftest import Browser
 from tests.support.table_rows import RUN_ID, insert_run
-from tests.unit.producer.results.test_page_text import SHOWN
+from tests.unit.producer.results.test_page_text import HALVES, SHOWN
 from worker.engine.request import Completion, RequestOutput, Trace
 from worker.storage.job_store import FinishedJob, JobStore
 
@@ -65,6 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ids = insert_run(database, 3, run_id="figures", prompt="one")
     with database.begin() as connection:
         connection.execute(update(Job).where(Job.id == ids[2]).values(prompt="two"))
+        connection.execute(update(Job).where(Job.run_id == "figures").values(metadata_={half: half for half in HALVES}))
     answer(database, ids, ["", "word " * LONG_ANSWER, "another"])
     luck = random.Random(1)
     before = [" ".join(luck.choices(WORDS, k=luck.randrange(1, 40))) for _ in range(40)]
@@ -134,6 +135,8 @@ def test_figures_of_one_prompt_and_a_long_answer(browser: Browser, made: dict[st
     )
     assert dict(zip(heads, cells, strict=True))["logprob / token"] == "-1.000"  # an answer without tokens has none
     browser.show_answers()
+    about = browser.run("return document.querySelector('.prompt .metadata dl').textContent")
+    assert about.endswith("".join(2 * shown for shown in HALVES.values()))
     browser.run("document.querySelectorAll('.prompt .tokens')[0].firstChild.focus()")
     assert browser.run("return document.activeElement.closest('.clamp').classList.contains('open')") is False
     browser.driver.switch_to.active_element.send_keys(Keys.END)

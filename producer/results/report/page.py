@@ -93,7 +93,8 @@ def _scripts() -> tuple[str, str, str]:
 
 
 def _chunk(name: str, text: str) -> str:
-    packed = gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)
+    encoded = text.encode("utf-8", "backslashreplace")  # half a character becomes JSON's escape
+    packed = gzip.compress(encoded, 6, mtime=0)
     return f'<script type="application/gzip" data-chunk="{name}">{base64.b64encode(packed).decode()}</script>\n'
 
 

@@ -141,6 +141,8 @@ def test_a_page_shows_a_part_and_counts_all(producer: Producer, at: list[str], t
     told = producer("report", "--where", "t=x", "--all", "--tokens", "all", "-o", tmp_path / "r.html", *at).stderr
     assert "the page shows 6 tokens: about 0.0 MB" in told and "2 of 2 answers to 1 prompts" in told
     assert chunk_of((tmp_path / "r.html").read_text(), "overview")["all"]["jobs"] == {"succeeded": 1}
+    producer("report", "--where", "t=\udcff", "-o", tmp_path / "r.html", *at)
+    assert "Only jobs with t = ⟨U+DCFF⟩. " in (tmp_path / "r.html").read_text()  # an argument that is not UTF-8
     refused = producer("report", "--tokens", "some", "-o", tmp_path / "none.html", *at, exit_code=2).stderr
     assert "--tokens must be one of auto, all, none, got 'some'" in refused and not (tmp_path / "none.html").exists()
 

@@ -28,7 +28,7 @@ export const wide = (label, ...children) =>
 const LETTER = String.raw`(?:(?!\p{DI})[^\x00-\x7f])`, VARIATIONS = String.raw`[\ufe00-\ufe0f\u180b-\u180d\u180f\u{e0100}-\u{e01ef}]`;
 const INVISIBLE = new RegExp(
   String.raw`(?<=${LETTER}${VARIATIONS}?)[\u200c\u200d](?=${LETTER})|(?<=${LETTER})${VARIATIONS}|\ufe0f(?=\u20e3)|` +
-  String.raw`((?![\t\n])\p{Cc}|\p{DI}|[\u2028\u2029\ufff9-\ufffb])`, "gu");
+  String.raw`((?![\t\n])\p{Cc}|\p{DI}|[\u2028\u2029\ufff9-\ufffb\p{Cs}])`, "gu");
 
 // The attributes that a person reads.
 const READ_ALOUD = new Set(["aria-label", "title", "placeholder"]);

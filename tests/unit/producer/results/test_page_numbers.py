@@ -52,11 +52,9 @@ def _browser_number(digits: str) -> int:
 def shown(value: Any) -> Any:
     """A value as its reader is to see it."""
     if isinstance(value, dict):
-        return {shown(name): shown(inner) for name, inner in value.items()}
+        return {name: shown(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [shown(inner) for inner in value]
-    if isinstance(value, str):
-        return value.replace("\ud800", "?")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_exact = not is_number or (abs(value) <= MAX_WHOLE if isinstance(value, int) else math.isfinite(value))
     return value if is_exact else json.dumps(value)

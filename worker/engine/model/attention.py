@@ -18,10 +18,13 @@ from transformers import AttentionInterface
 
 from worker.engine.model.kv_cache import KVCache, LayerShape
 from worker.engine.model.recurrent.state_pool import StatePool
-from worker.engine.model.step_batch import MIN_ROWS, AttentionTiles, PagedRows, StepBatch
+from worker.engine.model.step_batch import AttentionTiles, PagedRows, StepBatch
 from worker.engine.request import ModelUnavailable
 
 ATTENTION_NAME = "nocturne"
+
+#: Query rows of a tile come in so many: what is left over goes another way through MKL's matmul.
+ROW_MULTIPLE = 4
 
 
 @dataclass
@@ -169,8 +172,7 @@ def _attend_tiles(
     mask = tiles.mask(layer.window, layer.chunk, group, queries.dtype)
     if layer.sinks is not None:
         keys, values, mask = _with_sinks(layer.sinks, keys, values, mask, num_queries)
-    if folded.shape[2] < MIN_ROWS:
-        folded, mask = folded.expand(-1, -1, MIN_ROWS, -1), mask.expand(-1, -1, MIN_ROWS, -1)
+    folded, mask = _whole_rows(folded), _whole_rows(mask)
     if layer.softcap is None:
         size = max(dim, values.shape[-1])
         query, key, value = (_widened(part, size) for part in (folded, keys, values))
@@ -180,6 +182,15 @@ def _attend_tiles(
     attended = attended[:, :, : group * num_queries, : values.shape[-1]]
     attended = attended.reshape(num_tiles, num_kv_heads, group, num_queries, -1).permute(0, 3, 1, 2, 4)
     return attended.reshape(num_tiles, num_queries, num_heads, -1)
+
+
+def _whole_rows(part: Tensor) -> Tensor:
+    """Queries or their mask [num_tiles, heads, rows, …] with zeros up to whole `ROW_MULTIPLE` rows.
+
+    In fp32 torch rounds three rows by the thread that has their tile, and five to seven by whether it is the only one.
+    """
+    missing = -part.shape[2] % ROW_MULTIPLE
+    return F.pad(part, (0, 0, 0, missing)) if missing else part
 
 
 def _widened(part: Tensor, size: int) -> Tensor:

@@ -32,7 +32,7 @@ GAP = 2
 
 
 def runs_table(runs: Sequence[RunProgress], width: int) -> Table:
-    """The table of `producer status` in a width of characters: none of its cells is cut."""
+    """The table of `producer status` in a width of characters: no cell is cut but that of a very long name."""
     rows = [{column: _shown(getattr(run, name)) for column, name in COLUMNS.items()} for run in runs]
     columns = _fitting(rows, width)
     whole = set(columns) - set(FOLDED) if _width(columns, rows) <= width else ()

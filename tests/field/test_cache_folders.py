@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -76,9 +77,9 @@ def test_the_working_directory_is_no_cache(given: str | None, monkeypatch: pytes
 
 
 def test_a_run_without_a_folder_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "temporary").mkdir()
-    finished = run_producer(
-        tmp_path, "run", "--prompt", "Once", "--model", TOY_MODEL, TMPDIR=str(tmp_path / "temporary"), HOME=NOWHERE,
-        XDG_CACHE_HOME=NOWHERE, TORCHINDUCTOR_CACHE_DIR=NOWHERE, TRITON_CACHE_DIR=NOWHERE,
-    )  # fmt: skip
+    with TemporaryDirectory() as temporary:  # Redis' socket is in it, whose path is short
+        finished = run_producer(
+            tmp_path, "run", "--prompt", "Once", "--model", TOY_MODEL, TMPDIR=temporary, HOME=NOWHERE,
+            XDG_CACHE_HOME=NOWHERE, TORCHINDUCTOR_CACHE_DIR=NOWHERE, TRITON_CACHE_DIR=NOWHERE,
+        )  # fmt: skip
     assert "1 of 1 jobs succeeded" in finished.stderr

@@ -67,6 +67,15 @@ class CheckedMessage(virtual.Message):
         super().__init__(celery_view(payload) if is_chunk else payload, channel=channel, **options)  # type: ignore[no-untyped-call]
         self._raw = payload
 
+    def ack_log_error(self, logger: logging.Logger, errors: Any, multiple: bool = False) -> None:
+        """Kombu would tell each of an outage's acknowledgements with a traceback."""
+        try:
+            self.ack(multiple=multiple)  # type: ignore[no-untyped-call]
+        except BrokenPipeError:
+            raise
+        except errors as error:
+            logger.info("a message could not be acknowledged, and comes again: %s", error)
+
 
 class CheckedQoS(redis.QoS):
     """Drops what is no message from those that wait for their acknowledgement, and goes on where one cannot be sent."""

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 from psycopg.adapt import Dumper
 from psycopg.postgres import types
 from psycopg.pq import Format
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
-from models.database.faults import note_name
+from models.database.faults import driver_errors
 from models.database.postgresql import copying
 
 
@@ -35,29 +35,12 @@ def insert_rows(connection: Connection, table: str, columns: Sequence[str], rows
     Raises `DBAPIError`, as SQLAlchemy's own inserts do.
     """
     cursor: Any = connection.connection.cursor()
-    driver_error: Any = connection.dialect.loaded_dbapi.Error
-    try:
+    with closing(cursor), driver_errors(connection, cursor, f"INSERT INTO {table}"):
         if connection.dialect.name == "postgresql":
             _copy(connection, cursor, table, columns, rows)
         else:
             marks = ", ".join("?" * len(columns))
             cursor.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
-    except driver_error as error:
-        is_closed = bool(connection.dialect.is_disconnect(error, connection.connection.driver_connection, cursor))
-        if is_closed:
-            connection.invalidate(error)
-        wrapped = DBAPIError.instance(
-            f"INSERT INTO {table}",
-            None,
-            error,
-            driver_error,
-            connection_invalidated=is_closed,
-            dialect=connection.dialect,
-        )
-        note_name(wrapped, connection.engine.url)
-        raise wrapped from error
-    finally:
-        cursor.close()
 
 
 def _copy(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
@@ -53,6 +55,23 @@ def remember_name(context: ExceptionContext) -> None:
 def note_name(error: BaseException, url: URL) -> None:
     """Notes the database in an error that its values brought about, such as a number where none can be."""
     error.add_note(f"{NOTE}{database_name(url)}")
+
+
+@contextmanager
+def driver_errors(connection: Connection, cursor: Any, statement: str) -> Iterator[None]:
+    """A block that uses the driver's cursor past SQLAlchemy: its errors are `DBAPIError`s too, with the database."""
+    driver_error: Any = connection.dialect.loaded_dbapi.Error
+    try:
+        yield
+    except driver_error as error:
+        is_closed = bool(connection.dialect.is_disconnect(error, connection.connection.driver_connection, cursor))
+        if is_closed:
+            connection.invalidate(error)
+        wrapped = DBAPIError.instance(
+            statement, None, error, driver_error, connection_invalidated=is_closed, dialect=connection.dialect
+        )
+        note_name(wrapped, connection.engine.url)
+        raise wrapped from error
 
 
 def noted_name(error: BaseException) -> str | None:

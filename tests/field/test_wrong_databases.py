@@ -399,6 +399,23 @@ def test_a_wrong_postgresql_database_is_one_line(
     admin.dispose()
 
 
+@pytest.mark.parametrize("command", ["results", "show", "report"])
+def test_a_text_of_an_answer_that_is_no_utf8_is_one_line(
+    command: str,
+    tmp_path: Path,
+    good_database: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first rows of a page are read before the driver meets it."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.db"
+    path.write_bytes(good_database)
+    execute(path, "update results set text = cast(x'61ff62' as text)")
+    outcome = run_command(command, ["--database", "sqlite:///bad.db"], monkeypatch, capsys)
+    assert_refused(command, outcome, "Could not decode to UTF-8 column 'text'")
+
+
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])
 def test_a_postgresql_database_that_does_not_hold_every_text_is_one_line(
     encoding: str,

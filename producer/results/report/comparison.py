@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ def pair_pages(database: Engine, run_ids: tuple[str, str], selection: Selection 
         after = rows[-1]["job_id"]
         partners = _partners(database, rows, run_ids[1])
         selected = [row for row in rows if _is_selected(row, selection)]
-        pairs = [(row, partners[row["custom_id"]]) for row in selected if row["custom_id"] in partners]
+        pairs = _paired(selected, partners)
         yield PairPage(pairs, len(selected) - len(pairs), len(partners))
 
 
@@ -106,8 +106,7 @@ def pair_chunks(database: Engine, comparison: Comparison, second: str) -> Iterat
     for first in range(0, len(comparison.shown), PAIRS_PER_CHUNK):
         ids = [job_id for job_id, _, _ in comparison.shown[first : first + PAIRS_PER_CHUNK]]
         rows = _rows(database, VIEW.c.job_id.in_(ids))
-        partners = _partners(database, rows, second)
-        pairs = [(row, partners[row["custom_id"]]) for row in rows if row["custom_id"] in partners]
+        pairs = _paired(rows, _partners(database, rows, second))
         yield {
             "first": first,
             "pairs": [{"ask": _ask(pair[0]), "sides": [_side(row) for row in pair]} for pair in pairs],
@@ -136,6 +135,10 @@ def _partners(database: Engine, rows: Sequence[dict[str, Any]], second: str) -> 
     names = [row["custom_id"] for row in rows]
     jobs = select(Job.id).where(Job.run_id == second, Job.custom_id.in_(names))
     return {row["custom_id"]: row for row in _rows(database, VIEW.c.job_id.in_(jobs))}
+
+
+def _paired(rows: Sequence[dict[str, Any]], partners: Mapping[str, dict[str, Any]]) -> list[Pair]:
+    return [(row, partners[row["custom_id"]]) for row in rows if row["custom_id"] in partners]
 
 
 def _is_selected(row: dict[str, Any], selection: Selection) -> bool:

@@ -49,9 +49,7 @@ def decode(
     local.purge_queue()
     return_interrupted(database, run_id)
     interruption = local.interruption
-    interruption.outcome = (
-        f"run {run_id} goes on with the same command, or with: producer resume {run_id}{home_options(settings)}"
-    )
+    interruption.outcome = goes_on_line(run_id, settings)
     interruption.notice = (
         f"interrupted: running answers have {local.settings.grace_seconds:g} s to end; a second Ctrl-C ends at once"
     )
@@ -141,6 +139,11 @@ def _decode_rest(
         local.stop_worker()
         return_running(database, run_id, local.worker_name)
         raise
+
+
+def goes_on_line(run_id: str, settings: Settings) -> str:
+    """The line about a run that is stored and not finished."""
+    return f"run {run_id} goes on with the same command, or with: producer resume {run_id}{home_options(settings)}"
 
 
 def _send_rest(local: LocalServices, database: Engine, run_id: str) -> None:

@@ -30,7 +30,7 @@ from producer.results.queries import PAUSED, RunProgress, find_run, run_progress
 from producer.results.run_tables import paused_line
 from producer.runs.broker import check_broker, send_run
 from producer.runs.database import check_usable, existing_database, ready_database, writable_database
-from producer.runs.decoding import EXIT_FAILED_JOBS, EXIT_OK, attach, decode, show_end
+from producer.runs.decoding import EXIT_FAILED_JOBS, EXIT_OK, attach, decode, goes_on_line, show_end
 from producer.runs.detached import decode_detached
 from producer.runs.device_check import check_device
 from producer.runs.embedded import LocalServices
@@ -189,7 +189,7 @@ def _stored_run(
     with interruption.at_once():
         database = writable_database(settings)
         run_id = _write_or_resume(submission, report, database, submit_options, flags, interruption.hold)
-        interruption.outcome = f"run {run_id} goes on with the same command, or with: producer resume {run_id}{flags}"
+        interruption.outcome = goes_on_line(run_id, settings)
     return database, run_id
 
 

@@ -218,6 +218,7 @@ class LocalServices:
         deadline = time.monotonic() + seconds
         while process.poll() is None and time.monotonic() < deadline and self.interruption.num_signals < 2:
             self.interruption.sleep(POLL_SECONDS)
+        self.interruption.tell()  # of one that came outside of the sleep
         with suppress(ProcessLookupError):  # its children are of its session, and may outlive it
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from producer.results.queries import run_progress
 from producer.results.run_tables import progress_line
 from producer.runs.detached import decode_detached
 from producer.runs.device_check import check_device
+from producer.runs.embedded import LocalServices
 from producer.runs.interruption import Interruption
 from producer.runs.writer import write
 from tests.conftest import TOY_MODEL, Producer
@@ -124,6 +126,19 @@ def test_a_second_control_c_ends_at_once_and_a_second_run_waits(
         assert run.finish() == 130
     assert "ending at once" in "".join(run.lines)
     assert_left_in_order(tmp_path, producer)
+
+
+def test_a_second_control_c_is_told_wherever_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here right behind the notice of the first, before anything waits for the worker."""
+    said: list[str] = []
+    monkeypatch.setattr("producer.runs.interruption.say", said.append)
+    worker = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    with Interruption() as interruption, LocalServices(Settings(home=tmp_path / "h"), interruption) as local:
+        os.kill(os.getpid(), signal.SIGINT)
+        interruption.tell()
+        os.kill(os.getpid(), signal.SIGINT)
+        local._stop(worker, 600.0)
+    assert worker.returncode is not None and said == ["interrupted, ending", "ending at once"]
 
 
 def test_a_closed_terminal_and_a_killed_producer_leave_nothing(

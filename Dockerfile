@@ -1,10 +1,9 @@
 # syntax=docker/dockerfile:1
 # One image for producer, worker and migration; the command says which.
-# The tag of the base moves with its security fixes. To pin it, give the digest of your registry, both times:
-#   docker build --build-arg BASE="$(docker buildx imagetools inspect python:3.13-slim --format '{{.Name}}@{{.Manifest.Digest}}')" .
-ARG BASE=python:3.13-slim
+# The digest names the image for all platforms; .github/dependabot.yml proposes its security fixes.
+FROM python:3.13.15-slim@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b AS base
 
-FROM ${BASE} AS build
+FROM base AS build
 # The CPU build is small; docker-compose.yml names another one for GPUs.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
@@ -21,7 +20,7 @@ COPY worker worker
 COPY producer producer
 RUN pip install --no-cache-dir --no-index --no-deps --no-build-isolation . && pip check
 
-FROM ${BASE}
+FROM base
 # A CPU worker compiles its kernels for the processor it runs on, in /cache, when it starts: those of the machine that
 # builds the image may be illegal on the one that runs it.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*

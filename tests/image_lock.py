@@ -1,6 +1,6 @@
-"""Writes `requirements-image.txt`, the hashes of what the image installs beside torch: `python -m tests.image_lock`.
+"""Writes the hashes of what the two images install, ours beside torch and Flower's: `python -m tests.image_lock`.
 
-pip resolves the project's dependencies by the versions of `constraints.txt`, once for each processor, and reports the
+pip resolves each image's packages by the versions of `constraints.txt`, once for each processor, and reports the
 wheel that it would take with its hash. Run it after a change of constraints.txt, with the Python of the image: pip
 evaluates markers for the Python that runs it.
 """
@@ -13,21 +13,29 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements-image.txt"
-PYTHON = "3.13"  # of the Dockerfile
+FLOWER_LOCK = ROOT / "docker" / "flower" / "requirements.txt"
+PYTHON = "3.13"  # of the Dockerfiles
 MACHINES = ("x86_64", "aarch64")
 OLDEST_GLIBC, NEWEST_GLIBC = 5, 41  # 2.5 … 2.41, that of Debian 13; the newest first, as pip prefers it
 
 #: What a torch for CPUs needs, and the tool that builds the project: neither is a dependency of ours.
 BESIDE = ("filelock", "fsspec", "networkx", "sympy", "typing_extensions", "setuptools")
 
-HEADER = """\
+#: The project of Flower builds no image with a newer Celery; ours has the one of the workers.
+FLOWER = ("flower==2.0.1", "celery[redis]")
+
+MADE = "# Made by `python -m tests.image_lock` from pyproject.toml and constraints.txt. Do not edit.\n"
+HEADER = f"""\
 # The wheels of the image beside torch, with their hashes; torch has an index of its own and is pinned by its version.
-# Made by `python -m tests.image_lock` from pyproject.toml and constraints.txt. Do not edit.
-"""
+{MADE}"""
+FLOWER_HEADER = f"""\
+# The wheels of Flower's image, with their hashes.
+{MADE}"""
 
 
 def wanted() -> list[str]:
@@ -36,7 +44,7 @@ def wanted() -> list[str]:
     return [each for each in project["dependencies"] if not re.match(r"torch\b", each)] + list(BESIDE)
 
 
-def resolve(machine: str) -> dict[str, tuple[str, str]]:
+def resolve(machine: str, requirements: Sequence[str]) -> dict[str, tuple[str, str]]:
     """The version and the hash of each package that pip would install on a machine."""
     tags = [f"manylinux_2_{minor}_{machine}" for minor in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)]
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +53,7 @@ def resolve(machine: str) -> dict[str, tuple[str, str]]:
             sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--dry-run",
             "--ignore-installed", "--only-binary=:all:", "--python-version", PYTHON, "--target", f"{folder}/nothing",
             *(part for tag in tags for part in ("--platform", tag)),
-            "--report", str(report), "--constraint", "constraints.txt", *wanted(),
+            "--report", str(report), "--constraint", "constraints.txt", *requirements,
         ]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True)
         found = json.loads(report.read_text())["install"]
@@ -58,9 +66,9 @@ def resolve(machine: str) -> dict[str, tuple[str, str]]:
     }
 
 
-def lock_text(resolved: list[dict[str, tuple[str, str]]]) -> str:
+def lock_text(header: str, resolved: list[dict[str, tuple[str, str]]]) -> str:
     """The file: each package with the hashes of its wheels for all machines."""
-    lines = [HEADER]
+    lines = [header]
     for name in sorted({name for each in resolved for name in each}, key=str.lower):
         found = [each[name] for each in resolved if name in each]
         (version,) = {version for version, _ in found}
@@ -70,8 +78,9 @@ def lock_text(resolved: list[dict[str, tuple[str, str]]]) -> str:
 
 
 def main() -> None:
-    LOCK.write_text(lock_text([resolve(machine) for machine in MACHINES]), encoding="utf-8")
-    print(f"{LOCK} written")
+    for lock, header, requirements in ((LOCK, HEADER, wanted()), (FLOWER_LOCK, FLOWER_HEADER, FLOWER)):
+        lock.write_text(lock_text(header, [resolve(machine, requirements) for machine in MACHINES]), encoding="utf-8")
+        print(f"{lock} written")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,16 @@ from sqlalchemy.exc import DBAPIError
 
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
-from tests.image_lock import BESIDE, LOCK, MACHINES, wanted
+from tests.image_lock import BESIDE, FLOWER_LOCK, LOCK, MACHINES, PYTHON, wanted
 from tests.support.postgres import PostgresServer
 from tests.support.processes import ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-DOCKERFILE = (ROOT / "Dockerfile").read_text()
+DOCKERFILES = (ROOT / "Dockerfile", ROOT / "docker" / "flower" / "Dockerfile")
+DOCKERFILE = DOCKERFILES[0].read_text()
+#: A tag that is a version, and the digest that decides.
+PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*@sha256:[0-9a-f]{64}")
 MAKE_SECRETS, ROLES = ROOT / "docker" / "make-secrets.sh", ROOT / "docker" / "postgres" / "10-roles.sh"
 SECRETS = "/run/secrets/"
 
@@ -42,7 +45,24 @@ def test_a_service_has_no_rights_beyond_need(name: str) -> None:
     assert 0 < service["pids_limit"] <= 4096
     assert not any("docker.sock" in str(volume) for volume in service.get("volumes", []))
     assert service.get("network_mode") != "host" and service.get("user") not in ("root", "0")
-    assert "build" in service or service["image"].rpartition(":")[2] not in ("", "latest")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_an_image_is_built_here_or_named_by_its_version_and_its_digest(name: str) -> None:
+    service = SERVICES[name]
+    if "build" not in service:
+        assert PINNED.fullmatch(service["image"]), service["image"]
+
+
+def test_both_images_stand_on_one_base_with_its_digest() -> None:
+    bases = [
+        base
+        for path in DOCKERFILES
+        for base in re.findall(r"^FROM (\S+)", path.read_text(), flags=re.MULTILINE)
+        if base != "base"
+    ]
+    assert len(bases) == len(DOCKERFILES) and len(set(bases)) == 1
+    assert PINNED.fullmatch(bases[0]) and bases[0].startswith(f"python:{PYTHON}")
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -80,19 +100,20 @@ def test_the_image_is_of_hashed_wheels_and_runs_without_root() -> None:
     assert any("torch==" in part for part in torch)
     assert {"--no-deps", "--no-index", "--no-build-isolation", "."} <= set(project)
     assert re.findall(r"^USER (\S+)$", DOCKERFILE, flags=re.MULTILINE)[-1] == "nocturne"
-    assert f"python:{wanted_python()}" in DOCKERFILE
 
 
-def wanted_python() -> str:
-    from tests.image_lock import PYTHON
+def test_flowers_image_is_of_hashed_wheels_and_runs_without_root() -> None:
+    dockerfile = DOCKERFILES[1].read_text()
+    (install,) = re.findall(r"^RUN (pip install .+)$", dockerfile, flags=re.MULTILINE)
+    assert {"--require-hashes", "requirements.txt"} <= set(shlex.split(install))
+    assert re.findall(r"^USER (\S+)$", dockerfile, flags=re.MULTILINE)[-1] == "flower"
+    assert {"flower", "celery", "redis", "packaging"} <= set(locked(FLOWER_LOCK))
 
-    return PYTHON
 
-
-def locked() -> dict[str, tuple[str, list[str]]]:
+def locked(lock: Path = LOCK) -> dict[str, tuple[str, list[str]]]:
     """The version and the hashes of each package of the lock file."""
     found = {}
-    for entry in re.split(r"\n(?=\w)", LOCK.read_text().split("\n", 2)[2]):
+    for entry in re.split(r"\n(?=\w)", lock.read_text().split("\n", 2)[2]):
         first, *hashes = entry.replace("\\\n", "").split()
         name, version = first.split("==")
         found[normal(name)] = (version, [each.removeprefix("--hash=sha256:") for each in hashes])
@@ -103,13 +124,15 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_lock_file_agrees_with_the_constraints() -> None:
+@pytest.mark.parametrize("lock", [LOCK, FLOWER_LOCK], ids=["ours", "flower"])
+def test_a_lock_file_agrees_with_the_constraints(lock: Path) -> None:
     pins = {
         normal(name): version
         for name, version in re.findall(r"^([^#\s=]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     }
-    for name, (version, hashes) in locked().items():
-        assert pins[name] == version, name
+    alone = set(locked(FLOWER_LOCK)) - set(locked()) if lock == FLOWER_LOCK else set()
+    for name, (version, hashes) in locked(lock).items():
+        assert name in alone or pins[name] == version, name
         assert 1 <= len(hashes) <= len(MACHINES) and all(re.fullmatch(r"[0-9a-f]{64}", each) for each in hashes)
     assert "torch" not in locked()
 

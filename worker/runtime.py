@@ -147,7 +147,11 @@ class Runtime:
         assert ready is not None
         self._store.environment_id = self._registry.enter_environment(ready.environment)
         self._registry.register(
-            host=platform.node(), device=ready.device, model=self._model, max_num_seqs=self._max_num_seqs
+            host=platform.node(),
+            device=ready.device,
+            model=self._model,
+            max_num_seqs=self._max_num_seqs,
+            environment_id=self._store.environment_id,
         )
 
     @property

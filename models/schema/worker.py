@@ -27,3 +27,5 @@ class Worker(Base):
     num_steps: Mapped[int] = mapped_column(BigId)  # engine steps since the start
     mean_running: Mapped[float]  # sequences per step since the start
     results_held: Mapped[int] = mapped_column(server_default="0")  # finished jobs that wait to be stored
+    # Not a reference: the row of an environment comes back with its next result where a database is put back.
+    environment_id: Mapped[str | None]

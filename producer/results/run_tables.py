@@ -15,6 +15,7 @@ from producer.console import print_data
 from producer.home import Holder, holder_of, home_options
 from producer.render import table, to_json, visible
 from producer.results.queries import PAUSED, RunProgress, overfull_workers, stalled_models, unserved_models
+from producer.results.unlike_workers import unlike_lines
 
 #: Column of the table -> the attribute of `RunProgress`.
 COLUMNS = {
@@ -116,8 +117,8 @@ def _idle_line(run: RunProgress, settings: Settings) -> str:
 
 
 def queue_lines(database: Engine) -> list[str]:
-    """A complaint for each thing between the queue and the stored results that stands still or falls behind."""
-    return unserved_lines(database) + stalled_lines(database) + overfull_lines(database)
+    """A complaint for each thing between the queue and the stored results that is not as it should be."""
+    return unserved_lines(database) + stalled_lines(database) + unlike_lines(database) + overfull_lines(database)
 
 
 def unserved_lines(database: Engine) -> list[str]:

@@ -40,9 +40,14 @@ class Registry:
         self.num_beats = 0  # heartbeats that were committed
         self._identity: dict[str, Any] | None = None  # as it was registered
 
-    def register(self, *, host: str, device: str, model: str, max_num_seqs: int) -> None:
+    def register(
+        self, *, host: str, device: str, model: str, max_num_seqs: int, environment_id: str | None = None
+    ) -> None:
         """Enters this worker, replacing an earlier one of the same name."""
-        self._identity = {"host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs}
+        self._identity = {
+            "host": host, "device": device, "model": model, "max_num_seqs": max_num_seqs,
+            "environment_id": environment_id,
+        }  # fmt: skip
         row = {
             **self._identity,
             "started_at": database_timestamp(), "seen_at": database_timestamp(), "stopped_at": None,

@@ -50,7 +50,8 @@ def test_each_option_reaches_the_engine_of_a_run_and_of_a_retry(
         assert run.finish() == 1, "".join(run.lines)
     (worker,) = rows(producer, "select device, max_num_seqs from workers")
     assert worker == {"device": "cpu", "max_num_seqs": 3}
-    (environment,) = rows(producer, "select dtype, device, attention from environments")
+    of_worker = "environments where id = (select environment_id from workers)"
+    (environment,) = rows(producer, f"select dtype, device, attention from {of_worker}")
     assert (environment["dtype"], environment["device"]) == ("bfloat16", "cpu")
     assert ("int8" in environment["attention"]) == HAS_COMPILER
 

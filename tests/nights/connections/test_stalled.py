@@ -1,8 +1,9 @@
-"""Jobs that wait while every worker of their model lives and does nothing are told by `status` and `doctor`."""
+"""`status` and `doctor` tell of live workers that none of them does anything while jobs wait, or that they differ."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, insert, update
@@ -13,6 +14,7 @@ from models.schema.job_event import JobEvent
 from models.schema.worker import Worker
 from producer.results.queries import stalled_models
 from producer.results.run_tables import overfull_lines, queue_lines, stalled_lines
+from producer.results.unlike_workers import unlike_lines
 from tests.support.table_rows import insert_run
 from worker.storage.job_store import JobStore
 from worker.storage.registry import Registry, WorkerLoad
@@ -68,3 +70,46 @@ def test_a_database_that_is_behind_is_told(database: Engine, held: int, max_num_
     assert queue_lines(database) == overfull_lines(database)  # `status` and `doctor` print these
     registry.sign_off()
     assert overfull_lines(database) == []
+
+
+ENVIRONMENT = {
+    "model": "toy", "weights_hash": "w1", "tokenizer_hash": "t1", "dtype": "bfloat16", "device": "NVIDIA H100",
+    "attention": "paged kernel, cuBLAS", "versions": {"torch": "2.13.0"},
+}  # fmt: skip
+
+
+def enter(database: Engine, name: str, model: str = "toy", **changes: Any) -> Registry:
+    """A worker of a model, in an environment with changes; without one where they are None."""
+    registry = Registry(database, name, 30)
+    environment = registry.enter_environment(ENVIRONMENT | changes) if changes.get("dtype", "") is not None else None
+    registry.register(host=name, device="cuda:0", model=model, max_num_seqs=8, environment_id=environment)
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"dtype": "float16"}, "different types (bfloat16 on a and 1 more, float16 on c)"),
+        ({"attention": "own gemm, matmul_int8"}, "different types (bfloat16 on a and 1 more, bfloat16 with int8"),
+        ({"weights_hash": "w2"}, "different weights (w1 on a and 1 more, w2 on c)"),
+        ({"tokenizer_hash": "t2"}, "different tokenizers or templates (t1 on a and 1 more, t2 on c)"),
+        ({"versions": {"torch": "2.13.0", "adapter": "x"}}, "different adapters (none on a and 1 more, x on c)"),
+        ({"device": "NVIDIA A100", "versions": {"torch": "2.12.0"}}, None),  # another card changes the last bits alone
+        ({"dtype": None}, None),  # a worker of an earlier version
+    ],
+)
+def test_workers_that_would_not_answer_alike_are_told(
+    database: Engine, changes: dict[str, Any], told: str | None
+) -> None:
+    for name in ("a", "b"):
+        enter(database, name)
+    enter(database, "other", "another model", dtype="float32")
+    enter(database, "gone", dtype="float64").sign_off()
+    odd = enter(database, "c", **changes)
+    lines = unlike_lines(database)
+    assert len(lines) == (told is not None)
+    if told is not None:
+        assert told in lines[0] and "those of toy " in lines[0]
+    assert queue_lines(database) == lines  # `status` and `doctor` print these
+    odd.sign_off()
+    assert unlike_lines(database) == []

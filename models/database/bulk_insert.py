@@ -6,6 +6,7 @@ COPY on PostgreSQL, `executemany` on SQLite, inside the connection's transaction
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -17,6 +18,9 @@ from sqlalchemy import Connection
 
 from models.database.faults import driver_errors
 from models.database.postgresql import copying
+
+#: A NUL in JSON text. A text that spells one (a backslash and `u0000`) has its backslash doubled, and is none.
+_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class JsonTextDumper(Dumper):
@@ -64,5 +68,5 @@ def without_nul(value: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """The value as JSON text without NUL."""
-    return json.dumps(value).replace("\\u0000", "\\ufffd")
+    """The value as JSON text, with U+FFFD for NUL."""
+    return _ESCAPED_NUL.sub(r"\1\\ufffd", json.dumps(value))

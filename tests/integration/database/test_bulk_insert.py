@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError
 
-from models.database.bulk_insert import insert_rows
+from models.database.bulk_insert import insert_rows, to_json
 from models.database.clock import timestamp_value
 from models.schema.job import Job
 from tests.support.table_rows import RUN_ID, insert_run
@@ -51,3 +51,16 @@ def test_what_the_database_refuses_is_an_error_of_its_driver_and_writes_nothing(
     assert "foreign key" in str(caught.value.orig).lower()
     with database.begin() as connection:
         assert connection.execute(select(func.count()).select_from(Job)).scalar_one() == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("a\0b\0\0", "a\ufffdb\ufffd\ufffd"),
+        ("\\u0000", "\\u0000"),  # spelled, as an answer about JSON spells it
+        ("\\\0", "\\\ufffd"),
+        ("\\\\u0000\\\\\0", "\\\\u0000\\\\\ufffd"),
+    ],
+)
+def test_json_loses_a_nul_and_keeps_one_that_is_spelled(text: str, stored: str) -> None:
+    assert json.loads(to_json([{"text": text}])) == [{"text": stored}]

@@ -43,7 +43,7 @@ MAX_CHUNK_JOBS = 32
 #: Jobs read from the database at once.
 PAGE_JOBS = 2_000
 
-#: The content of the jobs of one chunk as JSON, beside its first; and of a job that its message shows at all.
+#: The most bytes of JSON: of a chunk's jobs, unless its first alone has more, and of one job that a message shows.
 MAX_CHUNK_BYTES = 2**20
 MAX_SHOWN_BYTES = 4 * 2**20
 
@@ -92,7 +92,7 @@ _PAGE = (
     .order_by(Job.run_id, Job.id)
 )  # fmt: skip
 
-#: The conditions on a job to be sent, one after the other; by the last one those that another program has written.
+#: The conditions on jobs, in the order of sending; the last is for priorities that another program has written.
 _PRIORITIES = (
     *((priority, Job.priority == priority) for priority in reversed(range(NUM_PRIORITIES))),
     (None, not_(Job.priority.between(0, NUM_PRIORITIES - 1))),
@@ -176,7 +176,7 @@ def _mark_sent(database: Engine, job_ids: list[int]) -> None:
 
 
 def _count_by_priority(database: Engine, condition: ColumnElement[bool]) -> Counter[int | None]:
-    """The number of jobs of each priority, those of none that is ours under None."""
+    """The number of jobs of each priority; those of an invalid one count under None."""
     statement = select(Job.priority, func.count()).where(condition).group_by(Job.priority)
     counts: Counter[int | None] = Counter()
     with database.begin() as connection:
@@ -188,7 +188,7 @@ def _count_by_priority(database: Engine, condition: ColumnElement[bool]) -> Coun
 def _chunks(
     rows: list[Row[Any]], num_left: int, num_in_flight: int, num_waiting: dict[str, int]
 ) -> Iterator[ChunkMessage]:
-    """A page's rows in chunks; `num_left` rows are still to be sent, these included, `num_waiting` of a run were."""
+    """A page's rows in chunks. `num_left` rows, these included, are unsent; `num_waiting` is by run, of those sent."""
     start = 0
     while start < len(rows):
         first = rows[start]
@@ -215,18 +215,14 @@ def _travels_with(first: Row[Any], other: Row[Any]) -> bool:
 
 
 def _num_bytes(row: Row[Any]) -> int:
-    """The size of a job's content as a message shows it; more than it may show of what cannot be such a content."""
+    """The size of a job's content in a message; one byte too many for a content that no message can show."""
     if not isinstance(row.params, dict) or (row.prompt is None and row.messages is None):
         return MAX_SHOWN_BYTES + 1
-    bias = row.params.get("logit_bias")
-    params = len(bias) * 30 if isinstance(bias, dict) else 0  # the only long one
-    if row.messages is None and row.chat is None:
-        return len(row.prompt) * (1 if row.prompt.isascii() else 6) + params
-    return len(json.dumps([row.prompt, row.messages, row.chat])) + params
+    return len(json.dumps([row.prompt, row.messages, row.chat, row.params]))
 
 
 def _sent_job(row: Row[Any], num_bytes: int) -> SentJob:
-    """The job as its message shows it. Where that is too large or cannot be it only names the row, which decides."""
+    """The job as its message shows it: by its id alone where the content is too large or invalid."""
     if num_bytes > MAX_SHOWN_BYTES:
         return SentJob(id=row.id)
     params = {**row.params, "seed": row.seed}

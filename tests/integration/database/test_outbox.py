@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine, text, update
 
@@ -10,6 +14,8 @@ from models.message import ChunkMessage
 from models.schema.job import Job
 from models.states import JobState
 from tests.support.table_rows import column_of, insert_run
+from worker.celery import chunk_body
+from worker.messages.envelope import MAX_MESSAGE_BYTES
 
 
 class Broker:
@@ -105,6 +111,26 @@ def test_jobs_that_a_person_has_locked_are_sent_once_a_sweep(database: Engine) -
         assert send_outbox(database, broker) == 3
     assert broker.job_ids == job_ids
     assert column_of(database, Job.sent_at) == [None] * 3  # unmarked: the next sweep sends them again
+
+
+LARGE_JOBS: dict[str, tuple[int, dict[str, Any]]] = {
+    "control characters": (1, {"prompt": "\x01" * 3_500_000}),
+    "emoji": (2, {"prompt": "😀" * 700_000}),
+    "stop tokens": (32, {"params": {"stop_token_ids": list(range(100_000))}}),
+    "stop strings": (32, {"params": {"stop": ["夜" * 1_000] * 100}}),
+    "a model's defaults": (32, {"params": {"model_defaults": {"bad_words_ids": [[token] for token in range(70_000)]}}}),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE_JOBS)
+def test_no_chunk_is_larger_than_a_message_that_workers_read(kind: str, sqlite_database: Engine) -> None:
+    """A worker would put it aside, and the jobs would be sent again forever."""
+    num_jobs, columns = LARGE_JOBS[kind]
+    broker, job_ids = Broker(), insert_run(sqlite_database, num_jobs, **columns)
+    send_outbox(sqlite_database, broker, concurrency=1)
+    assert broker.job_ids == job_ids
+    bodies = [json.dumps([[chunk_body(chunk)], {}, {}]).encode() for chunk in broker.sent]
+    assert max(len(b64encode(body)) for body in bodies) < MAX_MESSAGE_BYTES - 10_000
 
 
 def test_small_runs_are_spread_and_large_ones_travel_together() -> None:

@@ -27,6 +27,9 @@ KEEPALIVES = {"idle": 30, "interval": 10, "count": 3}
 #: The server takes no writes: a standby, or a primary that has become one. A new connection may reach the primary.
 READ_ONLY_SQLSTATE = "25006"
 
+#: The largest number of an option of libpq and of a setting of the server.
+MAX_INTEGER = 2**31 - 1
+
 _numbers = count(1)
 _process = uuid4().hex[:8]
 
@@ -92,7 +95,7 @@ def copying(connection: object) -> AbstractContextManager[None]:
 def open_postgresql(url: URL, deadlines: Deadlines, *, read_only: bool) -> Engine:
     """An engine for the URL; with `read_only` every transaction refuses to write."""
     arguments: dict[str, Any] = {
-        "connect_timeout": max(2, round(deadlines.connect)),
+        "connect_timeout": max(2, round(min(deadlines.connect, MAX_INTEGER))),
         "autocommit": True,  # transactions are begun by the "begin" event alone
         "prepare_threshold": None,  # a pooler may give the next transaction another session, without the statement
     }
@@ -127,11 +130,15 @@ def _connect(
     named.setdefault("application_name", f"nocturne {_process} {next(_numbers)}")
     named["client_encoding"] = "UTF8"  # the environment may name another one
     connection = TimedConnection.connect(*positional, **named)
-    _check_encoding(connection)
     connection.answer_seconds = deadlines.connect
     connection.copy_seconds = deadlines.copy + CLIENT_MARGIN_SECONDS
     connection.abandoned = abandoned
-    _end_abandoned(connection, abandoned)
+    try:
+        _check_encoding(connection)
+        _end_abandoned(connection, abandoned)
+    except psycopg.Error:
+        connection.close()  # the pool does not: it has never had it
+        raise
     return connection
 
 
@@ -139,17 +146,26 @@ def _check_encoding(connection: TimedConnection) -> None:
     """Raises `WrongEncoding` where not every text can be stored, or none can be read back."""
     encoding = connection.info.parameter_status("server_encoding") or "UTF8"  # a pooler may not tell
     if encoding != "UTF8":
-        connection.close()
         raise WrongEncoding(f"its encoding is {encoding}, and answers need one with ENCODING 'UTF8' TEMPLATE template0")
 
 
 def _end_abandoned(connection: TimedConnection, abandoned: deque[tuple[int, str]]) -> None:
     """Ends the sessions that were given up: the server may not know, and keep the locks of their transactions."""
-    while abandoned:
-        session = abandoned.popleft()
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND application_name = %s", session
-        )
+    statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND application_name = %s"
+    while (session := _taken(abandoned)) is not None:
+        try:
+            connection.execute(statement, session)
+        except psycopg.OperationalError:
+            abandoned.append(session)  # for the next connection
+            raise
+
+
+def _taken(abandoned: deque[tuple[int, str]]) -> tuple[int, str] | None:
+    """The session that was given up first; None once other threads have taken the last one."""
+    try:
+        return abandoned.popleft()
+    except IndexError:
+        return None
 
 
 def _choose_limits(deadlines: Deadlines, read_only: bool, connection: Connection) -> None:
@@ -181,8 +197,8 @@ def _begin(connection: Any) -> None:
 
 
 def _milliseconds(seconds: float | None) -> int:
-    """A limit as PostgreSQL takes it; 0 is none."""
-    return 0 if seconds is None else max(1, round(1000 * seconds))
+    """A limit as PostgreSQL takes it: a 32-bit number, 0 for none."""
+    return 0 if seconds is None else max(1, round(min(1000 * seconds, MAX_INTEGER)))
 
 
 def _end(deadlines: Deadlines, connection: TimedConnection | None, record: object) -> None:

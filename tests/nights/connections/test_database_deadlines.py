@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
-from sqlalchemy import Engine, text
+from psycopg import OperationalError
+from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from migrations.upgrade import upgrade
@@ -14,6 +17,7 @@ from models.database.bulk_insert import insert_rows
 from models.database.connection import limited, open_database
 from models.database.deadlines import CLIENT_MARGIN_SECONDS, Call, Deadlines, stretched
 from models.database.faults import is_data_fault, is_outage, is_timeout
+from models.database.postgresql import TimedConnection, _end_abandoned
 from producer.results.sql.statement import answer
 from tests.nights.connections.tcp_relay import TcpRelay
 from worker.storage.outages import DatabaseOutages
@@ -144,3 +148,36 @@ def test_nothing_of_a_session_is_used(pooled_url: str, read_only: bool) -> None:
         with answer(engine, "SELECT count(*) AS jobs FROM jobs") as found:
             assert found.columns == ["jobs"] and list(found.rows) == [(0,)]
     engine.dispose()
+
+
+def test_a_deadline_beyond_the_server_s_numbers_is_the_longest_that_it_takes(postgres_url: str) -> None:
+    """A person who means "never" gives a large number."""
+    never = Deadlines(*[1e12] * len(fields(Deadlines)))
+    engine = open_database(postgres_url, deadlines=never)
+    with stretched(32), limited(engine, Call.COMMIT).begin() as connection:
+        limits = [connection.exec_driver_sql(f"SHOW {name}_timeout").scalar_one() for name in ("statement", "lock")]
+    assert limits == [f"{2**31 - 1}ms"] * 2
+    engine.dispose()
+
+
+class EmptiedByAnother(deque[tuple[int, str]]):
+    """Sessions to end, the last of which another thread takes at the same time."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def test_connections_made_at_once_share_the_sessions_to_end(postgres_url: str) -> None:
+    plain = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with TimedConnection.connect(plain, autocommit=True) as connection:
+        _end_abandoned(connection, EmptiedByAnother([(0, "gone")]))
+
+
+def test_a_session_stays_to_be_ended_until_a_server_answers(postgres_url: str) -> None:
+    plain = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    abandoned = deque([(0, "gone")])
+    with TimedConnection.connect(plain, autocommit=True) as connection:
+        connection.pgconn.finish()
+        with pytest.raises(OperationalError):
+            _end_abandoned(connection, abandoned)
+    assert list(abandoned) == [(0, "gone")]

@@ -39,7 +39,9 @@ def main() -> None:
 
 def _bounded(render: Callable[[dict[str, Any]], Any], request: dict[str, Any]) -> dict[str, Any]:
     """The answer to a request: its value or its error, within the request's seconds and bytes."""
-    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + request["max_bytes"], resource.RLIM_INFINITY))
+    before = resource.getrlimit(resource.RLIMIT_AS)  # a cluster's job may have a hard limit, which nobody may raise
+    most = min((each for each in before if each != resource.RLIM_INFINITY), default=sys.maxsize)
+    resource.setrlimit(resource.RLIMIT_AS, (min(most, _address_space() + request["max_bytes"]), before[1]))
     signal.setitimer(signal.ITIMER_PROF, request["max_seconds"])  # whose signal ends the process
     try:
         value = render(request)
@@ -50,7 +52,7 @@ def _bounded(render: Callable[[dict[str, Any]], Any], request: dict[str, Any]) -
         return {"error": type(error).__name__, "message": _text(error), "line": getattr(error, "lineno", None)}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _text(error: Exception) -> str:

@@ -74,6 +74,8 @@ class TemplateProcess:
         return found
 
     def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is not None:
+            self.close()  # killed while it was idle: the next template is not at fault
         if self._process is None or self._owner != os.getpid():  # a forked process has a child of its own
             self._owner = os.getpid()
             self._process = subprocess.Popen(

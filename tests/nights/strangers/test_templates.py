@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -157,3 +158,30 @@ def test_a_ctrl_c_leaves_no_answer_for_the_next_request(small: TemplateProcess) 
         small.ask("prompt", source=ENDLESS["two loops"], row={})
     small._limits["max_seconds"] = 0.3
     assert small.ask("prompt", source="{{ 2 }}", row={}) == "2"
+
+
+def test_a_process_that_was_killed_while_idle_fails_no_template(small: TemplateProcess) -> None:
+    """As the kernel does where memory is short."""
+    small.ask("prompt", source="{{ 1 }}", row={})
+    process = small._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert small.ask("prompt", source="{{ 2 }}", row={}) == "2"
+
+
+def test_a_hard_limit_of_the_address_space_stays(small: TemplateProcess) -> None:
+    """Clusters set one for each job: root alone may raise it, and nobody should."""
+    small.ask("prompt", source="{{ 1 }}", row={})
+    process = small._process
+    assert process is not None
+    limits = (2**36, 2**37)
+    resource.prlimit(process.pid, resource.RLIMIT_AS, limits)
+    with pytest.raises(TemplateExceeded, match="of memory"):
+        small.ask("prompt", source=GREEDY["a product"], row={})
+    small.ask("prompt", source="{{ 1 }}", row={})
+    process = small._process
+    assert process is not None
+    resource.prlimit(process.pid, resource.RLIMIT_AS, limits)
+    assert small.ask("prompt", source="{{ 2 }}", row={}) == "2"
+    assert resource.prlimit(process.pid, resource.RLIMIT_AS) == limits

@@ -21,7 +21,7 @@ OTHER_VARIANTS = (
     "arrow_config",
 )  # fmt: skip
 
-#: Ways to begin that take a part out of the model's own weights; their adapters fit what is left of these.
+#: Initializations that take a part out of the model's own weights: their adapters fit the remaining part alone.
 OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -70,9 +70,7 @@ def adapter_hash(folder: Path) -> str:
 
 
 def scale_of(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """The factor of a module's two matrices."""
-    alpha = float(config["lora_alpha"])
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({re.escape(pattern)})", module):
-            alpha = float(value)
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    """The factor of a module's two matrices. Of several patterns that name the module PEFT takes the first."""
+    patterns = config.get("alpha_pattern") or {}
+    named = (value for pattern, value in patterns.items() if f".{module}".endswith(f".{pattern}"))
+    return float(next(named, config["lora_alpha"])) / (math.sqrt(rank) if config.get("use_rslora") else rank)

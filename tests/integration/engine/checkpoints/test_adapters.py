@@ -53,6 +53,7 @@ def answer(model: Path, adapter: Path | None = None) -> tuple[tuple[int, ...], d
         ({}, (0.5, 0.5, 0.5)),
         ({"use_rslora": True, "fan_in_fan_out": True}, (1.0, 1.0, 1.0)),
         ({"alpha_pattern": {"mlp.down_proj": 8}}, (0.5, 2.0, 0.5)),
+        ({"alpha_pattern": {"down_proj": 8, "layers.1.mlp.down_proj": 16, "proj": 4}}, (0.5, 2.0, 0.5)),  # the first
     ],
     ids=str,
 )

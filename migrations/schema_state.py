@@ -131,7 +131,8 @@ def shortened(names: Sequence[str]) -> str:
 def _options(engine: Engine) -> str:
     """The option that names this database to a command; a URL may have a password, which is not repeated."""
     if engine.dialect.name == "sqlite":
-        return f" --database {quote(f'sqlite:///{engine.url.database}')}"
+        path = (engine.url.database or "").replace("%", "%25").replace("?", "%3F")  # as a URL writes them
+        return f" --database {quote(f'sqlite:///{path}')}"
     return ", with the same --database"
 
 

@@ -9,9 +9,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from migrations.schema_state import SchemaOutOfDate, SchemaState, describe, examine
 from models.database.connection import check_writable, make_file, write_ahead
+from models.database.faults import DatabaseUnavailable, damage, database_name, is_unavailable
 
 
 def alembic_config(engine: Engine) -> Config:
@@ -26,7 +28,8 @@ def alembic_config(engine: Engine) -> Config:
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Brings the database up to a revision, the newest by default; makes a SQLite file that is not there.
 
-    Raises `SchemaOutOfDate` for a newer database and for another program's, and changes nothing in them.
+    Raises `SchemaOutOfDate` for a newer database and for another program's, and `DatabaseUnavailable` where a step
+    fails; neither changes anything in the database.
     """
     make_file(engine)
     schema = examine(engine)
@@ -34,7 +37,21 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         raise SchemaOutOfDate(describe(schema, engine))
     check_writable(engine)
     write_ahead(engine)
-    command.upgrade(alembic_config(engine), revision)
+    try:
+        command.upgrade(alembic_config(engine), revision)
+    except DBAPIError as error:
+        if is_unavailable(error):
+            raise
+        raise damage(error) or _refused_step(error, engine) from error
+
+
+def _refused_step(error: DBAPIError, engine: Engine) -> DatabaseUnavailable:
+    """The complaint about a step that other objects of the database prevent, such as views of its users."""
+    reason = " ".join(str(error.orig).split())
+    return DatabaseUnavailable(
+        f"cannot upgrade the database {database_name(engine.url)}: {reason}; nothing was changed, drop or rename the "
+        "object that is in the way, then run: producer db upgrade"
+    )
 
 
 def downgrade(engine: Engine, revision: str) -> None:

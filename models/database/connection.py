@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from models.database.deadlines import DEFAULT_DEADLINES, Call, Deadlines
 from models.database.error_codes import SQLITE_REPLACED
-from models.database.faults import DatabaseUnavailable, damaged, database_name, remember_name, unavailable
+from models.database.faults import (
+    DatabaseUnavailable,
+    damaged,
+    database_name,
+    note_name,
+    remember_name,
+    unavailable,
+)
 from models.database.postgresql import open_postgresql
 from models.database.read_only import prepare_read_only_sqlite
 from models.redacted import check_url, redacted, without_secrets
@@ -97,7 +105,7 @@ def _check_sqlite_url(given: str, url: URL) -> None:
     try:
         os.stat(url.database or "")
     except (FileNotFoundError, NotADirectoryError):
-        return  # told, or made, by those who use it
+        return  # its users make it or report it
     except (OSError, ValueError) as error:  # a link to itself, no right to enter a folder, too long, a NUL
         has_nul = "\0" in (url.database or "")  # whose name in Python's error differs from version to version
         reason = "it has a NUL character" if has_nul else getattr(error, "strerror", None) or str(error)
@@ -168,27 +176,30 @@ def make_file(engine: Engine) -> None:
 
 def write_ahead(engine: Engine) -> None:
     """Lets readers of a SQLite file go on while another process writes; the file keeps the mode."""
-    if engine.dialect.name != "sqlite":
-        return
-    connection = engine.raw_connection()
-    try:
-        connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
-    finally:
-        connection.close()
+    if engine.dialect.name == "sqlite":
+        with _outside_of_transactions(engine) as driver:
+            driver.execute("PRAGMA journal_mode=WAL")
 
 
 def empty_journal(engine: Engine) -> None:
     """Moves SQLite's write-ahead log into the file, as far as readers of older rows let it."""
-    if engine.dialect.name != "sqlite":
-        return
-    connection = engine.raw_connection()
+    if engine.dialect.name == "sqlite":
+        with _outside_of_transactions(engine) as driver:
+            driver.execute("PRAGMA busy_timeout=1000")
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            driver.execute(f"PRAGMA busy_timeout={1000 * SQLITE_BUSY_SECONDS}")
+
+
+@contextmanager
+def _outside_of_transactions(engine: Engine) -> Iterator[Any]:
+    """The driver's connection to a SQLite file, outside of any transaction; its errors are SQLAlchemy's."""
     try:
-        driver: Any = connection.driver_connection
-        driver.execute("PRAGMA busy_timeout=1000")
-        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        driver.execute(f"PRAGMA busy_timeout={1000 * SQLITE_BUSY_SECONDS}")
-    finally:
-        connection.close()
+        with closing(engine.raw_connection()) as connection:
+            yield connection.driver_connection
+    except sqlite3.Error as error:
+        wrapped = DBAPIError.instance("PRAGMA", None, error, sqlite3.Error, dialect=engine.dialect)
+        note_name(wrapped, engine.url)
+        raise wrapped from error
 
 
 def _leave_a_replaced_file(context: ExceptionContext) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 import typer
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from migrations.schema_state import REVISIONS, SchemaState, examine
+from migrations.schema_state import REVISIONS, SchemaState, describe, examine
 from migrations.upgrade import downgrade, head_revision, upgrade
 from models.database import connection as database_connection
 from models.database.connection import open_database
@@ -232,6 +233,17 @@ def test_an_older_file_is_told_to_be_upgraded(
     assert_refused(command, outcome, "run: producer db upgrade --database sqlite:///older.db")
     database = open_database("sqlite:///older.db", read_only=True)
     assert examine(database).revision == revision
+    database.dispose()
+
+
+def test_the_way_out_names_a_file_with_signs_of_urls(tmp_path: Path) -> None:
+    path = tmp_path / "what is 41%? %41.db"
+    path.touch()
+    database = open_database(f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}")
+    option = shlex.split(describe(examine(database), database))[-1]
+    named = open_database(option)
+    assert (named.url.database, database.url.database) == (str(path), str(path))
+    named.dispose()
     database.dispose()
 
 
@@ -462,6 +474,37 @@ def test_a_database_without_rights_to_create_is_one_line(
     admin.dispose()
     url = make_url(postgres_url).set(username="guest").render_as_string()
     assert_refused("db upgrade", run_command("db upgrade", ["--database", url], monkeypatch, capsys), "ask the owner")
+
+
+def test_an_upgrade_names_the_view_that_is_in_its_way(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_postgres(postgres_url, "older")
+    admin = open_database(postgres_url)
+    with admin.begin() as connection:
+        connection.execute(text("CREATE VIEW mine AS SELECT run_name, text FROM job_results"))
+    outcome = run_command("db upgrade", ["--database", postgres_url], monkeypatch, capsys)
+    assert_refused("db upgrade", outcome, "view mine depends on view job_results")
+    assert examine(admin).revision == REVISIONS[0]
+    with admin.begin() as connection:
+        connection.execute(text("DROP VIEW mine"))
+    assert run_command("db upgrade", ["--database", postgres_url], monkeypatch, capsys)[0] == 0
+    admin.dispose()
+
+
+def test_an_upgrade_names_the_table_that_is_in_its_way(
+    tmp_path: Path, good_database: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "older.db"
+    path.write_bytes(good_database)
+    make_older(path, REVISIONS[0])
+    execute(path, "CREATE TABLE dead_letters (who text)")
+    outcome = run_command("db upgrade", ["--database", "sqlite:///older.db"], monkeypatch, capsys)
+    assert_refused("db upgrade", outcome, "table dead_letters already exists; nothing was changed")
+    execute(path, "SELECT who FROM dead_letters; DROP TABLE dead_letters")
+    assert run_command("db upgrade", ["--database", "sqlite:///older.db"], monkeypatch, capsys)[0] == 0
 
 
 def test_an_extensions_views_are_nobodys_tables(postgres_url: str) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from alembic import command
 from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 import migrations.upgrade
+import models.database.connection
 from migrations.schema_state import SchemaOutOfDate, check_schema
 from migrations.upgrade import (
     alembic_config,
@@ -18,7 +23,10 @@ from migrations.upgrade import (
     upgrade,
 )
 from migrations.views import view_definitions
+from models.database.connection import open_database, write_ahead
+from models.database.faults import unavailable
 from models.schema.tables import Base
+from tests.support.processes import HANG_SECONDS, clean_environment
 
 
 def test_upgrade_and_downgrade(empty_database: Engine) -> None:
@@ -43,6 +51,39 @@ def test_the_history_ends_at_the_models(empty_database: Engine) -> None:
 def test_upgrading_twice_changes_nothing(database: Engine) -> None:
     upgrade(database)
     check_schema(database)
+
+
+def test_upgrades_at_the_same_time_wait_for_each_other(postgres_url: str, tmp_path: Path) -> None:
+    """As replicas of a job, or machines that begin their first run."""
+    command = [sys.executable, "-m", "producer", "db", "upgrade", "--database", postgres_url]
+    processes = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=clean_environment())
+        for _ in range(4)
+    ]
+    told = [process.communicate(timeout=HANG_SECONDS)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), told
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "BEGIN EXCLUSIVE"])
+def test_a_file_that_another_program_reads_is_told_in_a_line(
+    sqlite_url: str, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was restored by SQLite's shell is in the old mode, which a reader keeps it in."""
+    monkeypatch.setattr(models.database.connection, "SQLITE_BUSY_SECONDS", 0.1)
+    engine = open_database(sqlite_url)
+    upgrade(engine)
+    engine.dispose()
+    other = sqlite3.connect(str(engine.url.database), isolation_level=None)
+    other.execute("PRAGMA journal_mode=DELETE")
+    other.execute(statement)
+    other.execute("SELECT count(*) FROM runs").fetchone()
+    with pytest.raises(DBAPIError) as raised:
+        write_ahead(engine)
+    assert str(unavailable(raised.value)).endswith(
+        "database is locked; another program holds it; try again when that has ended"
+    )
+    other.close()
+    engine.dispose()
 
 
 def test_the_folder_of_migrations_may_have_any_name(

@@ -14,12 +14,16 @@ from models.database.faults import first_line
 
 INSUFFICIENT_PRIVILEGE = "42501"
 
-#: Whether a role exists, and whether it may more than read: by its attributes, as a member of another, as an owner.
+#: Whether a role exists, and whether it may do more than read: by its attributes, as a member of another, as an owner,
+#: by a grant on a relation or a schema of this database.
 _RIGHTS = """
 SELECT r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
     OR r.rolname IN (current_user, session_user)
     OR EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid)
     OR EXISTS (SELECT FROM pg_class c WHERE c.relowner = r.oid)
+    OR EXISTS (SELECT FROM pg_class c, aclexplode(c.relacl) a WHERE a.grantee = r.oid AND a.privilege_type <> 'SELECT')
+    OR EXISTS (SELECT FROM pg_namespace n, aclexplode(n.nspacl) a
+               WHERE a.grantee = r.oid AND a.privilege_type = 'CREATE')
 FROM pg_roles r WHERE r.rolname = %(name)s
 """
 

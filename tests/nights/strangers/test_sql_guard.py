@@ -273,6 +273,14 @@ def test_the_reader_s_role(server: Server, producer: Producer, tmp_path: Path) -
         run_sql(reading, "select nextval('numbers')")
     with pytest.raises(ReaderRefused, match="exists and may do more than read"):
         make_reader_role(owner, str(owner.url.username), "x")
+    for right in ("INSERT ON jobs", "USAGE ON SEQUENCE numbers", "CREATE ON SCHEMA public"):
+        with owner.begin() as connection:
+            connection.exec_driver_sql(f"GRANT {right} TO {name}")
+        with pytest.raises(ReaderRefused, match="exists and may do more than read"):
+            make_reader_role(owner, str(name), "x")
+        with owner.begin() as connection:
+            connection.exec_driver_sql(f"REVOKE {right} FROM {name}")
+    make_reader_role(owner, str(name), "x")
     with server.admin.begin() as connection:
         connection.exec_driver_sql(f"ALTER ROLE {owner.url.username} NOCREATEROLE")
     with pytest.raises(ReaderRefused, match="may not make roles .* let an administrator run: CREATE ROLE"):

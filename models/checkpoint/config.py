@@ -1,4 +1,4 @@
-"""A model's `config.json`: whether it describes a causal language model in full precision that the engine computes."""
+"""A model's `config.json`: whether it describes a causal language model that the engine can decode."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def packing_problem(text_config: Mapping[str, Any], max_model_len: int | None = None) -> str | None:
-    """The sentence about positions that depend on what else is in a batch, so that rows must not be packed."""
+    """The sentence about positions that depend on the other rows of a batch; None where rows may be packed."""
     for part in rope_parts(text_config):
         kinds = {str(part.get(key)) for key in ("rope_type", "type")} & LENGTH_DEPENDENT_ROPE
         first = part.get("original_max_position_embeddings") or text_config.get("original_max_position_embeddings")
-        windows = [length for length in (max_model_len, text_config.get("max_position_embeddings")) if length]
+        windows = [
+            length for length in (max_model_len, text_config.get("max_position_embeddings")) if type(length) is int
+        ]
         if kinds and not (isinstance(first, int) and windows and min(windows) <= first):
             about = f"its rotary positions ({', '.join(sorted(kinds))}) depend on the longest sequence of a batch"
             return f"{about}; up to --max-model-len {first} they do not" if isinstance(first, int) else about

@@ -30,7 +30,7 @@ def small_file_hashes(folder: Path) -> dict[str, str]:
 
 
 def weights_hash(folder: Path) -> str:
-    """The hash of the weights that are loaded, with their names; whatever else is in the folder is not in it."""
+    """The hash of the weights that are loaded, with their names; other files of the folder do not change it."""
     return file_hash(loaded_files(folder, read_json_object(folder / "config.json")), with_names=True)
 
 

@@ -11,7 +11,7 @@ import re
 import stat
 from pathlib import Path
 
-from models.checkpoint.small_files import MAX_SMALL_BYTES, CheckpointProblem, named
+from models.checkpoint.small_files import MAX_SMALL_BYTES, CheckpointProblem
 
 #: Ends of the names of files that are read whole.
 SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".tiktoken")
@@ -35,7 +35,7 @@ def names_in(folder: Path) -> set[str]:
 def check_link(folder: Path, path: Path) -> None:
     """Raises `CheckpointProblem` for a file that is, by links, outside of its model's folder.
 
-    A link that leads nowhere is told of by the one who reads it.
+    A link that leads nowhere is reported by its reader.
     """
     if not os.path.exists(path):
         return
@@ -71,6 +71,6 @@ def _check_entry(folder: Path, path: Path) -> None:
         raise CheckpointProblem(f"{path} is not a file but a pipe, a socket or a device; remove it")
     if path.name.endswith(SMALL_SUFFIXES) and status.st_size > MAX_SMALL_BYTES:
         raise CheckpointProblem(
-            f"{path} has {named(status.st_size)} bytes, and a file of its kind at most {named(MAX_SMALL_BYTES)}; "
+            f"{path} has {status.st_size:,} bytes, and a file of its kind at most {MAX_SMALL_BYTES:,}; "
             "download it again"
         )

@@ -1,6 +1,6 @@
 """Models by their name on the Hugging Face hub: from its cache first, else fetched into it. Knows no Transformers.
 
-The hub's first answer is waited for a few seconds and not asked for twice: a machine without a network says so at once.
+The first request to the hub has a few seconds and no second attempt: a machine without a network says so at once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from models.checkpoint.download_progress import showing_progress
-from models.checkpoint.small_files import CheckpointProblem, is_file, one_line, read_json_object
+from models.checkpoint.small_files import CheckpointProblem, first_names, is_file, one_line, read_json_object
 from models.checkpoint.tokenizer_files import TOKENIZERS
 from models.checkpoint.weights import INDEX, SINGLE, shards_of
+from models.model_name import split_revision
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -37,8 +38,8 @@ def model_folder(model: str, revision: str | None = None, *, with_weights: bool 
     """The folder of a model that is given as a folder, a hub id, or `ID@REVISION`. Raises `CheckpointProblem`."""
     if os.path.lexists(model):
         return Path(model)
-    if revision is None and "@" in model and not model.startswith((".", "/", "~")):
-        model, _, revision = model.rpartition("@")
+    if revision is None:
+        model, revision = split_revision(model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise CheckpointProblem(
             f"unknown model {model!r}: there is no such folder; give a model folder or a hub id such as Qwen/Qwen2-0.5B"
@@ -131,13 +132,14 @@ def _check_names(model: str, available: Iterable[str]) -> None:
     """Raises `CheckpointProblem` for a repository whose list of files shows that no engine could load it."""
     names = set(available)
     if not names & {"config.json", "adapter_config.json"}:
+        found = first_names(sorted(names)) or "nothing"
         raise CheckpointProblem(
-            f"the hub's model {model!r} has no config.json (it has {_some(sorted(names))}); give a Transformers model"
+            f"the hub's model {model!r} has no config.json (it has {found}); give a Transformers model"
         )
     if not names & {SINGLE, INDEX, "adapter_config.json"}:
         others = sorted(name for name in names if "/" not in name and not name.endswith((".json", ".md", ".txt")))
         raise CheckpointProblem(
-            f"the hub's model {model!r} has no safetensors (found: {_some(others)}); "
+            f"the hub's model {model!r} has no safetensors (found: {first_names(others) or 'nothing'}); "
             "give one that has, other formats are not loaded"
         )
 
@@ -193,7 +195,3 @@ def _http_reason(hub: str, status: int) -> str:
     if status in (401, 403):
         return f"{hub} refuses the access ({status}); log in with `hf auth login` or set HF_TOKEN to a valid token"
     return f"{hub} answers with the status {status}; try again later, or give a model folder"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "") or "nothing"

@@ -1,11 +1,11 @@
-"""The quantization that a `config.json` describes, and whether the engine can multiply such weights out."""
+"""The quantization that a `config.json` describes, and whether the engine can dequantize such weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-#: Methods whose weights are multiplied out when the model is loaded.
+#: Methods whose weights are dequantized when the model is loaded.
 SUPPORTED_METHODS = frozenset({"fp8", "gptq", "awq", "compressed-tensors", "bitsandbytes", "mxfp4"})
 
 

@@ -25,7 +25,7 @@ MAX_MESSAGE = 1_500
 class CheckpointProblem(Exception):
     """The files of a model that no engine could load; the message is one line with the cause and the remedy.
 
-    Names from the files are in it: what a terminal would obey is escaped, and no name makes it long.
+    It may hold names from the files, so control characters are escaped and its length is bounded.
     """
 
     def __init__(self, message: str) -> None:
@@ -36,11 +36,6 @@ class CheckpointProblem(Exception):
 
 def _printable(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
-
-
-def named(number: int) -> str:
-    """A number with its thousands parted."""
-    return f"{number:,}"
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -92,7 +87,7 @@ def read_json_object(path: Path, *, is_large: bool = False) -> dict[str, Any]:
 def parse_json(text: bytes, *, is_unique: bool) -> Any:
     """The content of a JSON text; with `is_unique` a key with two values is a fault. Raises `ValueError`."""
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_VALUES:
-        raise ValueError(f"more than {named(MAX_VALUES)} values")
+        raise ValueError(f"more than {MAX_VALUES:,} values")
     return json.loads(text.decode("utf-8"), object_pairs_hook=_unique if is_unique else None)
 
 
@@ -118,7 +113,7 @@ def _check_depth(content: Any) -> None:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a file that may have so many bytes. Raises `CheckpointProblem`."""
+    """The content of a file of at most so many bytes. Raises `CheckpointProblem`."""
     check_content(path)
     with open_file(path) as file:
         try:
@@ -127,8 +122,7 @@ def read_bytes(path: Path, most: int) -> bytes:
             raise _unreadable(path, error) from error
     if not content or len(content) > most:
         raise CheckpointProblem(
-            f"{path} has {named(max(size, len(content)))} bytes, and a file of its kind at most {named(most)}; "
-            "download it again"
+            f"{path} has {max(size, len(content)):,} bytes, and a file of its kind at most {most:,}; download it again"
         )
     return content
 
@@ -155,6 +149,16 @@ def one_line(error: BaseException) -> str:
     """An error's text without its line ends, printable and short; its type's name where it has none."""
     text = " ".join(str(error)[: 4 * MAX_MESSAGE].split())[:500]
     return "".join(map(_printable, text)) or type(error).__name__
+
+
+def wrong_value(path: Path, name: str, kind: str, value: Any) -> CheckpointProblem:
+    """The problem of a field whose value is of another kind."""
+    return CheckpointProblem(f"{path}: {name} must be {kind}, got {str(value)[:100]!r}; correct or download the file")
+
+
+def first_names(names: list[str]) -> str:
+    """The first three names, and the number of those beside them."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointProblem:

@@ -8,7 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint.small_files import CheckpointProblem, check_content, check_text, is_file, read_json_object
+from models.checkpoint.entries import check_link
+from models.checkpoint.small_files import (
+    CheckpointProblem,
+    check_content,
+    check_text,
+    is_file,
+    read_json_object,
+    wrong_value,
+)
 
 FAST = "tokenizer.json"
 #: Files that make a tokenizer together, without the one above.
@@ -38,6 +46,7 @@ def check_tokenizer(folder: Path) -> None:
             _check_values(folder / name, read_json_object(folder / name))
     for path in [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]:
         if is_file(path):
+            check_link(folder, path)
             check_text(path)
     if is_file(folder / FAST):
         _check_fast(folder / FAST)
@@ -61,18 +70,14 @@ def _check_values(path: Path, content: dict[str, Any]) -> None:
         token = content.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         if not isinstance(text, str) and token is not None:
-            raise _wrong(path, name, "a token", token)
+            raise wrong_value(path, name, "a token", token)
     added = content.get("added_tokens_decoder", {})
     if not isinstance(added, dict) or not all(key.isdecimal() and isinstance(added[key], dict) for key in added):
-        raise _wrong(path, "added_tokens_decoder", "an object of token ids and tokens", added)
+        raise wrong_value(path, "added_tokens_decoder", "an object of token ids and tokens", added)
     if path.name == ADDED:
         for token, token_id in content.items():
             if type(token_id) is not int:
-                raise _wrong(path, repr(token)[:100], "a token id", token_id)
-
-
-def _wrong(path: Path, name: str, kind: str, value: Any) -> CheckpointProblem:
-    return CheckpointProblem(f"{path}: {name} must be {kind}, got {str(value)[:100]!r}; correct or download the file")
+                raise wrong_value(path, repr(token)[:100], "a token id", token_id)
 
 
 def _check_fast(path: Path) -> None:
@@ -93,7 +98,7 @@ def _padded_length(padding: Any) -> int:
 
 
 def normalizer_expansion(normalizer: Any) -> int:
-    """The times that replacements make a text longer, as far as that is told by their patterns."""
+    """The factor by which replacements lengthen a text, as far as their patterns tell."""
     rules = _replacements(normalizer)
     factor = 1
     for pattern, content in rules:
@@ -104,7 +109,7 @@ def normalizer_expansion(normalizer: Any) -> int:
 
 
 def _expansion_of(probe: str, rules: list[tuple[dict[str, Any], str]]) -> int:
-    """The same for a text and replacements of strings, until it is too much."""
+    """The factor for one text and the replacements of strings alone; replacing stops where it is too large."""
     text = probe
     for pattern, content in rules:
         if old := pattern.get("String"):

@@ -1,4 +1,4 @@
-"""The sizes that a configuration says beside those of its weights, told by the names and shapes of the tensors.
+"""Compares the sizes in a configuration with those of its weights, by the names and shapes of the tensors.
 
 A size that is left out has the default of its class, which is mostly that of a full-size model: where the weights are
 of another size, Transformers would build the full one before it finds out.
@@ -100,7 +100,7 @@ def _vocab_problem(tensors: Mapping[str, TensorInfo], sizes: _Sizes) -> str | No
 
 
 def _layers_problem(tensors: Mapping[str, TensorInfo], sizes: _Sizes) -> str | None:
-    """That there are fewer, or more than a default: a configuration may take some of those that there are."""
+    """The problem of fewer layers than the configuration says, or of another number than its class's default."""
     given, default = sizes.given("num_hidden_layers", "n_layer"), sizes.default("num_hidden_layers")
     counts = _num_layers(tensors)
     present = max(counts.values(), default=0)
@@ -116,7 +116,7 @@ def _layers_problem(tensors: Mapping[str, TensorInfo], sizes: _Sizes) -> str | N
 
 
 def _dimension_problem(name: str, tensors: Mapping[str, TensorInfo], sizes: _Sizes) -> str | None:
-    """That no tensor has a size which the configuration leaves out. Quantized weights have other shapes."""
+    """The problem of a default that is no tensor's size. Quantized weights are left out: they have other shapes."""
     if (default := sizes.default(name)) is None:
         return None
     found = [t.shape for key, t in tensors.items() if PLACES[name].search(key) and t.dtype in FULL_PRECISIONS]

@@ -11,7 +11,7 @@ from models.checkpoint.config import FULL_PRECISION
 from models.checkpoint.entries import check_link
 from models.checkpoint.quantization import SUPPORTED_METHODS, quantization_method
 from models.checkpoint.safetensors_header import TensorInfo, read_header
-from models.checkpoint.small_files import CheckpointProblem, is_file, read_json_object
+from models.checkpoint.small_files import CheckpointProblem, first_names, is_file, read_json_object
 from models.checkpoint.weight_shapes import check_shapes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -82,7 +82,7 @@ def _tensors_of(folder: Path, file: Path) -> dict[str, TensorInfo]:
         header = _header(folder, folder / shard)
         if absent := [name for name in names if name not in header]:
             raise CheckpointProblem(
-                f"{folder / shard} lacks {_some(absent)}, which {file.name} names; download both again"
+                f"{folder / shard} lacks {first_names(absent)}, which {file.name} names; download both again"
             )
         tensors |= header
         if len(tensors) > MAX_TENSORS:
@@ -98,10 +98,10 @@ def _header(folder: Path, file: Path) -> dict[str, TensorInfo]:
 def _check_presence(folder: Path, index: Path, shards: list[str]) -> None:
     if absent := [name for name in shards if not is_file(folder / name)]:
         unfinished = [path.name for path in folder.iterdir() if path.name.endswith(UNFINISHED)]
-        hint = f" ({_some(sorted(unfinished))} is an unfinished download)" if unfinished else ""
+        hint = f" ({first_names(sorted(unfinished))} is an unfinished download)" if unfinished else ""
         raise CheckpointProblem(
-            f"{folder} lacks {len(absent)} of the {len(shards)} files that {index.name} names: {_some(absent)}{hint}; "
-            "download them again"
+            f"{folder} lacks {len(absent)} of the {len(shards)} files that {index.name} names: "
+            f"{first_names(absent)}{hint}; download them again"
         )
 
 
@@ -118,16 +118,16 @@ def _absence(folder: Path) -> str:
     """The sentence about a folder without weights that can be loaded, with those that it has."""
     names = sorted(path.name for path in folder.iterdir())
     if shards := [name for name in names if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]:
-        return f"{folder} has {_some(shards)}, but {INDEX}, which names the shards, is missing; download it"
+        return f"{folder} has {first_names(shards)}, but {INDEX}, which names the shards, is missing; download it"
     unfinished = [name for name in names if name.endswith(UNFINISHED)]
     if unfinished:
-        return f"{folder} has no weights: {_some(unfinished)} is an unfinished download; finish it"
+        return f"{folder} has no weights: {first_names(unfinished)} is an unfinished download; finish it"
     if others := [name for name in names if name.endswith(".safetensors")]:
         return (
-            f"{folder} has {_some(others)}, but neither {SINGLE} nor {INDEX}, which Transformers loads; "
+            f"{folder} has {first_names(others)}, but neither {SINGLE} nor {INDEX}, which Transformers loads; "
             "take the model's Transformers files"
         )
-    found = _some([name for name in names if name.endswith(OTHER_WEIGHTS)]) or "no weights"
+    found = first_names([name for name in names if name.endswith(OTHER_WEIGHTS)]) or "no weights"
     return (
         f"the model folder {folder} has no safetensors (found: {found}); "
         "convert it with save_pretrained, other formats are not loaded"
@@ -143,8 +143,3 @@ def _check_inside(source: Path, name: str, suffixes: tuple[str, ...]) -> None:
             f"{source} names the file {name!r}, which is not safetensors; convert it with save_pretrained, other "
             "formats are not loaded"
         )
-
-
-def _some(names: list[str]) -> str:
-    """The first three names, and how many there are beside them."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

@@ -24,7 +24,7 @@ class ConfigClass:
 
     defaults: Mapping[str, int] = field(default_factory=dict)  # whole numbers, but those that it computes
     computed: frozenset[str] = frozenset()  # fields that its methods set, such as from older names
-    own_names: Mapping[str, str] = field(default_factory=dict)  # of values that others have under the first name
+    own_names: Mapping[str, str] = field(default_factory=dict)  # common name of a field -> this class's name for it
     text_part: TextPart | None = None  # of the language model, where that is a part of it
 
     def default(self, config: Mapping[str, Any], name: str) -> Default | None:

@@ -145,6 +145,7 @@ def special(token: str) -> dict[str, Any]:
     return {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {}}
 
 
+TEMPLATES = "additional_chat_templates"
 NESTED = "[" * 900 + "]" * 900
 
 #: Attack -> (its making, a part of the sentence that refuses it).
@@ -168,6 +169,13 @@ HOSTILE: dict[str, tuple[Attack, str]] = {
     # files of this machine
     "template-link": (
         lambda folder: link("chat_template.jinja", str(outside(folder)))(folder), "is a link out of the model's folder",
+    ),
+    "tool-template-link": (
+        both(
+            lambda folder: (folder / TEMPLATES).mkdir(),
+            lambda folder: link(f"{TEMPLATES}/tool_use.jinja", str(outside(folder)))(folder),
+        ),
+        "tool_use.jinja is a link out of the model's folder",
     ),
     "relative-link": (
         lambda folder: link("tokenizer_config.json", f"../{outside(folder).name}")(folder), "is a link out of",

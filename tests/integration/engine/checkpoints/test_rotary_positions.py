@@ -114,6 +114,7 @@ LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
         ({"rope_parameters": LONGROPE}, None, False),
         ({"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 4096}, 4096, True),
         ({"rope_scaling": {"type": "longrope"}, "max_position_embeddings": 4096}, 1024, False),
+        ({"rope_scaling": LONGROPE, "max_position_embeddings": [8192]}, None, False),
         ({"rope_parameters": {"full_attention": LONGROPE}, "max_position_embeddings": 131072}, None, False),
         ({"rope_parameters": {"rope_type": "dynamic"}, "max_position_embeddings": 131072}, None, True),
         ({"rope_scaling": None}, None, True),

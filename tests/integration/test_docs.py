@@ -16,11 +16,15 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, insert, inspect, text
 
 from docs.help_pages import PAGE, page
+from migrations.schema_state import check_schema
+from migrations.upgrade import upgrade
 from migrations.views import view_definitions
+from models.database.connection import open_database
 from models.params import GenerationParams
+from models.schema.tables import Result, TokenTrace
 from models.settings import Settings
 from producer.cli import app as producer_app
 from producer.prompts.lines import PromptLine
@@ -29,6 +33,7 @@ from tests.pins import supported_pythons
 from tests.support.house.import_graph import PACKAGES
 from tests.support.processes import ROOT, clean_environment
 from tests.support.prompts import read_prompts
+from tests.support.table_rows import insert_run
 from worker.cli import app as worker_app
 
 DOCS = [ROOT / "README.md", ROOT / "examples" / "tiny" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,6 +91,33 @@ def test_sql_examples_run(sqlite_database: Engine) -> None:
     with sqlite_database.connect() as connection:
         for statement in statements:
             connection.execute(text(statement))
+
+
+def test_partitions_of_traces_keep_views_cascades_and_every_row(postgres_url: str) -> None:
+    (recipe,) = blocks_of(ROOT / "docs" / "scaling.md", "sql")
+    database = open_database(postgres_url)
+    upgrade(database)
+    (job_id,) = insert_run(database, 1)
+    with database.begin() as connection:
+        connection.exec_driver_sql(recipe)
+        for index, result_id in enumerate((1, 10_000_000, 30_000_000)):
+            result = {
+                "id": result_id, "job_id": job_id, "sample_index": index, "text": "a", "finish_reason": "eos",
+                "prompt_tokens": 1, "completion_tokens": 1, "cumulative_logprob": -1.0, "queued_seconds": 0.0,
+                "prefill_seconds": 0.0, "decode_seconds": 0.0,
+            }  # fmt: skip
+            token = {"token_id": 7, "token": "a", "logprob": -1.0}
+            trace = token | {"result_id": result_id, "position": 0, "sampling_logprob": -1.0, "entropy": 1.0, "rank": 1}
+            connection.execute(insert(Result).values(result))
+            connection.execute(insert(TokenTrace).values(trace | {"kept": 1, "top_logprobs": [token]}))
+    check_schema(database)
+    with database.begin() as connection:
+        for view in ("job_tokens", "token_alternatives"):
+            found = connection.execute(text(f"SELECT result_id FROM {view} ORDER BY 1")).scalars().all()
+            assert found == [1, 10_000_000, 30_000_000], view
+        connection.execute(text("DELETE FROM results"))
+        assert connection.execute(text("SELECT count(*) FROM token_traces")).scalar_one() == 0
+    database.dispose()
 
 
 def test_every_column_of_the_views_is_documented(sqlite_database: Engine) -> None:

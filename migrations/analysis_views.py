@@ -1,11 +1,11 @@
-"""The parts of the views that revision 0008 brought: columns behind those that were there, and views over answers.
+"""The parts of the views that revision 0008 added: columns appended to older views, and new views over answers.
 
 Columns are appended, so that PostgreSQL replaces the view and keeps its grants and the views that others made of it.
 """
 
 from __future__ import annotations
 
-#: An outer join, which a statement that asks for nothing of runs does not make.
+#: An outer join: a statement that reads no column of runs leaves it out.
 JOINED_RUNS = "LEFT JOIN runs ON runs.id = jobs.run_id\n"
 
 #: A custom id without what a grid appended: `#` and a label, which has no other `#`.

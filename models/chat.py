@@ -12,9 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+Messages = Sequence[Mapping[str, Any]]
+
 
 class ChatInputs(BaseModel):
-    """The arguments that a chat template gets beside the messages. An empty one is as good as an absent one."""
+    """The arguments that a chat template gets beside the messages. An empty argument counts as absent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,8 +42,8 @@ def content_text(content: Any) -> str:
     return content or ""
 
 
-def keyed_messages(messages: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """The messages as hashes of jobs cover them: version 0.1 joined the parts of a content."""
+def keyed_messages(messages: Messages | None) -> list[dict[str, Any]] | None:
+    """The messages as the hashes of jobs cover them: with the parts of each content joined, as version 0.1 did."""
     if messages is None:
         return None
     return [
@@ -52,6 +54,6 @@ def keyed_messages(messages: Sequence[Mapping[str, Any]] | None) -> list[dict[st
     ]
 
 
-def is_continued(messages: Sequence[Mapping[str, Any]]) -> bool:
+def is_continued(messages: Messages) -> bool:
     """Whether the answer continues the last message instead of following it."""
     return bool(messages) and messages[-1].get("role") == "assistant"

@@ -1,4 +1,4 @@
-"""Conversations through a chat template that a caller renders: every message printed, none closed that is to go on.
+"""Renders conversations through a chat template: every message must be printed, and a continued one stays open.
 
 A template may take contents as text or as lists of parts, may know the role `developer` or not, and may leave messages
 out in silence. A sentinel in the place of each content shows which, once for each sequence of roles.
@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from models.chat import ChatInputs, content_text, is_continued
+from models.chat import ChatInputs, Messages, content_text, is_continued
 from models.tool_calls import render_tool_calls
-
-Messages = Sequence[Mapping[str, Any]]
 
 #: Renders messages with the template's other inputs, the time that it may print, and whether the last is left open.
 Render = Callable[[Messages, ChatInputs, datetime, bool], str]
 
-#: Names of a message's thoughts.
+#: Fields of a message that hold the model's reasoning.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 MAX_REMEMBERED = 10_000
@@ -42,7 +40,7 @@ class Form:
     contents: Literal["as given", "joined", "wrapped"]  # lists of parts joined, or texts wrapped in lists
     is_developer_system: bool = False
     has_empty_contents: bool = False  # tool calls without content get an empty one
-    has_tools_alone: bool = False  # function_call and the role function, of OpenAI's first interface, become tools'
+    has_tools_alone: bool = False  # OpenAI's function_call and role function become tool_calls and tool
     is_probed: bool = True  # false: the template takes no sentinels
 
     def of(self, messages: Messages) -> list[dict[str, Any]]:
@@ -91,7 +89,7 @@ class ChatRenderer:
             raise ChatRefused(
                 f"messages[{len(messages) - 1}] (role assistant) ends the chat and has no text to continue"
             )
-        clock = created_at.astimezone(UTC).replace(tzinfo=None)  # as templates know times: without a zone
+        clock = created_at.astimezone(UTC).replace(tzinfo=None)  # templates expect times without a zone
         form = self._form(messages, inputs, clock)
         text = self._rendered(form.of(messages), inputs, clock)
         if not form.is_probed and (problem := _missing(text, messages)) is not None:
@@ -145,7 +143,7 @@ class ChatRenderer:
 
 
 def template_error(kind: str, message: str) -> ChatRefused:
-    """The refusal by an exception that the template raises."""
+    """The refusal for an exception that the template raised."""
     reason = " ".join(message.replace("\0", "\ufffd").split())[:500]  # PostgreSQL has no NUL
     return ChatRefused(f"the chat template refuses it: {kind}: {reason}")
 
@@ -157,11 +155,10 @@ class _Probe:
         self._num = 0
         self._wanted: list[tuple[str, list[str]]] = []  # the sentence about it, and its sentinels: one is enough
         self.messages = [self._message(index, message) for index, message in enumerate(messages)]
-        given = inputs.model_copy()
         self.inputs = ChatInputs(
-            tools=None if given.tools is None else [self._tool(tool) for tool in given.tools],
-            documents=None if given.documents is None else [self._document(each) for each in given.documents],
-            chat_template_kwargs=given.chat_template_kwargs,
+            tools=None if inputs.tools is None else [self._tool(tool) for tool in inputs.tools],
+            documents=None if inputs.documents is None else [self._document(each) for each in inputs.documents],
+            chat_template_kwargs=inputs.chat_template_kwargs,
         )
 
     def unprinted(self, text: str) -> tuple[int, str] | None:
@@ -244,7 +241,7 @@ def _is_old(message: Mapping[str, Any]) -> bool:
 
 
 def _of_tools(message: dict[str, Any]) -> dict[str, Any]:
-    """A function call as the tool call that it is, and its answer as the tool's."""
+    """The message with its function call as a tool call, and with the role `tool` for `function`."""
     if message["role"] == "function":
         return {**message, "role": "tool"}
     rest = {name: value for name, value in message.items() if name != "function_call"}
@@ -271,7 +268,7 @@ def _candidates(messages: Messages) -> list[Form]:
 
 
 def _shape(messages: Messages, inputs: ChatInputs) -> Any:
-    """All of a conversation that decides its form, as a key."""
+    """A key of everything in a conversation that decides its form."""
     shapes = tuple(
         (
             message["role"],

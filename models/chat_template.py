@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from models.chat import ChatInputs
-from models.chat_rendering import ChatExceeded, ChatRefused, Messages, template_error
+from models.chat import ChatInputs, Messages
+from models.chat_rendering import ChatExceeded, ChatRefused, template_error
 from models.templates.process import TemplateExceeded, TemplateFailed, renderer_process
 
 RENDERER = "transformers.utils.chat_template_utils"
 
 
 def chosen_template(model: str, templates: Mapping[str, str], *, has_tools: bool) -> str:
-    """The template of those by name; a single one is named `default`. Raises `ChatRefused`."""
+    """The template to render, of a model's templates by name; a single one is named `default`. Raises `ChatRefused`."""
     if not templates:
         raise ChatRefused(f"{model} has no chat template; give prompts instead of messages")
     if has_tools and "tool_use" in templates:

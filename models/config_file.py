@@ -1,7 +1,8 @@
 """`nocturne.toml` of the working directory, and files that hold one value each.
 
-The first names broker and database, so somebody else's would send a user's prompts to servers of theirs: it is read
-only where nobody but this user or root can have written it. The environment names the others: secrets.
+`nocturne.toml` names broker and database, so a file of somebody else's would send a user's prompts to their servers:
+it is read only where nobody but this user or root can have written it. The other files hold secrets; environment
+variables name them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ROOT_USER = 0
 
 
 class ConfigFileProblem(Exception):
-    """The file cannot be taken; the text names it, the reason and the remedy."""
+    """The file cannot be used; the text names it, the reason and the remedy."""
 
 
 def read_config_file() -> dict[str, Any]:
@@ -38,7 +39,7 @@ def read_config_file() -> dict[str, Any]:
     except OSError as error:
         raise ConfigFileProblem(f"{path} cannot be read: {error.strerror}; correct or remove it") from error
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))  # editors of Windows put a mark first
+        return tomllib.loads(content.decode("utf-8-sig"))  # editors of Windows write a byte order mark first
     except (ValueError, RecursionError) as error:
         raise ConfigFileProblem(f"{path} is not TOML: {error}") from error
 

@@ -15,7 +15,7 @@ EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 
 
 class OutputProblem(Exception):
-    """Standard output does not take what is written."""
+    """Standard output cannot be written to."""
 
 
 def run_command(module: str) -> None:
@@ -26,7 +26,7 @@ def run_command(module: str) -> None:
         try:
             import_module(module).main()
         finally:
-            sys.stdout.flush()  # at its exit Python would only complain
+            sys.stdout.flush()  # at its own exit Python would only print a complaint
     except KeyboardInterrupt:
         _end_interrupted()
     except SystemExit as end:
@@ -41,7 +41,7 @@ def run_command(module: str) -> None:
 
 
 class _Output(FileIO):
-    """Standard output. Data that is lost is an error of its own; a reader that has seen enough is none."""
+    """Standard output. Lost data raises `OutputProblem`, a reader that has closed its end `BrokenPipeError`."""
 
     def write(self, data: Any) -> int:
         try:
@@ -57,7 +57,7 @@ class _Output(FileIO):
         raise OutputProblem(f"cannot write to standard output: {error.strerror}; send it elsewhere") from error
 
     def lead_nowhere(self) -> None:
-        """Lets what is still buffered vanish: Python would write it again at its exit, and complain."""
+        """Discards the buffered output: Python would write it again at its exit, and complain."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
@@ -89,7 +89,10 @@ def _check_working_directory() -> None:
 
 
 def _opened_nowhere(number: int) -> TextIOWrapper:
-    """A stream for a closed one. The next file that is opened, a database say, would get its number and its text."""
+    """A stream that leads nowhere, in the place of a closed one.
+
+    Without it the next file to be opened, such as a database, would get its number, and then its text.
+    """
     nowhere = os.open(os.devnull, os.O_RDWR)
     if nowhere != number:
         os.dup2(nowhere, number)

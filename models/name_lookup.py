@@ -1,4 +1,4 @@
-"""Lookups of host names that end: the system's own has no limit, and no signal ends it, not even Ctrl-C.
+"""Bounded lookups of host names: the system's own have no limit, and no signal ends one, not even Ctrl-C.
 
 Drivers of databases and of Redis look names up through `socket`, so the bound holds for all of them.
 """

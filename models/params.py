@@ -55,8 +55,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0)]
 BiasedId = Annotated[int, Field(ge=0, strict=False)]  # JSON writes an object's keys as strings
 
-
-#: Smaller negative biases only ban their token, as they did; larger positive ones are infinite to a sampler.
+#: A larger bias is infinite to a sampler. A negative one that is infinite there only bans its token.
 LARGEST_FP32 = 3.4028234663852886e38
 
 

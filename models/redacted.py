@@ -1,7 +1,7 @@
-"""URLs in messages: what could be a password is never printed, and a URL that hides one in a wrong place is refused.
+"""URLs in messages: nothing that may be a password is printed, and a URL with one in a wrong place is refused.
 
-A URL that cannot be parsed has its password anywhere. So everything up to the last @ is taken for the login, whatever
-the rules of URLs say, and of the rest only what is known to be harmless is shown.
+A URL that cannot be parsed may have its password anywhere. So everything up to the last @ is taken for the login,
+whatever the rules of URLs say, and only harmless parts of the rest are shown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(:/{0,2})(.*)", re.DOTALL)
 _PLACE = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.%]*\]|[^:/?#\[\]]*)(?::(?P<port>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?"
 )
-#: Hosts, names of databases and values of options that hold nothing else; neither of these has options of its own.
+#: A host, the path of a database and the value of an option are shown if they hold these characters alone.
 _PLAIN_NAME = re.compile(r"[\w.,\-]*")
 _PLAIN_PATH = re.compile(r"[\w.,/\-]*")
 _PLAIN_VALUE = re.compile(r"[\w.,:/+\-\[\]]*")
@@ -49,7 +49,7 @@ def redacted(url: str) -> str:
     if scheme.lower().startswith(PATH_SCHEMES) and mark == "://" and not (at and place.startswith("/")):
         return _path(scheme, rest)
     if re.search("[/?#]", login):
-        return f"{scheme}{mark}{HIDDEN}"  # is it a password with a slash, or an option with an @?
+        return f"{scheme}{mark}{HIDDEN}"  # it may be a password with a slash, or an option with an @
     shown = _login(scheme, login) if mark == "://" else HIDDEN
     return f"{scheme}{mark}{shown}{at}{_place(place) if at or mark == '://' else ''}"
 
@@ -122,7 +122,7 @@ def _secrets(url: str) -> set[str]:
 
 
 def check_url(url: str, example: str) -> None:
-    """Raises `ValueError` for a URL that drivers would take apart in a wrong place."""
+    """Raises `ValueError` for a URL that drivers would split at a wrong place."""
     match = _SCHEME.fullmatch(url)
     if match is None or not match[2].endswith("//"):
         raise ValueError(f"{redacted(url)!r} is no URL; give {example}")

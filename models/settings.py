@@ -23,7 +23,7 @@ DEFAULT_MODEL = "Qwen/Qwen2-0.5B"
 DEFAULT_CONCURRENCY = 32
 ENVIRONMENT_PREFIX = "NOCTURNE_"
 
-#: Parts the URLs of a broker and of those that stand in for it.
+#: Separates the URL of a broker from those of its alternates.
 SEVERAL_BROKERS = re.compile(r";(?=[a-z+]+://)")
 
 #: The settings that may hold passwords.
@@ -212,7 +212,7 @@ def read_settings(**flags: Any) -> Settings:
         said = first["msg"].removeprefix("Value error, ")
         origin = _origin(name, given)
         place = f"{name} in {origin}" if origin == str(config_path()) else origin
-        if name in URLS:  # their problems say what may be said
+        if name in URLS:  # their own checks word the problem without the value
             raise InvalidSettings(f"{place}: {said}") from error
         raise InvalidSettings(f"{place}: {said.lower()}, got {first['input']!r}") from error
     return settings
@@ -243,6 +243,7 @@ def _file_values() -> dict[str, Any]:
             near = get_close_matches(name, Settings.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(Settings.model_fields)}"
             raise ConfigFileProblem(f"{config_path()}: {name} is not a setting; {hint}")
-        if isinstance(given[name], bool) and Settings.model_fields[name].annotation is not bool:  # Python's are numbers
+        # To Python a bool is an int too.
+        if isinstance(given[name], bool) and Settings.model_fields[name].annotation is not bool:
             raise ConfigFileProblem(f"{config_path()}: {name} is {str(given[name]).lower()}, and takes another value")
     return given

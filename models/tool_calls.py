@@ -7,10 +7,10 @@ callers hand over the function that renders one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-Messages = Sequence[Mapping[str, Any]]
+from models.chat import Messages
 
 
 def template_messages(messages: Messages) -> list[dict[str, Any]]:

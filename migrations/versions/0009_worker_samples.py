@@ -1,4 +1,4 @@
-"""The load of workers over time: a row of each some ten seconds, while it has work.
+"""The load of workers over time: a row for each worker every ten seconds or so, while it has work.
 
 Revision ID: 0009
 Revises: 0008

@@ -15,7 +15,7 @@ K = TypeVar("K")
 
 
 class Verdict(StrEnum):
-    """The sense of trying a statement again that ended with an error."""
+    """Whether to try a statement again that ended with an error, and when."""
 
     CONFLICT = "it lost to another transaction: at once"
     TIMEOUT = "it waited too long on a server that answers: later, with more time"

@@ -130,7 +130,7 @@ def unavailable(error: DBAPIError, name: str | None = None) -> DatabaseUnavailab
 
 
 def verdict_on(error: DBAPIError) -> Verdict:
-    """The sense of trying again. A session that ended in any way is an outage: another one may go on."""
+    """Whether and when to try again. A session that ended in any way is an outage: another session may go on."""
     if error.connection_invalidated and not isinstance(error.orig, sqlite3.Error):
         return Verdict.OUTAGE
     return _meaning(error).verdict
@@ -157,7 +157,7 @@ def is_data_fault(error: DBAPIError) -> bool:
 
 
 def is_value_fault(error: DBAPIError) -> bool:
-    """Whether they are at fault by the error's own word: too large a number, a text or a size that has no place."""
+    """Whether the error itself blames the values: too large a number, a text or a size that it cannot hold."""
     original: Any = error.orig
     if isinstance(original, sqlite3.Error):
         is_of_trigger = getattr(original, "sqlite_errorcode", 0) == sqlite3.SQLITE_CONSTRAINT_TRIGGER

@@ -23,7 +23,7 @@ WRONG_VALUE = (
 
 
 class NumberAggregate:
-    """An aggregate of numbers: a value that is none is told of at the end, where an error can be told from others."""
+    """An aggregate of numbers. Other values are reported at the end, where the error can be told from any other."""
 
     def __init__(self) -> None:
         self._is_wrong = False
@@ -72,7 +72,7 @@ class Percentile(NumberAggregate):
 class Variance(NumberAggregate):
     """`variance(value)`, of a sample, by Welford's method, which loses no digits to a large mean."""
 
-    lacking = 1  # by so many the divisor is less than the number of values
+    ddof = 1  # the divisor is the number of values minus this
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Variance(NumberAggregate):
         self._squares += difference * (value - self._mean)
 
     def result(self) -> float | None:
-        divisor = self._count - self.lacking
+        divisor = self._count - self.ddof
         return self._squares / divisor if divisor > 0 else None
 
 
@@ -98,9 +98,9 @@ class Deviation(Variance):
 
 
 class PopulationDeviation(Deviation):
-    """`stddev_pop(value)`: of all there are, not of a sample."""
+    """`stddev_pop(value)`: of a whole population, not of a sample."""
 
-    lacking = 0
+    ddof = 0
 
 
 #: Name and number of arguments -> class.

@@ -38,7 +38,7 @@ class Result(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     job_id: Mapped[int] = mapped_column(BigId, ForeignKey("jobs.id", ondelete="CASCADE"))
     sample_index: Mapped[int]  # 0 … n - 1; for beams 0 is the best hypothesis
-    text: Mapped[str]  # what it adds to the prompt, without the end or stop token and without the stop string
+    text: Mapped[str]  # the answer, without the end or stop token and without the stop string
     finish_reason: Mapped[str]  # FinishReason
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]  # every generated token, those that ended it included

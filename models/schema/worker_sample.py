@@ -10,9 +10,10 @@ from models.schema.base import Base, BigId
 
 
 class WorkerSample(Base):
-    """Some ten seconds of one worker; none of a worker without work. They are deleted with the last run of their time.
+    """The load of one worker over some ten seconds; an idle worker writes none.
 
-    Not a reference to `workers`: a row there is replaced by another worker of its name.
+    Samples are deleted with the last run of their time. They do not refer to `workers`, where another worker of the
+    same name replaces the row.
     """
 
     __tablename__ = "worker_samples"

@@ -1,7 +1,7 @@
-"""Templates of prompts by Jinja2 in its sandbox, and those that are plain: as short as what they print.
+"""Templates of prompts in Jinja2's sandbox, and the plain ones among them, which any process may render.
 
 A plain template has neither loops nor arithmetic nor calls, so its work is bounded by its own length times that of its
-row, and the process that asks may render it itself.
+row. Every other one is rendered in the process that the kernel bounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PLAIN_NODES = (
     nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Test, nodes.Filter,
 )  # fmt: skip
 
-#: Filters and tests that print no more than they are given.
+#: Filters and tests whose output is at most a few times as long as their input.
 PLAIN_FILTERS = frozenset(
     {"capitalize", "d", "default", "first", "last", "length", "lower", "string", "title", "tojson", "trim", "upper"}
 )
@@ -70,6 +70,6 @@ def _is_plain(node: Any) -> bool:
 def _has_plain_arguments(node: nodes.Filter) -> bool:
     if node.kwargs or node.dyn_args or node.dyn_kwargs:
         return False
-    if node.name == "tojson":  # of JSON once more, the text doubles
+    if node.name == "tojson":  # JSON of JSON doubles its length with each level
         return not node.args and not isinstance(node.node, nodes.Filter)
     return not node.args or node.name in ("d", "default") and all(isinstance(each, nodes.Const) for each in node.args)

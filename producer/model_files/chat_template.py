@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from models.chat import ChatInputs
-from models.chat_rendering import ChatRefused, ChatRenderer, Messages
+from models.chat import ChatInputs, Messages
+from models.chat_rendering import ChatRefused, ChatRenderer
 from models.chat_template import bounded_chat, chosen_template
 from producer.model_files.folder import ModelFiles
 

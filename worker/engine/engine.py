@@ -19,8 +19,7 @@ from typing import Any, Self
 
 import torch
 
-from models.chat import ChatInputs
-from models.chat_rendering import Messages
+from models.chat import ChatInputs, Messages
 from models.engine_options import EngineOptions, SizeOptions, default_sizes
 from models.states import Quantization
 from worker.engine.config import EngineConfig

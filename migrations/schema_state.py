@@ -1,6 +1,6 @@
 """The state of a database's schema: empty, of this or another revision, or another program's, and the way out.
 
-Reads the catalogue alone, so that it works on a read-only connection, and without Alembic, which takes long to load.
+Reads the catalog alone, so that it works on a read-only connection, and without Alembic, which takes long to load.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def show(
     alternatives: Annotated[bool, typer.Option("--alternatives", help="each token with what else was likely")] = False,
     as_json: given.AsJson = False,
 ) -> None:
-    """Shows one job with its tokens coloured by their probability, and its beams as a tree.
+    """Shows one job with its tokens colored by their probability, and its beams as a tree.
 
     Example: producer show study "hedgehog#beam,num_beams=4" --alternatives
     """

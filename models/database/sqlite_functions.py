@@ -47,7 +47,7 @@ class NumberAggregate:
 
 
 class Percentile(NumberAggregate):
-    """`percentile(value, p)`: the value below which `p` percent lie, interpolated between neighbours."""
+    """`percentile(value, p)`: the value below which `p` percent lie, interpolated between neighbors."""
 
     def __init__(self) -> None:
         super().__init__()

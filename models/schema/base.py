@@ -19,7 +19,7 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 
-# SQLite numbers rows on its own only for an INTEGER primary key; PostgreSQL needs the 8 bytes spelt out.
+# SQLite numbers rows on its own only for an INTEGER primary key; PostgreSQL needs the 8 bytes spelled out.
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 # A Python None is an SQL NULL, not the JSON value null.
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")

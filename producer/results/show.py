@@ -1,4 +1,4 @@
-"""`producer show`: one job with its tokens, coloured by their probability, and its beams as a tree."""
+"""`producer show`: one job with its tokens, colored by their probability, and its beams as a tree."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def check_url(url: str, example: str) -> None:
     """Raises `ValueError` for a URL that drivers would split at a wrong place."""
     match = _SCHEME.fullmatch(url)
     if match is None or not match[2].endswith("//"):
-        raise ValueError(f"{redacted(url)!r} is no URL; give {example}")
+        raise ValueError(f"{redacted(url)!r} is not a URL; give {example}")
     if match[1].lower().startswith(PATH_SCHEMES):
         return
     authority = re.split(r"[/?#]", match[3], maxsplit=1)[0]
@@ -134,9 +134,9 @@ def check_url(url: str, example: str) -> None:
     port = re.sub(r"^\[[^\]]*\]", "", place).partition(":")[2]
     if authority.count("@") > 1 or "@" in behind or (port and not _is_port(port, "host")):
         raise ValueError(
-            f"{redacted(url)!r} is no URL: in a user or password write @ as %40, : as %3A, / as %2F, ? as %3F "
+            f"{redacted(url)!r} is not a URL: in a user or password write @ as %40, : as %3A, / as %2F, ? as %3F "
             "and # as %23"
         )
     if match[1].lower().startswith("redis") and set("[]") & set(authority.rpartition("@")[0]):
         # Its driver would take it for a host's address, and show it in its error.
-        raise ValueError(f"{redacted(url)!r} is no URL: in a user or password write [ as %5B and ] as %5D")
+        raise ValueError(f"{redacted(url)!r} is not a URL: in a user or password write [ as %5B and ] as %5D")

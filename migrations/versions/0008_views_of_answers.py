@@ -15,7 +15,7 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-#: Every version of PostgreSQL has the cast. A text of too many brackets is none: it ends no statement over other texts.
+#: Every version of PostgreSQL has the cast. A text of too many brackets is not JSON, and must not end the statement.
 IS_JSON = """
 CREATE FUNCTION is_json(value text) RETURNS boolean LANGUAGE plpgsql IMMUTABLE STRICT AS $$
 BEGIN

@@ -141,7 +141,7 @@ def check_text(path: Path) -> None:
 
 
 def is_library_error(error: BaseException) -> bool:
-    """Whether a library failed; a panic in its Rust code arrives as a class that is no Exception."""
+    """Whether a library failed; a panic in its Rust code arrives as a class that is not an Exception."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 

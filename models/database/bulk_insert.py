@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from models.database.faults import driver_errors
 from models.database.postgresql import copying
 
-#: A NUL in JSON text. A text that spells one (a backslash and `u0000`) has its backslash doubled, and is none.
+#: A NUL in JSON text. A text that spells one (a backslash and `u0000`) has its backslash doubled, and stays.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 

@@ -104,7 +104,8 @@ def open_postgresql(url: URL, deadlines: Deadlines, *, read_only: bool) -> Engin
     engine = create_engine(
         url,
         pool_pre_ping=True,
-        pool_timeout=deadlines.command,  # threads that wait for the connections of others, which have their deadlines
+        # For threads that wait for the connections of others, which have deadlines of their own.
+        pool_timeout=min(deadlines.command, MAX_INTEGER),
         connect_args=arguments,
         use_native_hstore=False,
     )

@@ -1,7 +1,7 @@
 """Functions that SQLite lacks and a reader of results asks for: median, percentile, standard deviation, is_json.
 
 They mean the same as PostgreSQL's, or as those of SQLite's own percentile extension, which few builds have. NULL counts
-as no value; a value that is no number is an error.
+as no value; a value that is not a number is an error.
 """
 
 from __future__ import annotations

@@ -122,8 +122,8 @@ def test_a_bad_value_is_told_with_its_source(source: str, path: Path, monkeypatc
     [
         ("home = ''", "home in .*: must be a path, got ''"),
         ("home = 5", "home in .*: must be a path, got 5"),
-        ("database = ''", "database in .*: '' is no URL; give sqlite:///"),
-        ("read_database = ''", "read_database in .*: '' is no URL"),
+        ("database = ''", "database in .*: '' is not a URL; give sqlite:///"),
+        ("read_database = ''", "read_database in .*: '' is not a URL"),
         ("lease_seconds = inf", "lease_seconds in .*: input should be a finite number, got inf"),
     ],
 )
@@ -139,7 +139,7 @@ def test_an_empty_variable_is_none(path: Path, monkeypatch: pytest.MonkeyPatch) 
     settings = read_settings()
     assert (settings.home, settings.max_num_seqs) == (Path(".nocturne"), None)
     assert settings.origins == {"broker": str(path), "database": str(path)}
-    with pytest.raises(InvalidSettings, match=r"^--database: '' is no URL"):
+    with pytest.raises(InvalidSettings, match=r"^--database: '' is not a URL"):
         read_settings(database="")
 
 

@@ -131,7 +131,7 @@ def test_the_harmless_parts_are_shown(url: str, shown: str) -> None:
 
 
 def test_the_remedy_is_named() -> None:
-    remedy = "--broker: 'redis://:***@host' is no URL: in a user or password write @ as %40"
+    remedy = "--broker: 'redis://:***@host' is not a URL: in a user or password write @ as %40"
     with pytest.raises(InvalidSettings, match=re.escape(remedy)):
         read_settings(broker=f"redis://:{SECRET}@{SECRET}@host")
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
 
-from models.chat import ChatInputs
-from models.chat_rendering import ChatRefused, ChatRenderer, Messages
+from models.chat import ChatInputs, Messages
+from models.chat_rendering import ChatRefused, ChatRenderer
 
 NOON = datetime(2024, 5, 17, 12, tzinfo=UTC)
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.tool_calls import Messages, render_tool_calls, template_messages
+from models.chat import Messages
+from models.tool_calls import render_tool_calls, template_messages
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

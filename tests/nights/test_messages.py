@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,8 @@ from celery.worker.request import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
+from redis.exceptions import BusyLoadingError, NoPermissionError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import Engine, func, select, update
 
 from migrations.upgrade import upgrade
@@ -115,6 +118,38 @@ class FakeChannel:
 
 def celery_arguments(item: bytes) -> Any:
     return celery_request(item).args
+
+
+class RefusingChannel(FakeChannel):
+    """A channel of a Redis that answers with an error."""
+
+    no_ack_consumers = ()
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:  # noqa: ARG002
+        raise self._error
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: ARG002
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [NoPermissionError("NOPERM"), RedisConnectionError("gone"), BusyLoadingError("LOADING"), OSError("cut")]
+)
+@pytest.mark.parametrize("action", ["ack", "reject"])
+def test_an_outage_of_an_acknowledgement_is_one_line(
+    error: Exception, action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some are none of kombu's connection errors, and ended the cleaning up after an outage with a traceback."""
+    caplog.set_level(logging.INFO)
+    checked = checked_item(KEY, HARMLESS[0][1])
+    assert checked is not None
+    message = CheckedMessage(json.loads(checked[1]), RefusingChannel(error))
+    getattr(message, f"{action}_log_error")(logging.getLogger("celery"), (RedisConnectionError, ConnectionError))
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO and record.exc_info is None and "comes again" in record.getMessage()
 
 
 JSON = st.recursive(

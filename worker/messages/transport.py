@@ -68,13 +68,26 @@ class CheckedMessage(virtual.Message):
         self._raw = payload
 
     def ack_log_error(self, logger: logging.Logger, errors: Any, multiple: bool = False) -> None:
-        """Kombu would tell each of an outage's acknowledgements with a traceback."""
-        try:
+        with _comes_again("acknowledged", logger, errors):
             self.ack(multiple=multiple)  # type: ignore[no-untyped-call]
-        except BrokenPipeError:
-            raise
-        except errors as error:
-            logger.info("a message could not be acknowledged, and comes again: %s", error)
+
+    def reject_log_error(self, logger: logging.Logger, errors: Any, requeue: bool = False) -> None:
+        with _comes_again("rejected", logger, errors):
+            self.reject(requeue=requeue)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _comes_again(action: str, logger: logging.Logger, errors: Any) -> Iterator[None]:
+    """Tells an outage in a line, where kombu tells it with a traceback for each message.
+
+    A refusal (`NOPERM`) is none of kombu's connection errors, and would end the cleaning up after an outage.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (*errors, RedisError, OSError) as error:
+        logger.info("a message could not be %s, and comes again: %s", action, error)
 
 
 class CheckedQoS(redis.QoS):

@@ -18,7 +18,7 @@ from models.schema.result import Result
 from models.states import JobState
 from producer.results.live.pace import End, seconds_left
 from producer.results.live.snapshot import Snapshot, WorkerState
-from producer.results.queries import RunProgress, last_signs, live_workers, recent_errors, run_progress
+from producer.results.queries import RunProgress, last_signs, live_workers, recent_errors, row_by_row, run_progress
 
 #: The latest changes of all jobs that the pace is measured by, and the seconds between two measurements.
 EVENTS, PACE_SECONDS = 4_000, 2.0
@@ -151,7 +151,7 @@ class Observer:
             select(latest.c.job_id, latest.c.to_state, latest.c.at, *params, *columns)
             .join(Job, Job.id == latest.c.job_id)
             .outerjoin(Result, and_(Result.job_id == Job.id, Result.sample_index == 0))
-            .where(Job.run_id == self._run_id, latest.c.from_state == JobState.RUNNING)
+            .where(row_by_row(Job.run_id) == self._run_id, latest.c.from_state == JobState.RUNNING)
             .where(latest.c.to_state.in_([JobState.SUCCEEDED, JobState.FAILED]))
             .order_by(latest.c.id)
         )

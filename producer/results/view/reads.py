@@ -11,6 +11,7 @@ from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
 from models.states import JobState
+from producer.results.queries import row_by_row
 from producer.results.report.measures import prompt_id
 
 RUNS_PER_PAGE = 50
@@ -93,7 +94,7 @@ def newest_answers(database: Engine, run_id: str, limit: int = 5) -> list[dict[s
         .select_from(recent)
         .join(Job, Job.id == recent.c.job_id)
         .join(Result, Result.id == recent.c.id)
-        .where(Job.run_id == run_id)
+        .where(row_by_row(Job.run_id) == run_id)
         .order_by(recent.c.id.desc())
         .limit(limit)
     )

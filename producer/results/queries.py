@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, column, func, select, table
@@ -22,6 +23,7 @@ from models.schema.worker import Worker
 from models.states import JobState, RunState
 from producer.errors import UsageError
 from producer.results.selection import Selection
+from producer.terminal_text import is_storable
 
 #: Jobs that wait for so long, while workers live that do nothing, are a fault.
 STALLED_SECONDS = 60
@@ -44,11 +46,11 @@ TRACE_COLUMNS = tuple(name for name in TokenTrace.__table__.columns.keys() if na
 
 TIME_COLUMNS = ("created_at", "started_at", "finished_at", "expires_at")
 ROWS_PER_FETCH = 500
+IDS_PER_STATEMENT = 10_000  # SQLite takes 32,766 parameters, PostgreSQL 65,535
 JOBS_PER_PAGE = 200
 TRACES_PER_FETCH = 10_000
 
 JSON_COLUMNS = ("params", "metadata", "grid_point", "messages", "chat", "top_logprobs", "hypotheses")
-
 
 #: The state of a run that was begun and that no worker decodes now.
 INTERRUPTED = "interrupted"
@@ -95,6 +97,8 @@ class RunProgress:
 
 def find_run(database: Engine, reference: str | None) -> str:
     """The id of the run whose id, name or beginning of an id is given, or of the newest. Raises `UsageError`."""
+    if reference is not None and not is_storable(reference):
+        raise UsageError(f"there is no run {reference!r}; `producer status` lists them")
     with database.begin() as connection:
         newest = select(Run.id).order_by(Run.created_at.desc())
         if reference is None:
@@ -284,7 +288,7 @@ def find_job(database: Engine, run_id: str, custom_id: str) -> dict[str, Any]:
     """A job's row. Raises `UsageError`."""
     statement = select(Job.__table__).where(Job.run_id == run_id, Job.custom_id == custom_id)
     with database.connect() as connection:
-        job = connection.execute(statement).mappings().first()
+        job = connection.execute(statement).mappings().first() if is_storable(custom_id) else None
     if job is None:
         raise UsageError(f"run {run_id} has no job {custom_id!r}; `producer results {run_id}` lists them")
     return dict(job)
@@ -342,6 +346,13 @@ def _pages(database: Engine, run_id: str, selection: Selection) -> Iterator[Sequ
             ids = connection.execute(statement.where(Job.id > ids[-1])).scalars().all()
         if ids:
             yield ids
+
+
+def in_statements(ids: Collection[int]) -> Iterator[Sequence[int]]:
+    """The ids, as many at a time as a statement takes."""
+    remaining = iter(ids)
+    while some := list(islice(remaining, IDS_PER_STATEMENT)):
+        yield some
 
 
 def _trace_batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import unicodedata
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, delete, select, update
 
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
 from models.schema.job import Job
+from models.schema.result import Result
+from models.schema.trace import TokenTrace
 from models.settings import read_settings
 from models.states import FinishReason
 from producer.results.page_text import page_text
 from producer.results.report.command import PageOptions, write_comparison, write_report
 from producer.results.selection import Selection
 from tests.browser.conftest import Browser
+from tests.browser.test_report_page import IS_AT_ITS_TOKEN
 from tests.support.table_rows import RUN_ID, insert_run
 from tests.unit.producer.results.test_page_text import HALVES, SHOWN
 from worker.engine.request import Completion, RequestOutput, Trace
@@ -67,13 +71,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         connection.execute(update(Job).where(Job.id == ids[2]).values(prompt="two"))
         connection.execute(update(Job).where(Job.run_id == "figures").values(metadata_={half: half for half in HALVES}))
     answer(database, ids, ["", "word " * LONG_ANSWER, "another"])
+    mixed = insert_run(database, 2, run_id="mixed", prompt="one")
+    answer(database, mixed, ["the cat sat", "the cat ran"])
+    with database.begin() as connection:
+        of_second = select(Result.id).where(Result.job_id == mixed[1]).scalar_subquery()
+        connection.execute(delete(TokenTrace).where(TokenTrace.result_id == of_second))
+        connection.execute(update(TokenTrace).where(TokenTrace.result_id != of_second).values(entropy=math.inf))
     luck = random.Random(1)
     before = [" ".join(luck.choices(WORDS, k=luck.randrange(1, 40))) for _ in range(40)]
     for run_id, texts in (("a", before), ("b", [changed(text, luck) for text in before])):
         answer(database, insert_run(database, len(texts), run_id=run_id), texts)
     database.dispose()
     settings, options = read_settings(database=url), PageOptions(Selection(), None, "auto")
-    pages = {run_id: folder / f"{run_id}.html" for run_id in (RUN_ID, "figures")}
+    pages = {run_id: folder / f"{run_id}.html" for run_id in (RUN_ID, "figures", "mixed")}
     for run_id, page in pages.items():
         write_report(settings, run_id, page, options, as_superuser=False)
     write_comparison(settings, ("a", "b"), folder / "two.html", options, as_superuser=False)
@@ -115,6 +125,35 @@ def test_a_difference_has_both_texts_and_no_crumbs(browser: Browser, made: dict[
             if tag == "SPAN":  # between two changes it is longer than one of them
                 around = [len(parts[number - 1][1]), len(parts[number + 1][1])]
                 assert len(text) > min(around), parts
+
+
+#: Opens the first answer of a prompt beside another one, and focuses its first token.
+OPEN_DIALOG = """
+[...document.querySelectorAll('.card footer button')].find((each) => each.textContent === 'Side by side').click();
+document.querySelector('dialog .token').focus({preventScroll: true});
+"""
+
+
+def test_the_popover_goes_with_its_token_in_a_dialog(browser: Browser, made: dict[str, Path]) -> None:
+    browser.open(made["figures"], width=390)
+    browser.show_answers()
+    browser.run(OPEN_DIALOG)
+    assert browser.run("const box = document.querySelector('dialog'); return box.scrollHeight > box.clientHeight + 200")
+    browser.run("document.querySelector('dialog').scrollTop = 40")
+    browser.wait_for(IS_AT_ITS_TOKEN)
+    browser.run("document.querySelector('dialog').scrollTop = 10000")  # the token leaves the dialog, not the screen
+    browser.wait_for("return document.getElementById('popover').hidden")
+    assert browser.complaints() == []
+
+
+def test_answers_with_and_without_tokens_part_at_a_word(browser: Browser, made: dict[str, Path]) -> None:
+    browser.open(made["mixed"])
+    browser.show_answers()
+    browser.run(OPEN_DIALOG)
+    assert browser.run("return document.querySelector('dialog h3').textContent") == "Answers B and A part at word 2"
+    assert browser.run("return document.querySelectorAll('dialog .departs').length") == 0
+    assert "entropy\N{EN DASH}" in browser.run("return document.getElementById('popover').textContent")
+    assert browser.complaints() == []
 
 
 def test_figures_of_one_prompt_and_a_long_answer(browser: Browser, made: dict[str, Path]) -> None:

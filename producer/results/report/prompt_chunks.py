@@ -13,7 +13,7 @@ from sqlalchemy import Engine, column, select, table
 
 from models.schema.result import Result
 from models.states import Strategy
-from producer.results.queries import decode_row
+from producer.results.queries import decode_row, in_statements
 from producer.results.report.job_settings import JobSettings
 from producer.results.report.measures import asked, cut, is_json, repetition, rounded, text_key
 from producer.results.report.shown_prompts import ShownPrompt
@@ -104,10 +104,10 @@ def _hypotheses(database: Engine, rows: Sequence[dict[str, Any]]) -> dict[int, l
     """Result id -> the finished hypotheses of its beam search, the best first."""
     ids = [row["result_id"] for row in rows if row["strategy"] == Strategy.BEAM and row["sample_index"] == 0]
     found: dict[int, list[dict[str, Any]]] = {}
-    if ids:
+    statement = select(Result.id, Result.hypotheses).where(Result.hypotheses.is_not(None))
+    for some in in_statements(ids):
         with database.connect() as connection:
-            statement = select(Result.id, Result.hypotheses).where(Result.id.in_(ids), Result.hypotheses.is_not(None))
-            for result_id, hypotheses in connection.execute(statement):
+            for result_id, hypotheses in connection.execute(statement.where(Result.id.in_(some))):
                 found[result_id] = [_hypothesis(each) for each in hypotheses]
     return found
 
@@ -146,19 +146,16 @@ def _prompt(
 ) -> dict[str, Any]:
     rows = [row for job_id in prompt.job_ids for row in rows_of_job.get(job_id, ())]
     asking = asked(rows[0]) if rows else ""
-    texts: list[str] = []  # of the groups of equal answers
-    numbers: dict[str, int] = {}
+    numbers: dict[str, int] = {}  # a text of equal answers, whole -> the number of their group
     answers = []
     for row in rows:
         group = None if row["text"] is None else numbers.setdefault(row["text"], len(numbers))
-        if group == len(texts) and row["text"] is not None:
-            texts.append(cut(row["text"]))
         answers.append(_answer(row, group, settings.number_of(row), tokens.get(row["result_id"])))
     return {
         "ask": cut(asking) if isinstance(asking, str) else asking,
-        "texts": texts,
-        "json": [is_json(text) for text in texts] if prompt.asks_for_json else None,
-        "repetition": [round(repetition(text), 3) for text in texts],
+        "texts": [cut(text) for text in numbers],
+        "json": [is_json(text) for text in numbers] if prompt.asks_for_json else None,
+        "repetition": [round(repetition(text), 3) for text in numbers],
         "answers": answers,
     }
 

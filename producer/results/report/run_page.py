@@ -21,7 +21,7 @@ from producer.results.report.prompt_chunks import prompt_chunks, token_budget
 from producer.results.report.timeline import timeline
 from producer.results.report.tokens.statistics import TokenStatistics
 
-#: Where the prompts are that a page does not show.
+#: The place of the prompts that a page does not show, in words.
 ALL_OF_FILE = "producer report --all has every one"
 ALL_OF_SERVER = "the page of the run lists every job"
 

@@ -2,9 +2,9 @@
 
 import { h, button } from "./dom.js";
 import { count, fixed, groupName, many, settingLabel } from "./format.js";
-import { difference } from "./diff.js";
+import { difference, wordsOf } from "./diff.js";
 import { nextUncertain, tokensOf, tokenView, uncertainTokens } from "./tokens.js";
-import { tree, wordsOf } from "./tree.js";
+import { tree } from "./tree.js";
 
 const CARDS_AT_ONCE = 12;
 
@@ -204,15 +204,15 @@ function metadata(answer) {
 // Two answers in a dialog, their tokens beside each other.
 function sideBySide(card, { base, prompt }, groups) {
   const other = base && base !== card.group ? base : groups.find((group) => group !== card.group);
-  const pair = [other, card.group], texts = pair.map((group) => tokensOfGroup(group));
-  const parts = texts.map((columns, index) => (columns ? columns.t.map((number) => prompt.tokenTexts[number]) : wordsOf(pair[index].text)));
+  const pair = [other, card.group], texts = pair.map((group) => tokensOfGroup(group)), haveTokens = texts.every(Boolean);
+  const parts = texts.map((columns, index) => (haveTokens ? columns.t.map((number) => prompt.tokenTexts[number]) : wordsOf(pair[index].text)));
   let first = 0;
   while (first < parts[0].length && parts[0][first] === parts[1][first]) first += 1;
   const dialog = h("dialog", { "aria-label": "Two answers side by side" },
-    h("header", {}, h("h3", {}, `Answers ${pair.map((group) => groupName(group.rank)).join(" and ")} part at position ${first}`), button("Close", () => dialog.close())),
+    h("header", {}, h("h3", {}, `Answers ${pair.map((group) => groupName(group.rank)).join(" and ")} part at ${haveTokens ? "position" : "word"} ${first}`), button("Close", () => dialog.close())),
     h("div", { class: "pair" }, pair.map((group, index) => h("div", { role: "group", "aria-label": `Answer ${groupName(group.rank)}` },
       h("p", {}, h("span", { class: `badge hue-${group.rank % 8}` }, groupName(group.rank)), ` ${many(group.answers.length, "answer")}`),
-      texts[index] ? tokenView(tokensOf(texts[index], prompt.tokenTexts), `Tokens of answer ${groupName(group.rank)}`, first) : h("div", { class: "text" }, group.text)))));
+      texts[index] ? tokenView(tokensOf(texts[index], prompt.tokenTexts), `Tokens of answer ${groupName(group.rank)}`, haveTokens ? first : -1) : h("div", { class: "text" }, group.text)))));
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.append(document.getElementById("popover"));

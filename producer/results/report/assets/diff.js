@@ -1,11 +1,13 @@
 // Two texts word by word: the words they share in order, those that only one has, and where they part.
 
 const MOST_WORDS = 1200;
-const words = (text) => text.match(/\s*\S+|\s+$/g) ?? []; // each with the space before it
+
+// The words of a text, each with the space before it.
+export const wordsOf = (text) => text.match(/\s*\S+|\s+$/g) ?? [];
 
 // [kind, text] parts of `other` against `base`: "same", "added", "removed".
 export function difference(base, other) {
-  const left = words(base), right = words(other);
+  const left = wordsOf(base), right = wordsOf(other);
   let begin = 0;
   while (begin < left.length && begin < right.length && left[begin] === right[begin]) begin += 1;
   let end = 0;

@@ -7,6 +7,7 @@ export const many = (number, one, several = `${one}s`) => `${count(number)} ${nu
 
 // A probability with as many digits as it needs.
 export function probability(share) {
+  if (share === null) return "–";
   const value = 100 * share;
   if (value >= 99.95) return "> 99.9 %";
   if (value >= 10) return `${value.toFixed(1)} %`;

@@ -1,4 +1,4 @@
-// Prompts by settings: each cell names its group of equal answers, and neighbours with one answer are one cell.
+// Prompts by settings: each cell names its group of equal answers, and neighbors with one answer are one cell.
 
 import { h, section, wide, button } from "./dom.js";
 import { groupName, many, settingLabel } from "./format.js";

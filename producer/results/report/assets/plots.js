@@ -97,7 +97,7 @@ function diversity(data) {
   };
 }
 
-// Settings of one strategy taken together, as far as their numbers add up.
+// The strategies that have answers, in the order of the settings.
 function strategies(data) {
   return [...new Set(answered(data).map((setting) => setting.strategy))];
 }

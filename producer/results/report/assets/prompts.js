@@ -1,6 +1,6 @@
 // The list of prompts: searched, filtered, and unfolded as it is scrolled.
 
-import { h, section, whenNear, button } from "./dom.js";
+import { h, section, whenNear } from "./dom.js";
 import { promptOf } from "./data.js";
 import { count, many } from "./format.js";
 import { promptContent } from "./cards.js";

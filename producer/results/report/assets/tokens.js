@@ -1,12 +1,12 @@
 // An answer token by token: shaded by one of four figures, with a popover for mouse, keyboard and touch.
 
-import { h, visible, button } from "./dom.js";
+import { h, visible } from "./dom.js";
 import { count, fixed, probability } from "./format.js";
 
 const UNCERTAIN = 0.5;
 
 export const SHADES = {
-  probability: { label: "probability", heat: (token) => Math.min(1, token.nats / 5) },
+  probability: { label: "probability", heat: (token) => Math.min(1, token.nats / 5) }, // 0 for a figure that is null
   entropy: { label: "entropy", heat: (token) => Math.min(1, token.entropy / 3) },
   rank: { label: "rank", heat: (token) => Math.min(1, Math.log2(token.rank) / 6) },
   kept: { label: "kept", heat: (token) => Math.min(1, Math.log2(Math.max(1, token.kept)) / 10) },
@@ -15,10 +15,12 @@ export const SHADES = {
 const tokenViews = new Set();
 let shadeName = "probability";
 
-// The tokens of an answer as objects.
+const scaled = (value, factor) => (value === null ? null : value / factor);
+
+// The tokens of an answer as objects; a figure is null where the database has none that is finite.
 export function tokensOf(columns, texts) {
   return columns.t.map((text, index) => ({
-    position: index, text: texts[text], nats: columns.p[index] / 1000, entropy: columns.e[index] / 100,
+    position: index, text: texts[text], nats: scaled(columns.p[index], 1000), entropy: scaled(columns.e[index], 100),
     rank: columns.r[index], kept: columns.k[index], beam: columns.b?.[index] ?? null,
     alternatives: pairs(columns.a?.[index] ?? [], texts),
   }));
@@ -26,11 +28,12 @@ export function tokensOf(columns, texts) {
 
 function pairs(flat, texts) {
   const found = [];
-  for (let index = 0; index < flat.length; index += 2) found.push({ text: texts[flat[index]], nats: flat[index + 1] / 1000 });
+  for (let index = 0; index < flat.length; index += 2) found.push({ text: texts[flat[index]], nats: scaled(flat[index + 1], 1000) });
   return found;
 }
 
-const probabilityOf = (token) => Math.exp(-token.nats);
+const probabilityOf = (token) => (token.nats === null ? null : Math.exp(-token.nats));
+const isUncertain = (token) => token.nats !== null && probabilityOf(token) < UNCERTAIN;
 export const tokenName = (text) => (text === "" ? "(part of a character)" : visible(text).replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/ /g, "␣"));
 
 export function tokenView(tokens, label, mark = -1) {
@@ -96,7 +99,6 @@ function moveByKey(view, event) {
 // Goes to the next token of a view that was less likely than not, and on from the last one to the first.
 export function nextUncertain(view) {
   const at = [...view.children].indexOf(view.querySelector('[tabindex="0"]'));
-  const isUncertain = (token) => probabilityOf(token) < UNCERTAIN;
   const isFresh = !view.contains(document.activeElement);
   const after = view.tokenList.findIndex((token, index) => (isFresh ? index >= at : index > at) && isUncertain(token));
   const found = after >= 0 ? after : view.tokenList.findIndex(isUncertain);
@@ -104,7 +106,7 @@ export function nextUncertain(view) {
   return found;
 }
 
-export const uncertainTokens = (tokens) => tokens.filter((token) => probabilityOf(token) < UNCERTAIN).length;
+export const uncertainTokens = (tokens) => tokens.filter(isUncertain).length;
 
 function showPopover(view, target) {
   const node = target.closest?.(".token");
@@ -121,7 +123,7 @@ function popoverContent(token) {
   const facts = [
     ["probability", probability(probabilityOf(token))],
     ["rank", count(token.rank)],
-    ["entropy", `${fixed(token.entropy, 2)} nats`],
+    ["entropy", token.entropy === null ? "–" : `${fixed(token.entropy, 2)} nats`],
     ["kept", `${count(token.kept)} ${token.kept === 1 ? "token" : "tokens"}`],
     ["position", count(token.position)],
   ];
@@ -138,7 +140,7 @@ function popoverContent(token) {
 function alternative(other, chosen) {
   const share = probabilityOf(other);
   const bar = h("span", { class: "bar" });
-  bar.style.setProperty("--share", share.toFixed(4));
+  bar.style.setProperty("--share", (share ?? 0).toFixed(4));
   return h("li", { class: other.text === chosen ? "chosen" : null }, h("code", {}, tokenName(other.text)), bar, h("span", {}, probability(share)));
 }
 
@@ -155,16 +157,18 @@ export function hidePopover() {
   document.getElementById("popover").hidden = true;
 }
 
-// The page scrolls by itself too, to a token that keys went to.
+// The page and a dialog scroll by themselves too, to a token that keys went to.
 function followToken() {
   const popover = document.getElementById("popover");
   if (popover.hidden) return;
   const node = document.querySelector("[aria-describedby=popover]"), box = node?.getBoundingClientRect();
-  if (!node || box.bottom < 0 || box.top > innerHeight) hidePopover();
+  const seen = node?.closest("dialog")?.getBoundingClientRect() ?? { top: 0, bottom: innerHeight };
+  if (!node || box.bottom < seen.top || box.top > seen.bottom) hidePopover();
   else place(popover, node);
 }
 
-addEventListener("scroll", followToken, { passive: true });
+// A scroll event does not bubble: only a capturing listener hears that of a dialog.
+addEventListener("scroll", followToken, { passive: true, capture: true });
 addEventListener("keydown", (event) => event.key === "Escape" && hidePopover());
 
 // The choice of the shade, with its scale.

@@ -35,6 +35,3 @@ function node({ text, sequences, begin, end, branches }, isRoot = false) {
     `${many(branches.length, "way")} from position ${end} · ${many(total(sequences), "sequence")}`));
   return h("li", {}, h("details", { open: true }, summary, h("ul", {}, branches.map((each) => node(each)))));
 }
-
-// The parts of a text without tokens.
-export const wordsOf = (text) => text.match(/\s*\S+|\s+$/g) ?? [];

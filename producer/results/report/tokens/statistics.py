@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from producer.results.report.tokens.counts import STEPS, token_counts
+from producer.results.report.tokens.counts import NO_STEP, STEPS, token_counts
 
 #: Results whose tokens one statement counts.
 RESULTS_PER_STATEMENT = 2_000
@@ -79,13 +79,14 @@ class TokenStatistics:
 
     def _add_counts(self, setting: int, result_ids: list[int]) -> None:
         for position, step, count, num_first in token_counts(self._database, result_ids):
-            self._entropies[setting][position][step] += count
+            if step != NO_STEP:
+                self._entropies[setting][position][step] += count
             self._num_tokens[setting] += count
             self._num_first[setting] += num_first
 
 
 def _quartiles_by_position(entropies: dict[int, Counter[int]]) -> list[list[float]]:
-    """[position, lower quartile, median, upper quartile, tokens] of the positions, or of runs of them where many."""
+    """[position, lower quartile, median, upper quartile, tokens] of positions, or of stretches of them where many."""
     width = max(1, -(-len(entropies) // MAX_POINTS))
     merged: dict[int, Counter[int]] = defaultdict(Counter)
     for position, counts in entropies.items():

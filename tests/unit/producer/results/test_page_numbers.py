@@ -17,13 +17,17 @@ from sqlalchemy import Engine, update
 
 from models.schema.job import Job
 from models.schema.result import Result
+from models.schema.trace import TokenTrace
 from producer.results.queries import run_progress
 from producer.results.report.comparison import Comparison, pair_chunks, pair_pages
 from producer.results.report.figure_rows import figure_pages
+from producer.results.report.measures import MAX_TEXT
 from producer.results.report.page import MAX_WHOLE, write_page
 from producer.results.report.run_page import RunPage
+from producer.results.report.tokens.columns import Vocabulary, read_tokens
 from tests.browser.hostile_run import fill
-from tests.support.table_rows import RUN_ID
+from tests.support.table_rows import RUN_ID, insert_run, output_of
+from worker.storage.job_store import FinishedJob, JobStore
 
 NUMBERS = st.floats() | st.integers() | st.sampled_from([2**53, 2**53 + 1, -(2**63), 10**300, 1e300, -0.0])
 VALUES = st.recursive(
@@ -89,6 +93,49 @@ def test_a_run_with_odd_numbers_has_a_page(odd_numbers: Engine) -> None:
     facets = {name: values[0][0] for name, values in chunks["overview"]["facets"].items()}
     assert facets == answer["meta"]  # which the program compares
     assert chunks["overview"]["all"]["logprob"] is None
+
+
+#: Entropies and logprobs that no engine of ours writes; SQLite stores NaN as NULL, which the column refuses.
+NO_FIGURES = {"sqlite": [math.inf, -math.inf, 1e308], "postgresql": [math.nan, math.inf, -math.inf, 1e308]}
+
+
+def test_a_run_with_figures_of_another_program_has_a_page(database: Engine) -> None:
+    fill(database)
+    odd = NO_FIGURES[database.dialect.name]
+    with database.begin() as connection:
+        for position, number in enumerate(odd):
+            of_token = update(TokenTrace).where(TokenTrace.position == position)
+            connection.execute(of_token.values(entropy=number, logprob=number))
+    page, file = RunPage(database, run_progress(database, RUN_ID), None, "auto"), StringIO()
+    page.read(figure_pages(database, RUN_ID))
+    page.write(file, "")
+    chunks = chunks_of(file.getvalue())
+    tokens = chunks["prompts-0"]["prompts"][0]["answers"][0]["tok"]
+    nats = {math.inf: -(10**6), -math.inf: 10**6, 1e308: -(10**6)}
+    assert tokens["p"][: len(odd)] == [nats.get(number) for number in odd]
+    assert tokens["e"][: len(odd)] == [10**6 if number == 1e308 else None for number in odd]
+    setting = chunks["overview"]["settings"][0]
+    assert [position for position, *_ in setting["entropy"]] == [*range(len(odd), 7)]  # of the others
+    assert (setting["tokens"], setting["rank1"]) == (28, round(5 / 7, 5))  # of all
+
+
+def test_a_long_answer_is_judged_whole(sqlite_database: Engine) -> None:
+    """A page holds the beginning of it alone, which is not JSON."""
+    (job_id,) = insert_run(sqlite_database, 1, prompt="Answer in JSON.")
+    store = JobStore(sqlite_database, "worker", 30.0)
+    store.commit([FinishedJob(claim, output_of(job_id)) for claim in store.claim([job_id])])
+    with sqlite_database.begin() as connection:
+        connection.execute(update(Result).values(text=json.dumps(["x"] * MAX_TEXT)))
+    page, file = RunPage(sqlite_database, run_progress(sqlite_database, RUN_ID), None, "auto"), StringIO()
+    page.read(figure_pages(sqlite_database, RUN_ID))
+    page.write(file, "")
+    (prompt,) = chunks_of(file.getvalue())["prompts-0"]["prompts"]
+    assert prompt["json"] == [True] and len(prompt["texts"][0]) < MAX_TEXT + 100
+
+
+@pytest.mark.parametrize("num_ids", [70_000, 300_000])
+def test_the_tokens_of_very_many_answers_are_read(database: Engine, num_ids: int) -> None:
+    assert read_tokens(database, range(num_ids), Vocabulary()) == {}
 
 
 def test_a_comparison_with_odd_numbers_has_a_page(odd_numbers: Engine) -> None:

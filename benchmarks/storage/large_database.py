@@ -149,7 +149,7 @@ def served(database: Engine) -> Iterator[Callable[[str], str]]:
 def first_report(ask: Callable[[str], str]) -> float:
     """Milliseconds until the report of the run is made, asked for once a second, as the page does."""
     started = perf_counter()
-    while "The report is made" in ask(f"/runs/{RUN_ID}/report"):
+    while "The report is being made" in ask(f"/runs/{RUN_ID}/report"):
         sleep(1)
     return 1000 * (perf_counter() - started)
 

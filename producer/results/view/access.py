@@ -41,7 +41,7 @@ class Door:
 
     def __init__(self, token: str, host: str, port: int) -> None:
         self._token = token
-        self._names = None if host in ALL_ADDRESSES else LOCAL_NAMES | {host}
+        self._names = None if host in ALL_ADDRESSES else LOCAL_NAMES | {host.lower()}
         self._cookie = f"nocturne_{port}"  # browsers give all ports of a host the same cookies
 
     async def __call__(self, request: Request, call_next: Next) -> Response:

@@ -43,7 +43,7 @@ def listening_socket(address: Address) -> socket.socket:
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((address.host, address.port), family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that DNS cannot have
         raise UsageError(
             f"cannot listen at {address.host} port {address.port}: {first_line(error)}; give another --host or --port"
         ) from error

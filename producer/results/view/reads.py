@@ -23,7 +23,7 @@ EXCERPT = 240
 #: Answers that are looked at for the newest of a run: the index is by id alone.
 RECENT_ANSWERS = 1_000
 
-#: Jobs of one prompt on a page; a grid multiplies a line into so many, seldom.
+#: Jobs of one prompt on a page; a grid seldom multiplies a line into so many.
 MAX_JOBS_OF_PROMPT = 2_000
 
 
@@ -78,8 +78,8 @@ def jobs_of_prompt(database: Engine, run_id: str, job_id: int) -> tuple[str, lis
             return job.custom_id, [job_id]
         name = prompt_id(job.custom_id, job.grid_point)
         found = [job_id]
-        for neighbours in (before, behind):
-            for each in connection.execute(neighbours):
+        for neighbors in (before, behind):
+            for each in connection.execute(neighbors):
                 if not each.grid_point or prompt_id(each.custom_id, each.grid_point) != name:
                     break
                 found.append(each.id)

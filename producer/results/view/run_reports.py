@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock, Thread
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -38,20 +39,22 @@ class RunReport:
 
 
 class RunReports:
-    """The reports of a server, by run and by the jobs that were final: a run that goes on gets another one."""
+    """The reports of a server, by run and by its counts: a run that goes on or is retried gets another one."""
 
     def __init__(self, database: Engine, options: str) -> None:
         self._database = database
         self._options = options
         self._lock = Lock()
-        self._reports: OrderedDict[tuple[str, int], RunReport] = OrderedDict()
+        self._reports: OrderedDict[tuple[Any, ...], RunReport] = OrderedDict()
 
     def of(self, progress: RunProgress, back: str) -> RunReport:
         """The report of a run as it is now; it may still be in the making.
 
         One that failed is returned once, with its error; who asks again has it made again.
         """
-        key = (progress.id, progress.num_final)
+        # A retry ends with as many final jobs as before, and with another time or other counts.
+        counts = (progress.num_jobs, progress.num_final, progress.succeeded, progress.completion_tokens)
+        key = (progress.id, *counts, progress.finished_at)
         with self._lock:
             report = self._reports.get(key)
             if report is None:

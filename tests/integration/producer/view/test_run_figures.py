@@ -67,7 +67,7 @@ def made_report(database: Engine) -> dict[str, Any]:
     """The figures in the page that the server makes of the run."""
     with serving(database) as reader:
         path = f"/runs/{RUN_ID}/report"
-        wait_until(lambda: "The report is made" not in reader.read(path))
+        wait_until(lambda: "The report is being made" not in reader.read(path))
         found: dict[str, Any] = chunk(reader.read(path), "overview")
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import signal
@@ -17,18 +18,26 @@ from urllib.parse import quote, urlencode
 
 import pytest
 import uvicorn
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, insert, select, update
+from starlette.requests import Request
+from starlette.responses import Response
 
 from models.database.connection import open_database
 from models.schema.job import Job
 from models.schema.run import Run
+from models.states import JobState
+from producer.errors import UsageError
 from producer.results.page_text import page_text
+from producer.results.view.access import Door
 from producer.results.view.app import make_app
+from producer.results.view.command import Address, listening_socket
 from producer.results.view.reads import JOBS_PER_PAGE, RUNS_PER_PAGE
+from producer.runs.control import requeue
 from tests.browser.hostile_run import HOSTILE, fill
 from tests.conftest import Producer
 from tests.support.processes import CommandProcess, wait_until
-from tests.support.table_rows import RUN_ID, insert_run
+from tests.support.table_rows import RUN_ID, insert_run, output_of
+from worker.storage.job_store import FinishedJob, JobStore
 
 TOKEN = "the-token"
 
@@ -125,7 +134,7 @@ def test_every_page_is_there_and_nothing_in_it_is_markup(database: Engine) -> No
                 continue
             assert answer.status == 200, (path, text)
             if path.endswith("/report"):
-                wait_until(lambda path=path: "The report is made" not in reader.read(path))  # type: ignore[misc]
+                wait_until(lambda path=path: "The report is being made" not in reader.read(path))  # type: ignore[misc]
                 text = reader.read(path)
             pages[path] = text
             left |= links(text) - set(pages)
@@ -299,13 +308,45 @@ def test_datasette_is_named_where_it_is_installed(
     assert (f"datasette {shlex.quote(str(path))}" in text) is is_installed
 
 
+def test_a_report_is_made_again_after_a_retry(sqlite_database: Engine) -> None:
+    """Then as many jobs are final as before."""
+    fill(sqlite_database)
+    path = f"/runs/{RUN_ID}/report"
+    with serving(sqlite_database) as reader:
+        wait_until(lambda: "The report is being made" not in reader.read(path))
+        before = re.findall("<dt>succeeded</dt><dd>([0-9]+)</dd>", reader.read(path))
+        assert requeue(sqlite_database, RUN_ID, [JobState.FAILED]) == 2
+        with sqlite_database.connect() as connection:
+            failed = list(connection.execute(select(Job.id).where(Job.state == JobState.QUEUED)).scalars())
+        store = JobStore(sqlite_database, "worker", 30.0)
+        store.commit([FinishedJob(claim, output_of(claim.job_id)) for claim in store.claim(failed)])
+        wait_until(lambda: "The report is being made" not in reader.read(path))
+        after = re.findall("<dt>succeeded</dt><dd>([0-9]+)</dd>", reader.read(path))
+    assert (before, after) == (["22"], ["24"])
+
+
+@pytest.mark.parametrize(("host", "asked"), [("MyBox", "mybox"), ("mybox", "MyBox:80")])
+def test_a_host_has_its_name_in_any_case(host: str, asked: str) -> None:
+    async def answer(_: Request) -> Response:
+        return Response("in")
+
+    scope = {"type": "http", "method": "GET", "scheme": "http", "path": "/", "query_string": b"",
+             "headers": [(b"host", asked.encode()), (b"cookie", b"nocturne_80=t")]}  # fmt: skip
+    assert asyncio.run(Door("t", host, 80)(Request(scope), answer)).status_code == 200
+
+
+def test_a_host_that_no_name_can_be_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^cannot listen at a\.\.b port 0: "):
+        listening_socket(Address("a..b"))
+
+
 def test_a_report_that_cannot_be_made_says_why_and_is_made_when_it_can(sqlite_database: Engine) -> None:
     fill(sqlite_database)
     path = f"/runs/{RUN_ID}/report"
 
     def end_of(reader: Reader) -> str:
         """The page that comes after those which say how far the report is."""
-        while "The report is made" in (text := reader.ask(path)[1]):
+        while "The report is being made" in (text := reader.ask(path)[1]):
             sleep(0.02)
         return unescape(text)
 

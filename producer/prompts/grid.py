@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import product
+from math import prod
 from typing import Any
 
 from pydantic import ValidationError
@@ -108,6 +109,16 @@ class Grid:
                     yield params, varied | ({"repeat": number} if self.repeat > 1 else {})
 
     @property
+    def num_points(self) -> int:
+        """The combinations for a line that names no parameter itself, under the default strategy that takes most."""
+        given = self.values.get("strategy")
+        numbers = [
+            self.repeat * prod(len(self.values[name]) for name in self.values if name in self._taken_by(strategy))
+            for strategy in given or (Strategy.GREEDY, Strategy.SAMPLE)
+        ]
+        return sum(numbers) if given else max(numbers)
+
+    @property
     def depends_on_lines(self) -> bool:
         """Whether `has_nucleus_lines` makes a difference."""
         return not self._has_nucleus and any(name in self.values for name in NUCLEUS_FIRST)
@@ -130,6 +141,8 @@ class Grid:
 
     def check_values(self) -> None:
         """Raises `UsageError` for a value that is wrong on every line, so that no line is blamed for it."""
+        for name, values in self.values.items():
+            _check_distinct(name, values)
         for params, _ in Grid(self.values).points({}):
             try:
                 validate(params)
@@ -146,6 +159,15 @@ class Grid:
                     f"--{name.replace('_', '-')} is not a parameter of the strategies of this command; "
                     f"it belongs to {' and '.join(takers)}: add --strategy {takers[0]} or leave it out"
                 )
+
+
+def _check_distinct(name: str, values: list[Any]) -> None:
+    """Raises `UsageError` for a value that comes twice: its jobs would have the same custom id."""
+    seen: set[str] = set()
+    for value in values:
+        if (text := repr(value)) in seen:
+            raise UsageError(f"--{name.replace('_', '-')} has {value} twice; --repeat decodes a job several times")
+        seen.add(text)
 
 
 def parse_option(name: str, text: str) -> list[Any]:

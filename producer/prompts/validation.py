@@ -47,6 +47,9 @@ def check(submission: Submission, *, skip_invalid: bool = False, allow_many: boo
     With `skip_invalid` bad lines are counted only; `write_invalid` writes them. A grid of more than a million jobs
     needs `allow_many`.
     """
+    num_points = submission.grid.num_points
+    if num_points > MAX_GRID_JOBS and not allow_many:
+        raise _too_many(f"{num_points:,} of each line")
     submission.grid.check_values()
     if submission.grid.depends_on_lines:
         submission.grid.has_nucleus_lines = _has_nucleus(submission)
@@ -119,12 +122,13 @@ def _pass(
             if not duplicate_hashes:
                 ids.add(draft.custom_id)
         if submission.grid.is_varied and report.num_jobs > MAX_GRID_JOBS and not allow_many:
-            raise UsageError(
-                f"the grid makes more than {MAX_GRID_JOBS:,} jobs (so many by line {line.number}); "
-                "make it smaller, or give --yes"
-            )
+            raise _too_many(f"so many by line {line.number}")
     report.content_hash = digest.hexdigest()
     return report, errors
+
+
+def _too_many(how_many: str) -> UsageError:
+    return UsageError(f"the grid makes more than {MAX_GRID_JOBS:,} jobs ({how_many}); make it smaller, or give --yes")
 
 
 def _count(report: ValidationReport, draft: JobDraft) -> None:

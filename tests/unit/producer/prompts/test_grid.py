@@ -42,6 +42,28 @@ def test_a_parameter_that_no_strategy_takes_is_an_error() -> None:
         grid.check_all_used()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("temperature", "1,0.5,1.0", "1.0"), ("num_beams", "2,2", "2"), ("strategy", "beam,beam", "beam")],
+)
+def test_a_value_comes_once(name: str, text: str, value: str) -> None:
+    """Two jobs of it would have the same custom id."""
+    option = f"--{name.replace('_', '-')}"
+    with pytest.raises(UsageError, match=f"^{option} has {value} twice; --repeat decodes a job several times$"):
+        Grid({"strategy": ["sample", "beam"], name: parse_option(name, text)}).check_values()
+
+
+@pytest.mark.parametrize(
+    ("values", "repeat", "number"),
+    [({}, 1, 1), ({}, 10**9, 10**9), ({"strategy": ["greedy", "sample"], "temperature": [1.0, 2.0]}, 3, 9),
+     ({"temperature": [1.0, 2.0]}, 1, 2)],
+)  # fmt: skip
+def test_the_number_of_points_is_known_without_making_them(
+    values: dict[str, list[object]], repeat: int, number: int
+) -> None:
+    assert Grid(values, repeat).num_points == number
+
+
 def test_options_are_parsed_by_kind() -> None:
     assert parse_option("temperature", "0.001, 1,10") == [0.001, 1.0, 10.0]
     assert parse_option("num_beams", "1,4") == [1, 4]

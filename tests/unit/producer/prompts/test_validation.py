@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from producer.errors import InvalidInput, UsageError
+from producer.prompts.grid import Grid
 from producer.prompts.validation import MAX_ERRORS_SHOWN, check
 from tests.support.prompts import prompt_file, submission
 
@@ -60,3 +62,9 @@ def test_a_grid_of_more_than_a_million_needs_a_yes(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match=r"more than 5 jobs \(so many by line 3\).*--yes"):
         check(asked)
     assert check(asked, allow_many=True).num_jobs == 6
+
+
+def test_a_grid_that_is_too_large_for_one_line_is_not_made(tmp_path: Path) -> None:
+    asked = replace(submission(prompt_file(tmp_path, {"prompt": "x"})), grid=Grid({}, repeat=10**9))
+    with pytest.raises(UsageError, match=r"more than 1,000,000 jobs \(1,000,000,000 of each line\).*--yes"):
+        check(asked)

@@ -1,4 +1,4 @@
-"""The home folder: the process that decodes in it, as a file says, and the lock that lets one at a time.
+"""The home folder: a lock lets one process at a time decode in it, and a file names that process.
 
 A command that only looks reads the file; it never takes the lock.
 """
@@ -20,6 +20,7 @@ import psutil
 from models.redacted import redacted
 from models.settings import Settings
 from producer.console import say
+from producer.errors import UsageError
 from producer.private_files import open_private, read_private_json, write_private_json
 
 WAIT_SECONDS = 0.2
@@ -57,7 +58,7 @@ def home_options(settings: Settings) -> str:
 
 
 def noted_processes(path: Path) -> list[psutil.Process]:
-    """The processes of a noted file that still run; none where the file is torn."""
+    """The processes that a file notes and that still run; none where the file is torn."""
     noted = read_private_json(path)
     found = []
     for entry in noted if isinstance(noted, list) else []:
@@ -94,8 +95,17 @@ class HomeLock:
         self._holder = Holder(os.getpid(), psutil.Process().create_time(), log=os.environ.get("NOCTURNE_RUN_LOG"))
 
     def acquire(self, sleep: Callable[[float], None]) -> None:
-        """Waits for the lock, and says for whom; `sleep` may raise to end the waiting."""
-        file = open_private(self._home / "lock", "a+")
+        """Waits for the lock, and says for whom; `sleep` may raise to end the waiting. Raises `UsageError`."""
+        self._file = open_private(self._home / "lock", "a+")
+        try:
+            self._await(self._file, sleep)
+            self._write(self._holder)
+        except BaseException:
+            self._file.close()
+            self._file = None
+            raise
+
+    def _await(self, file: IO[str], sleep: Callable[[float], None]) -> None:
         told = ""
         while not _try_lock(file):
             other = holder_of(self._home)
@@ -104,8 +114,6 @@ class HomeLock:
                 say(f"waiting for {waiting_for}, which decodes in {self._home}; Ctrl-C ends the waiting")
                 told = waiting_for
             sleep(WAIT_SECONDS)
-        self._file = file
-        self._write(self._holder)
 
     def note_run(self, run_id: str) -> None:
         """Says which run is decoded, for those who wait and for `producer status`."""
@@ -119,9 +127,12 @@ class HomeLock:
 
     def _write(self, holder: Holder) -> None:
         assert self._file is not None
-        self._file.truncate(0)
-        self._file.write(json.dumps(asdict(holder)))
-        self._file.flush()
+        try:
+            os.ftruncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), json.dumps(asdict(holder)).encode())
+        except OSError as error:
+            reason = f"{error.strerror}; free some space, or give another --home"
+            raise UsageError(f"cannot write {self._home / 'lock'}: {reason}") from error
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -1,12 +1,11 @@
 """The options that several commands share, declared once as dataclasses that `option_groups.flat` spreads.
 
-Knows how the values of a group make settings, a grid or reader options; what is done with those, a wing knows.
+Knows how the values of a group make settings, a grid or reader options, and not what a wing does with them.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +27,7 @@ from models.states import DEFAULT_PRIORITY, NUM_PRIORITIES, JobState
 from producer.atomic_file import check_target
 from producer.duration import parse_duration
 from producer.errors import LineProblem, UsageError
+from producer.key_values import json_or_text
 from producer.prompts.conversations import ChatOptions, check_template_kwargs
 from producer.prompts.grid import RULES, Grid, parse_option
 from producer.prompts.records import FORMATS, ReaderOptions
@@ -40,7 +40,7 @@ RUN = "The run"
 INPUT = "The file"
 WORKER = "The worker"
 
-#: The formats of a file that `run -o` writes, by its name.
+#: The formats of a file of results, by the end of its name.
 EXPORT_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 ON_DUPLICATE = ("skip", "error", "rerun")
@@ -94,7 +94,7 @@ class OutputOptions:
             raise UsageError(
                 f"-o {self.output}: end the name in {', '.join(EXPORT_FORMATS)}, or use `producer results`"
             )
-        if not os.access(self.output.parent, os.W_OK) or self.output.is_dir():
+        if not os.access(self.output.parent, os.W_OK):
             raise UsageError(
                 f"-o {self.output}: {self.output.parent} is not a folder that can be written; give another"
             )
@@ -132,7 +132,7 @@ class WorkerOptions:
 
 @dataclass(frozen=True)
 class DatabaseOptions:
-    """The database a command reads."""
+    """The database that a command opens."""
 
     database: Annotated[str | None, _connection("SQLAlchemy URL (default: <home>/nocturne.db)")] = None
     home: Annotated[Path | None, _connection("folder of the embedded database and Redis (default: .nocturne)")] = None
@@ -275,6 +275,12 @@ class RetryOptions:
         list[str] | None, typer.Option(help="only jobs that ended by this, such as EngineDied; repeatable")
     ] = None
 
+    def check(self) -> None:
+        """Raises `UsageError` for a code that no job can have."""
+        for code in self.error_code or ():
+            if not is_storable(code):
+                raise UsageError(f"--error-code must be a code such as EngineDied, got {code!r}")
+
     def states(self) -> list[JobState]:
         """The states of the kinds that are named."""
         kinds = {"failed": self.failed, "cancelled": self.cancelled, "expired": self.expired}
@@ -304,6 +310,7 @@ class InputOptions:
     yes: Annotated[bool, _input("also a grid of more than a million jobs", "--yes")] = False
 
     def reader_options(self) -> ReaderOptions:
+        """Raises `UsageError`."""
         names = None if self.metadata_columns is None else split_names(self.metadata_columns)
         return ReaderOptions(
             self.input_format,
@@ -331,18 +338,15 @@ def parse_chat_argument(text: str) -> tuple[str, Any]:
         raise UsageError(f"--chat-arg must be KEY=VALUE, such as enable_thinking=false, got {text!r}")
     try:
         check_template_kwargs("--chat-arg", {name: value})
-        return name, json.loads(value, parse_constant=_no_number)
     except LineProblem as problem:
         raise UsageError(str(problem)) from problem
-    except (ValueError, RecursionError):
-        return name, value
-
-
-def _no_number(name: str) -> Any:
-    """Python reads NaN and Infinity, which JSON has not: they are text."""
-    raise ValueError(name)
+    return name, json_or_text(value)
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """The names of a comma list; a name with a comma stands in quotes, as in a CSV header."""
-    return tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) if name.strip())
+    """The names of a comma list; a name with a comma stands in quotes, as in a CSV header. Raises `UsageError`."""
+    try:
+        names = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise UsageError(f"--metadata-columns must be a comma list of names, got {text!r}: {error}") from error
+    return tuple(name.strip() for name in names if name.strip())

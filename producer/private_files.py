@@ -66,6 +66,16 @@ def open_private(path: Path, mode: str) -> IO[Any]:
     return os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8")
 
 
+def lines_from(path: Path, begin: int) -> list[str]:
+    """The lines of a log from a byte on, behind those of earlier processes; none where it cannot be read."""
+    try:
+        with path.open("rb") as log:
+            log.seek(begin)
+            return log.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return []
+
+
 def read_private_json(path: Path) -> Any:
     """The content of a small file of a home; None where it is absent, torn, or somebody else's."""
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.states import JobState, Strategy
 from producer.errors import UsageError
+from producer.key_values import json_or_text
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,7 @@ def _condition(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise UsageError(f"--where must be KEY=VALUE, such as topic=cats or user.age=3, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+    return key, json_or_text(value)
 
 
 def _word(value: Any) -> str:

@@ -23,7 +23,7 @@ from producer.results.run_tables import paused_line, resume_line
 from producer.runs.broker import notify
 from producer.runs.database import existing_database
 from producer.runs.embedded import embedded_broker
-from producer.runs.lifecycle import resume_run, send_jobs
+from producer.runs.lifecycle import check_resuming, resume_run, send_jobs
 
 #: The states that a retry leads out of.
 UNSUCCESSFUL = (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
@@ -46,6 +46,8 @@ def cancel_jobs(settings: Settings, reference: str, custom_ids: Sequence[str], *
 
 def retry_jobs(settings: Settings, reference: str | None, wanted: RetryOptions, output_options: OutputOptions) -> int:
     """Queues jobs again and resumes the run; returns the exit code. Raises `UsageError`."""
+    wanted.check()
+    check_resuming(settings, output_options)
     database = existing_database(settings)
     run_id = find_run(database, reference)
     count = requeue(database, run_id, wanted.states() or UNSUCCESSFUL, wanted.error_code or ())
@@ -124,29 +126,25 @@ def requeue(database: Engine, run_id: str, states: Sequence[JobState], error_cod
 
     With error codes only those that ended by one of them.
     """
-    statement = (
-        update(Job)
-        .where(Job.run_id == run_id)
-        .values(
-            state=JobState.QUEUED,
-            state_reason="queued again by a person",
-            error=None,
-            error_code=None,
-            num_crashes=0,
-            is_suspect=False,
-            expires_at=None,
-            finished_at=None,
-            lease_expires_at=None,
-            retry_at=None,
-            sent_at=None,
-        )
-    )
-    if error_codes:
-        statement = statement.where(Job.error_code.in_(error_codes))
+    clean = {
+        "state": JobState.QUEUED,
+        "state_reason": "queued again by a person",
+        "error": None,
+        "error_code": None,
+        "num_crashes": 0,
+        "is_suspect": False,
+        "expires_at": None,
+        "finished_at": None,
+        "lease_expires_at": None,
+        "retry_at": None,
+        "sent_at": None,
+    }
+    conditions = [Job.run_id == run_id, *([Job.error_code.in_(error_codes)] if error_codes else [])]
     total = 0
     with database.begin() as connection:
         for state in states:
-            count = connection.execute(statement.where(Job.state == state)).rowcount
+            wanted = rows_to_change(*conditions, Job.state == state)
+            count = connection.execute(update(Job).where(wanted).values(clean)).rowcount
             add_counts(connection, run_id, {COUNT_OF_STATE[state]: -count})
             total += count
         if total:

@@ -18,7 +18,7 @@ from producer.console import say
 from producer.errors import UsageError
 from producer.home import holder_of, home_options
 from producer.options import OutputOptions
-from producer.private_files import make_home, open_private
+from producer.private_files import lines_from, make_home, open_private
 from producer.render import to_json
 from producer.runs.interruption import Interruption
 
@@ -49,12 +49,13 @@ def decode_detached(settings: Settings, run_id: str, output_options: OutputOptio
     }
     wanted = [] if output_options.output is None else ["-o", str(output_options.output.absolute())]
     with open_private(log, "ab") as file:
+        log_begin = os.fstat(file.fileno()).st_size
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "producer", "resume", run_id, *wanted],
             env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
-        _await_start(process, settings, run_id, interruption.checked_sleep)
+        _await_start(process, settings, run_id, log_begin, interruption.checked_sleep)
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
@@ -73,7 +74,7 @@ def decode_detached(settings: Settings, run_id: str, output_options: OutputOptio
 
 
 def _await_start(
-    process: subprocess.Popen[bytes], settings: Settings, run_id: str, sleep: Callable[[float], None]
+    process: subprocess.Popen[bytes], settings: Settings, run_id: str, log_begin: int, sleep: Callable[[float], None]
 ) -> None:
     """Returns when the process has the home, or another one has. Raises `UsageError` when it has ended."""
     deadline = time.monotonic() + START_SECONDS
@@ -82,7 +83,7 @@ def _await_start(
         if holder is not None and (holder.run == run_id or holder.pid != process.pid):
             return
         if process.poll() not in (None, 0):
-            lines = (settings.home / "run.log").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = lines_from(settings.home / "run.log", log_begin)
             raise UsageError(f"the process in the background has ended: {lines[-1] if lines else 'without a word'}")
         if process.poll() == 0:
             return

@@ -1,4 +1,4 @@
-"""A machine's GPUs: whether it has those that a command asks for, and which ones, as far as torch need not tell."""
+"""A machine's GPUs, as far as they are known without torch: whether there is one, and which cards there are."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Card:
 
 
 def card_findings() -> Iterator[tuple[bool, str]]:
-    """Whether each card suits, and a message; another one where they differ. None for a machine without a GPU."""
+    """Whether each card suits, with a message; one more where their types differ. None without a GPU."""
     try:
         cards = _cards() if _may_have_gpu() else []
     except FileNotFoundError:

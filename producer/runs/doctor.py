@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
@@ -98,7 +99,7 @@ def _defaults(model: str) -> str:
 
 def _disk(home: Path) -> Finding:
     existing = home.absolute()
-    while not existing.exists():
+    while not os.path.exists(existing):  # unlike the method, it takes a path that is too long for absent
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     message = f"{free / 2**30:.1f} GiB free at {existing}"
@@ -114,7 +115,7 @@ def _redis(settings: Settings) -> Finding:
 
 
 def _database(settings: Settings) -> Generator[Finding, None, bool]:
-    if settings.database is settings.read_database is None and not settings.embedded_database.exists():
+    if settings.database is settings.read_database is None and not os.path.exists(settings.embedded_database):
         message = f"none yet; `producer run` makes {settings.embedded_database}"
         yield Finding("database", True, message, f"SQLite {sqlite3.sqlite_version}")
         return False

@@ -1,7 +1,7 @@
 """The embedded default: a Redis server (Valkey), SQLite and one worker, all in the `--home` folder.
 
-`LocalServices` is a context manager: what it started it stops, and what an earlier, killed one left behind
-is stopped before. One at a time decodes in a home; another one waits.
+`LocalServices` is a context manager: it ends the processes that a killed producer left behind, and at its own end those
+that it has started. One producer at a time decodes in a home; another one waits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from models.settings import Settings
 from producer.console import say
 from producer.errors import UsageError
 from producer.home import HomeLock, note_processes, noted_processes, remove_noted
-from producer.private_files import keep_folder_private, make_home, open_private
+from producer.private_files import keep_folder_private, lines_from, make_home, open_private
 from producer.redis_socket import RedisSocket, running_socket
 from producer.runs.interruption import Interruption
 from producer.runs.valkey import server_executable
@@ -47,7 +47,7 @@ def embedded_broker(settings: Settings) -> str | None:
 
 
 def _url(socket: Path) -> str:
-    """The URL of a Redis at a socket: a number sign, a question mark or a line end would end its path."""
+    """The URL of a Redis at a socket, quoted: a number sign, a question mark or a line end would end its path."""
     return f"redis+socket://{quote(str(socket))}"
 
 
@@ -59,6 +59,7 @@ class LocalServices:
         self.interruption = interruption or Interruption()
         self._redis: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
+        self._log_begin = 0  # the byte of the worker's log at which its own lines begin
         self._lock = HomeLock(self._home)
         self._redis_socket = RedisSocket(self._home)
         self._socket = self._redis_socket.path
@@ -128,23 +129,24 @@ class LocalServices:
             },
             "NOCTURNE_PARENT_PID": str(os.getpid()),
         }
-        log = open_private(self._home / "worker.log", "ab")
         # A session of its own, so that a Ctrl-C at the terminal reaches the producer alone.
         command = worker_command("start", "--devices", self.settings.device)
-        self._worker = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=end_with_parent(),
-        )  # fmt: skip
-        log.close()
+        with open_private(self._home / "worker.log", "ab") as log:
+            self._log_begin = os.fstat(log.fileno()).st_size
+            self._worker = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=end_with_parent(),
+            )  # fmt: skip
         self._note_processes()
 
     def check_worker(self) -> None:
         """Raises `UsageError` with the last lines of the worker's log if the worker has ended."""
         if self._worker is None or (code := self._worker.poll()) is None:
             return
-        lines = (self._home / "worker.log").read_text(errors="replace").strip().splitlines()
+        path = self._home / "worker.log"
+        lines = lines_from(path, self._log_begin)
         own = [line.removeprefix("worker: ") for line in lines if line.startswith("worker: ")]
-        reason = own[-1] if own else "\n".join(lines[-5:])
+        reason = own[-1] if own else "\n".join(lines[-5:]) or f"without a word in {path}"
         raise UsageError(f"the worker ended with exit code {code}: {reason}")
 
     @property
@@ -167,7 +169,7 @@ class LocalServices:
         try:
             self._launch_redis()
         except UsageError:
-            if not self._drop_append_only():
+            if self._redis is None or not self._drop_append_only():
                 raise
             say("the embedded Redis did not start with its append-only file, which is removed; its jobs are sent again")
             self._launch_redis()
@@ -188,12 +190,14 @@ class LocalServices:
             "appendonly": "yes", "appendfilename": "redis.aof", "save": "", "daemonize": "no",
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        log = open_private(self._home / "redis.log", "ab")
-        self._redis = subprocess.Popen(
-            [server_executable(), *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            preexec_fn=end_with_parent(), umask=PRIVATE_UMASK,
-        )  # fmt: skip
-        log.close()
+        try:
+            with open_private(self._home / "redis.log", "ab") as log:
+                self._redis = subprocess.Popen(
+                    [server_executable(), *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                    preexec_fn=end_with_parent(), umask=PRIVATE_UMASK,
+                )  # fmt: skip
+        except OSError as error:
+            raise UsageError(f"the embedded Redis server does not run: {error}; give --broker for a server") from error
         self._note_processes()
         self._await_redis()
 

@@ -14,7 +14,7 @@ from models.states import JobState
 
 
 def return_running(database: Engine, run_id: str, worker_name: str) -> None:
-    """Queues the jobs again that a worker which was killed at its end left running, and signs it off."""
+    """Queues again the jobs that a killed worker left running, and marks that worker as stopped."""
     with database.begin() as connection:
         connection.execute(
             update(Job)
@@ -35,8 +35,9 @@ def return_running(database: Engine, run_id: str, worker_name: str) -> None:
 def return_interrupted(database: Engine, run_id: str) -> None:
     """Puts the jobs of an interrupted run in the outbox: those a worker left, and those whose messages it had."""
     unsent = {"sent_at": None, "lease_expires_at": None}
+    sent = rows_to_change(Job.run_id == run_id, Job.state == JobState.QUEUED, Job.sent_at.is_not(None))
+    running = rows_to_change(Job.run_id == run_id, Job.state == JobState.RUNNING)
     with database.begin() as connection:
-        of_run = update(Job).where(Job.run_id == run_id)
-        connection.execute(of_run.where(Job.state == JobState.QUEUED, Job.sent_at.is_not(None)).values(unsent))
-        running = of_run.where(Job.state == JobState.RUNNING)
-        connection.execute(running.values(state=JobState.QUEUED, state_reason="interrupted", **unsent))
+        connection.execute(update(Job).where(sent).values(unsent))
+        queued = {"state": JobState.QUEUED, "state_reason": "interrupted", **unsent}
+        connection.execute(update(Job).where(running).values(queued))

@@ -139,9 +139,7 @@ def submit_run(
 
 def resume_run(settings: Settings, reference: str | None, output_options: OutputOptions) -> int:
     """`producer resume`: sends the unsent jobs with a broker, decodes the rest here without one."""
-    output_options.check()
-    if settings.broker is not None and output_options.output is not None:
-        raise UsageError("-o writes what is decoded here; with a broker use `producer results` when the run has ended")
+    check_resuming(settings, output_options)
     database = existing_database(settings)
     if settings.broker is not None:
         check_broker(settings.broker)
@@ -171,6 +169,13 @@ def resume_run(settings: Settings, reference: str | None, output_options: Output
     return run_interruptibly(resume)
 
 
+def check_resuming(settings: Settings, output_options: OutputOptions) -> None:
+    """Raises `UsageError` for options that do not go with resuming, before anything is changed."""
+    output_options.check()
+    if settings.broker is not None and output_options.output is not None:
+        raise UsageError("-o writes what is decoded here; with a broker use `producer results` when the run has ended")
+
+
 def _check_unpaused(progress: RunProgress, settings: Settings) -> None:
     """Raises `UsageError` for a run that a person has paused: it would wait, and nobody could say for what."""
     if progress.state == PAUSED:
@@ -184,7 +189,7 @@ def _stored_run(
     submit_options: SubmitOptions,
     interruption: Interruption,
 ) -> tuple[Engine, str]:
-    """The database with the run in it, and the run's id. A signal leaves the run out, or is told what goes on."""
+    """The database with the run in it, and the run's id. A signal ends it before the commit, or waits for that."""
     flags = home_options(settings)
     with interruption.at_once():
         database = writable_database(settings)

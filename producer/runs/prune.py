@@ -54,7 +54,7 @@ def prune_runs(settings: Settings, older_than: str, *, traces_only: bool, is_dry
 
 
 def _prune_samples(database: Engine, age: timedelta) -> None:
-    """Deletes the loads of workers of a time that no run is left of."""
+    """Deletes old samples of the workers' load, but those since the oldest run that is left."""
     oldest = select(func.min(Run.created_at)).scalar_subquery()
     is_of_none = or_(oldest.is_(None), WorkerSample.at < oldest)
     with database.begin() as connection:
@@ -96,12 +96,16 @@ def _count(database: Engine, run_ids: Sequence[str]) -> tuple[int, int]:
 
 
 def _prune_run(database: Engine, run_id: str, *, traces_only: bool) -> None:
-    """Deletes in short transactions, so that no worker waits long; results and events go with their jobs."""
+    """Deletes in short transactions, so that no worker waits long; results and events go with their jobs.
+
+    A run that a retry or a submission opens meanwhile is left alone from then on.
+    """
+    is_finished = select(Run.id).where(Run.id == run_id, Run.state == RunState.FINISHED).exists()
     last_id = 0
     while True:
         with database.begin() as connection:
-            batch = select(Job.id).where(Job.run_id == run_id, Job.id > last_id).order_by(Job.id).limit(JOBS_PER_BATCH)
-            job_ids = list(connection.execute(batch).scalars())
+            batch = select(Job.id).where(Job.run_id == run_id, Job.id > last_id, is_finished).order_by(Job.id)
+            job_ids = list(connection.execute(batch.limit(JOBS_PER_BATCH)).scalars())
             if not job_ids:
                 break
             results = select(Result.id).where(Result.job_id.in_(job_ids))
@@ -111,4 +115,4 @@ def _prune_run(database: Engine, run_id: str, *, traces_only: bool) -> None:
             last_id = job_ids[-1]
     if not traces_only:
         with database.begin() as connection:
-            connection.execute(delete(Run).where(Run.id == run_id))
+            connection.execute(delete(Run).where(Run.id == run_id, Run.state == RunState.FINISHED))

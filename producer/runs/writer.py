@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, insert, select, update
+from sqlalchemy import Connection, Engine, Row, insert, select, text, update
 
 from models.database.bulk_insert import insert_rows
 from models.database.clock import read_timestamp, timestamp_value
@@ -60,6 +60,7 @@ def write(
     """
     with database.begin() as connection:
         created_at = read_timestamp(connection)
+        _lock_name(connection, submission)
         existing = None if on_duplicate == "rerun" else _run_of_name(connection, submission)
         run_id = f"{created_at:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}" if existing is None else existing.id
         run_seed = _run_seed(submission, existing)
@@ -104,6 +105,16 @@ def find_unfinished(database: Engine, content_hash: str) -> Run | None:
     with database.begin() as connection:
         row = connection.execute(statement).first()
     return None if row is None else Run(**row._mapping)
+
+
+def _lock_name(connection: Connection, submission: Submission) -> None:
+    """Lets one transaction at a time write under a name, so that two at once make one run.
+
+    Not a lock on the run's row, for which the workers of that run would wait. SQLite has one writer anyway.
+    """
+    if submission.name is not None and connection.dialect.name == "postgresql":
+        named = {"name": f"name {submission.name}"}
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), named)
 
 
 def _run_of_name(connection: Connection, submission: Submission) -> Row[str, int] | None:

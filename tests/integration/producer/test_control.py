@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from models.schema.job import Job
 from models.schema.run import Run
 from models.states import JobState, RunState
 from producer.runs.control import UNSUCCESSFUL, cancel, requeue
+from producer.runs.interrupted_jobs import return_interrupted
 from tests.support.table_rows import RUN_ID, column_of, insert_run, output_of
 from worker.storage.job_store import FinishedJob, JobStore
 
@@ -31,6 +32,22 @@ def test_some_jobs_are_cancelled_by_name(database: Engine) -> None:
     assert cancel(database, RUN_ID, ["job-1"]) == (1, 0)
     assert column_of(database, Job.state) == [JobState.QUEUED, JobState.CANCELLED, JobState.QUEUED]
     assert column_of(database, Run.state) == [RunState.RUNNING]
+
+
+def test_jobs_are_locked_in_the_order_of_their_ids(database: Engine) -> None:
+    """As every UPDATE of them does, so that no two deadlock."""
+    store = JobStore(database, "worker", 30.0)
+    store.claim(insert_run(database, 3)[:1])
+    updates: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        updates.extend([statement] if statement.startswith("UPDATE jobs") else [])
+
+    event.listen(database, "before_cursor_execute", note)
+    return_interrupted(database, RUN_ID)
+    cancel(database, RUN_ID)
+    assert requeue(database, RUN_ID, UNSUCCESSFUL) == 3
+    assert len(updates) == 6 and all("ORDER BY jobs.id" in statement for statement in updates)
 
 
 def test_a_retry_starts_with_a_clean_record(database: Engine) -> None:

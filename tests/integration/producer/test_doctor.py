@@ -12,8 +12,10 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
+from models.settings import Settings
 from producer.errors import UsageError
 from producer.runs.broker import check_broker
+from producer.runs.embedded import LocalServices
 from producer.runs.valkey import embedded_version
 from tests.conftest import TOY_MODEL, Producer
 from tests.support.processes import RedisServer
@@ -32,6 +34,11 @@ def test_versions_where_everything_is_embedded(producer: Producer) -> None:
     assert (told["model"], told["disk"]) == (None, None)
     lines = producer("doctor", "--model", TOY_MODEL).stdout.splitlines()
     assert [line for line in lines if line.startswith("ok   redis") and line.endswith(f" ({VALKEY})")]
+
+
+def test_a_home_whose_name_is_too_long_is_absent(producer: Producer) -> None:
+    done = producer("doctor", "--model", TOY_MODEL, "--home", "a" * 300)
+    assert "none yet; `producer run` makes" in done.stdout and not done.stderr
 
 
 def test_versions_of_servers(producer: Producer, database: Engine, broker: str) -> None:
@@ -63,3 +70,14 @@ def test_an_embedded_server_that_does_not_run(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("producer.runs.valkey.server_executable", lambda: str(program))
     with pytest.raises(UsageError, match="the embedded Redis server does not run"):
         embedded_version()
+
+
+def test_a_run_whose_embedded_server_is_no_program_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program, kept = tmp_path / "valkey-server", tmp_path / "home" / "appendonlydir"
+    program.write_bytes(b"\x7fELF of another machine")
+    program.chmod(0o700)
+    kept.mkdir(parents=True)
+    monkeypatch.setattr("producer.runs.embedded.server_executable", lambda: str(program))
+    with pytest.raises(UsageError, match="^the embedded Redis server does not run: .*; give --broker for a server$"):
+        LocalServices(Settings(home=tmp_path / "home")).__enter__()
+    assert kept.exists()  # it is not to blame

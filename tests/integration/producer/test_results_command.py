@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,9 +22,12 @@ from models.schema.job_event import JobEvent
 from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
-from models.states import FinishReason
+from models.settings import read_settings
+from models.states import FinishReason, JobState
+from producer.runs import prune
+from producer.runs.control import requeue
 from tests.conftest import Producer
-from tests.support.table_rows import RUN_ID, insert_run, output_of
+from tests.support.table_rows import RUN_ID, column_of, insert_run, output_of
 from worker.engine.request import Hypothesis
 from worker.storage.job_store import FinishedJob, JobStore
 
@@ -82,6 +86,32 @@ def test_jsonl_with_filters_and_traces(producer: Producer, at: list[str]) -> Non
 )
 def test_wrong_options(producer: Producer, at: list[str], options: list[str], message: str) -> None:
     assert message in producer("results", *options, *at, exit_code=2).stderr
+
+
+def test_a_retry_with_a_wrong_option_changes_nothing(producer: Producer, filled: Engine, at: list[str]) -> None:
+    assert "-o /nowhere/x.csv" in producer("retry", RUN_ID, "-o", "/nowhere/x.csv", *at, exit_code=2).stderr
+    assert column_of(filled, Job.state) == ["succeeded", "succeeded", "failed"]
+
+
+#: A word of the shell that is not UTF-8.
+ODD = os.fsdecode(b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", ODD, "job-0"], "there is no run '\\udcff'"),
+        (["show", RUN_ID, ODD], "has no job '\\udcff'"),
+        (["cancel", RUN_ID, ODD], "has no job '\\udcff'"),
+        (["retry", RUN_ID, "--error-code", ODD], "--error-code must be a code such as EngineDied, got '\\udcff'"),
+        (["sql", f"select '{ODD}'"], "the database refuses the statement: it is not UTF-8"),
+    ],
+)
+def test_words_that_are_not_text_are_one_line(
+    producer: Producer, at: list[str], words: list[str], message: str
+) -> None:
+    done = producer(*words, *at, exit_code=2)
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_csv_and_parquet_have_the_same_rows(producer: Producer, at: list[str], tmp_path: Path) -> None:
@@ -191,6 +221,22 @@ def chunk_of(page: str, name: str) -> Any:
     """A chunk of a page's data."""
     (packed,) = re.findall(f'data-chunk="{name}">([^<]*)</script>', page)
     return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_a_run_that_is_opened_meanwhile_is_not_pruned(filled: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with filled.begin() as connection:
+        connection.execute(update(Run).values(finished_at=datetime.now(UTC) - timedelta(days=40)))
+    count = prune._count_letters
+
+    def count_after_a_retry(database: Engine, age: timedelta) -> int:
+        assert requeue(database, RUN_ID, [JobState.FAILED]) == 1
+        return count(database, age)
+
+    monkeypatch.setattr(prune, "_count_letters", count_after_a_retry)
+    settings = read_settings(database=filled.url.render_as_string())
+    prune.prune_runs(settings, "30d", traces_only=False, is_dry=False, as_json=False)
+    assert column_of(filled, Job.state) == ["succeeded", "succeeded", "queued"]
+    assert column_of(filled, Run.id) == [RUN_ID]
 
 
 def test_old_runs_are_pruned(producer: Producer, filled: Engine, at: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import stat
 import tempfile
@@ -21,6 +22,7 @@ from producer.errors import UsageError
 from producer.home import HomeLock, holder_of, note_processes, noted_processes
 from producer.private_files import make_home, open_private, read_private_json, write_private_json
 from producer.redis_socket import PLACE_FILE, RedisSocket, running_socket
+from producer.runs import embedded
 from producer.runs.database import upgraded_database
 from producer.runs.embedded import LocalServices, embedded_broker
 
@@ -140,6 +142,53 @@ PLANTED: dict[str, Callable[[Path], object]] = {
     "pipe": lambda path: os.mkfifo(path),
     "folder": lambda path: path.mkdir(),
 }
+
+
+def test_a_waiting_that_is_interrupted_leaves_no_file_open(home: Path) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    first = HomeLock(home)
+    first.acquire(interrupt)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(KeyboardInterrupt):
+        HomeLock(home).acquire(interrupt)
+    assert os.listdir("/proc/self/fd") == before
+    first.release()
+
+
+def test_a_lock_on_a_full_disk_is_one_line_and_is_given_back(home: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(UsageError, match=f"^cannot write {home / 'lock'}: File too large; free some space"):
+            HomeLock(home).acquire(lambda _: pytest.fail("it is held"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    second = HomeLock(home)
+    second.acquire(lambda _: pytest.fail("it is held"))
+    second.note_run("run-1")
+    assert (found := holder_of(home)) is not None and (found.pid, found.run) == (os.getpid(), "run-1")
+    second.release()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_worker_that_ends_is_told_of_by_its_own_words(
+    named: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has those of earlier runs too."""
+    (home / "worker.log").write_text("worker: an old complaint\n")
+    script = "echo 'worker: a new one'; exit 3" if named else "exit 3"
+    monkeypatch.setattr(embedded, "worker_command", lambda *_: ["sh", "-c", script])
+    services = LocalServices(Settings(home=home))
+    services.start_worker()
+    assert services._worker is not None
+    services._worker.wait()
+    told = "a new one" if named else f"without a word in {home / 'worker.log'}"
+    with pytest.raises(UsageError, match=f"^the worker ended with exit code 3: {told}$"):
+        services.check_worker()
+    services.stop_worker()
 
 
 @pytest.mark.parametrize("kind", PLANTED)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from sqlalchemy import Engine, func, select
@@ -97,6 +98,22 @@ def test_the_same_file_under_the_same_name_is_submitted_once(tmp_path: Path, dat
         assert connection.execute(select(func.count(func.distinct(Job.content_key)))).scalar_one() == 12
     again = write_named(more, database, "rerun")
     assert again.run_id != first.run_id and again.num_new == 12
+
+
+def test_two_submissions_at_once_under_a_name_are_one_run(tmp_path: Path, database: Engine) -> None:
+    path = prompt_file(tmp_path, {"custom_id": "a", "prompt": "x"})
+    checked, found = check(named(path)), list[SubmitResult]()
+
+    def hold() -> None:
+        second.start()
+        second.join(0.5)  # it waits for this transaction
+
+    second = Thread(target=lambda: found.append(write(named(path), checked, database)))
+    first = Thread(target=lambda: found.append(write(named(path), checked, database, before_commit=hold)))
+    first.start()
+    for thread in (first, second):
+        thread.join()
+    assert [(each.run_id, each.num_new) for each in found] == [(found[0].run_id, 1), (found[0].run_id, 0)]
 
 
 def test_duplicates_are_an_error_where_asked(tmp_path: Path, database: Engine) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from producer.errors import UsageError
 
 #: The process's own descriptors by name; on Linux these are links.
-DESCRIPTORS = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)|/dev/(stdin|stdout|stderr)")
+DESCRIPTORS = re.compile(r"/dev/fd/(\d{1,9})|/proc/self/fd/(\d{1,9})|/dev/(stdin|stdout|stderr)")
 STANDARD = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 

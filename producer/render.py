@@ -29,7 +29,19 @@ PLAIN_CELL = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.:/-]*|-[0-9.e-]+")
 
 
 def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_json_value)
+    """The value as JSON, with null for a number that JSON lacks."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_json_value, allow_nan=False)
+    except ValueError:  # seldom, so that most values are walked through once
+        return json.dumps(_finite(value), ensure_ascii=False, default=_json_value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], file: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""Text of strangers on a terminal: control characters are escaped, so that they neither move the cursor nor colour,
+"""Text of strangers on a terminal: control characters are escaped, so that they neither move the cursor nor color,
 turn or hide what stands around them.
 """
 
@@ -8,12 +8,13 @@ import json
 import re
 from typing import Any, TextIO
 
-#: All that Python does not call printable (controls, formats such as those of direction, separators), but for these.
+#: Characters of data that stay; Python calls all controls, formats such as those of direction, and separators
+#: unprintable.
 _KEPT = frozenset("\n\t ")
 
 
 def visible(text: str) -> str:
-    """The text with all but its line ends escaped as Python writes it."""
+    """The text with each unprintable character but the line end escaped as Python writes it."""
     if text.isprintable():
         return text
     return "".join(

@@ -44,5 +44,6 @@ def _open(path: Path) -> Any:
     if path.suffix.lower() == ".zst":
         import pyarrow
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+        # A file of Python's: pyarrow itself opens no path that is not UTF-8.
+        return io.BufferedReader(pyarrow.input_stream(path.open("rb"), compression="zstd"))
     return path.open("rb")

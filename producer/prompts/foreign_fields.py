@@ -1,7 +1,6 @@
 """Fields of other tools: taken under our name, accepted where they ask for nothing, or refused by name.
 
-The tools are OpenAI's API (chat, completions, responses), vLLM, TGI, llama.cpp's server, Ollama and Transformers'
-`GenerationConfig`. In a table such a name is more often a column of data, so there it is warned about.
+`foreign_names` lists the tools. In a table such a name is more often a column of data, so there it is warned about.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from producer.errors import LineProblem
-from producer.prompts.foreign_names import DATA, EMPTY, MISSPELT, OBJECTS, REFUSED, RENAMED, UNSEEN, WITHOUT_EFFECT
+from producer.prompts.foreign_names import DATA, EMPTY, MISSPELLED, OBJECTS, REFUSED, RENAMED, UNSEEN, WITHOUT_EFFECT
 from producer.prompts.readers.record import OWN_FIELDS, PARAMETER_FIELDS
 
 OUR_FIELDS = PARAMETER_FIELDS | OWN_FIELDS
@@ -89,7 +88,7 @@ def _read(value: Any) -> Any:
         return value
     try:
         return json.loads(value.strip().lower())
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -98,12 +97,12 @@ def _meant(name: str) -> str | None:
     """The name as its tool spells it, or None for one that belongs to no tool."""
     if name in OUR_FIELDS or name in WITHOUT_EFFECT:
         return None
-    meant = name if name in _FOREIGN or name in MISSPELT else _snake(name)
+    meant = name if name in _FOREIGN or name in MISSPELLED else _snake(name)
     return meant if meant in UNSEEN or meant in REFUSED or _ours(meant) is not None else None
 
 
 def _ours(name: str) -> str | None:
-    """Our name of a parameter that is spelt otherwise."""
+    """Our name of a parameter that is spelled otherwise."""
     if name in OUR_FIELDS:
         return name
     if name in _MEANINGS:
@@ -229,6 +228,7 @@ _FOREIGN = frozenset({*RENAMED, *REFUSED, *UNSEEN, *WITHOUT_EFFECT, *_SPECIAL, "
 
 #: Our name for each other one.
 _MEANINGS = {
-    **RENAMED, **MISSPELT, "n_predict": "max_new_tokens", "num_predict": "max_new_tokens", "num_return_sequences": "n",
-    "eos_token_id": "eos_token_ids", "logprobs": "top_logprobs", "best_of": "n", "do_sample": "strategy",
+    **RENAMED, **MISSPELLED, "n_predict": "max_new_tokens", "num_predict": "max_new_tokens",
+    "num_return_sequences": "n", "eos_token_id": "eos_token_ids", "logprobs": "top_logprobs", "best_of": "n",
+    "do_sample": "strategy",
 }  # fmt: skip

@@ -30,7 +30,7 @@ RENAMED = {
 }
 
 #: Misspellings that are not close in letters: warned about.
-MISSPELT = {
+MISSPELLED = {
     "temp": "temperature", "max_len": "max_new_tokens", "maxlen": "max_new_tokens", "max_gen_len": "max_new_tokens",
     "max_gen_toks": "max_new_tokens", "max_generated_tokens": "max_new_tokens", "token_limit": "max_new_tokens",
     "num_tokens_to_generate": "max_new_tokens", "max_tokens_to_sample": "max_new_tokens", "maxtokens": "max_new_tokens",

@@ -38,7 +38,7 @@ NEUTRAL_SAMPLING: dict[str, tuple[float, ...]] = {"temperature": (), "top_p": (1
 
 
 def is_openai_line(record: dict[str, Any]) -> bool:
-    """Whether a record is a request; a web page with its URL and its body is none."""
+    """Whether a record is a request; a web page with its URL and its body is not."""
     return "body" in record and "url" in record and ("method" in record or isinstance(record["body"], dict))
 
 
@@ -134,7 +134,7 @@ def _logprobs(body: dict[str, Any], url: str) -> dict[str, Any]:
     wanted, top = body.pop("logprobs", None), body.pop("top_logprobs", None)
     if url == COMPLETION_URL:
         if isinstance(wanted, bool) or not isinstance(wanted, int | None):
-            raise LineProblem("body.logprobs", f"must be a whole number, got {wanted!r}")
+            raise LineProblem("body.logprobs", f"must be a whole number, got {wanted!r:.60}")
         return {} if wanted is None else {"logprobs": True, "top_logprobs": wanted}
     if not isinstance(wanted, bool | None):
         raise LineProblem("body.logprobs", f"must be true or false, got {wanted!r:.60}; top_logprobs is the number")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from producer.errors import LineProblem
-from producer.prompts.readers.literals import has_neighbouring_strings, literal
+from producer.prompts.readers.literals import has_neighboring_strings, literal
 from producer.prompts.readers.record import EXACT_FLOATS, whole_number
 
 #: Cells that say that there is none, in any case; what R, pandas, Spark, MySQL, Excel and Python write.
@@ -54,7 +54,10 @@ def cell_value(name: str, cell: str, *, has_decimal_commas: bool = False) -> Any
 
 def _number(name: str, text: str) -> Any:
     """A number; a whole one to its last digit, however it is written."""
-    exact = Decimal(text)
+    try:
+        exact = Decimal(text)
+    except InvalidOperation:  # an exponent of twenty digits
+        return float(text)
     is_whole = name not in FRACTIONS and exact.adjusted() < MAX_WHOLE_DIGITS and exact == exact.to_integral_value()
     if "e" in text.lower() and abs(exact) >= EXACT_FLOATS:
         is_whole = False  # a spreadsheet has rounded it: 1.23457E+17
@@ -78,6 +81,6 @@ def _json(name: str, cell: str) -> Any:
         return cell
     if is_container and not isinstance(value, list | dict):
         return cell
-    if is_container and has_neighbouring_strings(cell.strip()):
+    if is_container and has_neighboring_strings(cell.strip()):
         raise LineProblem(name, f"is a list without commas, as numpy prints it ({cell.strip()[:60]}); write it as JSON")
     return value

@@ -22,7 +22,7 @@ def literal(text: str) -> Any:
         return _python_literal(text.strip())
 
 
-def has_neighbouring_strings(text: str) -> bool:
+def has_neighboring_strings(text: str) -> bool:
     """Whether Python would join two strings of a list: numpy prints lists without commas."""
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))

@@ -11,7 +11,7 @@ from producer.results.live.snapshot import Snapshot, WorkerState
 from producer.results.queries import PAUSED, RunProgress
 from producer.results.run_tables import unserved
 
-#: Count of `RunProgress` -> its words and colour. They add up to all jobs.
+#: Count of `RunProgress` -> its words and color. They add up to all jobs.
 STATES = {
     "succeeded": ("succeeded", "green"),
     "failed": ("failed", "red"),
@@ -22,7 +22,7 @@ STATES = {
 }
 
 SEPARATOR = " · "
-WIDE = 60  # from here on the bar shares its line
+WIDE, LEAST_BAR = 60, 8  # from this width on the bar shares its line, if it keeps so many cells
 MAX_WORKERS = 6
 MAX_LINES = 2  # of an answer, and of an error
 REMEDY_LINES = 8
@@ -75,10 +75,12 @@ def _bar(snapshot: Snapshot, width: int) -> Iterator[Text]:
     if not (progress.is_finished or progress.state == PAUSED):
         parts.append(Text(eta_text(snapshot)))
     told = Text(SEPARATOR).join(parts)
-    length = width - told.cell_len - 2 if width >= WIDE else width
+    beside = width - told.cell_len - 2
+    is_beside = width >= WIDE and beside >= LEAST_BAR
+    length = beside if is_beside else width
     num_done = int(length * share)
     bar = Text("━" * num_done, style="green") + Text("─" * (length - num_done), style="dim")
-    if width >= WIDE:
+    if is_beside:
         yield bar + Text("  ") + told
     else:
         yield bar
@@ -87,7 +89,7 @@ def _bar(snapshot: Snapshot, width: int) -> Iterator[Text]:
 
 def _states(progress: RunProgress, width: int) -> Iterator[Text]:
     counts = [(getattr(progress, name), *words) for name, words in STATES.items()]
-    return _packed([Text(f"{count:,} {word}", style=colour) for count, word, colour in counts if count], width)
+    return _packed([Text(f"{count:,} {word}", style=color) for count, word, color in counts if count], width)
 
 
 def _speed(snapshot: Snapshot, width: int) -> Iterator[Text]:

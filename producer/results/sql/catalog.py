@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-#: What one row of a table or view is.
+#: The meaning of one row of each table or view.
 MEANINGS = {
     "answer_groups": "equal answers to one prompt, and their share",
     "job_results": "an answer with its job and run; start here",
@@ -18,14 +18,14 @@ MEANINGS = {
     "token_alternatives": "another token that was likely",
     "alembic_version": "the revision of the schema",
     "dead_letters": "a message that a worker put aside",
-    "environments": "what results were decoded by",
+    "environments": "a model on a device with its libraries, by which results were decoded",
     "job_events": "a change of a job's state",
     "job_transitions": "an allowed change of state",
     "jobs": "a prompt with its parameters and state",
     "results": "an answer",
     "runs": "a submission",
     "token_traces": "a generated token, without its job",
-    "worker_samples": "what a worker did in ten seconds of its work",
+    "worker_samples": "the load of a worker over ten seconds of its work",
     "workers": "a worker with its device and speed",
 }
 

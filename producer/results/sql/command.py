@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 from sqlalchemy import Engine
 
@@ -52,5 +53,13 @@ def _answer(database: Engine, statement: str | None, output: SqlOutput) -> None:
 
         run_console(database, shell)
     else:
-        for typed in inputs(sys.stdin):
+        for typed in inputs(_lines_of_stdin()):
             shell.run(typed)
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    """Raises `UsageError` for bytes that are not text."""
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is not {error.encoding}: {error.reason}; give the statements as UTF-8") from error

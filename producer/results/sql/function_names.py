@@ -1,7 +1,7 @@
 """The names that a statement of PostgreSQL may call: a lexer, so that strings and comments hide none and invent none.
 
 A function is called as `name(…)`, and as `(…).name` too. Keywords, types and aliases are among the names; the server's
-catalogue says which of them are functions.
+catalog says which of them are functions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_NAME_BYTES = 63
 
 
 def called_names(statement: str) -> set[str]:
-    """Every name before a parenthesis or behind a dot, as the catalogue spells it. Raises `UsageError`."""
+    """Every name before a parenthesis or behind a dot, as the catalog spells it. Raises `UsageError`."""
     names: set[str] = set()
     name, is_behind_dot, was_dot, was_escaped = "", False, False, False
     for kind, text in _tokens(statement):

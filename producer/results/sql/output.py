@@ -85,9 +85,13 @@ def _write_lines(columns: Sequence[str], rows: Spool, output: SqlOutput, file: A
 
 def _distinct(columns: Sequence[str]) -> list[str]:
     """The columns with a number behind each repeated name, since JSON would keep its last value alone."""
-    taken: Counter[str] = Counter()
-    names = []
+    times: Counter[str] = Counter()
+    taken, names = set(columns), []
     for name in columns:
-        taken[name] += 1
-        names.append(name if taken[name] == 1 else f"{name}_{taken[name]}")
+        times[name] += 1
+        distinct = name
+        while times[name] > 1 and (distinct := f"{name}_{times[name]}") in taken:
+            times[name] += 1
+        taken.add(distinct)
+        names.append(distinct)
     return names

@@ -21,10 +21,12 @@ class PagerClosed(Exception):
 
 
 def pager_command() -> list[str]:
-    """The words of PAGER, or `less` or `more`; empty for none."""
+    """The words of PAGER, or `less` or `more`; empty for none, and for a PAGER that no shell could read."""
     named = os.environ.get("PAGER")
     if named is not None:
-        return [] if named.strip() in ("", "cat") else shlex.split(named)
+        with suppress(ValueError):
+            return [] if named.strip() in ("", "cat") else shlex.split(named)
+        return []
     return next(([name] for name in ("less", "more") if shutil.which(name)), [])
 
 

@@ -22,6 +22,7 @@ from models.database.sqlite_functions import WRONG_VALUE, WRONG_VALUE_ERROR
 from producer.errors import UsageError
 from producer.results.sql.function_names import called_names
 from producer.results.sql.spool import Spool
+from producer.terminal_text import is_storable
 
 DEFAULT_TIMEOUT = 60.0
 ROWS_PER_FETCH = 1_000
@@ -63,6 +64,8 @@ def answer(database: Engine, statement: str, timeout: float = DEFAULT_TIMEOUT) -
     """The rows of a statement; `database` must be read-only. Raises `UsageError`; Ctrl-C raises as ever."""
     if "\0" in statement:
         raise UsageError("the database refuses the statement: it has a NUL character")
+    if not is_storable(statement):
+        raise UsageError("the database refuses the statement: it is not UTF-8")
     run = _sqlite_rows if database.dialect.name == "sqlite" else _postgresql_rows
     with Spool() as rows:
         yield Answer(run(database, statement, timeout, rows), rows)

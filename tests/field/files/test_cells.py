@@ -84,7 +84,8 @@ def test_a_null_elsewhere_is_text(tmp_path: Path, cell: str) -> None:
     ("name", "cell"),
     [("seed", "1.23457E+17"), ("seed", "9.1e15"),
      ("max_new_tokens", "1,000"), ("max_new_tokens", "7.5"), ("temperature", "warm"), ("ignore_eos", "yes"),
-     ("max_new_tokens", "9" * 6000), ("temperature", "1e999"), ("n", "True"), ("max_new_tokens", "1_000")],
+     ("max_new_tokens", "9" * 6000), ("temperature", "1e999"), ("temperature", "1e-99999999999999999999"),
+     ("seed", "1e99999999999999999999"), ("n", "True"), ("max_new_tokens", "1_000")],
 )  # fmt: skip
 def test_a_cell_that_means_nothing_is_refused_by_name(tmp_path: Path, name: str, cell: str) -> None:
     with pytest.raises(LineProblem, match=f"{name} must be .*, got"):

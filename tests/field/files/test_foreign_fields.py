@@ -14,7 +14,7 @@ from openai.types.responses import response_create_params
 from producer.errors import LineProblem, UsageError
 from producer.options import DecodingOptions
 from producer.prompts.foreign_fields import OUR_FIELDS, native_fields, remark
-from producer.prompts.foreign_names import MISSPELT, UNSEEN, WITHOUT_EFFECT
+from producer.prompts.foreign_names import MISSPELLED, UNSEEN, WITHOUT_EFFECT
 from producer.prompts.job_drafts import JobDraft, Line, Submission, read_lines
 from producer.prompts.openai_lines import CHAT_URL, native_line
 from producer.prompts.records import ReaderOptions
@@ -283,7 +283,11 @@ def test_ordinary_names_are_data_without_a_word(tmp_path: Path, name: str) -> No
     assert draft_of(tmp_path, {name: value}).metadata == {name: value}
 
 
-@pytest.mark.parametrize("name", sorted({*MISSPELT, *UNSEEN}))
+def test_a_cell_of_deep_brackets_is_data() -> None:
+    assert remark("format", "[" * 100_000) is None
+
+
+@pytest.mark.parametrize("name", sorted({*MISSPELLED, *UNSEEN}))
 def test_a_body_takes_no_name_that_it_does_not_know(name: str) -> None:
     with pytest.raises(LineProblem, match=f"body.{name} "):
         body = {"messages": [{"role": "user", "content": "Hi"}], name: "word"}

@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +256,10 @@ def test_a_prompt_of_the_command_line_has_no_encoding(
 ) -> None:
     told = ended(["--prompt", "naïve", "--encoding", encoding, "--id-column", "id"], monkeypatch, capsys)
     assert told.startswith("error: --prompt:1: id is missing, and --id-column names it")
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [("", bytes), (".gz", gzip.compress), (".zst", zstd)])
+def test_a_file_may_have_any_name(suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.jsonl" + suffix.encode())
+    path.write_bytes(compress(LINE * 3))
+    assert [record.fields for record in read_records(path, ReaderOptions())] == 3 * [{"prompt": "x"}]

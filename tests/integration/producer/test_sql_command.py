@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from models.database.connection import open_database
 from producer.errors import UsageError
 from producer.results.sql.examples import EXAMPLES, Example
 from tests.conftest import Producer
+from tests.support.processes import ROOT, clean_environment
 from tests.support.table_rows import insert_run, output_of, run_sql
 from worker.storage.job_store import FinishedJob, JobStore
 
@@ -105,6 +108,15 @@ def test_no_trick_writes(filled: Engine) -> None:
         assert connection.execute(text("select count(*), min(state) from jobs")).one() == before
         assert connection.execute(text("select count(*) from runs")).scalar_one() == 1
     assert not Path("/tmp/nocturne-trick").exists() and not Path("/tmp/nocturne-trick.db").exists()
+
+
+@pytest.mark.usefixtures("sqlite_database")
+def test_stdin_that_is_not_text_is_one_line(sqlite_url: str) -> None:
+    command = [sys.executable, "-m", "producer", "sql", "--database", sqlite_url]
+    environment = {**clean_environment(), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, input=b"select '\xff';\n", capture_output=True, env=environment, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == b"error: stdin is not utf-8: invalid start byte; give the statements as UTF-8\n"
 
 
 @pytest.mark.usefixtures("sqlite_database")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import stat
@@ -37,6 +38,11 @@ def reader(database: Engine) -> Iterator[Engine]:
     reader = open_database(database.url.render_as_string(hide_password=False), read_only=True)
     yield reader
     reader.dispose()
+
+
+def test_columns_of_one_name_keep_their_values(reader: Engine, capsys: Capture) -> None:
+    Shell(reader, SqlOutput("json")).run("select 1 as a, 2 as a, 3 as a_2, 4 as a")
+    assert json.loads(capsys.readouterr().out) == [{"a": 1, "a_3": 2, "a_2": 3, "a_4": 4}]
 
 
 def test_every_command_on_both_databases(reader: Engine, capsys: Capture) -> None:

@@ -157,7 +157,10 @@ def test_the_processs_own_output_is_appended_to(name: str, tmp_path: Path) -> No
     assert os.lstat("/dev/stdout").st_ino == before.st_ino
 
 
-@pytest.mark.parametrize(("name", "reason"), [("a" * 255, None), ("a" * 256, "name too long"), ("no/file", "No such")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a" * 255, None), ("a" * 256, "name too long"), ("no/file", "No such"), (f"/dev/fd/{10**20}", "")],
+)
 def test_long_and_absent_places(name: str, reason: str | None, tmp_path: Path) -> None:
     target = tmp_path / name
     if reason is None:

@@ -21,6 +21,12 @@ def test_durations(text: str, duration: timedelta) -> None:
     assert parse_duration("--expires", text) == duration
 
 
+@pytest.mark.parametrize("text", ["36500d", "1000000d", "900000h"])
+def test_longer_than_dates_reach_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"^--older-than must be less than 36500d, got '{text}'$"):
+        parse_duration("--older-than", text)
+
+
 @pytest.mark.parametrize("text", ["", "8", "h", "-1h", "0s", "8 hours", "1e3h", "99999999999d"])
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--expires must be a duration such as"):

@@ -97,6 +97,13 @@ COUNTS = st.fixed_dictionaries({state: st.integers(0, 10**6) for state in STATES
 TEXTS = st.text("a 猫é\n\x1b[", max_size=300)
 
 
+def test_a_bar_without_room_has_a_line_of_its_own() -> None:
+    many = replace(PROGRESS, num_jobs=10**9, queued=10**9 - 1_005, succeeded=0, failed=0, cancelled=0)
+    lines = frame(replace(RUNNING, progress=many, silence=36_000.0), 60)
+    assert all(line.cell_len <= 60 for line in lines)
+    assert any(set(line.plain) == {"─"} for line in lines)
+
+
 @example(counts=dict.fromkeys(STATES, 0), texts=("[[[猫", "[" * 14 + "\x1b" * 4 + "猫"), num_workers=0, width=46)
 @given(counts=COUNTS, texts=st.tuples(TEXTS, TEXTS), num_workers=st.integers(0, 9), width=st.integers(20, 130))
 def test_no_line_is_wider_and_the_states_add_up(

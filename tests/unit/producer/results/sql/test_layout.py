@@ -110,5 +110,7 @@ def test_a_pager_that_is_left_or_missing() -> None:
 def test_the_pager_that_a_person_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGER", "less -S")
     assert pager_command() == ["less", "-S"]
+    monkeypatch.setenv("PAGER", "less 'of")
+    assert pager_command() == []
     monkeypatch.setenv("PAGER", "cat")
     assert pager_command() == []

@@ -166,7 +166,7 @@ def _message(field: str, given: Any) -> dict[str, Any]:
 
 
 def _with_our_names(field: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The message with `role` and `content`, of which ShareGPT and Gemini have words of their own, and of roles too."""
+    """The message with `role` and `content`, for which ShareGPT and Gemini have words of their own, as for roles."""
     names = {"from": "role", "value": "content", "parts": "content"}
     moved = {names[name]: value for name, value in given.items() if name in names and names[name] not in given}
     rest = {name: value for name, value in given.items() if name not in names or names[name] in given}

@@ -167,7 +167,7 @@ def _warn(submission: Submission, record: Record, line: PromptLine, warnings: di
 
 
 def _misread(submission: Submission, prompt: str, metadata: dict[str, Any]) -> str | None:
-    """The warning about a prompt that is no prompt, or one in another encoding."""
+    """The warning about a text that is not a prompt, or one in another encoding."""
     reader = submission.reader
     is_column = submission.format in ("csv", "tsv") and reader.template is None and not metadata
     if is_column and prompt == (reader.prompt_column or "prompt"):

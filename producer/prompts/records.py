@@ -146,7 +146,7 @@ def _check_columns(path: Path, options: ReaderOptions, template: PromptTemplate 
 
 
 def _near(wanted: str, columns: list[str]) -> str:
-    """The column that is spelt alike but for its case and the white space around it, of which a list shows little."""
+    """The hint at a column whose name differs in case or in surrounding space and quotes alone; empty without one."""
     near = next((name for name in columns if name.strip("\ufeff\t \"'").lower() == wanted.strip().lower()), None)
     if near is not None and near.startswith('"'):
         return "; TSV has no quotes: --input-format csv reads a table with them"

@@ -15,6 +15,7 @@ from models.settings import Settings
 from producer.atomic_file import atomic_file
 from producer.console import data_out, say
 from producer.errors import UsageError
+from producer.options import EXPORT_FORMATS
 from producer.render import check_csv_safe, to_json, write_csv, write_jsonl
 from producer.results.database import reading
 from producer.results.openai_results import openai_lines
@@ -23,12 +24,11 @@ from producer.results.queries import EXPORTED_COLUMNS, find_run, job_values, res
 from producer.results.selection import Selection
 
 FORMATS = ("jsonl", "csv", "parquet", "openai")
-FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 #: Columns of any shape.
 NESTED = ("params", "metadata", "grid_point", "messages", "chat")
 
-#: Parameters that have a column of their own already, or none that tells anything of an answer.
+#: Parameters that have a column of their own already, or that tell nothing of an answer.
 NO_COLUMN = ("strategy", "seed", "trace")
 
 
@@ -86,12 +86,12 @@ def _format_of(format: str | None, output: Path | None) -> str:
             raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
         return format
     suffix = ".jsonl" if output is None else output.suffix.lower()
-    if suffix not in FORMAT_OF_SUFFIX:
+    if suffix not in EXPORT_FORMATS:
         raise UsageError(
-            f"cannot tell the format of {output} by its name: end it in {', '.join(FORMAT_OF_SUFFIX)}, "
+            f"cannot tell the format of {output} by its name: end it in {', '.join(EXPORT_FORMATS)}, "
             f"or give --format {'|'.join(FORMATS)}"
         )
-    return FORMAT_OF_SUFFIX[suffix]
+    return EXPORT_FORMATS[suffix]
 
 
 class _Counted:

@@ -13,7 +13,7 @@ from producer.prompts.files import COMPRESSED, open_file
 
 HEAD_BYTES = 512
 
-#: Files that are none of ours, by their first bytes, and what to do.
+#: Kinds of files that are not read, by their first bytes, and the advice for each.
 FOREIGN = {
     b"\x1f\x8b": "is compressed with gzip; let its name end in .gz",
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; let its name end in .zst",

@@ -176,8 +176,8 @@ def _row(number: int, values: dict[str, Any]) -> Record:
 
 def _read(name: str, value: Any) -> Any:
     """A value as its field has it: tools that read CSV leave parameters as text, and booleans as numbers."""
-    is_spelt = name in PARAMETER_FIELDS and (isinstance(value, str) or name in BOOLEAN_FIELDS)
-    return cell_value(name, str(value)) if is_spelt and value is not None else whole_number(name, value)
+    is_spelled = name in PARAMETER_FIELDS and (isinstance(value, str) or name in BOOLEAN_FIELDS)
+    return cell_value(name, str(value)) if is_spelled and value is not None else whole_number(name, value)
 
 
 def column_values(field: str, array: Any) -> list[Any]:
@@ -319,7 +319,7 @@ def _date(scalar: Any) -> str:
 
 
 def _time(scalar: Any) -> str:
-    """ISO 8601: 01:02:03; a duration where it is a time of no day."""
+    """ISO 8601: 01:02:03; a duration where it is not a time of day."""
     units = UNITS[scalar.type.unit]
     seconds, fraction = divmod(scalar.value, units)
     if not 0 <= seconds < 86_400:

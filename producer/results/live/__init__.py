@@ -1,1 +1,1 @@
-"""Watching runs and workers: what the database says of a moment, and frames of it for a terminal of any width."""
+"""Watching runs and workers: a moment as the database has it, and frames of it for a terminal of any width."""

@@ -22,7 +22,7 @@ LEAST_SHARE = 1e-7
 
 
 class Durations:
-    """Draws the seconds that a job takes; `longest` is what none can exceed."""
+    """Draws the seconds that a job takes; none takes more than `longest`."""
 
     def __init__(self, ended: Sequence[float], running: Sequence[float], longest: float) -> None:
         self._ended, self._longest = sorted(ended), longest
@@ -70,5 +70,5 @@ def fit_log_normal(ended: Sequence[float], running: Sequence[float]) -> tuple[fl
 
 
 def _hazard(z: float) -> float:
-    """Of the normal distribution; beyond six deviations it is about the distance."""
+    """The hazard rate of the normal distribution; beyond six deviations it is about the distance."""
     return z if z > 6 else NORMAL.pdf(z) / (1 - NORMAL.cdf(z))

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, delete, select, update
 
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
+from models.params import GenerationParams
 from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.trace import TokenTrace
@@ -77,13 +78,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         of_second = select(Result.id).where(Result.job_id == mixed[1]).scalar_subquery()
         connection.execute(delete(TokenTrace).where(TokenTrace.result_id == of_second))
         connection.execute(update(TokenTrace).where(TokenTrace.result_id != of_second).values(entropy=math.inf))
+    both = [{"strategy": "sample"}, {"strategy": "nucleus", "top_p": 1.0}, {"strategy": "nucleus", "top_p": 0.5}]
+    grid = insert_run(database, 2 * len(both), run_id="grid", prompt="one")
+    with database.begin() as connection:
+        for number, job_id in enumerate(grid):
+            params = GenerationParams.model_validate({**both[number // 2], "temperature": 0.5 + number % 2}).stored
+            values = {"params": params, "strategy": params["strategy"], "grid_point": {"temperature": 0.5 + number % 2}}
+            connection.execute(update(Job).where(Job.id == job_id).values(values))
+    answer(database, grid, ["one", "two", "three", "four", "five", "six"])
     luck = random.Random(1)
     before = [" ".join(luck.choices(WORDS, k=luck.randrange(1, 40))) for _ in range(40)]
     for run_id, texts in (("a", before), ("b", [changed(text, luck) for text in before])):
         answer(database, insert_run(database, len(texts), run_id=run_id), texts)
     database.dispose()
     settings, options = read_settings(database=url), PageOptions(Selection(), None, "auto")
-    pages = {run_id: folder / f"{run_id}.html" for run_id in (RUN_ID, "figures", "mixed")}
+    pages = {run_id: folder / f"{run_id}.html" for run_id in (RUN_ID, "figures", "mixed", "grid")}
     for run_id, page in pages.items():
         write_report(settings, run_id, page, options, as_superuser=False)
     write_comparison(settings, ("a", "b"), folder / "two.html", options, as_superuser=False)
@@ -153,6 +162,17 @@ def test_answers_with_and_without_tokens_part_at_a_word(browser: Browser, made: 
     assert browser.run("return document.querySelector('dialog h3').textContent") == "Answers B and A part at word 2"
     assert browser.run("return document.querySelectorAll('dialog .departs').length") == 0
     assert "entropy\N{EN DASH}" in browser.run("return document.getElementById('popover').textContent")
+    assert browser.complaints() == []
+
+
+def test_no_two_settings_share_a_cell_of_a_heat_map(browser: Browser, made: dict[str, Path]) -> None:
+    """Sampling without a cut, and nucleus sampling with a top-p of 1, are the same."""
+    browser.open(made["grid"])
+    browser.run("document.querySelector('#plots').scrollIntoView({behavior: 'instant'})")
+    browser.wait_for("return document.querySelector('.plot svg[role=img]') !== null")
+    first = "document.querySelector('.plot')"
+    assert browser.run(f"return {first}.querySelector('figcaption').textContent").endswith("and top-p, nucleus.")
+    assert browser.run(f"return {first}.querySelectorAll('svg rect').length") == 4
     assert browser.complaints() == []
 
 

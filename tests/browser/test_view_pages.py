@@ -62,6 +62,20 @@ def test_the_page_of_a_run_follows_it_without_a_reload(browser: Browser, server:
     assert browser.complaints() == []
 
 
+def test_a_link_keeps_the_focus_while_its_page_follows_a_run(
+    browser: Browser, server: Reader, database: Engine
+) -> None:
+    with database.begin() as connection:
+        connection.execute(update(Run).where(Run.id == "later").values(num_succeeded=3, state="running"))
+    browser.visit(f"http://127.0.0.1:{server.port}/runs/later")
+    link = "document.querySelectorAll('#progress a')[1]"
+    browser.run(f"window.before = {link}; {link}.focus()")
+    browser.wait_for(f"return {link} !== window.before")
+    assert browser.run(f"return document.activeElement === {link}")
+    with database.begin() as connection:
+        connection.execute(update(Run).where(Run.id == "later").values(num_succeeded=24, state="finished"))
+
+
 def test_a_prompt_is_a_page_of_the_report(browser: Browser, server: Reader) -> None:
     browser.visit(f"http://127.0.0.1:{server.port}/runs/{RUN_ID}")
     browser.run("document.querySelector('table.list tbody th a').click()")

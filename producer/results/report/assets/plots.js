@@ -56,12 +56,21 @@ const answered = (data) => data.settings.filter((setting) => setting.count);
 function heatMaps(data) {
   const points = answered(data).filter(({ values }) => values.temperature !== undefined && Object.keys(values).every((name) => ["temperature", "top_p"].includes(name)))
     .map((setting) => ({ ...setting, temperature: setting.values.temperature, top_p: setting.values.top_p ?? 1 }));
-  if (new Set(points.map((point) => point.temperature)).size < 2 || new Set(points.map((point) => point.top_p)).size < 2) return null;
+  const cells = new Set(points.map(({ temperature, top_p }) => `${temperature} ${top_p}`));
+  // Sampling without a cut is nucleus sampling with a top-p of 1; where a run has both, each strategy has its own maps.
+  const groups = cells.size === points.length ? [[points, ""]]
+    : strategies(data).map((strategy) => [points.filter((point) => point.strategy === strategy), `, ${strategy}`]);
+  return groups.filter(([group]) => isMap(group)).flatMap(([group, of]) => heatMapsOf(group, of));
+}
+
+const isMap = (points) => ["temperature", "top_p"].every((name) => new Set(points.map((point) => point[name])).size > 1);
+
+function heatMapsOf(points, of) {
   const metrics = [
     ["Distinct answers", "distinct", count], ["Mean logprob", "logprob", (value) => fixed(value, 2)], ["Valid JSON", "json", percent],
   ].filter(([, field]) => points.some((point) => point[field] !== null));
   return metrics.map(([title, field, format]) => ({
-    title, words: "by temperature and top-p.", draw: (width) => heatMap(width, points, field, format),
+    title, words: `by temperature and top-p${of}.`, draw: (width) => heatMap(width, points, field, format),
   }));
 }
 

@@ -6,7 +6,7 @@ import io
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
 from importlib.util import find_spec
@@ -68,12 +68,12 @@ class Pages:
         """The list of runs, the newest first."""
         before = request.query_params.get("before")
         try:
-            key = (datetime.fromisoformat(before), request.query_params.get("id", "")) if before else None
-        except ValueError as error:
+            moment = datetime.fromisoformat(before).astimezone(UTC) if before else None
+        except (ValueError, OverflowError) as error:
             raise UsageError(f"{before!r} is not a time") from error
-        found = run_page(self._database, key)
+        found = run_page(self._database, None if moment is None else (moment, request.query_params.get("id", "")))
         older = found[-1] if len(found) == RUNS_PER_PAGE else None
-        return self._page("runs.html", runs=found, older=older, is_first=key is None)
+        return self._page("runs.html", runs=found, older=older, is_first=moment is None)
 
     def run(self, request: Request) -> Response:
         """A run: its progress, the newest answers, and a page of its jobs."""

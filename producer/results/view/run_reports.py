@@ -19,7 +19,7 @@ from producer.results.report.tokens.statistics import stride_of
 #: Prompts on the page; the others are in the list of jobs.
 MAX_PROMPTS = 200
 
-#: Reports that are kept.
+#: Reports that are kept; those in the making are kept beyond, or each reader would begin another one's again.
 MAX_REPORTS = 4
 
 
@@ -63,8 +63,9 @@ class RunReports:
             self._reports.move_to_end(key)
             if report.error is not None:
                 del self._reports[key]
-            while len(self._reports) > MAX_REPORTS:
-                self._reports.popitem(last=False)
+            made = [each for each, other in self._reports.items() if other.content is not None]
+            for each in made[: max(0, len(self._reports) - MAX_REPORTS)]:
+                del self._reports[each]
         return report
 
     def _make(self, report: RunReport, progress: RunProgress, back: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from html import unescape
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -28,10 +29,12 @@ from models.schema.run import Run
 from models.states import JobState
 from producer.errors import UsageError
 from producer.results.page_text import page_text
+from producer.results.queries import run_progress
 from producer.results.view.access import Door
 from producer.results.view.app import make_app
 from producer.results.view.command import Address, listening_socket
 from producer.results.view.reads import JOBS_PER_PAGE, RUNS_PER_PAGE
+from producer.results.view.run_reports import MAX_REPORTS, RunReports
 from producer.runs.control import requeue
 from tests.browser.hostile_run import HOSTILE, fill
 from tests.conftest import Producer
@@ -231,7 +234,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         ("/runs/none", 404), (f"/runs/{RUN_ID}/jobs/999999", 404), (f"/runs/{RUN_ID}/jobs/x", 404),
         (f"/runs/{RUN_ID}/jobs/{'9' * 400}", 404), (f"/runs/{RUN_ID}?after=-1", 404),
         (f"/runs/{RUN_ID}?state=odd", 404),
-        ("/runs?before=yesterday&id=1", 404), (f"/runs/{RUN_ID}/find?id=none", 404), (f"/runs/{RUN_ID}/find", 404),
+        ("/runs?before=yesterday&id=1", 404), ("/runs?before=0001-01-01T00:00%2B14:00&id=1", 404),
+        (f"/runs/{RUN_ID}/find?id=none", 404), (f"/runs/{RUN_ID}/find", 404),
         ("/../../etc/passwd", 404), ("/assets/view.css", 404),
     ],
 )  # fmt: skip
@@ -323,6 +327,21 @@ def test_a_report_is_made_again_after_a_retry(sqlite_database: Engine) -> None:
         wait_until(lambda: "The report is being made" not in reader.read(path))
         after = re.findall("<dt>succeeded</dt><dd>([0-9]+)</dd>", reader.read(path))
     assert (before, after) == (["22"], ["24"])
+
+
+def test_readers_of_many_reports_wait_for_each_of_them_once(
+    sqlite_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert_run(sqlite_database, 1)
+    monkeypatch.setattr(RunReports, "_make", lambda *_: None)  # it takes forever
+    reports, progress = RunReports(sqlite_database, ""), run_progress(sqlite_database, RUN_ID)
+    runs = [replace(progress, id=f"run-{number}") for number in range(2 * MAX_REPORTS)]
+    asked = [reports.of(run, "") for run in runs]
+    assert all(reports.of(run, "") is report for run, report in zip(runs, asked, strict=True))
+    for report in asked:
+        report.content = "made"
+    reports.of(replace(progress, id="another"), "")
+    assert [reports.of(run, "").content for run in runs[-MAX_REPORTS + 1 :]] == ["made"] * (MAX_REPORTS - 1)
 
 
 @pytest.mark.parametrize(("host", "asked"), [("MyBox", "mybox"), ("mybox", "MyBox:80")])

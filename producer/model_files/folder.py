@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from models.checkpoint.hub import model_folder
 from models.checkpoint.probes import ids_unless_refused
 from models.checkpoint.small_files import CheckpointProblem, read_json_object
+from models.model_defaults import MAX_TOKEN_IDS
 from producer.errors import UsageError
 from producer.model_files.tokenizer_calls import TokenizerFailed, tokenizer_call
 
@@ -85,7 +86,7 @@ class ModelFiles:
         configured = self.tokenizer_config.get("added_tokens_decoder")
         if isinstance(configured, dict) and configured:
             parts = [(part, token_id) for token_id, part in configured.items() if isinstance(part, dict)]
-            return {str(part.get("content")): int(token_id) for part, token_id in parts if token_id.isdecimal()}
+            return {str(part.get("content")): int(token_id) for part, token_id in parts if _is_id(token_id)}
         if self.tokenizer is None:
             return {}
         return {token.content: token_id for token_id, token in self.tokenizer.get_added_tokens_decoder().items()}
@@ -139,6 +140,11 @@ def _read_tokenizer(path: Path, mtime_ns: int, size: int) -> Tokenizer:  # noqa:
     except TokenizerFailed as failed:
         raise UsageError(f"{path} is not a tokenizer: {failed}; copy the file again") from failed
     return tokenizer
+
+
+def _is_id(text: str) -> bool:
+    """Whether a key of the added tokens is a token id. Python does not read numbers of thousands of digits."""
+    return text.isdecimal() and len(text) <= len(str(MAX_TOKEN_IDS))
 
 
 def _configured_templates(value: Any) -> dict[str, str]:

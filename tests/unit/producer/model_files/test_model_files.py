@@ -41,6 +41,12 @@ def test_the_toy_model_reads_as_transformers_reads_it() -> None:
     )
 
 
+def test_an_added_token_has_an_id_of_any_vocabulary(tmp_path: Path) -> None:
+    added = {"7": {"content": "<a>"}, "9" * 5_000: {"content": "<b>"}, "x": {"content": "<c>"}}
+    files = folder_with(tmp_path, tokenizer_config_dot_json={"added_tokens_decoder": added})
+    assert files.added_tokens == {"<a>": 7}
+
+
 def test_an_unknown_name_has_no_files() -> None:
     assert model_files("nobody/nothing-of-this-name") is None
     assert model_files("no/such/../folder") is None

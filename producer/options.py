@@ -231,7 +231,9 @@ class SubmitOptions:
     seed: Annotated[int | None, _of_run("jobs derive theirs from it", min=0, max=2**31 - 1)] = None
     priority: Annotated[int, _of_run("0 … 9, 9 goes first", min=0, max=NUM_PRIORITIES - 1)] = DEFAULT_PRIORITY
     expires: Annotated[str | None, _of_run("jobs not started by then are not run: 8h, 30m, 2d")] = None
-    max_running: Annotated[int | None, _of_run("most jobs that run at once, over all workers", min=1)] = None
+    max_running: Annotated[
+        int | None, _of_run("most jobs that run at once, over all workers", min=1, max=2**31 - 1)
+    ] = None
     keep_prompts: Annotated[bool, _of_run("store the text that the model saw: prompt_text", "--keep-prompts")] = False
     on_duplicate: Annotated[str, _of_run("the run of that name has the job already: skip, error or rerun")] = "skip"
     ignore_model_defaults: Annotated[

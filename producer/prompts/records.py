@@ -6,6 +6,7 @@ of any length. Knows no parameters beyond their names: `lines` says what a field
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -87,7 +88,8 @@ def read_records(path: Path, options: ReaderOptions) -> Iterator[Record]:
     check_kind(path, format, is_utf8=is_utf8(encoding))
     facts = FileFacts(partial(_check_columns, path, options, template), encoding, _wanted(options, template))
     unseen, has_problems = set(options.metadata_columns or ()), options.limit is not None
-    for record in islice(_READERS[format](path, facts), options.limit):
+    limit = None if options.limit is None else min(options.limit, sys.maxsize)
+    for record in islice(_READERS[format](path, facts), limit):
         unseen -= record.fields.keys()
         if record.problem is None:
             record = _with_named(record, options, template, is_table=format != "jsonl")

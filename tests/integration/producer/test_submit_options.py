@@ -78,6 +78,7 @@ def test_a_wrong_configuration_file(producer: Producer, tmp_path: Path, content:
         (["--expires", "soon"], "--expires must be a duration such as 90s, 30m, 8h or 2d, got 'soon'"),
         (["--on-duplicate", "maybe"], "--on-duplicate must be one of skip, error, rerun, got 'maybe'"),
         (["--strategy", "gredy"], "did you mean greedy?"),
+        (["--max-running", str(2**31)], "Invalid value for '--max-running'"),
         (["--input-format", "xml"], "--input-format must be one of jsonl"),
     ],
 )

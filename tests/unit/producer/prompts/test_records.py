@@ -155,3 +155,10 @@ def test_nul_is_replaced_where_asked(tmp_path: Path) -> None:
 def test_metadata_has_numbers_that_json_has(tmp_path: Path, number: str) -> None:
     (error,) = errors(written(tmp_path, "a.jsonl", f'{{"prompt": "x", "score": [{number}]}}'))
     assert "score must be a finite number" in error
+
+
+@pytest.mark.parametrize(("limit", "number"), [(1, 1), (2**63, 2), (10**30, 2)])
+def test_a_limit_of_any_size(limit: int, number: int, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("x\ny\n")
+    assert len(good(path, limit=limit)) == number

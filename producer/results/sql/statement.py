@@ -25,6 +25,7 @@ from producer.results.sql.spool import Spool
 from producer.terminal_text import is_storable
 
 DEFAULT_TIMEOUT = 60.0
+MAX_TIMEOUT = 2e6  # seconds, three weeks; PostgreSQL counts milliseconds in 31 bits
 ROWS_PER_FETCH = 1_000
 INTERRUPT_SECONDS = 0.05
 MARGIN_SECONDS = 10.0  # for the database to say that it has stopped
@@ -68,7 +69,7 @@ def answer(database: Engine, statement: str, timeout: float = DEFAULT_TIMEOUT) -
         raise UsageError("the database refuses the statement: it is not UTF-8")
     run = _sqlite_rows if database.dialect.name == "sqlite" else _postgresql_rows
     with Spool() as rows:
-        yield Answer(run(database, statement, timeout, rows), rows)
+        yield Answer(run(database, statement, min(timeout, MAX_TIMEOUT), rows), rows)
 
 
 def _took_too_long(timeout: float) -> UsageError:

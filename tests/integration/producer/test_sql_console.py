@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import stat
@@ -43,6 +44,12 @@ def reader(database: Engine) -> Iterator[Engine]:
 def test_columns_of_one_name_keep_their_values(reader: Engine, capsys: Capture) -> None:
     Shell(reader, SqlOutput("json")).run("select 1 as a, 2 as a, 3 as a_2, 4 as a")
     assert json.loads(capsys.readouterr().out) == [{"a": 1, "a_3": 2, "a_2": 3, "a_4": 4}]
+
+
+@pytest.mark.parametrize("timeout", [3e6, 1e300, math.inf])
+def test_a_statement_may_take_forever(reader: Engine, capsys: Capture, timeout: float) -> None:
+    Shell(reader, SqlOutput("csv", timeout)).run("select 1 as a")
+    assert capsys.readouterr().out == "a\n1\n"
 
 
 def test_every_command_on_both_databases(reader: Engine, capsys: Capture) -> None:

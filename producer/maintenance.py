@@ -1,4 +1,4 @@
-"""The commands that go on with, change or examine what was submitted: resume, cancel, retry, doctor, prune, db upgrade.
+"""The commands on runs and on the installation: resume, cancel, retry, pause, unpause, doctor, models, prune and db.
 
 `producer.cli` registers them behind those that submit and read.
 """

@@ -125,7 +125,9 @@ def _bucket(database: Engine, seconds: ColumnElement[float], span: float) -> Col
     """The number of the span that a time after the beginning lies in; those outside are in the first or the last."""
     is_rounded = database.dialect.name == "postgresql"  # by its casts; SQLite may be built without floor
     number = cast(func.floor(seconds / span) if is_rounded else seconds / span, Integer)
-    return case((number < 0, 0), (number >= NUM_BUCKETS, NUM_BUCKETS - 1), else_=number)
+    last = NUM_BUCKETS - 1
+    # By the seconds first: PostgreSQL casts neither NaN, which is above all numbers there, nor infinity.
+    return case((seconds < 0, 0), (seconds >= NUM_BUCKETS * span, last), (number > last, last), else_=number)
 
 
 def _of_ranges(database: Engine, statement: Any, run_id: str) -> Iterator[Any]:

@@ -106,6 +106,7 @@ def test_a_run_with_figures_of_another_program_has_a_page(database: Engine) -> N
         for position, number in enumerate(odd):
             of_token = update(TokenTrace).where(TokenTrace.position == position)
             connection.execute(of_token.values(entropy=number, logprob=number))
+            connection.execute(update(Result).where(Result.id == position + 1).values(decode_seconds=number))
     page, file = RunPage(database, run_progress(database, RUN_ID), None, "auto"), StringIO()
     page.read(figure_pages(database, RUN_ID))
     page.write(file, "")

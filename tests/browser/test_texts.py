@@ -7,6 +7,7 @@ import random
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, delete, select, update
@@ -78,7 +79,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         of_second = select(Result.id).where(Result.job_id == mixed[1]).scalar_subquery()
         connection.execute(delete(TokenTrace).where(TokenTrace.result_id == of_second))
         connection.execute(update(TokenTrace).where(TokenTrace.result_id != of_second).values(entropy=math.inf))
-    both = [{"strategy": "sample"}, {"strategy": "nucleus", "top_p": 1.0}, {"strategy": "nucleus", "top_p": 0.5}]
+    both: list[dict[str, Any]] = [
+        {"strategy": "sample"},
+        {"strategy": "nucleus", "top_p": 1.0},
+        {"strategy": "nucleus", "top_p": 0.5},
+    ]
     grid = insert_run(database, 2 * len(both), run_id="grid", prompt="one")
     with database.begin() as connection:
         for number, job_id in enumerate(grid):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, column, func, select, table
+from sqlalchemy import ColumnElement, Connection, Engine, Row, SQLColumnExpression, column, func, select, table
 
 from models.database.clock import read_timestamp
 from models.database.live_workers import is_alive
@@ -255,7 +255,7 @@ def _seconds_without_claim(connection: Connection, model: str) -> float:
     return float(min((now - time).total_seconds() for time in times if time is not None))
 
 
-def row_by_row(column: ColumnElement[str]) -> ColumnElement[str]:
+def row_by_row(column: SQLColumnExpression[str]) -> ColumnElement[str]:
     """The column, for a condition on few rows: with its index SQLite 3.46 would begin with all rows of a run."""
     return func.coalesce(column, "")
 

@@ -148,23 +148,28 @@ class WorkerGroup:
         now = time.monotonic()
         due = [member for at, member in self._due if at <= now]
         self._due = [] if self._num_signals else [(at, member) for at, member in self._due if at > now]
-        for member in due if not self._num_signals else []:
+        for member in due:
             self._start(member)
 
     def _start(self, member: GroupMember) -> None:
+        """Starts a member, unless the group has been told to stop: the signal is not forwarded a second time."""
         sys.stdout.flush()
         sys.stderr.flush()
-        reader, writer = os.pipe()
         follow_parent = end_with_parent()
         # A signal between the fork and the note of the number would be forwarded to nobody.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING_SIGNALS)
+        if not self._num_signals:
+            self._fork(member, follow_parent)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)
+
+    def _fork(self, member: GroupMember, follow_parent: Callable[[], None] | None) -> None:
+        reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
             self._be(member, reader, writer, follow_parent)
         os.close(writer)
         member.started, member.readiness = time.monotonic(), reader
         self._running[pid] = member
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)
 
     def _be(self, member: GroupMember, reader: int, writer: int, follow_parent: Callable[[], None] | None) -> None:
         """In the new process: runs the member and ends with its exit code."""

@@ -14,7 +14,7 @@ import pytest
 from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
 from worker.signals import Stopping
 
-#: A group of one member, whose behaviour is the first argument; its starts are counted in a file.
+#: A group of one member, or of two, whose behaviour is the first argument; their starts are counted in a file.
 PROGRAM = '''
 """A worker group whose member only waits."""
 import os, signal, sys, time
@@ -50,9 +50,21 @@ def run(announce):
     while True:
         time.sleep(0.05)
 
+members = [worker_group.GroupMember("member", run)]
+if behaviour == "signalled before the second":
+    members.append(worker_group.GroupMember("second", run))
+    calls, follow = [], worker_group.end_with_parent
+
+    def signalled():
+        calls.append("")
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return follow()
+
+    worker_group.end_with_parent = signalled
 parent = int(sys.argv[3]) if len(sys.argv) > 3 else None
 say = lambda line: print(line, flush=True)
-sys.exit(worker_group.WorkerGroup([worker_group.GroupMember("member", run)], say, parent).run())
+sys.exit(worker_group.WorkerGroup(members, say, parent).run())
 '''
 
 Start = Callable[..., CommandProcess]
@@ -110,6 +122,13 @@ def test_a_second_signal_ends_a_member_that_hears_none(start: Start, tmp_path: P
     group.signal(signal.SIGTERM)
     group.finish()
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_no_member_starts_after_a_signal(start: Start, tmp_path: Path) -> None:
+    """The signal was forwarded to those that ran; one that starts later would hear of none and never end."""
+    group = start("signalled before the second")
+    assert group.process.wait(timeout=60) == 0
+    assert not (tmp_path / "starts").exists() or num_starts(tmp_path) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])

@@ -9,7 +9,11 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+
+#: The name of no GPU that NVIDIA's container tools put into CUDA_VISIBLE_DEVICES.
+NO_DEVICES = "NoDevFiles"
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def _assign(name: str, num_threads: int, environment: Mapping[str, str]) -> Devi
 
 
 def _visible(environment: Mapping[str, str]) -> list[str]:
-    return [part.strip() for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    """The GPUs in CUDA_VISIBLE_DEVICES up to the first name of none, such as -1, behind which CUDA shows no other."""
+    parts = [part.strip() for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return list(takewhile(lambda part: not part.startswith("-") and part != NO_DEVICES, filter(None, parts)))
 
 
 def _count_gpus() -> int:

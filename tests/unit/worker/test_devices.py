@@ -18,6 +18,9 @@ from worker.devices import DeviceAssignment, assign_devices, device_names
         ("cuda:0, cuda:2", {}, ["cuda:0", "cuda:2"]),
         ("auto", {"CUDA_VISIBLE_DEVICES": "3,5"}, ["cuda:0", "cuda:1"]),
         ("auto", {"CUDA_VISIBLE_DEVICES": ""}, ["cpu"]),
+        ("auto", {"CUDA_VISIBLE_DEVICES": "-1"}, ["cpu"]),
+        ("auto", {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ["cpu"]),
+        ("auto", {"CUDA_VISIBLE_DEVICES": "2,-1,3"}, ["cuda:0"]),
     ],
 )
 def test_names(devices: str, environment: dict[str, str], names: list[str]) -> None:

@@ -86,7 +86,9 @@ class DeadLetterBox:
         letters, num_put = self.take()
         if not letters:
             return
-        logger.warning("%d messages are put aside as dead letters, the last because %s", num_put, letters[-1].reason)
+        if num_put:  # else an outage has brought them back, and they were told when they came
+            reason = letters[-1].reason
+            logger.warning("%d messages are put aside as dead letters, the last because %s", num_put, reason)
         try:
             store.add([vars(letter) for letter in letters])
         except DBAPIError as error:
@@ -95,7 +97,7 @@ class DeadLetterBox:
                 return
             outages.note("dead letters", error)
             with self._lock:
-                self._letters.extendleft(reversed(letters))
+                self._letters = deque([*letters, *self._letters], MAX_WAITING)
             if not self._is_closed.wait(RETRY_SECONDS):
                 self._is_filled.set()
         else:

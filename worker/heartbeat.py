@@ -1,6 +1,6 @@
 """The heartbeat loop: renews leases, reports the engine's progress, drops jobs that this worker lost.
 
-Apart from the sweeper: a broker that does not answer must not cost the leases.
+It is apart from the sweeper, because a broker that does not answer must not cost the leases.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from worker.engine.stats import Stats
 from worker.in_flight import InFlightJobs
 from worker.monitoring.counts import Count, Counts
 from worker.storage.claims import Claim
+from worker.storage.committer import Committer
 from worker.storage.job_store import JobStore
 from worker.storage.outages import DatabaseOutages
 from worker.storage.registry import Registry, WorkerLoad
@@ -26,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """One beat every `heartbeat_seconds`; `notify` looks for cancelled jobs at once.
+    """One beat every `heartbeat_seconds`; `notify` looks for cancelled jobs at once, and puts off no beat.
 
-    `drop` takes the claims that the database has given away; `read_stats` returns the engine's counts, `count_held`
-    the finished jobs that wait to be stored; `drain` is called when a person has asked for it in the database.
+    `drop` takes the claims that the database has given away; `read_stats` returns the engine's counts; `drain` is
+    called when a person has asked for it in the database.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Heartbeat:
         drain: Callable[[], None],
         counts: Counts,
         samples: Samples,
-        count_held: Callable[[], int],
+        committer: Committer,
     ) -> None:
         self._interval = settings.heartbeat_seconds
         self._parent_pid = settings.parent_pid
@@ -59,7 +60,7 @@ class Heartbeat:
         self._drain = drain
         self._counts = counts
         self._samples = samples
-        self._count_held = count_held
+        self._committer = committer
         self._is_notified = Event()
         self._is_closed = Event()
         self._last_tokens, self._last_time = 0, 0.0
@@ -75,15 +76,19 @@ class Heartbeat:
     def run(self) -> None:
         """The thread's main function."""
         self._last_time = time.monotonic()  # the model was loaded meanwhile
+        next_beat = self._last_time + self._interval
         while not self._is_closed.is_set():
-            is_notified = self._is_notified.wait(self._interval)
+            self._is_notified.wait(max(0.0, next_beat - time.monotonic()))
             self._is_notified.clear()
+            is_due = time.monotonic() >= next_beat
             self._stop_without_parent()
             with self._outages.noted("heartbeat"):
                 claims = self._jobs.claims()
                 self._drop_lost(claims)
-                if not is_notified:
+                if is_due:
                     self._beat(claims)
+            if is_due:
+                next_beat = time.monotonic() + self._interval
 
     def _stop_without_parent(self) -> None:
         if self._parent_pid not in (None, os.getppid()) and not self._is_stopping.is_set():
@@ -91,10 +96,13 @@ class Heartbeat:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _drop_lost(self, claims: Sequence[Claim]) -> None:
-        # A job that is being committed counts as lost too: nothing of it is left to stop.
-        if claims and (lost := self._store.lost(claims)):
-            self._drop(lost)
-            self._counts.add(Count.DROPPED_JOBS, len(lost))
+        if not claims or not (lost := self._store.lost(claims)):
+            return
+        # A job that was just committed is lost too, but does not run any more. Its claim is held until it is released.
+        not_held = {claim for claim in lost if not self._committer.holds(claim)}
+        num_dropped = len(not_held.intersection(self._jobs.claims()))
+        self._drop(lost)
+        self._counts.add(Count.DROPPED_JOBS, num_dropped)
 
     def _beat(self, claims: Sequence[Claim]) -> None:
         stats, now = self._read_stats(), time.monotonic()
@@ -102,7 +110,7 @@ class Heartbeat:
         speed = max(0.0, (counts.num_generated_tokens - self._last_tokens) / (now - self._last_time))
         self._last_tokens, self._last_time = counts.num_generated_tokens, now
         mean_running = counts.num_sequence_steps / max(counts.num_steps, 1)
-        load = WorkerLoad(speed, counts.num_steps, mean_running, self._count_held())
+        load = WorkerLoad(speed, counts.num_steps, mean_running, self._committer.num_held)
         is_draining = self._registry.heartbeat(claims, load)
         self._samples.add(stats)
         if is_draining and not self._is_stopping.is_set():

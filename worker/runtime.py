@@ -100,7 +100,7 @@ class Runtime:
             read_stats=lambda: self._supervisor.stats, drop=self._drop, is_stopping=self._is_stopping,
             drain=self._drain, counts=self._counts,
             samples=Samples(self._database, self.name, self._model, self._counts),
-            count_held=lambda: self._committer.num_held,
+            committer=self._committer,
         )  # fmt: skip
         self._sweeper = Sweeper(
             settings, self._database, self._outages, send, queue_length,

@@ -47,14 +47,19 @@ class Committer:
         self._enter = enter
         self._counts = counts
         self._finished: SimpleQueue[FinishedJob | None] = SimpleQueue()
-        self._num_in_commit = 0
+        self._held: set[Claim] = set()  # of the finished jobs, until `on_final` has returned
 
     @property
     def num_held(self) -> int:
         """Finished jobs that wait for their commit or are in it."""
-        return self._finished.qsize() + self._num_in_commit
+        return len(self._held)
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the job has finished and is not final yet."""
+        return claim in self._held
 
     def add(self, job: FinishedJob) -> None:
+        self._held.add(job.claim)
         self._finished.put(job)
 
     def stop(self) -> None:
@@ -65,7 +70,6 @@ class Committer:
         """The thread's main function."""
         while (first := self._finished.get()) is not None:
             batch = self._collect(first)
-            self._num_in_commit = len(batch)
             try:
                 self._commit(batch)
             except RetryAborted as error:
@@ -73,9 +77,9 @@ class Committer:
                 logger.warning(message, len(batch), error, extra=_about(batch))
                 if isinstance(error, DatabaseRejection):
                     self._give_back(batch)
-            self._num_in_commit = 0
             for job in batch:
                 self._on_final(job.claim)
+                self._held.discard(job.claim)
 
     def _collect(self, first: FinishedJob) -> list[FinishedJob]:
         batch = [first]

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
+from os.path import commonprefix
 from typing import Any
 
 from models.checkpoint.probes import ids_unless_refused
@@ -172,9 +173,7 @@ def _is_whole(data: bytes) -> bool:
 
 def _common_prefix(text: str, whole: str) -> int:
     """The length of the longest common beginning."""
-    if whole.startswith(text):
-        return len(text)
-    return next(index for index, (ours, theirs) in enumerate(zip(text, f"{whole}\0", strict=False)) if ours != theirs)
+    return len(text) if whole.startswith(text) else len(commonprefix((text, whole)))
 
 
 def _token_texts(tokenizer: Any) -> TokenTexts | None:

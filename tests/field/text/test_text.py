@@ -174,6 +174,16 @@ def test_a_tokenizer_without_a_fast_form_decodes_by_itself(kind: Any, cleans_up:
         assert ours.decode(ids[:end]).rstrip(REPLACEMENT) + "".join(pieces) == tokenizer.decode(ids)
 
 
+def test_a_text_that_loses_its_end_adds_nothing() -> None:
+    """A NUL at the end of the prompt's text, which the text of prompt and answer has no more."""
+
+    class Shrinking:
+        def decode(self, token_ids: list[int]) -> str:
+            return "ab\0" if len(token_ids) == 1 else "ab"
+
+    assert Detokenizer(Shrinking()).text([5], [4]) == ""
+
+
 def test_a_decoder_that_raises_is_told_by_each_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine starts with it."""
 

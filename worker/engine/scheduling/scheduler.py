@@ -231,7 +231,8 @@ class Scheduler:
     def _grow(self) -> None:
         """After enough steps without trouble, twice as much may run again, up to the configured limits."""
         self._steps_since_halved += 1
-        if self._steps_since_halved >= self._steps_before_growing and self._sequence_limit < self.max_num_seqs:
+        limits, most = (self._sequence_limit, self._prefill_limit), (self.max_num_seqs, self._max_prefill_tokens)
+        if limits != most and self._steps_since_halved >= self._steps_before_growing:
             self._sequence_limit = min(self.max_num_seqs, self._sequence_limit * 2)
             self._prefill_limit = min(self._max_prefill_tokens, self._prefill_limit * 2)
             self._steps_since_halved = 0

@@ -204,6 +204,22 @@ def test_a_halved_batch_starts_over_and_grows_again(monkeypatch: pytest.MonkeyPa
     assert admitted == [0, 1, 2, 3]  # two at once, the others when the limit has grown
 
 
+def test_prompts_grow_back_to_their_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three blocks of prompts are one after a halving, which doubles twice; two sequences double once."""
+    monkeypatch.setattr("worker.engine.scheduling.scheduler.STEPS_BEFORE_GROWING", 1)
+    scheduling = scheduler(max_num_seqs=2, max_prefill_tokens=3 * SIZE)
+    for request_id in range(2):
+        enqueue(scheduling, request_id)
+    run(scheduling)
+    assert scheduling.halve() is None
+    for group in list(scheduling.waiting):
+        scheduling.retire(group)
+    for _ in range(8):
+        run(scheduling)
+    enqueue(scheduling, 3, prompt=20)
+    assert [chunk.num_tokens for chunk in run(scheduling).prefills] == [3 * SIZE]
+
+
 def test_a_group_that_runs_out_of_memory_alone_is_taken_out() -> None:
     scheduling = scheduler()
     group = enqueue(scheduling, 0)

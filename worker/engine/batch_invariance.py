@@ -40,7 +40,7 @@ class AlignedActivation(nn.Module):
 def aligned(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """An elementwise function of a tensor, computed on whole vectors alone."""
     size = inputs.numel()
-    padding = -size % _alignment(size)
+    padding = -size % _alignment(size) if size else 0
     if not padding:  # in one piece: each row of a part of a wider tensor would have a rest of its own
         return function(inputs.contiguous())
     padded = F.pad(inputs.reshape(-1), (0, padding))

@@ -164,6 +164,8 @@ class CpuKernels(SeparateRowOperations):
         scales: _DequantizationScales | None, epilogue: Epilogue, residual: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """A function of gemm.c on padded rows; returns the output."""
+        if not len(output):
+            return output  # AMX has no tile without rows
         rows, residual = rows.contiguous(), None if residual is None else residual.contiguous()
         pointers = map(pointer, (output, rows, weights.packed, weights.bias, residual))
         num_vnni_groups = rows.shape[1] * rows.itemsize // VNNI_BYTES

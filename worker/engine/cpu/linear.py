@@ -86,7 +86,7 @@ class GemmModule(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """[…, in_features] to […, out_features]"""
         with without_mode():
-            return self._linear(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], -1)
+            return self._linear(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], self._linear.out_features)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from worker.engine.batch_invariance import aligned
-from worker.engine.model.experts import as_linear
+from worker.engine.model.experts import as_linear, with_more_rows
 from worker.engine.model.linear import Linear
-from worker.engine.model.step_batch import MIN_ROWS
 
 #: Makes a packed layer of a linear one.
 MakeOne = Callable[[nn.Linear], Linear]
@@ -68,11 +67,8 @@ class BatchInvariantMode(TorchFunctionMode):
         if id(weight) not in self._linears:
             self._kept[id(weight)] = weight
             self._linears[id(weight)] = self._make_linear(as_linear(weight.detach(), bias))
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        count = len(rows)
-        if count < MIN_ROWS:
-            rows = rows.expand(MIN_ROWS, -1)
-        return self._linears[id(weight)](rows)[:count].view(*inputs.shape[:-1], -1)
+        linear, rows = self._linears[id(weight)], inputs.reshape(-1, inputs.shape[-1])
+        return with_more_rows(linear, rows).view(*inputs.shape[:-1], linear.out_features)
 
     def _convert(self, weight: Tensor, converted: Tensor) -> Tensor:
         """One and the same tensor for a weight in another dtype, so that its packed layer is found again."""

@@ -60,9 +60,9 @@ class PackedExperts:
 
 
 def with_more_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """The function of rows, which it gets at least `MIN_ROWS` of."""
+    """The function of rows, which it gets at least `MIN_ROWS` of, or none."""
     count = len(rows)
-    return function(rows.expand(MIN_ROWS, -1))[:count] if count < MIN_ROWS else function(rows)
+    return function(rows.expand(MIN_ROWS, -1))[:count] if 0 < count < MIN_ROWS else function(rows)
 
 
 def pack_experts(model: nn.Module, make_linear: MakeLinear) -> int:

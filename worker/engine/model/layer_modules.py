@@ -61,7 +61,8 @@ class SwiGLUModule(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """[…, in_features] to […, out_features]"""
         with without_mode():
-            return self._down(self._gate_up.swiglu(rows.reshape(-1, rows.shape[-1]))).view(*rows.shape[:-1], -1)
+            activated = self._gate_up.swiglu(rows.reshape(-1, rows.shape[-1]))
+            return self._down(activated).view(*rows.shape[:-1], self._down.out_features)
 
 
 def replace_modules(model: nn.Module, kernels: NormKernel, make_linear: MakeLinear) -> int:

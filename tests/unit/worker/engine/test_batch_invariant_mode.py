@@ -25,3 +25,11 @@ def test_a_number_has_its_bits_in_any_company(function: Callable[[Tensor], Tenso
         together = function(rows)
         for row in range(0, 300, 7):
             assert torch.equal(function(rows[row : row + 1]), together[row : row + 1])
+
+
+def test_no_rows_have_no_outputs() -> None:
+    """An expert that no token chose."""
+    weight = torch.nn.Parameter(torch.randn(5, 3), requires_grad=False)
+    with torch.inference_mode(), BatchInvariantMode(lambda linear: PlainLinear([linear])):
+        assert F.linear(torch.empty(0, 3), weight).shape == (0, 5)
+        assert F.silu(torch.empty(0, 3)).shape == (0, 3)

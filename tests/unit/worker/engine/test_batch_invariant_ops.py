@@ -52,6 +52,11 @@ def test_activations_of_half_a_row(width: int) -> None:
         assert torch.equal(activation(gates[:size]), together[:size]), size
 
 
+def test_an_activation_of_no_rows_is_empty() -> None:
+    """An expert that no token chose."""
+    assert AlignedActivation(nn.SiLU())(torch.empty(0, 24)).shape == (0, 24)
+
+
 def test_without_alignment_the_batch_would_show() -> None:
     """Why `AlignedActivation` exists; when this fails, torch has changed and it may go."""
     rows = rows_of(199, torch.float32)

@@ -53,4 +53,4 @@ class BatchInvariantModule(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """[…, in_features] to […, out_features]"""
-        return self._linear(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], -1)
+        return self._linear(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], self._linear.out_features)

@@ -130,6 +130,11 @@ def test_a_module_takes_rows_with_leading_dimensions(kernels: CpuKernels) -> Non
     assert torch.equal(found.view(6, 70), GemmLinear([linear], kernels)(rows))
 
 
+def test_no_rows_have_no_outputs(kernels: CpuKernels) -> None:
+    """An expert that no token chose."""
+    assert GemmModule(layer(kernels, 64, 70), kernels)(rows_of(kernels, 0, 64)).shape == (0, 70)
+
+
 def test_a_processor_always_has_the_same_matmul() -> None:
     """Two kernels round differently; a restarted worker must give the same answers."""
     found = {CpuKernels(the_library(), torch.bfloat16).matmul_name for _ in range(3)}

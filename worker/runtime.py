@@ -189,14 +189,16 @@ class Runtime:
         job_ids = [job.id for job in chunk.jobs]
         claims = claim_carefully(self._store, self._outages, job_ids)
         logger.debug("%d jobs are claimed", len(claims), extra=about(claims))
-        self._compare(chunk, claims, queue)
-        if not claims:
-            return
         # This worker may still hold an earlier attempt, lost while it was believed dead.
         self._drop(self._jobs.claims_of(claim.job_id for claim in claims))
         together = [claim for claim in claims if not claim.is_suspect]
         suspects = [(claim, self._jobs.add([claim])) for claim in claims if claim.is_suspect]
         wait = self._jobs.add(together)
+        try:
+            self._compare(chunk, claims, queue)
+        except RetryAborted:
+            self._give_back(claims)
+            raise
         if self._is_grace_over.is_set():  # they were claimed while it ended
             self._give_back(claims)
         if together:

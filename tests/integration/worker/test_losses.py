@@ -17,7 +17,7 @@ from sqlalchemy import Engine, update
 import worker.engine_process.supervisor
 from models.database.outbox import send_outbox
 from models.engine_options import EngineOptions
-from models.message import ChunkMessage, JobMessage
+from models.message import ChunkMessage, JobMessage, SentJob
 from models.params import GenerationParams
 from models.schema.job import Job
 from models.schema.run import Run
@@ -31,6 +31,7 @@ from worker.engine_process.supervisor import EngineSupervisor
 from worker.runtime import Runtime
 from worker.storage.job_store import JobStore
 from worker.storage.losses import MAX_ENGINE_DEATHS_ALONE, MAX_WORKERS_LOST_ALONE
+from worker.storage.outages import RetryAborted
 
 
 @contextmanager
@@ -105,6 +106,27 @@ def test_an_engine_that_dies_without_work_is_not_started_forever(
     assert lost.get(timeout=HANG_SECONDS).startswith("it died 2 times without a job: the engine process ended with")
     supervisor.stop()
     assert len((tmp_path / "dies-idle").read_text().splitlines()) == 2
+
+
+def test_a_message_that_cannot_be_compared_gives_its_claims_back(
+    sqlite_database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database refuses to say whose the other jobs of the message are: those claimed are in flight meanwhile."""
+    with running_worker(sqlite_database, tmp_path, monkeypatch, max_attempts=2) as runtime:
+        (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path / "starts"))
+        in_flight: list[int] = []
+
+        def refuse(job_ids: Any) -> dict[int, str]:  # noqa: ARG001
+            in_flight.append(runtime.state().jobs_in_flight)
+            raise RetryAborted("the worker must end")
+
+        monkeypatch.setattr(runtime._store, "strangers", refuse)
+        jobs = [SentJob(id=job_id), SentJob(id=job_id + 1)]
+        with pytest.raises(RetryAborted):
+            runtime.process(ChunkMessage(run_id="run", model=str(tmp_path / "starts"), jobs=jobs))
+        wait_until(lambda: column_of(sqlite_database, Job.state) == [JobState.SUCCEEDED], seconds=60)
+    assert in_flight == [1]
+    assert column_of(sqlite_database, Job.attempts) == [2] and column_of(sqlite_database, Job.num_crashes) == [0]
 
 
 def test_a_job_that_cannot_travel_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

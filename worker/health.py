@@ -9,9 +9,12 @@ from __future__ import annotations
 import platform
 
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import DBAPIError
 
+from migrations.schema_state import check_schema
 from models.database.clock import database_timestamp
 from models.database.connection import check_connection, open_database
+from models.database.faults import unavailable
 from models.database.live_workers import is_of_group
 from models.schema.worker import Worker
 from models.settings import Settings
@@ -30,6 +33,9 @@ def check_health(settings: Settings, name: str | None, seconds: float) -> str:
     try:
         check_connection(database)
         found = _living(database, name, seconds)
+    except DBAPIError as error:
+        check_schema(database)  # only here: a worker is healthy too while another version's schema serves it
+        raise unavailable(error) from error
     finally:
         database.dispose()
     if not found:

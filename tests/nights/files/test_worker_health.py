@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,14 @@ def test_a_database_that_is_away_is_told_in_a_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["health", "--home", str(tmp_path)])
     assert done.exit_code == 1 and len(done.output.splitlines()) == 1
     assert "there is no database at" in done.output
+
+
+def test_a_database_without_our_tables_is_told_in_a_line(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE things (name TEXT)")
+    done = CliRunner().invoke(app, ["health", "--database", f"sqlite:///{tmp_path}/other.db"])
+    assert done.exit_code == 1 and len(done.output.splitlines()) == 1
+    assert "is not Nocturne's" in done.output
 
 
 def test_a_setting_comes_from_the_file_that_a_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

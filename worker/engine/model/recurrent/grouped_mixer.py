@@ -22,8 +22,10 @@ class GroupedMixer(RecurrentMixer):
     """Takes the place of any layer."""
 
     def __init__(self, mixer: nn.Module, cache_name: str, keys: tuple[StateKey, ...], piece: int | None = None) -> None:
-        """`piece` are the tokens of a prompt in each call of a layer that adds up its own chunks in another order when
-        they come in several calls, as Mamba 2 does; None for one whose calls may be of any length."""
+        """`piece` is the number of a prompt's tokens in each call; None for a layer whose calls may be of any length.
+
+        A layer such as Mamba 2 adds up its own chunks in another order when they come in several calls.
+        """
         super().__init__()
         self.mixer = mixer
         self._cache_name = cache_name
@@ -81,7 +83,6 @@ class MixerCall:
     def __init__(self, mixer: nn.Module, cache_name: str, /, *args: Any, **kwargs: Any) -> None:
         self._mixer = mixer
         self._cache_name = cache_name
-        kwargs = {name: value for name, value in kwargs.items() if name != "nocturne_step"}
         self._bound = signature(mixer.forward).bind(*args, **kwargs)
         self._hidden_name = next(iter(self._bound.arguments))
         self.hidden: Tensor = self._bound.arguments[self._hidden_name]

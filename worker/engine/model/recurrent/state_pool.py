@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from worker.engine.model.device_copies import to_device
 from worker.engine.model.kv_cache import lazy_zeros
 
 
@@ -78,9 +79,7 @@ class StatePool:
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copies sequences' states, (from, to) each, in every layer."""
-        indices = {
-            device: torch.tensor(pairs, device=device).t() for device in {p.device for p in self._pools.values()}
-        }
+        indices = {device: to_device(pairs, None, device).t() for device in {p.device for p in self._pools.values()}}
         for pool in self._pools.values():
             sources, targets = indices[pool.device]
             pool.index_copy_(0, targets, pool.index_select(0, sources))

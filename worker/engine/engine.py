@@ -135,7 +135,7 @@ class Engine:
         return cls.load(options.model, **chosen, **sizes)
 
     def encode(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of a prompt; special tokens written in it are honoured, and a BOS is not doubled."""
+        """Token ids of a prompt; special tokens written in it count as such, and a BOS is not doubled."""
         with failing_alone("the prompt cannot be tokenized"):
             return tuple(map(index, encode_prompt(self.loaded.tokenizer, prompt)))
 

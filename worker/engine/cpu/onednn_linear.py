@@ -72,6 +72,6 @@ def keep_onednn_from_amx() -> None:
     """Makes oneDNN do without AMX; only before its first matmul in this process.
 
     Its AMX kernels split K of a small layer among the threads by the number of rows, so that a row's bits depend on
-    its neighbours (docs/decisions/0014).
+    the rows beside it (docs/decisions/0014).
     """
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")

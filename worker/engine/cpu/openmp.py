@@ -1,4 +1,4 @@
-"""The waiting of OpenMP's threads for each other. Set before torch loads the library, which reads it once."""
+"""The time that OpenMP's threads spin before they sleep; set before torch loads the library, which reads it once."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
  *
  * Rows are packed until their query heads for a key head fill the 16 lanes of a tile. A thread takes several packs and
  * goes through the keys from position 0 on, chunk by chunk (attention_amx.h). Rows with the same blocks share both
- * matmuls of a chunk, and neighbouring packs share its packed values.
+ * matmuls of a chunk, and adjacent packs share its packed values.
  *
  *                     keys 0 .. 127   128 .. 255   256 ..
  *        pack 0       [ chunk 0 ]     [ chunk 3 ]  ...          in this order, so that packs with the same prefix

@@ -8,21 +8,21 @@
 #include "sampling.h"
 
 /* The place in the table of an id, or where it would be. */
-static int64_t slot_of(const Edits *edits, int32_t id) {
-    int64_t slot = (uint32_t)id * 2654435769u & edits->mask;
-    while (edits->table[slot] >= 0 && edits->ids[edits->table[slot]] != id) slot = (slot + 1) & edits->mask;
-    return slot;
+static int64_t place_of(const Edits *edits, int32_t id) {
+    int64_t place = (uint32_t)id * 2654435769u & edits->mask; /* 2^32 over the golden ratio (Knuth) spreads the ids */
+    while (edits->table[place] >= 0 && edits->ids[edits->table[place]] != id) place = (place + 1) & edits->mask;
+    return place;
 }
 
-int32_t find_edit(const Edits *edits, int32_t id) { return edits->table[slot_of(edits, id)]; }
+int32_t find_edit(const Edits *edits, int32_t id) { return edits->table[place_of(edits, id)]; }
 
 /* The edit of a token, a new one if it has none; -1 for an id beyond the vocabulary. */
 static int32_t edit_of(Edits *edits, Logits x, int32_t id) {
     if (id < 0 || id >= x.count) return -1;
-    int64_t slot = slot_of(edits, id);
-    int32_t found = edits->table[slot];
+    int64_t place = place_of(edits, id);
+    int32_t found = edits->table[place];
     if (found >= 0) return found;
-    found = edits->table[slot] = (int32_t)edits->num_ids++;
+    found = edits->table[place] = (int32_t)edits->num_ids++;
     edits->ids[found] = id;
     edits->scores[found] = logit_of(x, id);
     edits->counts[found] = 0;

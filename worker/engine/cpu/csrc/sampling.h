@@ -36,7 +36,7 @@ INLINE int64_t count_above(Logits x, float limit) {
     return found;
 }
 
-/* The sampling parameters of a row: `ROW_PARAMS` of sampling_params.py, which says what each means. */
+/* The sampling parameters of a row: `ROW_PARAMS` of sampler.py. `SamplingRules` of sampling_row.py explains each. */
 typedef struct {
     double temperature, top_p, nucleus_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, uniform;
     int64_t top_k, num_prompt_ids, num_token_ids, num_biased, num_banned;

@@ -158,7 +158,7 @@ def _checked(devices: str) -> str:
 
 
 def _check_ports(first: int | None, count: int) -> None:
-    """Raises `InvalidSettings` where the last device's port is none."""
+    """Raises `InvalidSettings` where the last device's port would be above `MAX_PORT`."""
     if first is not None and first + count - 1 > MAX_PORT:
         raise InvalidSettings(f"--metrics-port: {count} devices have a port each, so at most {MAX_PORT + 1 - count}")
 

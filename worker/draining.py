@@ -1,6 +1,6 @@
 """`worker drain`: asks a worker, through its row in the database, to end when its jobs have ended.
 
-Not through Redis: whoever reaches that may not change a worker.
+It does not go through Redis: whoever reaches that may not change a worker.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def stop_this_process() -> None:
 
 
 def keep_to_sigterm(worker: Any) -> None:
-    """Leaves a Celery worker SIGTERM alone: its parent handles SIGINT and SIGHUP, which Celery would take for itself.
+    """Lets a Celery worker handle SIGTERM only: its parent handles SIGINT and SIGHUP, which Celery would take too.
 
     At a SIGHUP Celery executes its program again, even under `nohup`.
     """

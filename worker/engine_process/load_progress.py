@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-#: Less than this is what a process does that waits: its threads look around, a line of a log is written.
+#: A process that waits does less than this: its threads look around, and it writes a line of a log.
 LEAST_CPU_SECONDS = 1.0
 LEAST_BYTES = 2**20
 

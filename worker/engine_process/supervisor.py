@@ -85,12 +85,12 @@ class EngineSupervisor:
         self._load_timeout = load_timeout
         self._last_sign = monotonic()
         self._crash = ""  # the reason of the next death, if it is known beforehand
+        self._encoding: int | None = None  # the job that is being rendered and tokenized; the reader's own
+        self._num_idle_deaths = 0  # in a row, without a job in flight
         self._context = multiprocessing.get_context("spawn")
         self._lock = Lock()  # guards the five below
         self._in_flight: set[int] = set()  # the jobs that the engine has
         self._running: set[int] = set()  # those of them that are in the batch
-        self._encoding: int | None = None  # the job that is being rendered and tokenized
-        self._num_idle_deaths = 0  # in a row, without a job in flight
         self._messages: SimpleQueue[object] = SimpleQueue()  # for the current process, or the one that is being started
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None

@@ -1,4 +1,4 @@
-"""Claims of a chunk, one of whose rows the database may not let anybody claim: that job fails, its neighbours go on."""
+"""Claims of a chunk of which the database may refuse one row to everybody: that job fails, the others go on."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Lease = tuple[int, int, float | None]
 
 
 class Reaper:
-    """The judgement of one worker on the others; its methods take the number of its own heartbeats so far."""
+    """The judgment of one worker on the others; its methods take the number of its own heartbeats so far."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A worker's load over time: a small row some ten seconds, for the timeline of the runs it works on."""
+"""A worker's load over time: a small row about every ten seconds, for the timeline of the runs it works on."""
 
 from __future__ import annotations
 

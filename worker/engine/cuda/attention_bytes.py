@@ -21,7 +21,7 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class AttentionBytes:
-    """Those of one layer on a GPU of `num_processors`."""
+    """The bytes of one layer's attention on a GPU of `num_processors`."""
 
     layer: AttentionLayer
     shape: LayerShape
@@ -30,7 +30,7 @@ class AttentionBytes:
     num_processors: int
 
     def of(self, segments: Sequence[tuple[int, int]], max_seqlen_k: int) -> int:
-        """Those of a step's (rows, keys) of each sequence; `max_seqlen_k` is the step's longest, or its graph's."""
+        """The bytes of a step's sequences, (rows, keys) each; `max_seqlen_k` is the step's longest, or its graph's."""
         decoding = [keys for rows, keys in segments if rows == 1]
         prompts = [(rows, keys) for rows, keys in segments if rows > 1]
         most_rows = max((rows for rows, _ in prompts), default=0)

@@ -109,9 +109,7 @@ class CudaBackend(Backend):
         return PromptGroups(max(1, self._config.max_num_seqs // GROUP_SHARE), MAX_STEPS_HELD)
 
     def launch(self, plan: StepPlan, previous: InFlight | None = None) -> InFlight:
-        """Decoding rows are replayed, whether prompts are computed beside them or not: these are launched after them,
-        operation by operation, while the device is at work.
-        """
+        """Replays the decoding rows; prompts beside them are launched afterwards, while the device is at work."""
         with torch.cuda.device(self._model.device):  # Triton launches on the current device
             if self._sampler is None or self._graphs is None:
                 return super().launch(plan, previous)
@@ -159,7 +157,7 @@ class CudaBackend(Backend):
 
     @property
     def _max_tokens(self) -> int:
-        """Of the longest sequence that a step can have."""
+        """Tokens of the longest sequence that a step can have."""
         return min(self._limits.context_window, self._max_blocks * self.block_size)
 
     def _buckets(self) -> list[int]:

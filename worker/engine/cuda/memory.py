@@ -22,8 +22,9 @@ SAMPLER_COPIES, COPIES_BESIDE_SAMPLER = 12, 4
 
 
 def max_blocks(model: DeviceModel, limits: ModelLimits, config: EngineConfig) -> int:
-    """Blocks of the longest sequence: those of the context window, of which some models have millions of tokens, or
-    those of a cache in all memory of the devices.
+    """Blocks of the longest sequence: those of the context window, or of a cache in all memory of the devices.
+
+    Some models' context windows have millions of tokens, more than any memory holds.
     """
     block_size = config.block_size or model.block_size
     of_window = -(-limits.context_window // block_size)
@@ -37,7 +38,7 @@ def max_blocks(model: DeviceModel, limits: ModelLimits, config: EngineConfig) ->
 
 
 def devices_of(model: DeviceModel) -> list[torch.device]:
-    """That of a step's rows first."""
+    """The devices of a model; that of a step's rows comes first."""
     return list(dict.fromkeys([model.device, *(each.device or model.device for each in model.layers.values())]))
 
 

@@ -50,26 +50,26 @@ class WordUpdates:
         self._values: list[NDArray[np.int32]] = []
 
     def write(self, field: Tensor, row: int, values: NDArray[Any], start: int = 0) -> None:
-        """Values of the field's dtype [n] into a row, which is as if flat, from an element on."""
+        """Writes values [n] of the field's dtype into a row, as if it were flat, from the element `start` on."""
         words = values.view(np.int32)
         first = (field.storage_offset() + row * field.stride(0) + start) * field.itemsize // WORD
         self._indices.append(np.arange(first, first + len(words)))
         self._values.append(words)
 
     def write_at(self, field: Tensor, row: int, places: NDArray[np.int64], values: NDArray[np.int32]) -> None:
-        """Words into places of a row of a field of 32 bits."""
+        """Writes words into places of a row of a 32-bit field."""
         self._indices.append(int(field.storage_offset() + row * field.stride(0)) + places)
         self._values.append(values)
 
     def write_rows(self, field: Tensor, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """One value for each of some rows of a field that has one a row."""
+        """Writes a value into each of some rows of a field that has one value a row."""
         words = values.view(np.int32).reshape(len(values), -1)
         first = (int(field.storage_offset()) + rows) * (field.itemsize // WORD)
         self._indices.append((first[:, None] + np.arange(words.shape[1])).ravel())
         self._values.append(words.ravel())
 
     def send(self) -> None:
-        """One copy and one launch; neither where nothing was written."""
+        """Brings the values to the device, by one copy and one launch; by neither where nothing was written."""
         if not self._indices:
             return
         indices, values = np.concatenate(self._indices), np.concatenate(self._values)

@@ -77,7 +77,7 @@ class RowUpdates:
         self._updates.send()
 
     def drop(self) -> None:
-        """Forgets what was to be written, of sequences that start over."""
+        """Drops the values that are not sent yet, of sequences that start over."""
         self._updates = WordUpdates(self.rows.table.words)
         self._step_rows = [-1] * len(self.rows.step_rows)
 

@@ -1,4 +1,4 @@
-"""Whether the kernels of the sampler and of the rows' state work on a device: they are compiled, and do as Torch does.
+"""Whether the kernels of the sampler and of the rows' state work on a device: they compile, and give what torch gives.
 
 Each check computes small cases both ways and raises `NoKernel` where a kernel fails or differs.
 """

@@ -85,7 +85,7 @@ def load_with_kernels(
 
 
 def _sizes_of(config: Any, layers: dict[int, LayerShape]) -> LayerSizes:
-    """The model's, where its configuration names them; of a rotation halves must be equal."""
+    """The sizes of the model's layers, where its configuration names them; a rotation needs an even head size."""
     from worker.engine.cuda.layers.layer_kernels import LayerSizes
 
     shape = next(iter(layers.values()), LayerShape(1, 64, 64))

@@ -16,7 +16,7 @@ from worker.engine.model.row_operations import HeadNorms, RMSNorm, Rotation, Row
 
 
 class LayerKernels(RowOperations):
-    """Their launch functions. A row's results have the same bits in any batch."""
+    """The launch functions of the kernels. A row's results have the same bits in any batch."""
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm(rows, weight, eps)

@@ -46,7 +46,7 @@ def _checked_rule(net: DeltaNet, device: torch.device, dtype: torch.dtype) -> De
 
 @torch.inference_mode()
 def largest_difference(rule: DeltaRule, net: DeltaNet, device: torch.device, dtype: torch.dtype) -> float:
-    """Of outputs and states from torch's, relative to the largest of each; NaN if one is NaN."""
+    """The largest difference of outputs and states from torch's, relative to the largest of each; NaN if one is NaN."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*sizes: int) -> torch.Tensor:

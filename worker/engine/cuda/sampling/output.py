@@ -50,7 +50,7 @@ class SamplerOutput:
 
 
 def choices_of(packed: NDArray[np.int32]) -> Choices:
-    """The choices of rows [rows, width] that have come to the host; alternatives of -inf are none."""
+    """The choices of rows [rows, width] that have come to the host; an alternative of -inf stands for none."""
     floats = packed.view(np.float32)
     columns = packed.astype(np.float64)
     columns[:, FLOATS] = floats[:, FLOATS]

@@ -1,6 +1,6 @@
 """The device's block of sampling parameters: tensors with a row for each running sequence, its `batch_index`.
 
-The host writes a row when its sequence begins, `SampledRules` packed, and never again: position, newest token and
+The host writes a row when its sequence begins, `SamplingRules` packed, and never again: position, newest token and
 history go on by the sampler itself. Batch index 0 may stand for padding: an empty row is greedy.
 """
 

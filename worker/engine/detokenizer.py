@@ -20,7 +20,7 @@ from worker.engine.text.decoder_rule import decoder_rule
 from worker.engine.text.streams import ByteLevelText, CleanedText, SpelledText, TextStream, WholeText, pieces_of_bytes
 from worker.engine.text.token_texts import REPLACEMENT, TokenText, TokenTexts
 
-#: Tokens decoded together with a new one; enough for most tokenizers that join a token to its neighbours.
+#: Tokens decoded together with a new one; enough for most tokenizers that join a token to those beside it.
 CONTEXT_TOKENS = 6
 
 #: Token ids on which a tokenizer's rule is compared with the tokenizer itself, at most.

@@ -18,7 +18,6 @@ GIB = 2**30
 #: Of the memory, at most so much holds recurrent states where a model keeps keys and values too.
 MAX_STATE_SHARE = 0.5
 
-
 #: States that are kept for prompts that begin alike: at most so many, and one in eight where memory is scarce.
 MAX_SNAPSHOTS = 64
 SCARCE_SHARE = 8

@@ -141,7 +141,7 @@ def prepare_model(
 
 
 def _devices(target: torch.device, options: LoadOptions) -> list[torch.device]:
-    """Those that hold the weights: a spread model is on all that are visible."""
+    """The devices that hold the weights: a spread model is on all that are visible."""
     return (
         [torch.device("cuda", index) for index in range(torch.cuda.device_count())] if options.is_spread else [target]
     )

@@ -73,8 +73,10 @@ def _weight(folder: Path, module: str, parameters: Mapping[str, Tensor]) -> Tens
 
 
 def _is_transposed(model: Any, module: str) -> bool:
-    """Whether the module keeps its weight as [in, out]: embeddings, and GPT-2's layers; as PEFT, whatever its
-    configuration says (`fan_in_fan_out`)."""
+    """Whether the module keeps its weight as [in, out], as embeddings and GPT-2's layers do.
+
+    As in PEFT, the module decides, whatever the adapter's configuration says (`fan_in_fan_out`).
+    """
     kind = type(model.get_submodule(module)).__name__
     return isinstance(model.get_submodule(module), torch.nn.Embedding) or kind == "Conv1D"
 

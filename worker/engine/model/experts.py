@@ -1,8 +1,8 @@
 """The experts of mixture models, batch-invariant: each row's matmuls and sums have an order of their own.
 
-Registered with Transformers, whose own ways multiply all rows of all experts at once: there a row's rounding depends
-on how many others chose its experts. Here each expert's weights are packed as those of any linear layer, and a row's
-contributions are added in the order of its router, in fp32.
+Registered with Transformers, whose own functions multiply all rows of all experts at once: there a row's rounding
+depends on how many others chose its experts. Here each expert's weights are packed as those of any linear layer, and a
+row's contributions are added in the order of its router, in fp32.
 """
 
 from __future__ import annotations

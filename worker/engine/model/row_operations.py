@@ -35,7 +35,7 @@ class Rotation:
 
 
 class RowOperations(ABC):
-    """Those of a device."""
+    """The row operations of a device."""
 
     @abstractmethod
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -61,7 +61,7 @@ class RowOperations(ABC):
 
 
 class SeparateRowOperations(RowOperations):
-    """Those of a device without a kernel for all that comes between the projection of heads and attention."""
+    """Row operations without a kernel for all that comes between the projection of heads and attention."""
 
     @abstractmethod
     def rotate(self, heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class SeparateRowOperations(RowOperations):
 
 
 class PlainRowOperations(SeparateRowOperations):
-    """Those of any device that torch knows."""
+    """Row operations by torch, for any device that it knows."""
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(rows, (rows.shape[-1],), weight, eps)

@@ -75,7 +75,7 @@ class InFlight:
 
     @cached_property
     def sampled_sequences(self) -> list[Sequence]:
-        """Those of the rows `on_device`."""
+        """The sequences of the rows `on_device`."""
         return [sequence for _, sequence in self.on_device]
 
 
@@ -110,7 +110,10 @@ def _joined(parts: SequenceOf[InFlight]) -> tuple[Tensor, list[SampledRow]]:
 
 
 class BatchInFlight(InFlight):
-    """A step whose rows `launch_sample_batch` samples, all but beams', or none; where there is none the host does."""
+    """A step whose rows, except those of beams, `launch_sample_batch` samples on the device.
+
+    The host samples all rows where there is no such function, or where a row has a rare rule.
+    """
 
     def __init__(
         self,
@@ -133,8 +136,10 @@ class BatchInFlight(InFlight):
             self.start_sampling(ids_in_flight)
 
     def start_sampling(self, ids_in_flight: Tensor | None = None) -> None:
-        """The step does so itself where its sampling never waits for the device. A nucleus may: its sampling begins
-        when the host has nothing left to do meanwhile, and knows the tokens of the step before.
+        """Begins to sample the rows `on_device`; the step does so itself where sampling never waits for the device.
+
+        The sampling of a nucleus may wait. It begins when the host has nothing left to do meanwhile, and knows the
+        tokens of the step before.
         """
         if self.on_device and self._launched is None:
             assert self._logits is not None and self._launch_sample_batch is not None

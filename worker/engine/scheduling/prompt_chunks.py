@@ -1,4 +1,4 @@
-"""The letting in of prompts: groups in which they begin, and borders at which one may be divided into chunks."""
+"""The entry of prompts into steps: groups in which they begin, and borders at which one is divided into chunks."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from worker.engine.scheduling.state_manager import StateManager
 class StateSnapshots:
     """Kept states by the key of the block that they come after.
 
-    Those go first that the fewest waiting and running prompts begin with, of these the least recently used.
+    The state that the fewest waiting and running prompts begin with is dropped first; of several, the least recently
+    used one.
     """
 
     def __init__(self, states: StateManager, most: int, rule: ChunkRule, block_size: int) -> None:
@@ -56,8 +57,8 @@ class StateSnapshots:
     def wanted(self, keys: Sequence[bytes], num_tokens: int, start: int, remembered: Container[bytes]) -> Iterator[int]:
         """The tokens, more than `start`, after which the prompt's state is worth keeping, in order.
 
-        There at least one other prompt, waiting, running or of the `remembered` ones, begins alike, and fewer do one
-        unit further on.
+        At least one other prompt, waiting, running or of the `remembered` ones, begins with these tokens, and fewer
+        begin with one unit more.
         """
         unit = self._rule.unit
         first = start // unit * unit + unit

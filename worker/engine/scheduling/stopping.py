@@ -12,7 +12,7 @@ from worker.engine.scheduling.stop_search import StopSearch
 
 
 def eos_ids_of(params: GenerationParams, model_eos_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """The end ids of a job: its own, or those stored with it, or none; the model's where a row has no such."""
+    """The end ids of a job: none with `ignore_eos`, else its own, else those stored with it, else the model's."""
     if params.ignore_eos:
         return ()
     if params.eos_token_ids is not None:

@@ -55,7 +55,7 @@ class TraceBuffer:
             self.beams.append(choice.beam)
 
     def _append_alternatives(self, ids: bytes, logprobs: bytes) -> None:
-        """Those of a token, filled up with impossible ones."""
+        """Adds the alternatives of a token, filled up with impossible ones."""
         if len(ids) == self.num_alternatives * _WORD:
             self._alternative_ids += ids
             self._alternative_logprobs += logprobs

@@ -33,7 +33,7 @@ class TextStream(Protocol):
 
 
 class ByteLevelText:
-    """Of byte-level tokens: a character appears with its last byte."""
+    """The text of byte-level tokens: a character appears with its last byte."""
 
     open = ""
 
@@ -73,7 +73,7 @@ class ByteLevelText:
 
 
 class SpelledText:
-    """Of tokens with a text of their own, and tokens of a byte: bytes in a row are one string, or all are invalid."""
+    """The text of tokens with texts of their own, and of byte tokens: a run of bytes is one string, or all invalid."""
 
     def __init__(self, texts: TokenTexts, prompt_ids: Sequence[int]) -> None:
         self._texts = texts
@@ -109,7 +109,7 @@ class SpelledText:
 
 
 class CleanedText:
-    """Of a stream whose text loses spaces before punctuation."""
+    """The text of another stream, without the spaces before punctuation."""
 
     def __init__(self, source: TextStream, prompt: str) -> None:
         self._source = source
@@ -138,7 +138,7 @@ class CleanedText:
 
 
 class WholeText:
-    """Of any tokenizer: decodes all tokens again for each one."""
+    """The text of any tokenizer's tokens: decodes all of them again for each one."""
 
     def __init__(self, text_of: Callable[[Sequence[int]], str]) -> None:
         """`text_of` gives the text of an answer's tokens."""

@@ -52,7 +52,7 @@ class DeltaNet:
 
     @property
     def channels(self) -> int:
-        """Those of queries, keys and values."""
+        """Channels of queries, keys and values together."""
         return 2 * self.key_size + self.value_size
 
     @property

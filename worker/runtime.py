@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Event, Timer
+from threading import Event, RLock, Timer
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
@@ -81,6 +81,7 @@ class Runtime:
         self._is_hurried = Event()
         self._is_grace_over = Event()
         self._jobs = InFlightJobs()
+        self._attempts = RLock()  # the engine knows a job by its id: no attempt of one may stop or follow another there
         self._batch_lock = SharedExclusiveLock()
         self._alone: JobAlone | None = None  # the suspect that has the engine for itself
         self._outages = DatabaseOutages(self._on_rejection)
@@ -189,11 +190,12 @@ class Runtime:
         job_ids = [job.id for job in chunk.jobs]
         claims = claim_carefully(self._store, self._outages, job_ids)
         logger.debug("%d jobs are claimed", len(claims), extra=about(claims))
-        # This worker may still hold an earlier attempt, lost while it was believed dead.
-        self._drop(self._jobs.claims_of(claim.job_id for claim in claims))
         together = [claim for claim in claims if not claim.is_suspect]
-        suspects = [(claim, self._jobs.add([claim])) for claim in claims if claim.is_suspect]
-        wait = self._jobs.add(together)
+        with self._attempts:
+            # This worker may still hold an earlier attempt, lost while it was believed dead.
+            self._drop(self._jobs.claims_of(claim.job_id for claim in claims))
+            suspects = [(claim, self._jobs.add([claim])) for claim in claims if claim.is_suspect]
+            wait = self._jobs.add(together)
         try:
             self._compare(chunk, claims, queue)
         except RetryAborted:
@@ -203,7 +205,7 @@ class Runtime:
             self._give_back(claims)
         if together:
             with self._batch_lock.shared():
-                self._submit(self._held(together))
+                self._submit(together)
                 wait.wait()
         for claim, wait in suspects:
             with self._batch_lock.exclusive():
@@ -283,9 +285,11 @@ class Runtime:
                 BOX.put(queue, found[sent.id], json.dumps(sent.model_dump(exclude_unset=True)), sent.id)
 
     def _submit(self, claims: Sequence[Claim]) -> None:
-        """Gives jobs to the engine, those of one priority at once."""
-        for priority in {claim.priority for claim in claims}:
-            self._supervisor.submit([claim.job for claim in claims if claim.priority == priority], priority)
+        """Gives those of the jobs that were not lost meanwhile to the engine, those of one priority at once."""
+        with self._attempts:
+            held = self._held(claims)
+            for priority in {claim.priority for claim in held}:
+                self._supervisor.submit([claim.job for claim in held if claim.priority == priority], priority)
 
     def _run_alone(self, claim: Claim, wait: ChunkWait) -> None:
         """Decodes a suspect while nothing else is in the engine."""
@@ -300,14 +304,17 @@ class Runtime:
         self._alone = None
 
     def _held(self, claims: Sequence[Claim]) -> list[Claim]:
-        """The claims of a chunk, except those lost while they waited for the lock."""
-        return self._jobs.claims_of(claim.job_id for claim in claims)
+        """The claims that are still in flight; a later attempt of the same job is another claim."""
+        wanted = set(claims)
+        return [claim for claim in self._jobs.claims_of(claim.job_id for claim in claims) if claim in wanted]
 
     def _drop(self, claims: Sequence[Claim]) -> None:
         """Stops jobs that this worker lost."""
-        self._supervisor.cancel([claim.job_id for claim in claims])
-        for claim in claims:
-            self._jobs.release(claim)
+        with self._attempts:
+            held = self._held(claims)
+            self._supervisor.cancel([claim.job_id for claim in held])
+            for claim in held:
+                self._jobs.release(claim)
 
     def _on_output(self, output: RequestOutput) -> None:
         for claim in self._jobs.claims_of([output.request_id]):

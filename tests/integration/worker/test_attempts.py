@@ -1,0 +1,76 @@
+"""Attempts of one job in one worker: the engine knows a job by its id, so an earlier attempt must not touch a later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, update
+
+import worker.runtime
+from models.message import ChunkMessage, JobMessage, SentJob
+from models.schema.job import Job
+from models.settings import Settings
+from models.states import JobState
+from tests.support.fake_engines import InstantEngine
+from tests.support.processes import wait_until
+from tests.support.table_rows import column_of, insert_run
+from tests.unit.worker.test_in_flight import claim_of
+from worker.runtime import Runtime
+
+
+class DeafEngine(InstantEngine):
+    """Notes the jobs that it is given and told to drop, and answers none."""
+
+    def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:  # noqa: ARG002
+        self.submitted = [*getattr(self, "submitted", []), *(job.id for job in jobs)]
+
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        self.cancelled = [*getattr(self, "cancelled", []), *job_ids]
+
+
+@pytest.fixture
+def runtime(sqlite_database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    monkeypatch.setattr(worker.runtime, "EngineSupervisor", DeafEngine)
+    settings = Settings(model=str(tmp_path), device="cpu", worker_name="worker")
+    yield Runtime(settings, sqlite_database, send=lambda _: None, queue_length=lambda: 1)
+
+
+def test_a_drop_of_an_earlier_attempt_leaves_the_later_one(runtime: Runtime) -> None:
+    """A heartbeat learns that the first is lost while another thread claims the job anew."""
+    earlier, later = claim_of(1), claim_of(1, attempt=2)
+    runtime._jobs.add([later])
+    runtime._drop([earlier])
+    assert getattr(runtime._supervisor, "cancelled", []) == []
+    assert runtime._jobs.claims() == [later]
+    runtime._drop([later])
+    assert runtime._supervisor.cancelled == [1] and len(runtime._jobs) == 0  # type: ignore[attr-defined]
+
+
+def test_a_job_that_is_claimed_anew_while_it_waits_enters_the_engine_once(
+    runtime: Runtime, sqlite_database: Engine, tmp_path: Path
+) -> None:
+    """Its chunk waits for a suspect that runs alone; a second submission of an id would end the engine."""
+    (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path))
+    chunk = ChunkMessage(run_id="run", model=str(tmp_path), jobs=[SentJob(id=job_id)])
+
+    def attempts() -> list[int]:
+        return [claim.attempt for claim in runtime._jobs.claims()]
+
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        with runtime._batch_lock.exclusive():
+            first = threads.submit(runtime.process, chunk)
+            wait_until(lambda: attempts() == [1])
+            with sqlite_database.begin() as connection:
+                connection.execute(update(Job).values(state=JobState.QUEUED, lease_expires_at=None))
+            threads.submit(runtime.process, chunk)
+            wait_until(lambda: attempts() == [2])
+        first.result(timeout=60)
+        wait_until(lambda: hasattr(runtime._supervisor, "submitted"))
+        time.sleep(0.3)  # for a second submission
+        runtime._drop(runtime._jobs.claims())
+    assert runtime._supervisor.submitted == [job_id]  # type: ignore[attr-defined]
+    assert column_of(sqlite_database, Job.attempts) == [2]

@@ -57,18 +57,19 @@ class PatientConsumer(Consumer):  # type: ignore[misc]
         return connected
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
-        self._wait(exc)
+        self._pause(self._outage.note_error(exc))
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        self._outage.note_error(exc)
+        seconds = self._outage.note_error(exc)  # before Celery's own words about it, which an outage silences
         super().on_connection_error_after_connected(exc)
-        self._wait(exc)
+        self._pause(seconds)
 
     def _note_attempt(self, exc: BaseException, interval: float) -> None:  # noqa: ARG002
         self._outage.note_error(exc)
 
-    def _wait(self, exc: BaseException) -> None:
-        deadline = time.monotonic() + self._outage.note_error(exc)
+    def _pause(self, seconds: float) -> None:
+        """Waits for the next attempt, unless the worker is told to stop."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             maybe_shutdown()
             time.sleep(STOP_CHECK_SECONDS)

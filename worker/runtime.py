@@ -219,7 +219,7 @@ class Runtime:
         self._is_stopping.set()
 
     def shut_down(self) -> None:
-        """After `stop_claiming`: gives running jobs their grace, then requeues the rest."""
+        """Gives running jobs their grace, then requeues the rest. Call it after `stop_claiming`."""
         deadline = time.monotonic() + self._grace_seconds
         self._abort_retries_later(self._grace_seconds + STOP_SECONDS / 2)
         while len(self._jobs) and time.monotonic() < deadline and not self._is_hurried.wait(0.05):

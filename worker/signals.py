@@ -85,6 +85,6 @@ class Stopping:
 
 
 def ignore_terminal() -> None:
-    """For a process that ends with its parent's word alone: a terminal and a service manager signal whole groups."""
+    """Ignores what a terminal or a service manager signals to whole groups: only its parent ends this process."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

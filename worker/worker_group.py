@@ -172,7 +172,7 @@ class WorkerGroup:
         self._running[pid] = member
 
     def _be(self, member: GroupMember, reader: int, writer: int, follow_parent: Callable[[], None] | None) -> None:
-        """In the new process: runs the member and ends with its exit code."""
+        """Runs the member in the new process, and ends that with its exit code."""
         code = 1
         try:
             for descriptor in (reader, *self._signals):

@@ -71,7 +71,7 @@ class Choices:
         )
 
     def ordered(self) -> Choices:
-        """With the alternatives of each row in order: the most probable first, equal ones by id."""
+        """The same choices with each row's alternatives in order: the most probable first, equal ones by id."""
         if self.alternative_ids.shape[1] < 2:
             return self
         order = np.lexsort((self.alternative_ids, -self.alternative_logprobs), axis=-1)

@@ -102,7 +102,7 @@ class Detokenizer:
         return _common_prefix(self.decode(prompt_ids), whole)
 
     def _aligned_pieces(self, token_ids: Sequence[int], prompt_ids: Sequence[int]) -> list[str]:
-        """For decoders without a rule: pieces of windows of tokens, or of ever longer beginnings where those differ."""
+        """Pieces without a rule: by windows of tokens, or by ever longer beginnings where windows give another text."""
         whole = self.decode([*prompt_ids, *token_ids])
         start = self._prompt_end(prompt_ids, whole)
         pieces = list(self._window_pieces(token_ids, prompt_ids[-CONTEXT_TOKENS:]))

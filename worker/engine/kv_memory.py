@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 
-#: Of the memory, at most so much holds recurrent states where a model keeps keys and values too.
+#: Recurrent states take at most this share of the memory where a model keeps keys and values too.
 MAX_STATE_SHARE = 0.5
 
 #: States that are kept for prompts that begin alike: at most so many, and one in eight where memory is scarce.

@@ -86,13 +86,13 @@ class Reporter:
         self._is_idle = True  # the last report says so
 
     def report(self) -> None:
-        """After a step: reports if it is time."""
+        """Reports after a step, if it is time."""
         self._is_idle = False
         if monotonic() - self._reported >= STATS_INTERVAL:
             self._send()
 
     def report_idle(self) -> None:
-        """Before a wait for work: nothing changes until it comes."""
+        """Reports before a wait for work: nothing changes until it comes."""
         if not self._is_idle:
             self._is_idle = True
             self._send()

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 LOAD_POLL_SECONDS = 1.0
 
-#: Of a load that stands still, before the log says so.
+#: A load stands still for so long before the log says so.
 LOAD_NOTICE_SECONDS = 300.0
 
 #: Deaths in a row of an engine without any job, after which no other one is started.

@@ -78,7 +78,7 @@ class Claiming:
         return sorted(claims, key=lambda claim: claim.job_id)
 
     def strangers(self, connection: Connection, job_ids: Collection[int]) -> Iterator[tuple[int, str]]:
-        """Those of the jobs that are not this worker's at all, each with the reason."""
+        """The jobs among these that are not this worker's at all, each with the reason."""
         statement = select(Job.id, Run.model).join(Run, Run.id == Job.run_id).where(is_among(Job.id, job_ids))
         models = dict(connection.execute(statement).all())
         for job_id in job_ids:

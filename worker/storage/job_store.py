@@ -67,7 +67,7 @@ class JobStore:
         return [claim for claim in found if isinstance(claim, Claim)]
 
     def strangers(self, job_ids: Collection[int]) -> dict[int, str]:
-        """Those of the jobs that are not this worker's at all, each with the reason."""
+        """The jobs among these that are not this worker's at all, each with the reason."""
         with self._database.connect() as connection:
             return dict(self._claiming.strangers(connection, job_ids))
 

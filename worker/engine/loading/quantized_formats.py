@@ -60,7 +60,7 @@ def dequantize_gptq(parts: Parts, config: Mapping[str, Any]) -> Tensor:
 
 
 def dequantize_awq(parts: Parts, config: Mapping[str, Any]) -> Tensor:
-    """As GPTQ, with eight columns of a word in an order of their own."""
+    """(q - zero) * scale as in GPTQ, with the eight columns of a word in an order of their own."""
     if str(config.get("version", "gemm")).lower() != "gemm":
         raise UnknownFormat(f"AWQ of version {config.get('version')}")
     bits = int(config.get("bits") or 4)

@@ -62,7 +62,7 @@ class InFlightIds:
     def insert(self, input_ids: Tensor, ids_in_flight: Tensor | None) -> None:
         """Writes tokens in flight [tokens] into input ids [1, rows]."""
         assert ids_in_flight is not None, "a row waits for a token in flight, and there is none"
-        # Of a model on several devices the tokens are on the last one, the input ids on the first.
+        # In a model on several devices the tokens are on the last one, the input ids on the first.
         found = ids_in_flight[send(self.indices, ids_in_flight.device)].to(input_ids.device)
         input_ids[0].index_copy_(0, send(self.rows, input_ids.device), found)
 

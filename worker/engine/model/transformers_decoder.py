@@ -22,7 +22,7 @@ class TransformersDecoder:
         self._mode = mode
         self._mixers = [module for module in model.modules() if isinstance(module, RecurrentMixer)]
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        # Of a model on several devices the hidden rows, which are picked by index, are where its last norm is.
+        # In a model on several devices the hidden rows, which are picked by index, are where its last norm is.
         self._device = list(model.base_model.parameters())[-1].device
 
     def __call__(self, step: AttentionStep) -> Tensor:

@@ -58,7 +58,7 @@ class BeamScores(Protocol):
 
     @property
     def logprobs(self) -> Any:
-        """As the search scores them [beams, vocab]."""
+        """The log-probabilities [beams, vocab] that the search scores."""
 
     def choice(self, candidate: Candidate) -> Choice:
         """The candidate's token, and its trace."""

@@ -200,7 +200,7 @@ class Scheduler:
             self.waiting.remove(group)
 
     def halve(self) -> SequenceGroup | None:
-        """After memory ran out: all that runs waits again, first in line, and half as much runs at once.
+        """Lets all that runs wait again, first in line, and half as much run at once, after memory ran out.
 
         A group that ran alone is retired and returned.
         """
@@ -229,7 +229,7 @@ class Scheduler:
         self._num_sequences -= group.max_sequences
 
     def _grow(self) -> None:
-        """After enough steps without trouble, twice as much may run again, up to the configured limits."""
+        """Lets twice as much run after enough steps without trouble, up to the configured limits."""
         self._steps_since_halved += 1
         limits, most = (self._sequence_limit, self._prefill_limit), (self.max_num_seqs, self._max_prefill_tokens)
         if limits != most and self._steps_since_halved >= self._steps_before_growing:

@@ -83,7 +83,7 @@ class Sequence:
         """Whether the next step computes its newest token: not if one in flight is the last, whatever it is."""
         if self.finish_reason is not None:
             return False
-        # Of a token in flight all others are computed.
+        # All tokens before one in flight are computed.
         return self.in_flight_index is None or self.num_computed + 1 - self.num_prompt_tokens < self.max_new_tokens
 
     def tokens_between(self, start: int, end: int) -> SequenceOf[int]:

@@ -32,7 +32,7 @@ class SampledTokens(NamedTuple):
 
 
 class SampledAlone(NamedTuple):
-    """For all beams of a request, the scores to search; or the error of a sequence that gets no next token."""
+    """The scores of all beams of a request, to search; or the error of a sequence that gets no next token."""
 
     sequence: Sequence
     outcome: BeamScores | Exception

@@ -154,7 +154,7 @@ def notify_workers(app: Celery) -> None:
 
 
 class BrokerRefused(Exception):
-    """Redis takes neither user nor password; the text names it, without the password, and says what to do."""
+    """Redis refuses the user or the password; the text has its URL without the password, and says what to do."""
 
 
 def check_broker(app: Celery) -> None:

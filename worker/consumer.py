@@ -1,4 +1,4 @@
-"""Celery's consumer with outages of Redis waited out: with back-off, told once, whatever error Redis answers with.
+"""Celery's consumer, which waits out outages of Redis, whatever error it answers with: with back-off, logged once.
 
 A replica that takes no writes, a server that loads its file or has no memory answer with errors of their own, which
 would end Celery's main process.

@@ -276,7 +276,7 @@ class Runtime:
         timer.start()
 
     def _compare(self, chunk: ChunkMessage, claims: list[Claim], queue: str) -> None:
-        """Puts a message aside that says other than the rows it names, or names rows that are not this worker's."""
+        """Puts a message aside that differs from the rows it names, or names rows that are not this worker's."""
         found = {sent.id: problem for sent, problem in differences(chunk, claims, self._model)}
         if unclaimed := {job.id for job in chunk.jobs} - {claim.job_id for claim in claims}:
             found |= self._outages.retry_until_available(lambda: self._store.strangers(unclaimed))

@@ -30,7 +30,7 @@ def is_device_error(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
-    """Memory that runs out where no smaller batch can help. Raises `OutOfMemory`, which says for what."""
+    """Raises `OutOfMemory` where memory runs out and no smaller batch can help; it says for what."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -117,7 +117,7 @@ def _trace(sequence: Sequence, pieces: list[str], detokenizer: Detokenizer | Non
 def _token_bytes(
     token_ids: SequenceOf[int], pieces: SequenceOf[str], detokenizer: Detokenizer | None
 ) -> list[str | None] | None:
-    """The bytes of tokens, in hex, that are parts of characters; None for one whose text says it all.
+    """The bytes of tokens, in hex, that are parts of characters; None for one whose text has them all.
 
     A text with a NUL does not: databases have none.
     """

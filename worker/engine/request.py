@@ -62,7 +62,7 @@ MAX_REASON = 500
 
 @contextmanager
 def failing_alone(stage: str) -> Iterator[None]:
-    """Work on one request: whatever it raises becomes that request's own error, which says the stage."""
+    """Turns whatever the work on one request raises into that request's own error, which names the stage."""
     try:
         yield
     except EngineError:

@@ -111,7 +111,7 @@ def bias_of(params: GenerationParams) -> dict[int, float]:
 
 
 def single_bad_words(defaults: ModelDefaults, eos_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """The bad words of one token; as in Transformers, an end token is none."""
+    """The bad words of one token, except end tokens, as in Transformers."""
     return tuple(word[0] for word in defaults.bad_words_ids or () if len(word) == 1 and word[0] not in eos_ids)
 
 

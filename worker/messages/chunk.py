@@ -51,7 +51,7 @@ def _checked_chunk(chunk: dict[str, Any]) -> ChunkMessage:
 
 
 def differences(chunk: ChunkMessage, claims: list[Claim], model: str) -> Iterator[tuple[SentJob, str]]:
-    """The jobs of a message that says other than their rows, each with the first field that differs."""
+    """The jobs of a message that differ from their rows, each with the first field that does."""
     rows = {claim.job_id: claim for claim in claims}
     for sent in chunk.jobs:
         if (claim := rows.get(sent.id)) is None:

@@ -24,7 +24,7 @@ NO_CALLBACKS = {"callbacks": None, "errbacks": None, "chain": None, "chord": Non
 
 
 class UnreadableMessage(Exception):
-    """The message is none of ours; the text is the reason."""
+    """The message is not one of ours; the text is the reason."""
 
 
 def read_envelope(raw: bytes, queue: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _comes_again(action: str, logger: logging.Logger, errors: Any) -> Iterator[N
 
 
 class CheckedQoS(redis.QoS):
-    """Drops what is no message from those that wait for their acknowledgement, and goes on where one cannot be sent."""
+    """Drops foreign items among the messages that wait for their acknowledgement, and survives a failed one."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         try:

@@ -86,7 +86,7 @@ def line_of(settings: Settings, message: str, level: int = logging.INFO) -> str:
 
 
 def set_up_log(settings: Settings, worker_pid: int) -> None:
-    """Gives the form of the log to a process without one, or to what a worker says before Celery makes its own."""
+    """Sets the form of the log in a process that has no log yet; in a worker, until Celery makes its own."""
     if settings.log_format == "json":
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter(settings.name_of_worker(worker_pid)))

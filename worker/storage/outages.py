@@ -116,7 +116,7 @@ class DatabaseOutages:
         return self._rejection
 
     def rejection(self, error: DBAPIError) -> DatabaseRejection:
-        """The exception for a statement that can never succeed; the first one is told, and ends the worker."""
+        """The exception for a statement that can never succeed; the first one is logged, and ends the worker."""
         reason = str(unavailable(error))
         with self._lock:
             is_first, self._rejection = self._rejection is None, self._rejection or reason

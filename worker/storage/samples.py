@@ -16,7 +16,7 @@ SAMPLE_SECONDS = 10.0
 
 
 class Samples:
-    """The rows of one worker. While it has nothing to do it writes none, after the one that says so."""
+    """The rows of one worker. An idle worker writes one row that shows it, and then none."""
 
     def __init__(
         self, database: Engine, worker: str, model: str, counts: Counts, clock: Callable[[], float] = monotonic

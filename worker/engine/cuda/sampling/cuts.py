@@ -145,7 +145,7 @@ def _top_k_cutoff(source, gathered, k, bound, max_score, temperature, shift, BLO
 def _nucleus_edge(
     source, gathered, least_score, limit_mass, keeps_crossing, max_score, temperature, shift, BLOCK: tl.constexpr
 ) -> tuple[Any, Any, Any]:  # fmt: skip
-    """A nucleus: all weights from the first number on, and of those equal to the second as many as the third says.
+    """A nucleus: its least weight above the edge, the weight on the edge, and the number of tokens kept of that weight.
 
     Bisection. Invariant: mass(scores of key >= low) > limit >= mass(scores of key >= high).
     """

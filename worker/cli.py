@@ -86,6 +86,7 @@ def start(
         if os.path.isdir(settings.model):
             check_folder(Path(settings.model))  # the engine does too, but after its libraries are loaded
         _check_ports(settings.metrics_port, len(names))
+        _check_log_level(log_level)
         if settings.adapter is not None:
             check_adapter(Path(settings.adapter))
     except (CheckpointProblem, InvalidSettings, ValueError) as error:
@@ -161,6 +162,12 @@ def _check_ports(first: int | None, count: int) -> None:
     """Raises `InvalidSettings` where the last device's port would be above `MAX_PORT`."""
     if first is not None and first + count - 1 > MAX_PORT:
         raise InvalidSettings(f"--metrics-port: {count} devices have a port each, so at most {MAX_PORT + 1 - count}")
+
+
+def _check_log_level(name: str) -> None:
+    """Raises `InvalidSettings` for a name that logging does not have."""
+    if name.upper() not in logging.getLevelNamesMapping():
+        raise InvalidSettings(f"--log-level: must be DEBUG, INFO, WARNING or ERROR, got {name!r}")
 
 
 def _members(

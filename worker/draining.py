@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 
 from sqlalchemy import Engine, select, update
+from sqlalchemy.exc import DBAPIError
 
 from migrations.schema_state import check_schema
 from models.database.clock import database_timestamp
 from models.database.connection import check_connection, open_database
+from models.database.faults import unavailable
 from models.database.live_workers import is_alive
 from models.schema.worker import Worker
 
@@ -29,6 +31,8 @@ def drain(database_url: str, name: str, *, is_awaited: bool) -> str:
         check_connection(database)
         check_schema(database)
         return _drain(database, name, is_awaited=is_awaited)
+    except DBAPIError as error:
+        raise unavailable(error) from error
     finally:
         database.dispose()
 

@@ -1,14 +1,16 @@
-"""Options of `worker start` that are wrong end it before a process of its own starts."""
+"""The commands of a worker end in one line where an option is wrong, or a database refuses them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 from typer.testing import CliRunner
 
 from tests.conftest import TOY_MODEL
 from worker import cli
+from worker.storage.registry import Registry
 
 
 class NoGroup:
@@ -31,3 +33,15 @@ def test_a_log_level_that_there_is_not_is_refused(
     assert done.exit_code == code, done.output
     if code == 2:
         assert done.output == f"worker: --log-level: must be DEBUG, INFO, WARNING or ERROR, got {level!r}\n"
+
+
+def test_a_database_that_refuses_a_drain_is_told_in_a_line(sqlite_database: Engine) -> None:
+    Registry(sqlite_database, "w", 30.0).register(host="here", device="cpu", model="m", max_num_seqs=1)
+    with sqlite_database.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON workers BEGIN SELECT RAISE(ABORT, 'not allowed'); END"
+        )
+    url = sqlite_database.url.render_as_string(hide_password=False)
+    done = CliRunner().invoke(cli.app, ["drain", "w", "--database", url])
+    assert done.exit_code == 2 and len(done.output.splitlines()) == 1, done.output
+    assert "not allowed" in done.output

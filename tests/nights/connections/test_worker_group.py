@@ -128,7 +128,7 @@ def test_no_member_starts_after_a_signal(start: Start, tmp_path: Path) -> None:
     """The signal was forwarded to those that ran; one that starts later would hear of none and never end."""
     group = start("signalled before the second")
     assert group.process.wait(timeout=60) == 0
-    assert not (tmp_path / "starts").exists() or num_starts(tmp_path) == 1
+    assert not (tmp_path / "starts").exists() or num_starts(tmp_path) <= 1  # the first may end before it is counted
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])

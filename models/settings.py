@@ -29,6 +29,9 @@ SEVERAL_BROKERS = re.compile(r";(?=[a-z+]+://)")
 #: The settings that may hold passwords.
 URLS = frozenset({"database", "read_database", "broker"})
 
+#: Variables of the compose file, which are no settings and are spelled nearly like one.
+OTHER_VARIABLES = frozenset({"DATA"})
+
 #: The options whose names are not their settings'.
 OPTION_OF = {"grace_seconds": "grace", "worker_name": "name"}
 
@@ -201,6 +204,7 @@ class InvalidSettings(Exception):
 def read_settings(**flags: Any) -> Settings:
     """Settings with the given flags on top of the environment and the file. Raises `InvalidSettings`."""
     given = {name: value for name, value in flags.items() if value is not None}
+    _check_variables()
     try:
         settings = Settings(**given)
         settings._origins.update((name, _origin(name, given)) for name in settings.model_fields_set)
@@ -227,6 +231,18 @@ def _origin(name: str, flags: dict[str, Any]) -> str:
         if any(given.upper() == each and value for given, value in os.environ.items()):
             return f"{each} of the environment"
     return str(config_path())
+
+
+def _check_variables() -> None:
+    """Raises `InvalidSettings` for a variable that is nearly a setting's: a night would go by without it."""
+    known = {name.upper() for name in Settings.model_fields}
+    for variable, value in os.environ.items():
+        name = variable.upper().removeprefix(ENVIRONMENT_PREFIX)
+        if not value or name == variable.upper() or name.removesuffix("_FILE") in known | OTHER_VARIABLES:
+            continue
+        for near in get_close_matches(name.removesuffix("_FILE"), known, n=1, cutoff=0.8):
+            meant = f"{ENVIRONMENT_PREFIX}{near}" + "_FILE" * name.endswith("_FILE")
+            raise InvalidSettings(f"{variable} of the environment is not a setting; did you mean {meant}?")
 
 
 def _secrets() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typer.main import get_group
 from typer.testing import CliRunner
 
 from models.engine_options import EngineOptions, checked_devices
-from models.settings import InvalidSettings, bounds_of, help_of, option_of, read_settings
+from models.settings import InvalidSettings, Settings, bounds_of, help_of, option_of, read_settings
 from producer.cli import app as producer
 from worker.cli import app as worker
 
@@ -47,6 +47,34 @@ def test_a_bad_value_is_named_with_its_source(
     (tmp_path / "nocturne.toml").write_text(f"{name} = '{value}'")
     with pytest.raises(InvalidSettings, match=problem):
         read_settings()
+
+
+@pytest.mark.parametrize("ending", ["", "_FILE"])
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_a_variable_that_is_nearly_a_settings_is_refused(
+    name: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name without one of its letters; the run would have gone into another database."""
+    monkeypatch.chdir(tmp_path)
+    variable = f"NOCTURNE_{name[:-2]}{name[-1]}{ending}".upper()
+    monkeypatch.setenv(variable, "x")
+    meant = f"{variable} of the environment is not a setting; did you mean NOCTURNE_{name.upper()}{ending}?"
+    with pytest.raises(InvalidSettings, match=f"^{re.escape(meant)}$"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "NOCTURNE_DATA", "NOCTURNE_SECRETS", "NOCTURNE_RUN_LOG",  # of the compose file and of `--detach`
+        "NOCTURNE_PORT", "NOCTURNE_SERVICE_HOST", "NOCTURNE_PORT_5432_TCP_ADDR",  # of a cluster's service of that name
+        "NOCTURNE_NOTES", "NOCTURNE_", "NOCTURNE", "MY_NOCTURNE_DATABSE",
+    ],
+)  # fmt: skip
+def test_other_variables_are_left_alone(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, "x")
+    read_settings()
 
 
 #: The settings that an option of `worker start` or `producer run` sets, and the options that say more than they do.

@@ -40,6 +40,11 @@ def check_target(target: Path) -> None:
         _status(target)
 
 
+def is_stream(target: Path) -> bool:
+    """Whether it is a pipe, a terminal or a descriptor by name: no file can lie beside it."""
+    return bool(DESCRIPTORS.fullmatch(os.path.abspath(target))) or (target.exists() and not target.is_file())
+
+
 @contextmanager
 def _opened(target: Path) -> Iterator[Any]:
     if match := DESCRIPTORS.fullmatch(os.path.abspath(target)):

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from models.params import GenerationParams
 from models.settings import Settings
-from producer.atomic_file import atomic_file
+from producer.atomic_file import atomic_file, is_stream
 from producer.console import data_out, say
 from producer.errors import UsageError
 from producer.options import EXPORT_FORMATS
@@ -130,21 +130,24 @@ def _place(output: Path | None) -> str:
     return "stdout" if output is None else str(output)
 
 
-def errors_path(output: Path) -> Path:
-    """The file of unanswered requests, beside the file of answers."""
+def errors_path(output: Path | None) -> Path | None:
+    """The file of unanswered requests, beside the file of answers; None beside a pipe or a terminal."""
+    if output is None or is_stream(output):
+        return None
     return output.with_name(f"{output.stem}.errors{output.suffix}")
 
 
 def _write_openai(rows: Iterable[dict[str, Any]], output: Path | None) -> None:
     numbers = [0, 0]  # without an answer, answered
-    with _destination(output) as answers, _destination(None if output is None else errors_path(output)) as errors:
+    beside = errors_path(output)
+    with _destination(output) as answers, _destination(beside) as errors:
         for is_answered, line in openai_lines(rows):
             numbers[is_answered] += 1
-            if is_answered or output is not None:
+            if is_answered or beside is not None:
                 (answers if is_answered else errors).write(to_json(line) + "\n")
     say(f"{numbers[True]:,} answers written to {_place(output)}")
     if numbers[False]:
-        where = "give -o to have them in a file" if output is None else f"they are in {errors_path(output)}"
+        where = "give -o to have them in a file" if beside is None else f"they are in {beside}"
         say(f"{numbers[False]:,} requests have no answer; {where}")
 
 

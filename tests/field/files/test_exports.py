@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from models.settings import Settings
 from models.states import Strategy
 from producer.errors import UsageError
 from producer.prompts.records import ReaderOptions, read_records
-from producer.results.export import export_results
+from producer.results.export import errors_path, export_results
 from producer.results.parquet_file import JsonType
 from tests.conftest import Producer
 from tests.support.table_rows import RUN_ID, insert_run, output_of
@@ -310,3 +312,17 @@ def test_openai_lines_are_told_of_too(mixed: Engine, tmp_path: Path) -> None:
     answers = (tmp_path / "r.jsonl").read_text(encoding="utf-8").splitlines()
     errors = (tmp_path / "r.errors.jsonl").read_text(encoding="utf-8").splitlines()
     assert (len(answers), len(errors)) == (3, 1)
+
+
+def test_no_file_of_errors_lies_beside_a_pipe(mixed: Engine, tmp_path: Path) -> None:
+    """`-o /dev/stdout` had made `/dev/stdout.errors` where root ran it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    before = set(tmp_path.iterdir())
+    with ThreadPoolExecutor() as pool:
+        lines = pool.submit(lambda: pipe.read_text(encoding="utf-8").splitlines())
+        export(mixed, pipe, format="openai")
+        assert len(lines.result()) == 3
+    assert set(tmp_path.iterdir()) == before
+    assert errors_path(Path("/dev/stdout")) is errors_path(Path("/dev/fd/1")) is errors_path(None) is None
+    assert errors_path(tmp_path / "new.jsonl") == tmp_path / "new.errors.jsonl"

@@ -23,7 +23,7 @@ from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.request import EngineError, RequestOutput
 from worker.engine.sampling.batch_sampler import launch_sample_batch, sample_batch
 from worker.engine.sampling_row import rules_of
-from worker.engine_process.loop import _serve
+from worker.engine_process.loop import serve as serve_loop
 from worker.engine_process.protocol import Encoding, Finished, Started, Stop, Submit
 
 POISON = 99
@@ -76,7 +76,7 @@ def engine_of(loaded: LoadedModel) -> Engine:
 def serve(engine: Engine, jobs: Sequence[JobMessage]) -> tuple[dict[int, RequestOutput], list[object]]:
     """The outputs of the jobs from the engine process's own loop, and all that it said."""
     ours, theirs = Pipe()
-    loop = Thread(target=_serve, args=(theirs, engine), daemon=True)
+    loop = Thread(target=serve_loop, args=(theirs, engine), daemon=True)
     ours.send(Submit(tuple(jobs), priority=5))
     ours.send(Stop())
     loop.start()

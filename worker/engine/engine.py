@@ -6,7 +6,7 @@
 
 A step is: plan, launch, collect, sample, accept, retire. Where the device samples on its own, a step's tokens are
 collected while the next step already computes with them, and a sequence that has ended is computed once too often.
-Not thread-safe.
+Not thread-safe, but for `Engine.output_of`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ from worker.engine.stats import EngineStats
 from worker.engine.text.chat_template import ChatTemplate
 from worker.engine.text.tokenizer import encode_prompt
 
+#: A request that has ended: with its sequences, of which `output_of` makes the output, or failed before it had any.
+Ended = SequenceGroup | RequestOutput
+
 
 class Engine:
     """Decodes requests with one loaded model in one continuous batch.
@@ -71,7 +74,7 @@ class Engine:
         self._sampler = Sampler(loaded.limits, self.scheduler.is_live, loaded.model.sample_batch)
         self._acceptor = Acceptor(self.scheduler, loaded.limits, self.detokenizer, BeamSearch, self.stats)
         self._in_flight: InFlight | None = None  # the last step, whose tokens may still be on the device
-        self._ready: list[RequestOutput] = []  # the outputs of the next step
+        self._ready: list[Ended] = []  # of the next step
 
     def _make_blocks(self) -> BlockManager:
         backend = self._backend
@@ -213,6 +216,13 @@ class Engine:
         Where memory runs out, everything that runs starts over in a batch half as large; a request that
         needs too much even alone comes back with `OutOfMemory`.
         """
+        return [self.output_of(each) for each in self.step_without_texts(on_admitted)]
+
+    def step_without_texts(self, on_admitted: Callable[[list[int]], None] | None = None) -> list[Ended]:
+        """Runs one step like `step`; returns what has ended, for `output_of`.
+
+        Text and trace take a microsecond a token and more, for which a GPU would wait.
+        """
         reason = None
         try:
             self._step(on_admitted)
@@ -245,10 +255,14 @@ class Engine:
 
     def _retire_finished(self, groups: Iterable[SequenceGroup]) -> None:
         for group in self.scheduler.retire_finished(groups):
-            self._ready.append(self._output_of(group))
+            group.retired = monotonic()
+            self._ready.append(group)
 
-    def _output_of(self, group: SequenceGroup) -> RequestOutput:
-        """The output of a group that has ended."""
+    def output_of(self, ended: Ended) -> RequestOutput:
+        """The output of a request that has ended. May be called on another thread than `step_without_texts`."""
+        if isinstance(ended, RequestOutput):
+            return ended
+        group = ended
         try:
             if group.error is not None:
                 raise group.error

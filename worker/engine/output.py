@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from math import isfinite
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer:
             _completion(sequence, sequence.index, None, eos_ids, detokenizer)
             for sequence in [*group.ended, *group.sequences]
         ]
-    assert group.admitted is not None and group.prefilled is not None
+    assert group.admitted is not None and group.prefilled is not None and group.retired is not None
     return RequestOutput(
         group.request.id,
         len(group.request.prompt_ids),
@@ -51,7 +50,7 @@ def finished_output(group: SequenceGroup, eos_ids: tuple[int, ...], detokenizer:
         prompt_text=group.request.prompt_text,
         waiting_seconds=group.admitted - group.arrived,
         prefill_seconds=group.prefilled - group.admitted,
-        decode_seconds=monotonic() - group.prefilled,
+        decode_seconds=group.retired - group.prefilled,
     )
 
 

@@ -6,6 +6,8 @@ Obeys the messages of `worker.engine_process.protocol`; knows neither Celery nor
 from __future__ import annotations
 
 import gc
+import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from time import monotonic
 
@@ -20,12 +22,12 @@ from worker.engine.engine import Engine
 from worker.engine.provenance import describe_environment
 from worker.engine.request import EngineError, Request, RequestOutput, describe_error, failing_alone, storable
 from worker.engine.stats import Stats
+from worker.engine_process.finisher import Finisher, SharedConnection
 from worker.engine_process.protocol import (
     Cancel,
     Crashed,
     Encoding,
     Failed,
-    Finished,
     Ready,
     Started,
     Stop,
@@ -33,6 +35,12 @@ from worker.engine_process.protocol import (
 )
 
 STATS_INTERVAL = 1.0  # seconds between two reports
+
+#: The requests that had ended before a crash have so long for their outputs; else they would be decoded again.
+CLOSING_SECONDS = 10.0
+
+#: The steps get the interpreter so soon from the thread of the outputs; by Python's default a GPU would wait 5 ms.
+SWITCH_SECONDS = 0.0002
 
 
 def run_engine(connection: Connection, options: EngineOptions) -> None:
@@ -48,39 +56,51 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
         return
     gc.collect()
     gc.freeze()  # what is there now stays: a step would wait for a search through the whole model
+    sys.setswitchinterval(SWITCH_SECONDS)
     connection.send(Ready(environment, str(engine.loaded.model.device), engine.kv_tokens))
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone: nobody reads the answers
+        serve(connection, engine)
+
+
+def serve(connection: Connection, engine: Engine) -> None:
+    """Obeys the parent's messages until a `Stop`. Says why where the engine ends before, and raises that."""
+    sender = SharedConnection(connection)
+    finisher = Finisher(sender, engine.output_of)
     try:
-        _serve(connection, engine)
+        _obey(connection, sender, engine, finisher)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone: nobody reads the answers
-    except Exception as error:
-        connection.send(Crashed(f"the engine ended with {describe_error(error)}"))
         raise
+    except Exception as error:
+        finisher.close(CLOSING_SECONDS)
+        sender.send(Crashed(f"the engine ended with {describe_error(error)}"))
+        raise
+    finisher.close()
 
 
-def _serve(connection: Connection, engine: Engine) -> None:
-    reporter, is_stopping = Reporter(connection, engine), False
+def _obey(connection: Connection, sender: SharedConnection, engine: Engine, finisher: Finisher) -> None:
+    reporter, is_stopping = Reporter(sender, engine), False
     while engine.has_work or not is_stopping:
         while (not is_stopping and not engine.has_work) or connection.poll():
             if not engine.has_work:
                 reporter.report_idle()
             message = connection.recv()
             if isinstance(message, Submit):
-                _send(connection, _submit(connection, engine, message))
+                finisher.add(_submit(sender, engine, message))
             elif isinstance(message, Cancel):
                 for job_id in message.job_ids:
                     engine.cancel(job_id)
             elif isinstance(message, Stop):
                 is_stopping = True
-        _send(connection, engine.step(on_admitted=lambda job_ids: connection.send(Started(tuple(job_ids)))))
+        finisher.add(engine.step_without_texts(lambda job_ids: sender.send(Started(tuple(job_ids)))))
+        finisher.check()
         reporter.report()
 
 
 class Reporter:
     """Sends an engine's `Stats` once in a while, and once when its work has ended."""
 
-    def __init__(self, connection: Connection, engine: Engine) -> None:
-        self._connection = connection
+    def __init__(self, sender: SharedConnection, engine: Engine) -> None:
+        self._sender = sender
         self._engine = engine
         self._reported = monotonic()
         self._is_idle = True  # the last report says so
@@ -99,7 +119,7 @@ class Reporter:
 
     def _send(self) -> None:
         self._reported = monotonic()
-        self._connection.send(_stats_of(self._engine))
+        self._sender.send(_stats_of(self._engine))
 
 
 def _stats_of(engine: Engine) -> Stats:
@@ -116,21 +136,16 @@ def _stats_of(engine: Engine) -> Stats:
     )
 
 
-def _send(connection: Connection, outputs: list[RequestOutput]) -> None:
-    if outputs:
-        connection.send(Finished(tuple(outputs)))
-
-
-def _submit(connection: Connection, engine: Engine, message: Submit) -> list[RequestOutput]:
+def _submit(sender: SharedConnection, engine: Engine, message: Submit) -> list[RequestOutput]:
     """Tokenizes and queues the jobs; returns an output with an error for each that could not be."""
     refused = []
     for job in message.jobs:
-        connection.send(Encoding(job.id))
+        sender.send(Encoding(job.id))
         try:
             engine.submit(_request(engine, job, message.priority))
         except EngineError as error:
             refused.append(RequestOutput(job.id, 0, error=error))
-    connection.send(Encoding(None))
+    sender.send(Encoding(None))
     return refused
 
 

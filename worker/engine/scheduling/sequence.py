@@ -109,6 +109,7 @@ class SequenceGroup:
     prefix: Prefix = Prefix()
     admitted: float | None = None  # None while it waits
     prefilled: float | None = None  # None until its whole prompt is computed
+    retired: float | None = None  # None until its last sequence has ended
     beam_search: BeamSearchState[Sequence] | None = None  # None until its first tokens
     error: EngineError | None = None  # ends the group, whatever its sequences are at
     samples_per_round: int | None = None  # None: all of them

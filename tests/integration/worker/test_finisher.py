@@ -1,0 +1,130 @@
+"""Texts and traces are made beside the steps of the engine: a slow one holds up no step, and a hanging one is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from threading import Event, Thread
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from models.message import JobMessage
+from models.params import GenerationParams
+from tests.conftest import TOY_MODEL
+from tests.support.processes import HANG_SECONDS
+from worker.engine.config import EngineConfig
+from worker.engine.engine import Ended, Engine
+from worker.engine.model_loader import LoadedModel, load_model
+from worker.engine.request import RequestOutput
+from worker.engine.stats import Stats
+from worker.engine_process import finisher
+from worker.engine_process.loop import serve
+from worker.engine_process.protocol import Crashed, Finished, Stop, Submit
+
+SHORT, LONG = 2, 2000  # tokens
+
+
+@pytest.fixture(scope="module")
+def toy() -> LoadedModel:
+    return load_model(str(TOY_MODEL), "cpu", "float32")
+
+
+class SlowTexts:
+    """An engine in a thread whose outputs wait for `go`."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.engine = Engine(loaded, EngineConfig(max_num_seqs=4, kv_memory=0.05))
+        self.go, self.raised = Event(), []
+        self._output_of = self.engine.output_of
+        self.engine.output_of = self._slow  # type: ignore[method-assign]
+        self.ours, self._theirs = Pipe()
+        self.thread = Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _slow(self, ended: Ended) -> RequestOutput:
+        assert self.go.wait(HANG_SECONDS)
+        return self._output_of(ended)
+
+    def _serve(self) -> None:
+        try:
+            serve(self._theirs, self.engine)
+        except Exception as error:  # noqa: BLE001 - the process would end with it
+            self.raised.append(error)
+        self._theirs.close()
+
+    def submit(self, number: int, max_new_tokens: int) -> None:
+        params = GenerationParams(max_new_tokens=max_new_tokens, ignore_eos=True)
+        self.ours.send(Submit((JobMessage(id=number, prompt="Once", params=params),), priority=5))
+
+    def said(self) -> Iterator[Any]:
+        """The messages of the engine, until its end."""
+        while self.ours.poll(HANG_SECONDS):
+            try:
+                yield self.ours.recv()
+            except EOFError:
+                return
+        raise AssertionError("the engine is silent")
+
+
+@pytest.fixture
+def slow(toy: LoadedModel) -> Iterator[SlowTexts]:
+    made = SlowTexts(toy)
+    yield made
+    made.go.set()
+    made.thread.join(HANG_SECONDS)
+    made.ours.close()
+
+
+def finished(message: object) -> list[int]:
+    return [output.request_id for output in message.outputs] if isinstance(message, Finished) else []
+
+
+def test_steps_go_on_while_a_text_is_made(slow: SlowTexts) -> None:
+    slow.submit(1, SHORT)
+    slow.submit(2, LONG)
+    messages = slow.said()
+    while not isinstance(message := next(messages), Stats) or message.counts.num_steps < 10 * SHORT:
+        assert not isinstance(message, Finished)  # nothing is sent while the first text is made
+    slow.go.set()
+    slow.ours.send(Stop())
+    assert [number for message in messages for number in finished(message)] == [1, 2]
+    assert slow.raised == []
+
+
+def test_the_end_of_the_engine_waits_for_its_texts(slow: SlowTexts) -> None:
+    for number in range(3):
+        slow.submit(number, SHORT)
+    slow.ours.send(Stop())
+    while slow.engine.has_work or not slow.engine.stats.num_steps:
+        assert slow.thread.is_alive()
+    slow.go.set()
+    assert sorted(number for message in slow.said() for number in finished(message)) == [0, 1, 2]
+
+
+def test_a_text_that_hangs_ends_the_engine(slow: SlowTexts) -> None:
+    with patch.object(finisher, "HANG_SECONDS", 0.0), patch("worker.engine_process.loop.CLOSING_SECONDS", 0.0):
+        slow.submit(1, SHORT)
+        slow.submit(2, LONG)
+        *_, last = slow.said()
+    assert isinstance(last, Crashed) and "the text of an answer was not made in 0 s" in last.reason
+    (error,) = slow.raised
+    assert isinstance(error, TimeoutError)
+
+
+def test_requests_that_ended_before_a_crash_are_sent(slow: SlowTexts) -> None:
+    launch = slow.engine._backend.launch
+
+    def launch_twice(*arguments: Any) -> Any:
+        if slow.engine.stats.num_steps > 2 * SHORT:
+            slow.go.set()
+            raise ZeroDivisionError("poison")
+        return launch(*arguments)
+
+    with patch.object(slow.engine._backend, "launch", launch_twice):
+        slow.submit(1, SHORT)
+        slow.submit(2, LONG)
+        messages = list(slow.said())
+    assert isinstance(messages[-1], Crashed) and "ZeroDivisionError" in messages[-1].reason
+    assert [number for message in messages for number in finished(message)] == [1]

@@ -1,0 +1,71 @@
+"""The outputs of ended requests, made and sent beside the steps of the engine.
+
+A step of 256 sequences takes a GPU some milliseconds, and so do text and trace of some long answers, at 1 µs a token
+and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Lock
+from time import monotonic
+
+from worker.critical_thread import CriticalThread
+from worker.engine.engine import Ended
+from worker.engine.request import RequestOutput
+from worker.engine_process.protocol import Finished
+
+#: An output that takes longer hangs: the engine ends, and the supervisor finds the job among those that it had.
+HANG_SECONDS = 300.0
+
+
+class SharedConnection:
+    """The engine's end of the connection, on which its threads send."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = Lock()
+
+    def send(self, message: object) -> None:
+        """Sends a message whole. Raises `OSError` where the parent is gone."""
+        with self._lock:
+            self._connection.send(message)
+
+
+class Finisher:
+    """A thread that makes the outputs of ended requests, in their order, and sends each as soon as it is made."""
+
+    def __init__(self, sender: SharedConnection, output_of: Callable[[Ended], RequestOutput]) -> None:
+        self._sender = sender
+        self._output_of = output_of
+        self._ended: SimpleQueue[Ended | None] = SimpleQueue()
+        self._began: float | None = None  # the output that is being made
+        self._thread = CriticalThread(target=self._run, name="finisher", daemon=True)
+        self._thread.start()
+
+    def add(self, ended: Iterable[Ended]) -> None:
+        for each in ended:
+            self._ended.put(each)
+
+    def close(self, seconds: float | None = None) -> None:
+        """Returns when all outputs are sent, or after so many seconds."""
+        self._ended.put(None)
+        self._thread.join(seconds)
+
+    def check(self) -> None:
+        """Raises `TimeoutError` where an output hangs: the steps go on, so nobody else would see it."""
+        began = self._began
+        if began is not None and monotonic() - began > HANG_SECONDS:
+            raise TimeoutError(f"the text of an answer was not made in {HANG_SECONDS:.0f} s")
+
+    def _run(self) -> None:
+        while (ended := self._ended.get()) is not None:
+            self._began = monotonic()
+            output = self._output_of(ended)
+            self._began = None
+            try:
+                self._sender.send(Finished((output,)))
+            except OSError:
+                return  # the parent is gone: nobody reads the answers

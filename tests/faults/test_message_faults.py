@@ -85,18 +85,19 @@ POISON = {
 
 @ON_POSTGRESQL
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """One raises, two end the process, one hangs, one allocates without end: each gets its error, others succeed."""
     topology.need_workers()
     topology.start_worker(
         "faulty", module="tests.faults.faulty_worker", FAULT="poison", NOCTURNE_MAX_ATTEMPTS="1",
-        NOCTURNE_ENGINE_TIMEOUT="5",
+        NOCTURNE_ENGINE_TIMEOUT="15",
     )  # fmt: skip
     neighbours = jobs[:60]
     poison = [{"custom_id": str(seed), "prompt": "x", "seed": seed, "max_new_tokens": 3} for seed in POISON]
     poison[0]["prompt"] = ENDS_WHILE_TOKENIZED
     run_id = topology.submit([*neighbours, *poison])
-    topology.wait(run_id)
+    topology.wait(run_id, 1200.0)  # ten starts of an engine, half a minute each on a loaded machine
     with topology.database.connect() as connection:
         unsuccessful = select(Job.custom_id, Job.state, Job.error_code, Job.error).where(
             Job.run_id == run_id, Job.state != JobState.SUCCEEDED

@@ -17,7 +17,7 @@ from worker.engine.sampling_row import RowState, SamplingRow, SamplingRules
 _RULES = (
     "temperature", "top_p", "nucleus_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
-_COUNTS = ("top_k", "num_prompt_ids", "num_token_ids", "num_biased", "num_banned")
+_COUNTS = ("top_k", "num_alternatives", "num_prompt_ids", "num_token_ids", "num_biased", "num_banned")
 _POINTERS = ("prompt_ids", "token_ids", "biased_ids", "banned_ids", "biases", "allowed")
 
 #: The `RowParams` of sampling.h.
@@ -53,6 +53,7 @@ def parameter_block(rows: Sequence[SamplingRow]) -> NDArray[np.void]:
     """The rows' parameters [rows] of `ROW_PARAMS`; it points into the rows' states, which must outlive it."""
     block = np.frombuffer(bytearray(b"".join(_packed(row.state) for row in rows)), ROW_PARAMS)
     block["uniform"] = [row.uniform for row in rows]
+    block["num_alternatives"] = [row.params.top_logprobs for row in rows]
     for index, row in enumerate(rows):
         if row.has_edits:
             _point_to_tokens(block[index], row)

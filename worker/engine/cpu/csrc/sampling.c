@@ -116,6 +116,18 @@ INLINE void find_top_k(int32_t *ids, float *values, int64_t k, Logits x) {
     }
 }
 
+/* A row's alternatives and their logprobs, of which it has no more than it asks for: as many as a row beside it asks
+ * for would be others, where logits differ and their logprobs round to the same. */
+INLINE void find_alternatives(int32_t *ids, float *logprobs, int64_t wanted, int64_t k, Logits x,
+                              float max_logit, double log_sum) {
+    int64_t found = wanted < k ? wanted : k;
+    find_top_k(ids, logprobs, found, x);
+    for (int64_t i = 0; i < k; i++) {
+        logprobs[i] = i < found ? (float)((double)logprobs[i] - max_logit - log_sum) : -INFINITY;
+        if (i >= found) ids[i] = -1;
+    }
+}
+
 /* The sampled token and its trace; COLUMNS of choices.py. Where there is nothing to draw from, because a logit is NaN
  * or infinite or because every token is banned, the logprob that this leaves unknown is NaN. */
 typedef struct { double token_id, logprob, sampling_logprob, entropy, rank, kept; } Choice;
@@ -211,8 +223,7 @@ INLINE Choice sample_row(Logits x, const RowParams *params, int64_t k, int32_t *
         drawn = draw_from_all(scores, params, has_weights, work);
     }
     double log_sum = log(sums.exp);
-    find_top_k(top_ids, top_logprobs, k, x);
-    for (int64_t i = 0; i < k; i++) top_logprobs[i] = (float)((double)top_logprobs[i] - max_logit - log_sum);
+    find_alternatives(top_ids, top_logprobs, params->num_alternatives, k, x, max_logit, log_sum);
     return (Choice){
         .token_id = drawn.token_id,
         .logprob = (double)logit_of(x, drawn.token_id) - max_logit - log_sum,

@@ -39,7 +39,7 @@ INLINE int64_t count_above(Logits x, float limit) {
 /* The sampling parameters of a row: `ROW_PARAMS` of sampler.py. `SamplingRules` of sampling_row.py explains each. */
 typedef struct {
     double temperature, top_p, nucleus_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, uniform;
-    int64_t top_k, num_prompt_ids, num_token_ids, num_biased, num_banned;
+    int64_t top_k, num_alternatives, num_prompt_ids, num_token_ids, num_biased, num_banned;
     const int32_t *prompt_ids, *token_ids, *biased_ids, *banned_ids;
     const float *biases;
     const uint32_t *allowed; /* a bit per token id, or NULL */

@@ -157,3 +157,12 @@ def test_alternatives_among_equals_are_the_first_ones(sample: Sample) -> None:
         expected = sorted((-logit, token_id) for token_id, logit in enumerate(row))[:count]
         assert [token_id for token_id, _ in choice.alternatives] == [token_id for _, token_id in expected]
         assert choice.token_id == row.index(max(row))
+
+
+def test_alternatives_are_the_same_beside_a_row_that_asks_for_more(sample: Sample) -> None:
+    """Logits this close differ, and their logprobs round to the same."""
+    logits = 1e-3 + 1e-9 * torch.randperm(2000, generator=torch.Generator().manual_seed(1)).float().expand(2, -1)
+    few, many = (SamplingRow(GenerationParams(top_logprobs=count), (), (), (), 0.5) for count in (3, 50))
+    together, _ = sample.rows(logits, [few, many])
+    (alone,) = sample.rows(logits[:1], [few])
+    assert together.alternatives == alone.alternatives

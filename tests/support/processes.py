@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -230,7 +232,7 @@ class WorkerProcess(CommandProcess):
 
     def children(self) -> list[psutil.Process]:
         """Its engine processes: one, or none while it is being started."""
-        return [child for child in _children(self.pid) if "spawn_main" in _command_line(child)]
+        return [child for child in _children(self.pid) if "spawn_main" in command_line(child)]
 
 
 def _children(pid: int) -> list[psutil.Process]:
@@ -241,12 +243,21 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _command_line(process: psutil.Process) -> str:
-    """Empty for one that has just ended."""
+def command_line(process: psutil.Process) -> str:
+    """The words of a process's command; empty for one that has just ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
+
+
+def free_port() -> int:
+    """A local port for a server that is told its number: none of those that the kernel gives to others meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)  # Linux gives away those from 32768 on
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = HANG_SECONDS, interval: float = 0.02) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import TOY_MODEL, Producer
 from tests.support.kernels import HAS_COMPILER
-from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
+from tests.support.processes import HANG_SECONDS, CommandProcess, command_line, wait_until
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_several_devices_decode_one_run(producer: Producer, tmp_path: Path) -> N
 
 def engines_of(producer_pid: int) -> list[psutil.Process]:
     below = psutil.Process(producer_pid).children(recursive=True)
-    return [process for process in below if "spawn_main" in " ".join(process.cmdline())]
+    return [process for process in below if "spawn_main" in command_line(process)]
 
 
 def worker_name(engine: psutil.Process) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -15,21 +14,15 @@ from models.database.connection import open_database
 from models.schema.job import Job
 from models.schema.result import Result
 from tests.conftest import TOY_MODEL, Producer
-from tests.support.processes import CommandProcess, wait_until
+from tests.support.processes import HANG_SECONDS, CommandProcess, free_port, wait_until
 
 NUM_JOBS = 24
 PREAMBLE = "One and the same beginning of every prompt of this run, longer than two blocks. " * 2
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def samples_of(port: int) -> dict[str, float]:
     """The sum of each series over its labels."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANG_SECONDS) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     found: dict[str, float] = {}
     for sample in (sample for family in families for sample in family.samples):
@@ -50,7 +43,8 @@ def test_a_worker_shows_its_work(producer: Producer, broker: str, sqlite_url: st
         wait_until(lambda: any(" serves " in line for line in worker.lines))
         producer("submit", "prompts.jsonl", "--model", TOY_MODEL, *connection)
         wait_until(lambda: samples_of(port)["nocturne_committed_jobs_total"] == NUM_JOBS)
-        wait_until(lambda: samples_of(port)["nocturne_generation_tokens_total"] > 0)  # reports come once a second
+        # Reports come once a second: one may be of a moment between two jobs.
+        wait_until(lambda: samples_of(port)["nocturne_generation_tokens_total"] == 8 * NUM_JOBS)
         wait_until(lambda: samples_of(port)["nocturne_num_requests_running"] == 0)
         samples = samples_of(port)
         worker.signal(signal.SIGTERM)

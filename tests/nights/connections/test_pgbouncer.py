@@ -19,7 +19,7 @@ from models.database.connection import open_database
 from models.database.faults import is_outage
 from tests.conftest import TOY_MODEL, Producer
 from tests.nights.connections.conftest import postgres_socket
-from tests.support.processes import WorkerProcess, wait_until
+from tests.support.processes import WorkerProcess, free_port, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -39,12 +39,6 @@ pool_mode = {mode}
 default_pool_size = {size}
 max_client_conn = 200
 """
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @pytest.fixture(params=MODES, ids=lambda mode: mode[0])

@@ -16,7 +16,7 @@ from models.schema.job import Job
 from models.settings import Settings
 from models.states import JobState
 from tests.support.fake_engines import InstantEngine
-from tests.support.processes import wait_until
+from tests.support.processes import HANG_SECONDS, wait_until
 from tests.support.table_rows import column_of, insert_run
 from tests.unit.worker.test_in_flight import claim_of
 from worker.runtime import Runtime
@@ -68,7 +68,7 @@ def test_a_job_that_is_claimed_anew_while_it_waits_enters_the_engine_once(
                 connection.execute(update(Job).values(state=JobState.QUEUED, lease_expires_at=None))
             threads.submit(runtime.process, chunk)
             wait_until(lambda: attempts() == [2])
-        first.result(timeout=60)
+        first.result(timeout=HANG_SECONDS)
         wait_until(lambda: hasattr(runtime._supervisor, "submitted"))
         time.sleep(0.3)  # for a second submission
         runtime._drop(runtime._jobs.claims())

@@ -37,11 +37,11 @@ def test_a_worker_whose_rows_are_gone_enters_them_again(
         insert_run(database, 5, model=model)
         with database.begin() as connection:  # as jobs whose submitter has gone
             connection.execute(update(Job).values(attempts=1))
-        wait_until(lambda: column_of(database, Run.state) == [RunState.FINISHED], seconds=90)
+        wait_until(lambda: column_of(database, Run.state) == [RunState.FINISHED])
         assert column_of(database, Job.state) == [JobState.SUCCEEDED] * 5
         (environment,) = column_of(database, Environment.id)
         assert set(column_of(database, Result.environment_id)) == {environment}
-        wait_until(lambda: column_of(database, Worker.name) == ["worker"], seconds=90)
+        wait_until(lambda: column_of(database, Worker.name) == ["worker"])
 
 
 def test_a_worker_that_starts_in_an_outage_waits_for_its_end(

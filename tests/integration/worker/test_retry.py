@@ -28,7 +28,7 @@ from worker.engine.request import Request
 from worker.runtime import Runtime
 
 MESSAGES = [{"role": "user", "content": "Tell me about a hedgehog"}]
-PARAMS = GenerationParams.model_validate({"strategy": "sample", "seed": 3, "max_new_tokens": 200, "ignore_eos": True})
+PARAMS = GenerationParams.model_validate({"strategy": "sample", "seed": 3, "max_new_tokens": 600, "ignore_eos": True})
 
 
 def model_that_prints_the_time(folder: Path) -> Path:

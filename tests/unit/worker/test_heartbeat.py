@@ -8,7 +8,7 @@ from threading import Event, Thread
 from typing import Any
 
 from models.settings import Settings
-from tests.support.processes import wait_until
+from tests.support.processes import HANG_SECONDS, wait_until
 from tests.unit.worker.test_in_flight import claim_of
 from worker.engine.stats import Stats
 from worker.heartbeat import Heartbeat
@@ -58,7 +58,7 @@ def test_notifications_put_off_no_beat() -> None:
     """Runs that are cancelled one after another would cost the worker its leases."""
     database = Database()
     heartbeat = running_heartbeat(database, InFlightJobs(), Counts())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_SECONDS
     while database.num_beats < 3 and time.monotonic() < deadline:
         heartbeat.notify()
         time.sleep(SECONDS / 10)

@@ -7,6 +7,7 @@ from threading import Thread
 
 from models.message import JobMessage
 from models.params import GenerationParams
+from tests.support.processes import HANG_SECONDS
 from worker.in_flight import InFlightJobs
 from worker.storage.claims import Claim
 
@@ -27,7 +28,7 @@ def test_a_chunk_waits_for_its_last_job() -> None:
     waiting.join(timeout=0.05)
     assert waiting.is_alive()
     jobs.release(second)
-    waiting.join(timeout=60)
+    waiting.join(timeout=HANG_SECONDS)
     assert not waiting.is_alive()
     assert len(jobs) == 0
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from models.states import JobState
 from tests.conftest import TOY_MODEL, Producer
 from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
 
-NUM_JOBS = 200
+NUM_JOBS = 300
 NUM_TOKENS = 80
 
 
@@ -81,12 +82,6 @@ def worker_of(tmp_path: Path) -> psutil.Process:
     return worker
 
 
-def engine_of(worker: psutil.Process) -> psutil.Process:
-    children = worker.children(recursive=True)
-    (engine,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-    return engine
-
-
 def await_more_done(database: Engine, num_before: int = 0) -> None:
     wait_until(lambda: num_done(database) > num_before + 10)
 
@@ -101,9 +96,12 @@ def interrupt(run: CommandProcess, tmp_path: Path) -> None:
 
 def kill_everything(run: CommandProcess, tmp_path: Path) -> None:
     """As by a power cut: no process has time to clean up."""
-    everything = [run.pid, *(p.pid for p in local_processes(tmp_path)), engine_of(worker_of(tmp_path)).pid]
-    for pid in everything:
-        os.kill(pid, signal.SIGKILL)
+    everything = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+    assert {process.pid for process in local_processes(tmp_path)} < {process.pid for process in everything}
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped, none of them sees another one end
+        for process in everything:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
     run.finish()
 
 

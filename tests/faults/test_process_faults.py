@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import psutil
@@ -15,6 +16,7 @@ from models.schema.run import Run
 from tests.conftest import TOY_MODEL
 from tests.faults.topology import ON_POSTGRESQL, ON_SQLITE, Answer, Topology
 from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
+from worker.signals import SAME_SIGNAL_SECONDS
 
 #: They take minutes: `make faults` runs them, `make test` does not.
 pytestmark = pytest.mark.long
@@ -64,6 +66,7 @@ def test_the_end_in_order_twice(topology: Topology, jobs: Jobs, expected: Expect
     topology.wait_for_some(run_id)
     patient.signal(signal.SIGTERM)
     wait_until(lambda: any("shutdown" in line.lower() for line in patient.lines))
+    time.sleep(2 * SAME_SIGNAL_SECONDS)  # two signals at once count as one
     patient.signal(signal.SIGTERM)
     assert patient.finish() == 0
     topology.wait(run_id)

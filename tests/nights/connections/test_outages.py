@@ -14,6 +14,7 @@ from tests.nights.connections.night import SHORT, Night
 from tests.nights.connections.tcp_relay import TO_CLIENT, TO_SERVER
 from tests.support.postgres import new_postgres_database
 from tests.support.processes import WorkerProcess, wait_until
+from worker.signals import SAME_SIGNAL_SECONDS
 
 MUTE_SECONDS = 3.0
 
@@ -104,11 +105,17 @@ def test_a_night_goes_on_after_a_fault(night: Night, worker: WorkerProcess, faul
 
 def test_an_outage_of_redis_is_told_once(night: Night, worker: WorkerProcess) -> None:
     since = len(worker.lines)
-    redis_is_a_replica_for_a_while(night, 4.0)
+
+    def told() -> list[str]:
+        return [line for line in worker.lines[since:] if "Redis does not answer" in line or "consumer:" in line]
+
+    night.make_redis_read_only()
+    wait_until(lambda: bool(told()))
+    time.sleep(MUTE_SECONDS)  # for further attempts
+    night.make_redis_primary()
     night.wait(night.submit())
     wait_until(lambda: any("Redis answers again" in line for line in worker.lines[since:]))
-    told = [line for line in worker.lines[since:] if "Redis does not answer" in line or "consumer:" in line]
-    assert len(told) == 1, told
+    assert len(told()) == 1, told()
 
 
 @pytest.mark.parametrize("num_signals", [1, 2])
@@ -118,11 +125,14 @@ def test_a_worker_ends_while_nothing_answers(night: Night, num_signals: int) -> 
     working = doomed.pid
     night.redis_relay.mute(new_ones_too=True)
     night.database_relay.mute(new_ones_too=True)
-    for _ in range(num_signals):
-        time.sleep(0.5)  # two signals at once count as one
+    time.sleep(0.5)  # it meets the silence
+    doomed.process.send_signal(signal.SIGTERM)
+    if num_signals == 2:
+        wait_until(lambda: any("shutdown" in line.lower() for line in doomed.lines))
+        time.sleep(2 * SAME_SIGNAL_SECONDS)  # two signals at once count as one
         doomed.process.send_signal(signal.SIGTERM)
     doomed.finish()
-    assert not psutil.pid_exists(working)
+    wait_until(lambda: not psutil.pid_exists(working))
     night.redis_relay.speak()
     night.database_relay.speak()
 

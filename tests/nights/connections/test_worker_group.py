@@ -14,7 +14,7 @@ import pytest
 from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
 from worker.signals import Stopping
 
-#: A group of one member, or of two, whose behaviour is the first argument; their starts are counted in a file.
+#: A group of one member, or of two, whose behavior is the first argument; their starts are counted in a file.
 PROGRAM = '''
 """A worker group whose member only waits."""
 import os, signal, sys, time
@@ -24,34 +24,34 @@ from worker import worker_group
 worker_group.RESTART_SECONDS = (0.05,)
 worker_group.KILL_SECONDS = 0.5
 worker_group.PARENT_CHECK_SECONDS = 0.1
-behaviour, folder = sys.argv[1], Path(sys.argv[2])
+behavior, folder = sys.argv[1], Path(sys.argv[2])
 
 def run(announce):
     starts = folder / "starts"
     starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
     number = len(starts.read_text())
     (folder / "pid").write_text(str(os.getpid()))
-    if behaviour == "wrong use":
+    if behavior == "wrong use":
         return 2
-    if behaviour == "fails":
+    if behavior == "fails":
         return 1
-    if behaviour == "refused at once":
+    if behavior == "refused at once":
         return 3
     announce()
-    if behaviour == "refused":
+    if behavior == "refused":
         return 3
-    if behaviour == "dies" and number < 3:
+    if behavior == "dies" and number < 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    if behaviour == "cannot start again" and number < 4:
+    if behavior == "cannot start again" and number < 4:
         return 2
-    if behaviour == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if behavior == "deaf":
+        signal.signal(signal.SIGTERM, lambda *_: (folder / "heard").touch())
     (folder / "works").touch()
     while True:
         time.sleep(0.05)
 
 members = [worker_group.GroupMember("member", run)]
-if behaviour == "signalled before the second":
+if behavior == "signalled before the second":
     members.append(worker_group.GroupMember("second", run))
     calls, follow = [], worker_group.end_with_parent
 
@@ -74,11 +74,11 @@ Start = Callable[..., CommandProcess]
 def start(tmp_path: Path, request: pytest.FixtureRequest) -> Start:
     (tmp_path / "group_program.py").write_text(PROGRAM)
 
-    def starting(behaviour: str, *, under: tuple[str, ...] = ()) -> CommandProcess:
+    def starting(behavior: str, *, under: tuple[str, ...] = ()) -> CommandProcess:
         path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
         os.environ["PYTHONPATH"], before = path, os.environ.get("PYTHONPATH", "")
         try:
-            process = CommandProcess("group_program", [behaviour, tmp_path, *under], tmp_path)
+            process = CommandProcess("group_program", [behavior, tmp_path, *under], tmp_path)
         finally:
             os.environ["PYTHONPATH"] = before
         request.addfinalizer(process.kill_all)
@@ -91,10 +91,10 @@ def num_starts(tmp_path: Path) -> int:
     return len((tmp_path / "starts").read_text())
 
 
-@pytest.mark.parametrize(("behaviour", "starts"), [("dies", 3), ("cannot start again", 4)])
-def test_a_member_that_was_ready_is_started_again(start: Start, tmp_path: Path, behaviour: str, starts: int) -> None:
+@pytest.mark.parametrize(("behavior", "starts"), [("dies", 3), ("cannot start again", 4)])
+def test_a_member_that_was_ready_is_started_again(start: Start, tmp_path: Path, behavior: str, starts: int) -> None:
     """However it ended: a database that is away at its restart is no wrong use."""
-    group = start(behaviour)
+    group = start(behavior)
     wait_until((tmp_path / "works").exists)
     group.signal(signal.SIGTERM)
     assert group.finish() == 0
@@ -103,21 +103,21 @@ def test_a_member_that_was_ready_is_started_again(start: Start, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "starts", "code"),
+    ("behavior", "starts", "code"),
     [("wrong use", 1, 2), ("fails", 5, 1), ("refused at once", 1, 3), ("refused", 5, 3)],
 )
 def test_a_member_that_cannot_start_ends_the_group(
-    start: Start, tmp_path: Path, behaviour: str, starts: int, code: int
+    start: Start, tmp_path: Path, behavior: str, starts: int, code: int
 ) -> None:
-    assert start(behaviour).finish() == code
+    assert start(behavior).finish() == code
     assert num_starts(tmp_path) == starts
 
 
-def test_a_second_signal_ends_a_member_that_hears_none(start: Start, tmp_path: Path) -> None:
+def test_a_second_signal_ends_a_member_that_obeys_none(start: Start, tmp_path: Path) -> None:
     group = start("deaf")
     wait_until((tmp_path / "works").exists)
     group.signal(signal.SIGTERM)
-    time.sleep(0.2)
+    wait_until((tmp_path / "heard").exists)  # the parent has it: two that wait for it would be one
     assert group.process.poll() is None
     group.signal(signal.SIGTERM)
     group.finish()
@@ -127,7 +127,7 @@ def test_a_second_signal_ends_a_member_that_hears_none(start: Start, tmp_path: P
 def test_no_member_starts_after_a_signal(start: Start, tmp_path: Path) -> None:
     """The signal was forwarded to those that ran; one that starts later would hear of none and never end."""
     group = start("signalled before the second")
-    assert group.process.wait(timeout=60) == 0
+    assert group.process.wait(timeout=HANG_SECONDS) == 0
     assert not (tmp_path / "starts").exists() or num_starts(tmp_path) <= 1  # the first may end before it is counted
 
 
@@ -175,6 +175,7 @@ def test_the_end_is_forced_after_its_time() -> None:
     ended: list[int] = []
     stopping = Stopping(ended.append)
     assert stopping.note_signal() is True
+    stopping._last = time.monotonic() + 60  # no pause of this thread makes the echo a signal of its own
     assert stopping.note_signal() is None  # a service manager's, forwarded by the parent too
     stopping._last = time.monotonic() - 1
     assert stopping.note_signal() is False

@@ -43,7 +43,7 @@ from tests.nights.hostile import (
     body_of,
     message,
 )
-from tests.support.processes import WorkerProcess, wait_until
+from tests.support.processes import HANG_SECONDS, WorkerProcess, wait_until
 from tests.support.table_rows import column_of, insert_run
 from worker.celery import create_app, queue_length, send_chunk
 from worker.messages.broadcast import restrict_commands
@@ -223,7 +223,7 @@ def test_doctor_shows_dead_letters_and_prune_deletes_old_ones(
     sqlite_database: Engine, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     url = sqlite_database.url.render_as_string()
-    settings = Settings(sqlite_database=url, model=str(TOY_MODEL), home=tmp_path)
+    settings = Settings(database=url, model=str(TOY_MODEL), home=tmp_path)
     DeadLetterStore(sqlite_database, "worker").add([vars(Letter("generate.v2.toy", "old", 1, "x"))])
     with sqlite_database.begin() as connection:
         connection.execute(update(DeadLetter).values(at=datetime.now(UTC) - timedelta(days=40)))
@@ -322,6 +322,7 @@ def test_a_worker_goes_on_whatever_it_is_sent(broker: str, redis_server: Any, sq
     ) as worker:  # fmt: skip
         engine = worker.engine
         wait_until(lambda: queue_length(app, MODEL) == 0)
+        wait_until(lambda: column_of(database, Job.state, Job.id == 1) == [JobState.SUCCEEDED])
         broadcast_everything(app, redis)
         for key in (QUEUE, "unacked", "unacked_index"):
             redis.delete(key)
@@ -330,7 +331,7 @@ def test_a_worker_goes_on_whatever_it_is_sent(broker: str, redis_server: Any, sq
         assert send_outbox(database, lambda chunk: send_chunk(app, chunk)) == NUM_JOBS - 1  # job 1 is done
         wait_until(lambda: set(column_of(database, Job.state)) == {JobState.SUCCEEDED})
         wait_until(lambda: redis.hlen("unacked") == 0)
-        inspect = app.control.inspect(timeout=30, limit=1)
+        inspect = app.control.inspect(timeout=HANG_SECONDS, limit=1)
         ((registered,), (stats,)) = inspect.registered().values(), inspect.stats().values()
         assert registered == [TASK_NAME] and stats["pool"]["max-concurrency"] == 32
         ((queues,),) = [inspect.active_queues().values()]
@@ -355,6 +356,6 @@ def broadcast_everything(app: Any, redis: Redis) -> None:
         redis.publish(topic, item)
     for method, arguments in CHANGING_COMMANDS:
         given = json.loads(json.dumps(arguments).replace("@QUEUE@", QUEUE))
-        ((answer,),) = [app.control.broadcast(method, given, reply=True, timeout=30, limit=1)]
+        ((answer,),) = [app.control.broadcast(method, given, reply=True, timeout=HANG_SECONDS, limit=1)]
         ((said,),) = [answer.values()]
         assert "not done by remote control" in said["error"], method

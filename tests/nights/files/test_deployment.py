@@ -170,7 +170,10 @@ def test_the_builder_gets_nothing_but_what_is_copied() -> None:
     assert not any(fnmatch(name, rule) for rule in allowed for name in (".env", "secrets", "data", ".git"))
 
 
-def test_git_ignores_secrets(tmp_path: Path) -> None:
+def test_git_ignores_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # of a hook that runs the tests
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # a person may ignore more
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
     for name in (".env", "secrets/redis_password", "data/prompts.jsonl", ".nocturne/nocturne.db"):
@@ -180,7 +183,8 @@ def test_git_ignores_secrets(tmp_path: Path) -> None:
 
 
 def make_secrets(folder: Path, **given: str) -> dict[str, str]:
-    subprocess.run(["sh", MAKE_SECRETS, folder], check=True, capture_output=True, env={**os.environ, **given})
+    kept = {name: value for name, value in os.environ.items() if "PASSWORD" not in name}
+    subprocess.run(["sh", MAKE_SECRETS, folder], check=True, capture_output=True, env={**kept, **given})
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 

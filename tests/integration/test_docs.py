@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -215,7 +216,9 @@ def test_versions_are_pinned_and_torch_is_the_one_that_is_installed_first() -> N
 
 def exit_code_of_fork(function: Callable[[], object]) -> int:
     """Runs a function in a copy of this process, which has imported torch, and leaves this one as it is."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads, and its copy does little
+        pid = os.fork()
     if pid == 0:
         try:
             function()

@@ -191,16 +191,18 @@ def test_a_template_that_prints_the_date_prints_the_jobs_own_in_utc(family: str,
     late = datetime(2024, 5, 17, 23, 30, tzinfo=timezone(timedelta(hours=-5)))
     for moment, day in [(NOON, "17"), (late, "18"), (NOON, "17")]:
         text = template_of(family, base).text([USER], NONE, moment)
-        assert ("May 2024" in text or "May" in text) and day in text and "2024" in text
+        assert f"{day} May 2024" in text or f"May {day}, 2024" in text
 
 
 @pytest.mark.parametrize(("family", "name"), [case for case in CASES if case[1] not in REFUSED.get(case[0], {})])
 def test_the_dry_run_shows_the_text_that_the_engine_tokenizes(family: str, name: str, base: Path) -> None:
     messages, inputs = CONVERSATIONS[name]
     draft = JobDraft("a", None, messages, GenerationParams(), 5, {}, None, inputs.stored)
+    before = datetime.now(UTC)
     seen = seen_prompt(str(folder_of(family, base)), draft)
+    moments = (before, datetime.now(UTC))  # some print the date, which changes at midnight
     assert seen.doubt is None and seen.num_tokens
-    assert seen.text == template_of(family, base).text(messages, inputs, datetime.now(UTC))
+    assert seen.text in [template_of(family, base).text(messages, inputs, moment) for moment in moments]
 
 
 def test_the_dry_run_shows_the_special_tokens_that_are_added(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def left_processes(tmp_path: Path) -> list[psutil.Process]:
     return found
 
 
+def await_nothing_left(tmp_path: Path) -> None:
+    """A process that was killed takes a moment to be gone."""
+    wait_until(lambda: left_processes(tmp_path) == [])
+
+
 def start_run(prompts: Path, *options: Any) -> CommandProcess:
     arguments = ["run", prompts, "--model", TOY_MODEL, *options]
     return CommandProcess("producer", arguments, prompts.parent, **SLOW)
@@ -88,7 +93,7 @@ def await_state(tmp_path: Path, state: str) -> None:
 
 def assert_left_in_order(tmp_path: Path, producer: Producer) -> None:
     """No process and no running job is left, and the way to go on is said."""
-    assert left_processes(tmp_path) == []
+    await_nothing_left(tmp_path)
     assert states(tmp_path).get("running", 0) == 0 and states(tmp_path)["queued"] > 0
     (run,) = json.loads(producer("status", "--json").stdout)
     assert run["state"] in ("queued", "interrupted")
@@ -154,7 +159,7 @@ def test_a_closed_terminal_and_a_killed_producer_leave_nothing(
         redis = [process for process in left_processes(tmp_path) if "valkey" in process.name()]
         assert len(redis) == 1
         os.kill(run.pid, signal.SIGKILL)
-        wait_until(lambda: left_processes(tmp_path) == [])
+        await_nothing_left(tmp_path)
 
 
 def test_a_detached_run_is_watched_and_cancelled(prompts: Path, tmp_path: Path, producer: Producer) -> None:
@@ -172,7 +177,7 @@ def test_a_detached_run_is_watched_and_cancelled(prompts: Path, tmp_path: Path, 
         assert watching.finish() == 1
     said = "".join(watching.lines)
     assert " jobs succeeded, 0 failed, " in said and " cancelled, " in said
-    wait_until(lambda: left_processes(tmp_path) == [])
+    await_nothing_left(tmp_path)
     assert f"run {run_id}: " in (tmp_path / ".nocturne" / "run.log").read_text()
     assert " cancelled, " in producer("status", run_id, exit_code=1).stdout + said
 
@@ -189,7 +194,8 @@ def test_control_c_while_answers_are_written(tmp_path: Path, producer: Producer)
         os.close(reader)
     (shown,) = json.loads(producer("status", "--json").stdout)
     way = f"interrupted; run {shown['id']} has ended; its answers: producer results {shown['id']} -o FILE"
-    assert way in "".join(run.lines) and left_processes(tmp_path) == []
+    assert way in "".join(run.lines)
+    await_nothing_left(tmp_path)
 
 
 def test_control_c_while_a_run_is_detached(prompts: Path, tmp_path: Path, producer: Producer) -> None:
@@ -201,7 +207,8 @@ def test_control_c_while_a_run_is_detached(prompts: Path, tmp_path: Path, produc
         assert run.finish() == 130
     stored = json.loads(producer("status", "--json").stdout)
     outcome = f"run {stored[0]['id']} goes on with the same command" if stored else "nothing was submitted"
-    assert f"interrupted; {outcome}" in "".join(run.lines) and left_processes(tmp_path) == []
+    assert f"interrupted; {outcome}" in "".join(run.lines)
+    await_nothing_left(tmp_path)
 
 
 def test_a_run_is_stored_or_not_and_the_interrupted_command_knows(tmp_path: Path, sqlite_database: Engine) -> None:

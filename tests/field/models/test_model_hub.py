@@ -62,7 +62,8 @@ def _clean_hub(hub: HubServer) -> None:
 def hub_environment(hub: HubServer, tmp_path: Path) -> dict[str, Any]:
     """The hub, with an empty cache, and time enough on a loaded machine."""
     home = str(tmp_path / "hf")
-    return {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_ETAG_TIMEOUT": "60"}
+    timeouts = {"HF_HUB_ETAG_TIMEOUT": "60", "HF_HUB_DOWNLOAD_TIMEOUT": "60"}
+    return {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": home, **timeouts}
 
 
 @pytest.fixture
@@ -245,7 +246,10 @@ def test_a_long_download_shows_its_progress(is_terminal: bool, tmp_path: Path) -
     program = (
         "import time, pathlib, models.checkpoint.download_progress as p\n"
         "p.FIRST_LINE_SECONDS = p.LOG_SECONDS = p.TERMINAL_SECONDS = 0.01\n"
-        "with p.showing_progress('a/b', pathlib.Path('.'), 10**9): time.sleep(0.5)\n"
+        "line_of, lines = p.progress_line, []\n"
+        "p.progress_line = lambda *given: lines.append(line_of(*given)) or lines[-1]\n"
+        "with p.showing_progress('a/b', pathlib.Path('.'), 10**9):\n"
+        "    while len(lines) < 3: time.sleep(0.01)\n"
     )
     ours, theirs = os.openpty() if is_terminal else os.pipe()
     subprocess.run([sys.executable, "-c", program], stderr=theirs, check=True, env=clean_environment(), cwd=tmp_path)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import pytest
 from rich.console import Console
@@ -18,6 +17,7 @@ from models.schema.worker import Worker
 from models.settings import Settings
 from models.states import RunState
 from producer.options import OutputOptions
+from producer.results.live import observer as observing
 from producer.results.live import watch as watching
 from producer.results.live.observer import Observer
 from producer.results.queries import run_progress
@@ -27,8 +27,8 @@ from worker.storage.job_store import FinishedJob, JobStore
 from worker.storage.registry import Registry
 
 
-def fill(database: Engine, num_jobs: int = 40) -> None:
-    """A run with jobs of every kind, and its worker."""
+def fill(database: Engine, num_jobs: int = 40) -> datetime:
+    """A run with jobs of every kind, and its worker; returns the moment at which the last one ended."""
     job_ids = insert_run(database, num_jobs)
     Registry(database, "local", 30.0).register(host="here", device="cpu", model="toy", max_num_seqs=8)
     store = JobStore(database, "local", 30.0)
@@ -43,16 +43,18 @@ def fill(database: Engine, num_jobs: int = 40) -> None:
             connection.execute(update(JobEvent).where(JobEvent.id == event_id).values(at=at))
         beat = {"tokens_per_second": 100.0, "num_steps": 10, "mean_running": 6.0}
         connection.execute(update(Worker).values(beat))
+        return now
 
 
-def test_a_moment_of_a_run(database: Engine) -> None:
-    fill(database)
+def test_a_moment_of_a_run(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = fill(database)
+    monkeypatch.setattr(observing, "read_timestamp", lambda _: now)  # however long this test is kept waiting
     observer = Observer(database, RUN_ID)
     snapshot = observer.look()
     progress = snapshot.progress
     assert (progress.succeeded, progress.failed, progress.running, progress.queued) == (20, 1, 9, 10)
     assert progress.num_final + progress.running + progress.queued == progress.num_jobs
-    assert snapshot.seconds_left == pytest.approx(19, abs=3)
+    assert snapshot.seconds_left == pytest.approx(19 * 20 / 21, abs=0.2)
     assert snapshot.newest == ("job-19", "answer 20") and snapshot.errors == (("job-20", "it\nfell over"),)
     assert [(each.name, each.device, each.running) for each in snapshot.workers] == [("local", "cpu", 6.0)]
     with database.begin() as connection:  # 10 more steps of 3 sequences
@@ -98,14 +100,13 @@ def test_the_last_frame_is_the_summary(sqlite_database: Engine, monkeypatch: pyt
     monkeypatch.setattr(watching, "stderr", terminal)
     monkeypatch.setattr(decoding, "say", said.append)
 
-    def finish(*_: Any) -> None:
-        with sqlite_database.begin() as connection:
-            connection.execute(update(Run).values(state=RunState.FINISHED, finished_at=read_timestamp(connection)))
-
-    progress = watching.watch(sqlite_database, RUN_ID, sleep=finish)
+    with sqlite_database.begin() as connection:
+        at = connection.execute(select(Run.created_at)).scalar_one() + timedelta(seconds=7)
+        connection.execute(update(Run).where(Run.state == RunState.FINISHED).values(finished_at=at))
+    progress = watching.watch(sqlite_database, RUN_ID, sleep=lambda _: pytest.fail("it is over"))
     assert progress.state == "finished" and progress == run_progress(sqlite_database, RUN_ID)
     assert len(lines := re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue()).splitlines()) >= 5
-    assert any(line.startswith(f"run {RUN_ID} · finished · in 0:00:0") for line in lines)
+    assert any(line.startswith(f"run {RUN_ID} · finished · in 0:00:07") for line in lines)
     assert "20 succeeded · 1 failed" in lines and "failed  job-20: it fell over" in lines
     for has_summary in (True, False):
         end = OutputOptions()

@@ -134,7 +134,7 @@ def test_openai_answers_and_errors_in_two_files(producer: Producer, at: list[str
     assert error["error"] == {"code": "EngineDied", "message": "why"}
 
 
-def test_one_job_in_colour(producer: Producer, at: list[str]) -> None:
+def test_one_job_in_color(producer: Producer, at: list[str]) -> None:
     shown = producer("show", RUN_ID, "job-0", "--alternatives", *at).stdout
     assert "job-0: succeeded, attempt 1" in shown and "sample 1: 3 tokens, eos" in shown
     assert "0.606531" in shown  # exp(-0.5)

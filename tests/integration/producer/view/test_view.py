@@ -38,7 +38,7 @@ from producer.results.view.run_reports import MAX_REPORTS, RunReports
 from producer.runs.control import requeue
 from tests.browser.hostile_run import HOSTILE, fill
 from tests.conftest import Producer
-from tests.support.processes import CommandProcess, wait_until
+from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
 from tests.support.table_rows import RUN_ID, insert_run, output_of
 from worker.storage.job_store import FinishedJob, JobStore
 
@@ -53,7 +53,7 @@ class Reader:
         self.cookie = ""
 
     def ask(self, path: str, *, method: str = "GET", **headers: str) -> tuple[HTTPResponse, str]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=HANG_SECONDS)
         connection.request(method, path, headers={"Cookie": self.cookie, **headers})
         answer = connection.getresponse()
         text = answer.read().decode()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select
@@ -102,18 +103,22 @@ def test_the_same_file_under_the_same_name_is_submitted_once(tmp_path: Path, dat
 
 def test_two_submissions_at_once_under_a_name_are_one_run(tmp_path: Path, database: Engine) -> None:
     path = prompt_file(tmp_path, {"custom_id": "a", "prompt": "x"})
-    checked, found = check(named(path)), list[SubmitResult]()
+    checked, found = check(named(path)), dict[str, SubmitResult]()
 
     def hold() -> None:
         second.start()
         second.join(0.5)  # it waits for this transaction
 
-    second = Thread(target=lambda: found.append(write(named(path), checked, database)))
-    first = Thread(target=lambda: found.append(write(named(path), checked, database, before_commit=hold)))
+    def submit(name: str, **options: Any) -> None:
+        found[name] = write(named(path), checked, database, **options)
+
+    second = Thread(target=submit, args=("second",))
+    first = Thread(target=submit, args=("first",), kwargs={"before_commit": hold})
     first.start()
     for thread in (first, second):
         thread.join()
-    assert [(each.run_id, each.num_new) for each in found] == [(found[0].run_id, 1), (found[0].run_id, 0)]
+    assert (found["first"].num_new, found["second"].num_new) == (1, 0)
+    assert found["first"].run_id == found["second"].run_id
 
 
 def test_duplicates_are_an_error_where_asked(tmp_path: Path, database: Engine) -> None:

@@ -37,7 +37,7 @@ def lines_of(count: int, first: int = 0) -> bytes:
 def test_the_shell_s_pipes_are_read_once_and_whole(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines_of(NUM_LINES))
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m producer run --model {TOY_MODEL} --dry-run --json <(cat a.jsonl)"],
+        ["bash", "-c", '"$0" -m producer run --model "$1" --dry-run --json <(cat a.jsonl)', sys.executable, TOY_MODEL],
         cwd=tmp_path, capture_output=True, text=True, env=clean_environment(TMPDIR=str(tmp_path)), timeout=HANG_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -120,6 +120,7 @@ def test_one_block_alone_is_not_run() -> None:
     assert {"make demo", ". .venv/bin/activate"} <= {command for lines in blocks() for command, _ in commands_of(lines)}
 
 
+@pytest.mark.timeout(3 * HANG_SECONDS)  # they are many, on a busy machine too
 def test_every_command_works_as_printed_and_in_order(clone: Path) -> None:
     for lines in blocks():
         if READ_ONLY in "\n".join(lines):

@@ -89,4 +89,4 @@ def test_a_page_costs_the_same_in_a_large_database(tmp_path: Path) -> None:
         database.dispose()
     few, many = found
     assert {name: steps for name, steps in many.items() if steps > 1.2 * few[name] + 20} == {}, few
-    assert min(few.values()) >= 0 and max(few.values()) > 10  # steps were counted
+    assert max(few.values()) > 10  # steps were counted

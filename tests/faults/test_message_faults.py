@@ -93,10 +93,10 @@ def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expect
         "faulty", module="tests.faults.faulty_worker", FAULT="poison", NOCTURNE_MAX_ATTEMPTS="1",
         NOCTURNE_ENGINE_TIMEOUT="15",
     )  # fmt: skip
-    neighbours = jobs[:60]
+    neighbors = jobs[:60]
     poison = [{"custom_id": str(seed), "prompt": "x", "seed": seed, "max_new_tokens": 3} for seed in POISON]
     poison[0]["prompt"] = ENDS_WHILE_TOKENIZED
-    run_id = topology.submit([*neighbours, *poison])
+    run_id = topology.submit([*neighbors, *poison])
     topology.wait(run_id, 1200.0)  # ten starts of an engine, half a minute each on a loaded machine
     with topology.database.connect() as connection:
         unsuccessful = select(Job.custom_id, Job.state, Job.error_code, Job.error).where(
@@ -108,7 +108,7 @@ def test_poison_jobs_fail_alone(topology: Topology, jobs: Jobs, expected: Expect
         row = found[str(seed)]
         assert (row.state, row.error_code) == (JobState.FAILED, code)
         assert row.error.startswith(reason)
-    assert topology.answers(run_id) == {job["custom_id"]: expected[job["custom_id"]] for job in neighbours}
+    assert topology.answers(run_id) == {job["custom_id"]: expected[job["custom_id"]] for job in neighbors}
     topology.check_nothing_left()
 
 

@@ -1,4 +1,4 @@
-"""A request that raises at any stage fails alone: its neighbours' answers are those of a batch without it."""
+"""A request that raises at any stage fails alone: its neighbors' answers are those of a batch without it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POISON = 99
 #: The first id that the toy model does not have.
 LACKING = 1024
 
-NEIGHBOURS: list[dict[str, Any]] = [
+NEIGHBORS: list[dict[str, Any]] = [
     {},
     {"strategy": "sample", "n": 2, "top_logprobs": 2},
     {"strategy": "nucleus", "top_p": 0.8, "stop": ["the"]},
@@ -62,10 +62,10 @@ def params_of(number: int, **given: Any) -> GenerationParams:
     return GenerationParams.model_validate({"max_new_tokens": 8, "seed": number, **given})
 
 
-def neighbours() -> list[JobMessage]:
+def neighbors() -> list[JobMessage]:
     return [
         JobMessage(id=number, prompt=f"Story {number} about a hedgehog", params=params_of(number, **given))
-        for number, given in enumerate(NEIGHBOURS)
+        for number, given in enumerate(NEIGHBORS)
     ]
 
 
@@ -96,22 +96,20 @@ _undisturbed: dict[int, Any] = {}
 
 
 def undisturbed(loaded: LoadedModel) -> Any:
-    """The neighbours' answers without any poison, decoded once for each model."""
+    """The neighbors' answers without any poison, decoded once for each model."""
     key = id(loaded.model)
     if key not in _undisturbed:
-        healthy, _ = serve(engine_of(loaded), neighbours())
+        healthy, _ = serve(engine_of(loaded), neighbors())
         assert all(output.error is None for output in healthy.values())
         _undisturbed[key] = (answers(healthy), loaded)  # kept, so that no other one gets its id
     return _undisturbed[key][0]
 
 
-def failure_beside_neighbours(
-    loaded: LoadedModel, poison: JobMessage, spoil: Callable[[Engine], None]
-) -> RequestOutput:
-    """The poison's output; its neighbours, before and after it, must answer as they do without it."""
+def failure_beside_neighbors(loaded: LoadedModel, poison: JobMessage, spoil: Callable[[Engine], None]) -> RequestOutput:
+    """The poison's output; its neighbors, before and after it, must answer as they do without it."""
     engine = engine_of(loaded)
     spoil(engine)
-    jobs = neighbours()
+    jobs = neighbors()
     found, _ = serve(engine, [*jobs[:3], poison, *jobs[3:]])
     assert answers(found) == undisturbed(loaded)
     assert engine.scheduler.blocks.num_in_use == 0 and not engine.has_work
@@ -144,7 +142,7 @@ TEMPLATES = {
 def test_whatever_a_chat_template_raises(toy: LoadedModel, code: str, error: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(toy.tokenizer, "chat_template", code)
     message = {"role": "user", "content": "Hello", "tool_calls": [CALL]}
-    output = failure_beside_neighbours(toy, JobMessage(id=POISON, messages=[message], params=params_of(1)), nothing)
+    output = failure_beside_neighbors(toy, JobMessage(id=POISON, messages=[message], params=params_of(1)), nothing)
     assert output.error is not None and output.error.code == "InvalidRequest"
     refused = "" if error.startswith("takes ") else "refuses it: "
     assert str(output.error).startswith(f"the chat template {refused}{error}")
@@ -163,7 +161,7 @@ def test_every_database_holds_the_message_of_an_error(kind: type[EngineError], p
 def test_several_templates_without_a_default(toy: LoadedModel, monkeypatch: Any) -> None:
     monkeypatch.setattr(toy.tokenizer, "chat_template", {"tool_use": "t", "rag": "r"})
     job = JobMessage(id=POISON, messages=[{"role": "user", "content": "Hello"}], params=params_of(1))
-    output = failure_beside_neighbours(toy, job, nothing)
+    output = failure_beside_neighbors(toy, job, nothing)
     assert output.error is not None and output.error.code == "InvalidRequest"
     assert "several chat templates and none is the default: rag, tool_use" in str(output.error)
 
@@ -203,7 +201,7 @@ def test_whatever_the_tokenizer_raises(toy: LoadedModel, error: BaseException) -
 
         engine.loaded = altered_tokenizer(engine.loaded, tokenizer)
 
-    output = failure_beside_neighbours(toy, JOB, spoil)
+    output = failure_beside_neighbors(toy, JOB, spoil)
     assert output.error is not None and output.error.code == "InvalidRequest"
     assert str(output.error).startswith(f"the prompt cannot be tokenized: {type(error).__name__}")
     str(output.error).encode()
@@ -234,7 +232,7 @@ def test_ids_that_are_none(toy: LoadedModel, ids: Any) -> None:
 
         engine.loaded = altered_tokenizer(engine.loaded, tokenizer)
 
-    output = failure_beside_neighbours(toy, JOB, spoil)
+    output = failure_beside_neighbors(toy, JOB, spoil)
     assert output.error is not None and output.error.code == "InvalidRequest"
 
 
@@ -267,7 +265,7 @@ REQUESTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("job", "params", "error"), REQUESTS, ids=lambda value: str(value)[:40])
 def test_requests_of_the_world(toy: LoadedModel, job: dict[str, Any], params: dict[str, Any], error: str) -> None:
-    output = failure_beside_neighbours(toy, JobMessage(id=POISON, params=params_of(1, **params), **job), nothing)
+    output = failure_beside_neighbors(toy, JobMessage(id=POISON, params=params_of(1, **params), **job), nothing)
     assert output.error is not None and output.error.code == "InvalidRequest"
     assert str(output.error).startswith(error)
 
@@ -300,7 +298,7 @@ def test_whatever_the_detokenizer_raises(toy: LoadedModel, error: BaseException,
 
         setattr(healthy, name, spoiled)
 
-    output = failure_beside_neighbours(toy, job, spoil)
+    output = failure_beside_neighbors(toy, job, spoil)
     assert output.error is not None and output.error.code == "InvalidRequest"
     assert str(output.error).startswith("the answer cannot be detokenized")
     assert type(error).__name__ in str(output.error)
@@ -310,7 +308,7 @@ def test_a_choice_that_cannot_be_sampled(sampled: LoadedModel) -> None:
     """A ban of every token leaves no distribution to draw from: with each sampler the request fails, and it alone."""
     banned = ModelDefaults(suppress_tokens=tuple(range(sampled.limits.vocab_size)))
     params = params_of(1, strategy="sample").with_model_defaults(banned)
-    output = failure_beside_neighbours(sampled, JOB.model_copy(update={"params": params}), nothing)
+    output = failure_beside_neighbors(sampled, JOB.model_copy(update={"params": params}), nothing)
     assert output.error is not None and output.error.code == "InvalidRequest"
     assert str(output.error).startswith("token 1 of the answer cannot be sampled")
 
@@ -331,7 +329,7 @@ DEFAULTS: list[tuple[dict[str, Any], str]] = [
 def test_defaults_that_a_model_does_not_have(sampled: LoadedModel, defaults: dict[str, Any], error: str) -> None:
     """The job fails before it is sampled, so that all samplers say the same."""
     params = params_of(1).with_model_defaults(ModelDefaults.model_validate(defaults))
-    output = failure_beside_neighbours(sampled, JOB.model_copy(update={"params": params}), nothing)
+    output = failure_beside_neighbors(sampled, JOB.model_copy(update={"params": params}), nothing)
     assert output.error is not None and output.error.code == "InvalidRequest"
     assert str(output.error).startswith(error)
 
@@ -342,7 +340,7 @@ def test_bans_of_tokens_that_never_come(sampled: LoadedModel, kind: str, token_i
     """As in Transformers, they change nothing."""
     defaults = ModelDefaults.model_validate({kind: (token_id,)})
     params = params_of(1, min_new_tokens=2).with_model_defaults(defaults)
-    output = failure_beside_neighbours(sampled, JOB.model_copy(update={"params": params}), nothing)
+    output = failure_beside_neighbors(sampled, JOB.model_copy(update={"params": params}), nothing)
     assert output.error is None
 
 
@@ -382,6 +380,6 @@ def test_prompt_tokens_that_the_embedding_does_not_have(toy: LoadedModel) -> Non
 
 
 def test_each_job_is_reported_before_it_is_encoded(toy: LoadedModel) -> None:
-    jobs = neighbours()
+    jobs = neighbors()
     _, said = serve(engine_of(toy), jobs)
     assert [each.job_id for each in said if isinstance(each, Encoding)] == [*(job.id for job in jobs), None]

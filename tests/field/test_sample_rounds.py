@@ -15,15 +15,15 @@ SAMPLED = GenerationParams(strategy=Strategy.SAMPLE, n=11, max_new_tokens=12, to
 
 
 def requests() -> list[Request]:
-    """One with many samples, with neighbours of every kind that end at other steps."""
-    neighbours = [
+    """One with many samples, with neighbors of every kind that end at other steps."""
+    neighbors = [
         GenerationParams(max_new_tokens=9),
         GenerationParams(strategy=Strategy.BEAM, num_beams=2, max_new_tokens=7),
         GenerationParams(strategy=Strategy.SAMPLE, n=2, max_new_tokens=20, seed=1),
     ]
     return [
         Request(number, ids, params)
-        for number, (ids, params) in enumerate(zip(PROMPTS, [SAMPLED, *neighbours], strict=True))
+        for number, (ids, params) in enumerate(zip(PROMPTS, [SAMPLED, *neighbors], strict=True))
     ]
 
 

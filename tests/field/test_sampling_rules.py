@@ -213,7 +213,7 @@ def test_only_allowed_tokens_come(sampler: str) -> None:
 @EACH_SAMPLER
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("strategy", ["greedy", "sample", "nucleus"])
-def test_not_a_number_is_seen_and_neighbours_keep_their_bits(sampler: str, bad: float, strategy: str) -> None:
+def test_not_a_number_is_seen_and_neighbors_keep_their_bits(sampler: str, bad: float, strategy: str) -> None:
     params = GenerationParams.model_validate(
         {"strategy": strategy, "top_logprobs": 3, **({} if strategy == "greedy" else {"top_p": 0.9})}
     )

@@ -280,7 +280,7 @@ URLS = {
     f"sqlite:///{'a' * 300}.db": "File name too long",
     "sqlite:///a\0b.db": "it has a NUL character",
     "sqlite:///loop.db": "Too many levels of symbolic links",
-    "postgresql+psycopg://u@127.0.0.1:1/d?colour=red": "invalid connection option",
+    "postgresql+psycopg://u@127.0.0.1:1/d?color=red": "invalid connection option",
 }
 
 

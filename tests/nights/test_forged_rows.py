@@ -1,4 +1,4 @@
-"""Rows of jobs that hold what no producer writes: each fails alone or is decoded, and its neighbours go on."""
+"""Rows of jobs that hold what no producer writes: each fails alone or is decoded, and its neighbors go on."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def claimed(database: Engine, store: JobStore) -> list[int]:
 
 
 def check(database: Engine, forged: int, ids: list[int]) -> None:
-    neighbours = [job_id for job_id in ids if job_id != forged]
+    neighbors = [job_id for job_id in ids if job_id != forged]
     found = claimed(database, JobStore(database, "worker", 30.0, model="toy"))
-    assert set(found) >= set(neighbours)
+    assert set(found) >= set(neighbors)
     (state,), (code,) = (
         column_of(database, Job.state, Job.id == forged),
         column_of(database, Job.error_code, Job.id == forged),

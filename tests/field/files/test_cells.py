@@ -138,7 +138,7 @@ def test_a_number_of_any_width_is_the_one_that_was_written(tmp_path: Path, kind:
 
 
 ALPACA = [
-    {"instruction": "Name three colours.", "input": "", "output": "Red, green, blue."},
+    {"instruction": "Name three colors.", "input": "", "output": "Red, green, blue."},
     {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"},
 ]
 
@@ -162,7 +162,7 @@ def test_an_alpaca_file_needs_the_documented_command_alone(tmp_path: Path, name:
         lines = "\n".join(map(json.dumps, ALPACA))
         path.write_text(json.dumps(ALPACA, indent=4) if name.endswith(".json") else lines, encoding="utf-8")
     first, second = drafts_of(path, template=alpaca_template())
-    assert first.prompt == "### Instruction:\nName three colours.\n\n### Response:\n"
+    assert first.prompt == "### Instruction:\nName three colors.\n\n### Response:\n"
     assert second.prompt == "### Instruction:\nTranslate.\n\n### Input:\nGuten Tag\n\n### Response:\n"
     assert second.metadata["output"] == "Good day"
 
@@ -171,5 +171,5 @@ def test_the_documented_command_runs(producer: Producer, tmp_path: Path) -> None
     (tmp_path / "alpaca_data.json").write_text(json.dumps(ALPACA, indent=4), encoding="utf-8")
     shown = producer("run", "alpaca_data.json", "--model", TOY_MODEL, "--template", alpaca_template(), "--dry-run")
     assert "2 jobs from 2 lines" in shown.stdout and "warning" not in shown.stderr
-    assert "### Instruction:\nName three colours." in shown.stdout
+    assert "### Instruction:\nName three colors." in shown.stdout
     assert io.StringIO(shown.stdout).readline()

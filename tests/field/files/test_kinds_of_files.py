@@ -206,7 +206,7 @@ def refuse(name: str, content: bytes, message: str) -> None:
             check(Submission(path, "m", Grid({}), reader=ReaderOptions()))
 
 
-def test_columns_of_a_binary_file_cannot_colour_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_of_a_binary_file_cannot_color_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.raises(UsageError) as refused:
         (Path(folder) / "a.csv").write_bytes(b"a\x1b[31mred,b\n1,2\n")
         list(read_records(Path(folder) / "a.csv", ReaderOptions()))

@@ -99,7 +99,7 @@ def test_a_header_in_the_middle_is_no_prompt() -> None:
 
 
 @pytest.mark.parametrize("header", ["Prompt", " prompt", "PROMPT ", "\ufeffprompt"])
-def test_a_column_that_is_spelt_alike_is_offered(header: str) -> None:
+def test_a_column_that_is_spelled_alike_is_offered(header: str) -> None:
     with pytest.raises(UsageError, match=rf"did you mean {header!r}\?".replace("\\u", "\\\\u")):
         records_of(f"id,{header}\n1,x\n".encode(), "a.csv")
     with pytest.raises(UsageError, match="--id-column names 'ID', .*; did you mean 'id'?"):

@@ -75,7 +75,7 @@ def test_a_twin_that_hardly_depends_on_its_prompt_proves_nothing(monkeypatch: py
     assert verdict.path == "fallback" and "hardly depend on its prompt" in verdict.reason
 
 
-def test_a_twin_that_is_rounded_by_its_neighbours_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_twin_that_is_rounded_by_its_neighbors_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """The experts of Transformers multiply all rows of a step at once."""
     config = tiny_config("qwen3_moe")
     verdict = self_check.check(config, backend_for(CPU), CPU, LoadOptions())

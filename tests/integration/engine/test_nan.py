@@ -1,4 +1,4 @@
-"""A model that gives NaN for one request: it fails with the token and the dtype, its neighbours keep their bits."""
+"""A model that gives NaN for one request: it fails with the token and the dtype, its neighbors keep their bits."""
 
 from __future__ import annotations
 

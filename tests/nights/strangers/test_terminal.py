@@ -1,4 +1,4 @@
-"""Data is text: on a terminal it neither moves the cursor nor colours, and in a spreadsheet it computes nothing."""
+"""Data is text: on a terminal it neither moves the cursor nor colors, and in a spreadsheet it computes nothing."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from producer.option_groups import flat
 @dataclass(frozen=True)
 class Shared:
     size: Annotated[int, typer.Option(help="how large")] = 3
-    colour: Annotated[str | None, typer.Option()] = None
+    color: Annotated[str | None, typer.Option()] = None
 
 
 def test_a_dataclass_becomes_options() -> None:
@@ -26,7 +26,7 @@ def test_a_dataclass_becomes_options() -> None:
 
     app = typer.Typer()
     app.command()(flat(command))
-    assert list(inspect.signature(flat(command)).parameters) == ["word", "size", "colour", "loud"]
+    assert list(inspect.signature(flat(command)).parameters) == ["word", "size", "color", "loud"]
     assert CliRunner().invoke(app, ["x", "--size", "5", "--loud"]).exit_code == 0
     assert CliRunner().invoke(app, ["y"]).exit_code == 0
     assert seen == [("x", Shared(size=5), True), ("y", Shared(), False)]

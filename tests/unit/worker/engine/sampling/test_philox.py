@@ -60,5 +60,5 @@ def test_numbers_are_uniform_along_each_part_of_the_key() -> None:
         assert numbers.min() >= 0 and numbers.max() < 1
         counts, _ = np.histogram(numbers, bins=1_000, range=(0, 1))
         assert chi_square_p_value(counts, np.full(1_000, count / 1_000)) > LEVEL
-        # Neighbours must not follow one another.
+        # Neighbors must not follow one another.
         assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 5 / count**0.5

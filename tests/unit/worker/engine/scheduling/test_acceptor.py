@@ -102,11 +102,11 @@ def test_a_token_in_flight_is_counted_once_it_is_collected() -> None:
 def test_a_failing_sample_fails_its_request_at_its_own_token(failing: int, outcome: Any, message: str) -> None:
     """Whether the samples beside it have had their tokens already or not."""
     batch = Prefilled()
-    group, neighbour = batch.add(0, strategy="sample", n=3), batch.add(1)
+    group, neighbor = batch.add(0, strategy="sample", n=3), batch.add(1)
     samples = group.sequences
     batch.accept(*[(sample, choice(9)) for sample in samples])
     outcomes = [outcome if number == failing else choice(8) for number in range(3)]
-    batch.accept(*zip(samples, outcomes, strict=True), (neighbour.sequences[0], choice(8)))
+    batch.accept(*zip(samples, outcomes, strict=True), (neighbor.sequences[0], choice(8)))
     assert group.error is not None and str(group.error).startswith(message)
-    assert neighbour.error is None and neighbour.sequences[0].token_ids == [8]
+    assert neighbor.error is None and neighbor.sequences[0].token_ids == [8]
     assert batch.scheduler.retire_finished([group]) == [group]

@@ -132,15 +132,18 @@ def test_cancelled_in_every_phase(topology: Topology, jobs: Jobs, expected: Expe
         f"{len(jobs)} jobs of run {queued} cancelled, 0 of them"
         in topology.producer("cancel", queued, *topology.connection).stderr
     )
-    topology.need_workers("first")
+    (worker,) = topology.need_workers("first")
     topology.check_nothing_left()
     assert states_of(topology, queued) == {JobState.CANCELLED: len(jobs)}
 
     # While some run: others take their places at once.
     running = topology.submit(long_jobs)
     wait_until(lambda: states_of(topology, running).get(JobState.RUNNING, 0) > 0)
+    engine = worker.engine
+    engine.suspend()  # no job ends before it is cancelled
     topology.producer("cancel", running, "job-0", *topology.connection)
     assert states_of(topology, running)[JobState.CANCELLED] == 1
+    engine.resume()
     topology.producer("cancel", running, *topology.connection)
     assert set(states_of(topology, running)) <= {JobState.CANCELLED, JobState.SUCCEEDED}
     topology.check_nothing_left()
@@ -198,8 +201,10 @@ def test_a_database_of_another_schema_is_refused(topology: Topology) -> None:
         current = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     arguments = ["start", "--devices", "cpu", "--model", TOY_MODEL, *topology.connection]
-    with CommandProcess("worker", arguments, topology.folder) as refused:
-        assert refused.finish() == 2
+    try:
+        with CommandProcess("worker", arguments, topology.folder) as refused:
+            assert refused.finish() == 2
+    finally:
+        with topology.database.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": current})
     assert "run: producer db upgrade" in "".join(refused.lines)
-    with topology.database.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": current})

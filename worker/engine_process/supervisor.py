@@ -86,6 +86,7 @@ class EngineSupervisor:
         self._last_sign = monotonic()
         self._crash = ""  # the reason of the next death, if it is known beforehand
         self._encoding: int | None = None  # the job that is being rendered and tokenized; the reader's own
+        self._is_listening = False  # the reader waits for the engine's next word, and is in no callback
         self._num_idle_deaths = 0  # in a row, without a job in flight
         self._context = multiprocessing.get_context("spawn")
         self._lock = Lock()  # guards the five below
@@ -163,6 +164,10 @@ class EngineSupervisor:
         assert process.pid is not None
         progress, is_told = LoadProgress(partial(work_of, process.pid), LOAD_POLL_SECONDS), False
         while not connection.poll(LOAD_POLL_SECONDS):
+            if self._is_stopping.is_set() and not self._in_flight:
+                process.kill()
+                process.join()
+                raise ModelUnavailable(f"the load of {self._options.model!r} was for nobody: the worker stops")
             still = progress.seconds_still()
             if self._load_timeout is not None and still >= self._load_timeout:
                 process.kill()
@@ -180,11 +185,14 @@ class EngineSupervisor:
         while True:
             assert self._connection is not None and self._process is not None
             try:
+                self._is_listening = True
                 message = self._connection.recv()
             except (EOFError, OSError):  # OSError: it was killed in the middle of a message
+                self._is_listening = False
                 if not self._restart():
                     return
                 continue
+            self._is_listening = False
             self._last_sign = monotonic()
             if isinstance(message, Finished):
                 self._pass_on(message.outputs)
@@ -201,12 +209,13 @@ class EngineSupervisor:
     def _watch(self) -> None:
         """Kills a process that has work and makes no step; the reader then sees its end.
 
-        Silence is counted in turns of this loop: the clock goes on while worker and engine are both suspended.
+        Silence is counted in turns of this loop: the clock goes on while worker and engine are both suspended. What
+        comes while the reader waits for the database, in a callback, is unread, and not silence.
         """
         interval, silence, last_sign = min(1.0, self._timeout / 4), 0.0, 0.0
         while not self._is_stopping.wait(interval):
             with self._lock:
-                is_busy = self._connection is not None and bool(self._in_flight)
+                is_busy = self._connection is not None and bool(self._in_flight) and self._is_listening
                 if self._process is None or not is_busy or last_sign != self._last_sign:
                     silence, last_sign = 0.0, self._last_sign
                     continue
@@ -238,9 +247,10 @@ class EngineSupervisor:
             if self._num_idle_deaths >= MAX_IDLE_DEATHS:
                 raise ModelUnavailable(f"it died {MAX_IDLE_DEATHS} times without a job: {death.reason}")
             self._spawn()  # the new process must be ready before the jobs are retried
-        except ModelUnavailable as error:
+        except (ModelUnavailable, OSError) as error:  # OSError: no memory or number for another process
             self._on_death(replace(death, is_replaced=False))
-            self._on_lost(str(error))
+            if not self._is_stopping.is_set():
+                self._on_lost(str(error))
             return False
         self._last_sign = monotonic()
         self._on_death(death)

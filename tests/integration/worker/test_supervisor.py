@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from multiprocessing import active_children
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,12 +13,13 @@ from threading import Thread
 
 import pytest
 
+import worker.critical_thread
 import worker.engine_process.supervisor
 from models.engine_options import EngineOptions
 from models.message import JobMessage
 from models.params import GenerationParams
 from tests.support.fake_engines import fake_engine_main
-from tests.support.processes import HANG_SECONDS
+from tests.support.processes import HANG_SECONDS, wait_until
 from worker.engine.request import EngineError, ModelUnavailable, RequestOutput
 from worker.engine_process.protocol import Finished, Ready, Started, Stop, Submit
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
@@ -121,3 +123,84 @@ def test_a_load_that_stands_still_is_told_of_once_and_killed_where_a_setting_say
         supervisor.start()
     assert len([record for record in caplog.records if "stands still" in record.getMessage()]) == 1
     assert active_children() == []
+
+
+def answers_after_a_while(connection: Connection, options: EngineOptions) -> None:
+    """Dies of job 7; any other job is answered with nothing, after half a second."""
+    connection.send(Ready({}, options.device, 0))
+    while not isinstance(message := connection.recv(), Stop):
+        if message.jobs[0].id == JOB.id:
+            os._exit(9)
+        time.sleep(0.5)
+        connection.send(Finished((RequestOutput(message.jobs[0].id, 0),)))
+
+
+def test_an_engine_whose_words_wait_for_the_database_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader waits in a callback for longer than an engine may be silent; another job is decoded meanwhile."""
+    monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", answers_after_a_while)
+    outputs: Queue[RequestOutput] = Queue()
+    deaths: list[EngineDeath] = []
+
+    def database_is_away(death: EngineDeath) -> None:
+        deaths.append(death)
+        if len(deaths) == 1:
+            supervisor.submit([JOB.model_copy(update={"id": 8})], priority=5)
+            time.sleep(3.0)
+
+    supervisor = EngineSupervisor(OPTIONS, outputs.put, database_is_away, lambda _: None, timeout=1.0)
+    supervisor.start()
+    supervisor.submit([JOB], priority=5)
+    assert outputs.get(timeout=HANG_SECONDS).request_id == 8
+    supervisor.stop()
+    assert [death.waiting for death in deaths] == [[7]]
+
+
+class LoadingForever(EngineSupervisor):
+    """The second load never ends."""
+
+    def _spawn(self) -> Ready:
+        if self.process_id is not None:
+            self._options = self._options.model_copy(update={"model": f"{self._options.model}-hangs"})
+        return super()._spawn()
+
+
+def test_a_worker_that_stops_waits_for_no_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", fake_engine_main)
+    monkeypatch.setattr(worker.engine_process.supervisor, "LOAD_POLL_SECONDS", 0.05)
+    deaths: Queue[EngineDeath] = Queue()
+    lost: list[str] = []
+    options = EngineOptions(model=str(tmp_path / "engine"), device="cpu")
+    supervisor = LoadingForever(options, lambda _: None, deaths.put, lost.append, timeout=HANG_SECONDS)
+    supervisor.start()
+    supervisor.submit([JOB.model_copy(update={"prompt": "running"})], priority=5)
+    wait_until((tmp_path / "engine-hangs").exists)
+    stopping = Thread(target=supervisor.stop, daemon=True)
+    stopping.start()
+    stopping.join(timeout=10.0)
+    assert not stopping.is_alive()
+    assert (death := deaths.get(timeout=HANG_SECONDS)).running == [7] and not death.is_replaced
+    assert lost == [] and active_children() == []
+
+
+class WithoutMemory(EngineSupervisor):
+    """No second process can be started."""
+
+    def _spawn(self) -> Ready:
+        if self.process_id is not None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return super()._spawn()
+
+
+def test_jobs_are_given_back_where_no_other_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.engine_process.supervisor, "engine_main", dies_in_the_middle_of_a_message)
+    deaths: Queue[EngineDeath] = Queue()
+    lost: Queue[str] = Queue()
+    supervisor = WithoutMemory(OPTIONS, lambda _: None, deaths.put, lost.put, timeout=HANG_SECONDS)
+    monkeypatch.setattr(
+        worker.critical_thread.os, "_exit", lambda code: deaths.put(EngineDeath(f"exit {code}", [], []))
+    )
+    supervisor.start()
+    supervisor.submit([JOB], priority=5)
+    death = deaths.get(timeout=HANG_SECONDS)
+    assert death.running == [7] and not death.is_replaced
+    assert "temporarily unavailable" in lost.get(timeout=HANG_SECONDS)

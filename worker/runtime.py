@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Event, RLock, Timer
@@ -27,7 +27,7 @@ from models.message import ChunkMessage
 from models.model_name import canonical_model
 from models.settings import Settings
 from worker.critical_thread import CriticalThread
-from worker.engine.request import RequestOutput
+from worker.engine.request import RequestOutput, describe_error
 from worker.engine_process.supervisor import EngineDeath, EngineSupervisor
 from worker.heartbeat import Heartbeat
 from worker.in_flight import ChunkWait, InFlightJobs
@@ -198,18 +198,21 @@ class Runtime:
             wait = self._jobs.add(together)
         try:
             self._compare(chunk, claims, queue)
+            if self._is_grace_over.is_set():  # they were claimed while it ended
+                self._give_back(claims)
+            if together:
+                with self._batch_lock.shared():
+                    self._submit(together)
+                    wait.wait()
+            for claim, wait in suspects:
+                with self._batch_lock.exclusive():
+                    self._run_alone(claim, wait)
         except RetryAborted:
             self._give_back(claims)
             raise
-        if self._is_grace_over.is_set():  # they were claimed while it ended
-            self._give_back(claims)
-        if together:
-            with self._batch_lock.shared():
-                self._submit(together)
-                wait.wait()
-        for claim, wait in suspects:
-            with self._batch_lock.exclusive():
-                self._run_alone(claim, wait)
+        except Exception as error:  # Celery logs it and goes on, and their leases would be renewed forever
+            self._lose(claims, describe_error(error))
+            raise
 
     def notify(self) -> None:
         """Jobs were cancelled: drops them at once."""
@@ -229,15 +232,26 @@ class Runtime:
 
     def _give_back(self, left: Sequence[Claim]) -> None:
         """Queues jobs again that this worker has no time for."""
-        self._supervisor.cancel([claim.job_id for claim in left])
+        self._part_with(left, "the worker stopped", self._store.requeue, "worker_stopped")
+
+    def _lose(self, claims: Sequence[Claim], reason: str) -> None:
+        """Queues jobs again after an error that may come again: they wait, and the longer the more often it comes."""
+        requeue_lost = partial(self._store.requeue_lost, max_attempts=self.settings.max_attempts)
+        self._part_with(claims, f"its chunk ended with {reason}", requeue_lost, "chunk_ended")
+
+    def _part_with(
+        self, claims: Sequence[Claim], reason: str, requeue: Callable[[list[Claim], str], object], label: str
+    ) -> None:
+        """Stops jobs and queues them again; where the database does not take that, their leases run out."""
+        with self._attempts:
+            held = self._held(claims)
+            self._supervisor.cancel([claim.job_id for claim in held])
         try:
-            stopped = [claim.job_id for claim in left]
-            self._requeue(stopped, "the worker stopped", self._store.requeue, "worker_stopped")
+            self._requeue(held, reason, requeue, label)
         except RetryAborted as error:
             message = "%d jobs stay with this worker until their lease runs out: %s"
-            logger.warning(message, len(left), error, extra=about(left))
-            for claim in left:
-                self._jobs.release(claim)
+            logger.warning(message, len(held), error, extra=about(held))
+            self._drop(held)
 
     def _drain(self) -> None:
         """Ends the worker as SIGTERM does, after its jobs, however long they take."""
@@ -345,9 +359,11 @@ class Runtime:
             counted = [] if encoding else death.running or death.waiting
             spared = [each for each in death.job_ids if each not in {*encoding, *counted}]
             requeue_lost = partial(self._store.requeue_lost, max_attempts=self.settings.max_attempts)
-            self._requeue(encoding, death.reason, self._store.requeue_suspects, "engine_died")
-            self._requeue(counted, death.reason, requeue_lost, "engine_died")
-            self._requeue(spared, "the engine died of another job", self._store.requeue, "engine_died_of_another")
+            held = self._jobs.claims_of
+            self._requeue(held(encoding), death.reason, self._store.requeue_suspects, "engine_died")
+            self._requeue(held(counted), death.reason, requeue_lost, "engine_died")
+            spared_reason = "the engine died of another job"
+            self._requeue(held(spared), spared_reason, self._store.requeue, "engine_died_of_another")
         except RetryAborted as error:
             logger.warning("jobs stay with this worker until their lease runs out: %s", error)
 
@@ -379,16 +395,17 @@ class Runtime:
             stop_this_process()
 
     def _requeue(
-        self, job_ids: Iterable[int], reason: str, requeue: Callable[[list[Claim], str], object], label: str
+        self, claims: list[Claim], reason: str, requeue: Callable[[list[Claim], str], object], label: str
     ) -> None:
-        """Puts jobs in flight back into the outbox by a method of the store, and sends them; counted by the label."""
-        claims = self._jobs.claims_of(job_ids)
+        """Puts jobs back into the outbox by a method of the store, and sends them; counted by the label.
+
+        They leave the engine too: a thread that waited may have given it them meanwhile.
+        """
         if not claims:
             return
         self._outages.retry_until_available(lambda: requeue(claims, reason))
         self._counts.add(Count.RETRIES, len(claims), label)
         logger.info("%d jobs are queued again: %s", len(claims), reason, extra=about(claims))
-        for claim in claims:
-            self._jobs.release(claim)
+        self._drop(claims)
         for run_id in {claim.run_id for claim in claims}:
             self._sweeper.send_outbox(run_id=run_id)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import Engine, update
@@ -19,7 +21,9 @@ from tests.support.fake_engines import InstantEngine
 from tests.support.processes import HANG_SECONDS, wait_until
 from tests.support.table_rows import column_of, insert_run
 from tests.unit.worker.test_in_flight import claim_of
+from worker.engine_process.supervisor import EngineDeath
 from worker.runtime import Runtime
+from worker.storage.claims import Claim
 
 
 class DeafEngine(InstantEngine):
@@ -27,9 +31,11 @@ class DeafEngine(InstantEngine):
 
     def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:  # noqa: ARG002
         self.submitted = [*getattr(self, "submitted", []), *(job.id for job in jobs)]
+        self.log = [*getattr(self, "log", []), *(("submit", job.id) for job in jobs)]
 
     def cancel(self, job_ids: Sequence[int]) -> None:
         self.cancelled = [*getattr(self, "cancelled", []), *job_ids]
+        self.log = [*getattr(self, "log", []), *(("cancel", job_id) for job_id in job_ids)]
 
 
 @pytest.fixture
@@ -74,3 +80,65 @@ def test_a_job_that_is_claimed_anew_while_it_waits_enters_the_engine_once(
         runtime._drop(runtime._jobs.claims())
     assert runtime._supervisor.submitted == [job_id]  # type: ignore[attr-defined]
     assert column_of(sqlite_database, Job.attempts) == [2]
+
+
+def test_a_job_that_is_given_back_leaves_the_engine_too(
+    runtime: Runtime, sqlite_database: Engine, tmp_path: Path
+) -> None:
+    """A thread that waited for its turn gives it to the engine between the stop and the return to the outbox."""
+    (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path))
+    (claim,) = runtime._store.claim([job_id])
+    runtime._jobs.add([claim])
+    requeue = runtime._store.requeue
+
+    def requeue_late(claims: Iterable[Claim], reason: str) -> list[int]:
+        runtime._submit([claim])
+        return requeue(claims, reason)
+
+    runtime._store.requeue = requeue_late  # type: ignore[method-assign]
+    runtime._give_back([claim])
+    assert column_of(sqlite_database, Job.state) == [JobState.QUEUED] and len(runtime._jobs) == 0
+    engine: Any = runtime._supervisor
+    assert engine.log == [("cancel", job_id), ("submit", job_id), ("cancel", job_id)]
+
+
+def test_a_later_attempt_that_a_dead_engine_is_blamed_for_leaves_the_next_engine(
+    runtime: Runtime, sqlite_database: Engine, tmp_path: Path
+) -> None:
+    """A person cancelled and retried the job while the next engine loaded; a third attempt would end that one."""
+    (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path))
+    (claim,) = runtime._store.claim([job_id])
+    runtime._jobs.add([claim])
+    runtime._submit([claim])
+    runtime._on_death(EngineDeath("it died", running=[job_id], waiting=[]))
+    assert column_of(sqlite_database, Job.state) == [JobState.QUEUED] and len(runtime._jobs) == 0
+    engine: Any = runtime._supervisor
+    assert engine.log == [("submit", job_id), ("cancel", job_id)]
+
+
+def test_an_earlier_attempt_that_is_given_back_leaves_the_later_one(
+    runtime: Runtime, sqlite_database: Engine, tmp_path: Path
+) -> None:
+    (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path))
+    (earlier,) = runtime._store.claim([job_id])
+    with sqlite_database.begin() as connection:
+        connection.execute(update(Job).values(state=JobState.QUEUED, lease_expires_at=None))
+    (later,) = runtime._store.claim([job_id])
+    runtime._jobs.add([later])
+    runtime._give_back([earlier])
+    assert runtime._jobs.claims() == [later]
+    assert column_of(sqlite_database, Job.state) == [JobState.RUNNING]
+
+
+def test_an_unexpected_error_leaves_no_job_with_a_lease_forever(
+    runtime: Runtime, sqlite_database: Engine, tmp_path: Path
+) -> None:
+    """Celery logs it and goes on; the heartbeat would renew the lease until the worker ends."""
+    (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path))
+    runtime._compare = Mock(side_effect=RuntimeError("what nobody thought of"))  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        runtime.process(ChunkMessage(run_id="run", model=str(tmp_path), jobs=[SentJob(id=job_id)]))
+    assert len(runtime._jobs) == 0
+    assert column_of(sqlite_database, Job.state) == [JobState.QUEUED]
+    assert column_of(sqlite_database, Job.error) == ["its chunk ended with RuntimeError: what nobody thought of"]
+    assert column_of(sqlite_database, Job.num_crashes) == [1]  # so that it waits, and does not come at once forever

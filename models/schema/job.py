@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, UniqueConstraint, and_, select, text
+from sqlalchemy import (
+    CheckConstraint,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    Select,
+    UniqueConstraint,
+    and_,
+    func,
+    select,
+    text,
+)  # fmt: skip
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.schema.base import Base, BigId, Json
@@ -96,3 +107,12 @@ def rows_to_change(*conditions: ColumnElement[bool], skip_locked: bool = False) 
     """
     ids = select(Job.id).where(*conditions).order_by(Job.id).with_for_update(skip_locked=skip_locked)
     return and_(Job.id.in_(ids), *conditions)
+
+
+def locked(*conditions: ColumnElement[bool]) -> Select[int]:
+    """A statement that locks jobs in the order of their ids, for a transaction that changes some of them after others.
+
+    Whoever locks them in one go would meet it half way.
+    """
+    ids = select(Job.id).where(*conditions).order_by(Job.id).with_for_update()
+    return select(func.count()).select_from(ids.subquery())

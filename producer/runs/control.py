@@ -9,7 +9,7 @@ from sqlalchemy import Engine, func, update
 
 from models.database.clock import database_timestamp
 from models.database.run_counts import COUNT_OF_STATE, add_counts, close_runs
-from models.schema.job import Job, rows_to_change
+from models.schema.job import Job, locked, rows_to_change
 from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, RunState
@@ -140,13 +140,13 @@ def requeue(database: Engine, run_id: str, states: Sequence[JobState], error_cod
         "sent_at": None,
     }
     conditions = [Job.run_id == run_id, *([Job.error_code.in_(error_codes)] if error_codes else [])]
-    total = 0
     with database.begin() as connection:
+        connection.execute(locked(*conditions, Job.state.in_(states)))
+        counts = {}
         for state in states:
             wanted = rows_to_change(*conditions, Job.state == state)
-            count = connection.execute(update(Job).where(wanted).values(clean)).rowcount
-            add_counts(connection, run_id, {COUNT_OF_STATE[state]: -count})
-            total += count
-        if total:
+            counts[COUNT_OF_STATE[state]] = -connection.execute(update(Job).where(wanted).values(clean)).rowcount
+        add_counts(connection, run_id, counts)  # after all jobs, as everywhere: no deadlock
+        if any(counts.values()):
             connection.execute(update(Run).where(Run.id == run_id).values(state=RunState.RUNNING, finished_at=None))
-    return total
+    return -sum(counts.values())

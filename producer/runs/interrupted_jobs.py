@@ -8,7 +8,7 @@ from sqlalchemy import Engine, update
 
 from models.database.clock import database_timestamp
 from models.database.live_workers import is_of_group
-from models.schema.job import Job, rows_to_change
+from models.schema.job import Job, locked, rows_to_change
 from models.schema.worker import Worker
 from models.states import JobState
 
@@ -38,6 +38,7 @@ def return_interrupted(database: Engine, run_id: str) -> None:
     sent = rows_to_change(Job.run_id == run_id, Job.state == JobState.QUEUED, Job.sent_at.is_not(None))
     running = rows_to_change(Job.run_id == run_id, Job.state == JobState.RUNNING)
     with database.begin() as connection:
+        connection.execute(locked(Job.run_id == run_id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])))
         connection.execute(update(Job).where(sent).values(unsent))
         queued = {"state": JobState.QUEUED, "state_reason": "interrupted", **unsent}
         connection.execute(update(Job).where(running).values(queued))

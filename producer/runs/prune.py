@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Engine, delete, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, or_, select
 
-from models.database.clock import database_timestamp, read_timestamp
+from models.database.clock import database_timestamp
 from models.schema.dead_letter import DeadLetter
 from models.schema.job import Job
 from models.schema.result import Result
@@ -42,7 +42,7 @@ def prune_runs(settings: Settings, older_than: str, *, traces_only: bool, is_dry
         say(f"would delete {what}")
         return
     for run_id in run_ids:
-        _prune_run(database, run_id, traces_only=traces_only)
+        _prune_run(database, run_id, age, traces_only=traces_only)
     if num_letters:
         with database.begin() as connection:
             connection.execute(delete(DeadLetter).where(_is_old(age)))
@@ -63,10 +63,13 @@ def _prune_samples(database: Engine, age: timedelta) -> None:
 
 
 def _old_runs(database: Engine, age: timedelta) -> list[str]:
-    finished = select(Run.id).where(Run.state == RunState.FINISHED).order_by(Run.finished_at)
     with database.connect() as connection:
-        statement = finished.where(Run.finished_at < read_timestamp(connection) - age)
+        statement = select(Run.id).where(_is_old_run(age)).order_by(Run.finished_at)
         return list(connection.execute(statement).scalars())
+
+
+def _is_old_run(age: timedelta) -> ColumnElement[bool]:
+    return and_(Run.state == RunState.FINISHED, Run.finished_at < database_timestamp(age.total_seconds()))
 
 
 def _is_old(age: timedelta) -> ColumnElement[bool]:
@@ -95,24 +98,32 @@ def _count(database: Engine, run_ids: Sequence[str]) -> tuple[int, int]:
     return num_jobs, num_traces
 
 
-def _prune_run(database: Engine, run_id: str, *, traces_only: bool) -> None:
+def _prune_run(database: Engine, run_id: str, age: timedelta, *, traces_only: bool) -> None:
     """Deletes in short transactions, so that no worker waits long; results and events go with their jobs.
 
-    A run that a retry or a submission opens meanwhile is left alone from then on.
+    A run that a retry or a submission opens meanwhile is left alone from then on, also when it has ended again.
     """
-    is_finished = select(Run.id).where(Run.id == run_id, Run.state == RunState.FINISHED).exists()
     last_id = 0
     while True:
         with database.begin() as connection:
-            batch = select(Job.id).where(Job.run_id == run_id, Job.id > last_id, is_finished).order_by(Job.id)
-            job_ids = list(connection.execute(batch.limit(JOBS_PER_BATCH)).scalars())
-            if not job_ids:
+            batch = select(Job.id).where(Job.run_id == run_id, Job.id > last_id).order_by(Job.id).limit(JOBS_PER_BATCH)
+            job_ids = list(connection.execute(batch.with_for_update()).scalars())
+            if not job_ids or not _stays_old(connection, run_id, age):
                 break
             results = select(Result.id).where(Result.job_id.in_(job_ids))
             connection.execute(delete(TokenTrace).where(TokenTrace.result_id.in_(results)))
             if not traces_only:
                 connection.execute(delete(Job).where(Job.id.in_(job_ids)))
             last_id = job_ids[-1]
-    if not traces_only:
+    if not traces_only and not job_ids:
         with database.begin() as connection:
-            connection.execute(delete(Run).where(Run.id == run_id, Run.state == RunState.FINISHED))
+            connection.execute(delete(Run).where(Run.id == run_id, _is_old_run(age)))
+
+
+def _stays_old(connection: Connection, run_id: str, age: timedelta) -> bool:
+    """Whether the run may be pruned, and nobody opens it until the transaction ends.
+
+    To be called after its jobs were locked: whoever changes them takes the lock on the run's row last.
+    """
+    run = select(Run.id).where(Run.id == run_id, _is_old_run(age)).with_for_update(key_share=True)
+    return connection.execute(run).first() is not None

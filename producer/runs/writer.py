@@ -66,8 +66,6 @@ def write(
         run_seed = _run_seed(submission, existing)
         if existing is None:
             _insert_run(connection, submission, report, run_id, run_seed, created_at)
-        if max_running is not None:
-            connection.execute(update(Run).where(Run.id == run_id).values(max_running=max_running))
         drafts = _SecondPass(submission, report)
         new = _new_jobs(connection, submission, iter(drafts), run_id if existing is not None else None, run_seed)
         common = _common_values(connection, run_id, created_at, expires_after)
@@ -84,6 +82,9 @@ def write(
                     "--on-duplicate skip submits the others, rerun decodes all of them once more"
                 )
             _reopen_run(connection, run_id, num_new)
+        # The last, as the row of the run is locked from here on, and its workers wait for that.
+        if max_running is not None:
+            connection.execute(update(Run).where(Run.id == run_id).values(max_running=max_running))
         before_commit()
     return SubmitResult(run_id, num_new, report.num_jobs - num_new)
 

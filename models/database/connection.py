@@ -33,6 +33,9 @@ from models.redacted import check_url, redacted, without_secrets
 
 SQLITE_BUSY_SECONDS = 60
 
+#: The wait of a thread for a connection to SQLite that others hold, which may wait for the lock several times over.
+POOL_SECONDS = 10 * SQLITE_BUSY_SECONDS
+
 IN_MEMORY = "a database in memory holds no run; give --database sqlite:///file.db"
 
 JOURNAL_BYTES = 64 * 2**20  # to which SQLite cuts its write-ahead log
@@ -117,8 +120,10 @@ def _open_sqlite(path: str, *, read_only: bool) -> Engine:
         raise DatabaseUnavailable(IN_MEMORY)
     if read_only or _is_special(path):
         check_file(path)
+    # Threads wait for the connections of others at least as long as those wait for the lock.
+    waits = {} if path == ":memory:" else {"pool_timeout": POOL_SECONDS}
     # The URL is kept as it was given, for messages; the driver opens another one.
-    engine = create_engine(URL.create("sqlite", database=path), creator=partial(_connect, path, read_only))
+    engine = create_engine(URL.create("sqlite", database=path), creator=partial(_connect, path, read_only), **waits)
     event.listen(engine, "connect", prepare_read_only_sqlite if read_only else partial(_prepare_sqlite, path))
     event.listen(engine, "handle_error", remember_name)
     event.listen(engine, "handle_error", _leave_a_replaced_file)

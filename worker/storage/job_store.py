@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from threading import BoundedSemaphore
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, update
@@ -25,6 +26,10 @@ from worker.engine.request import Completion, RequestOutput, Trace
 from worker.storage.claims import Claim, Claiming, UnreadableRow, held_claims, in_statements
 from worker.storage.losses import RUNS_ALONE, counted_loss
 from worker.storage.result_rows import insert_results, insert_traces, reserve_result_ids
+
+#: Claims of one worker that are at the database at once. A lock on a run may hold up all of them, and they share their
+#: connections with the heartbeat and the commits.
+MAX_CLAIMS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class JobStore:
         self._commits = limited(database, Call.COMMIT)
         self._worker = worker
         self._claiming = Claiming(worker, model, lease_seconds)
+        self._claims_at_once = BoundedSemaphore(MAX_CLAIMS_AT_ONCE)
         self.environment_id: str | None = None  # of the engine that decodes its results
 
     def claim(self, job_ids: Collection[int]) -> list[Claim]:
@@ -55,7 +61,7 @@ class JobStore:
 
         A job whose row cannot be decoded is failed.
         """
-        with self._claims.begin() as connection:
+        with self._claims_at_once, self._claims.begin() as connection:
             found = self._claiming.claim(connection, job_ids)
             unreadable = [row for row in found if isinstance(row, UnreadableRow)]
             for row in unreadable:
@@ -68,7 +74,7 @@ class JobStore:
 
     def strangers(self, job_ids: Collection[int]) -> dict[int, str]:
         """The jobs among these that are not this worker's at all, each with the reason."""
-        with self._database.connect() as connection:
+        with self._claims_at_once, self._database.connect() as connection:
             return dict(self._claiming.strangers(connection, job_ids))
 
     def lost(self, claims: Sequence[Claim]) -> list[Claim]:

@@ -74,7 +74,8 @@ class Registry:
         self._renew(claims)
         # A person who has locked the row must not hold up the leases.
         row = select(Worker.name).where(self._is_own).with_for_update(skip_locked=True)
-        values = {"seen_at": database_timestamp(), **asdict(load)}
+        # Another worker of this name, which this one replaces, may have signed off meanwhile.
+        values = {"seen_at": database_timestamp(), "stopped_at": None, **asdict(load)}
         with self._database.begin() as connection:
             alive = update(Worker).where(Worker.name.in_(row)).values(values).returning(Worker.draining_since)
             beat = connection.execute(alive).first()

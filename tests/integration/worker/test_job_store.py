@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine, func, select, text, update
 
+from models.database.connection import SQLITE_BUSY_SECONDS
+from models.database.live_workers import is_alive
 from models.schema.job import Job
 from models.schema.result import Result
 from models.schema.run import Run
 from models.schema.trace import TokenTrace
+from models.schema.worker import Worker
 from models.states import JobState, RunState
+from tests.support.processes import wait_until
 from tests.support.table_rows import column_of, end_waits, insert_run, output_of, release_leases_that_are_over
 from worker.engine.request import InvalidRequest, RequestOutput
-from worker.storage.job_store import FinishedJob, JobStore
+from worker.storage.job_store import MAX_CLAIMS_AT_ONCE, FinishedJob, JobStore
 from worker.storage.registry import Registry, WorkerLoad
 
 
@@ -141,3 +149,39 @@ def test_a_fault_in_the_middle_of_a_commit_leaves_nothing(database: Engine, stor
     assert column_of(database, Job.state) == [JobState.RUNNING, JobState.RUNNING]
     assert (count(database, Result), count(database, TokenTrace)) == (0, 0)
     assert column_of(database, Run.num_succeeded) == [0]
+
+
+def test_a_worker_that_replaces_one_of_its_name_stays_alive_after_that_one_has_signed_off(database: Engine) -> None:
+    """As in a rolling restart: the new one is there while the old one has its grace."""
+    old, new = Registry(database, "worker", 30.0), Registry(database, "worker", 30.0)
+    for registry in (old, new):
+        registry.register(host="here", device="cpu", model="toy", max_num_seqs=8)
+    old.sign_off()
+    new.heartbeat([], WorkerLoad())
+    with database.begin() as connection:
+        assert connection.execute(select(Worker.name).where(is_alive())).scalars().all() == ["worker"]
+    new.sign_off()
+    assert column_of(database, Worker.stopped_at) != [None]
+
+
+def test_claims_that_wait_for_a_lock_leave_connections_to_the_heartbeat(database: Engine, store: JobStore) -> None:
+    """A worker claims for as many chunks as it holds at once; a person's statement may hold all of their rows."""
+    job_ids = insert_run(database, 32)
+    registry = Registry(database, "first", 30.0)
+    pool: Any = database.pool
+    with ThreadPoolExecutor(32) as threads:
+        with database.begin() as connection:
+            connection.execute(update(Job).values(priority=3))
+            claims = [threads.submit(store.claim, [job_id]) for job_id in job_ids]
+            wait_until(lambda: pool.checkedout() == 1 + MAX_CLAIMS_AT_ONCE)
+            time.sleep(0.3)
+            assert pool.checkedout() == 1 + MAX_CLAIMS_AT_ONCE
+            if database.dialect.name == "postgresql":  # there is one writer on SQLite
+                registry.heartbeat([], WorkerLoad())
+        assert sorted(claim.job_id for each in claims for claim in each.result(60.0)) == job_ids
+
+
+def test_threads_wait_for_a_connection_as_long_as_others_wait_for_the_lock(sqlite_database: Engine) -> None:
+    """An error of the pool is none of the database, and would end a thread."""
+    pool: Any = sqlite_database.pool
+    assert pool.timeout() > SQLITE_BUSY_SECONDS

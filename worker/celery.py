@@ -18,7 +18,7 @@ from kombu.exceptions import ChannelError, OperationalError
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from models.database.faults import first_line
-from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, queue_name, queue_names
+from models.message import MESSAGE_VERSION, TASK_NAME, ChunkMessage, SentJob, queue_name, queue_names
 from models.model_name import canonical_model
 from models.redacted import redacted
 from models.settings import Settings
@@ -112,7 +112,12 @@ def broker_priority(priority: int) -> int:
 
 def chunk_body(chunk: ChunkMessage) -> dict[str, Any]:
     """The chunk as JSON values; a reader fills in the defaults that are left out."""
-    return chunk.model_dump(mode="json", exclude_unset=True) | {"version": MESSAGE_VERSION}
+    try:
+        body = chunk.model_dump(mode="json", exclude_unset=True)
+    except ValueError:  # nested too deeply to be shown, by another program: the rows are decoded anyway
+        by_id = [SentJob(id=job.id) for job in chunk.jobs]
+        body = chunk.model_copy(update={"jobs": by_id}).model_dump(mode="json", exclude_unset=True)
+    return body | {"version": MESSAGE_VERSION}
 
 
 def send_chunk(app: Celery, chunk: ChunkMessage) -> None:

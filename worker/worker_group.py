@@ -158,17 +158,28 @@ class WorkerGroup:
         follow_parent = end_with_parent()
         # A signal between the fork and the note of the number would be forwarded to nobody.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING_SIGNALS)
-        if not self._num_signals:
-            self._fork(member, follow_parent)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)
+        member.started = time.monotonic()
+        try:
+            if not self._num_signals:
+                self._fork(member, follow_parent)
+        except OSError as error:  # no memory or number for another process, as after an end for want of memory
+            self._say(f"{member.name} cannot be started: {error.strerror}")
+            self._restart(member, 1)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)
 
     def _fork(self, member: GroupMember, follow_parent: Callable[[], None] | None) -> None:
         reader, writer = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            raise
         if not pid:
             self._be(member, reader, writer, follow_parent)
         os.close(writer)
-        member.started, member.readiness = time.monotonic(), reader
+        member.readiness = reader
         self._running[pid] = member
 
     def _be(self, member: GroupMember, reader: int, writer: int, follow_parent: Callable[[], None] | None) -> None:

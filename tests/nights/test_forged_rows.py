@@ -14,14 +14,16 @@ from models.schema.job import Job
 from models.schema.run import Run
 from models.states import NUM_PRIORITIES, JobState
 from tests.support.table_rows import column_of, insert_run, output_of, release_leases_that_are_over
+from worker.celery import chunk_body
 from worker.messages.chunk import differences
 from worker.storage.job_store import FinishedJob, JobStore
 
 #: Columns of JSON, each with texts that other programs may have written there.
+NESTED = "[" * 500 + "]" * 500
 FORGED_JSON = {
     "params": ["[]", "null", "5", '"x"', "true", "{}", '{"strategy": 5}', '{"logit_bias": 7}', '{"n": 1e308}'],
-    "messages": ['"x"', "5", "[1, 2]", "{}", "null", "[]", '[{"role": 5}]'],
-    "chat": ["[]", "5", '"x"', '{"tools": 5}'],
+    "messages": ['"x"', "5", "[1, 2]", "{}", "null", "[]", '[{"role": 5}]', f'[{{"role": {NESTED}}}]'],
+    "chat": ["[]", "5", '"x"', '{"tools": 5}', f'{{"tools": {NESTED}}}'],
 }
 FORGED_NUMBERS = {"seed": [-1, 2**63 - 1], "priority": [42, -3], "num_crashes": [-5, 10**6]}
 
@@ -33,6 +35,7 @@ def claimed(database: Engine, store: JobStore) -> list[int]:
     found = []
     for chunk in chunks:
         assert 0 <= chunk.priority < NUM_PRIORITIES
+        assert ChunkMessage.model_validate(chunk_body(chunk)).jobs[0].id == chunk.jobs[0].id
         claims = store.claim([job.id for job in chunk.jobs])
         assert not list(differences(chunk, claims, "toy"))
         store.commit([FinishedJob(claim, output_of(claim.job_id)) for claim in claims])

@@ -62,6 +62,16 @@ if behavior == "signalled before the second":
         return follow()
 
     worker_group.end_with_parent = signalled
+if behaviour == "no process":
+    fork, asked = os.fork, []
+
+    def fork_the_third_time():
+        asked.append("")
+        if len(asked) < 3:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    os.fork = fork_the_third_time
 parent = int(sys.argv[3]) if len(sys.argv) > 3 else None
 say = lambda line: print(line, flush=True)
 sys.exit(worker_group.WorkerGroup(members, say, parent).run())
@@ -100,6 +110,16 @@ def test_a_member_that_was_ready_is_started_again(start: Start, tmp_path: Path, 
     assert group.finish() == 0
     assert num_starts(tmp_path) == starts
     assert "".join(group.lines).count("starting it again") == starts - 1
+
+
+def test_a_member_is_started_later_where_there_is_no_process_for_it(start: Start, tmp_path: Path) -> None:
+    """As in a container with a bound on its processes: the parent must not end, and all members with it."""
+    group = start("no process")
+    wait_until((tmp_path / "works").exists)
+    group.signal(signal.SIGTERM)
+    assert group.finish() == 0
+    assert num_starts(tmp_path) == 1
+    assert "".join(group.lines).count("member cannot be started: Resource temporarily unavailable") == 2
 
 
 @pytest.mark.parametrize(

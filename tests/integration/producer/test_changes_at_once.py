@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, update
 
 from migrations.upgrade import upgrade
+from models.database.bulk_insert import insert_rows
 from models.database.clock import database_timestamp
 from models.database.connection import open_database
 from models.schema.job import Job
@@ -135,7 +136,6 @@ def test_a_submission_with_a_bound_holds_up_no_worker(
     write(first, check(first), database)
     store = JobStore(database, "worker", 30.0)
     (claim,) = store.claim(list(column_of(database, Job.id)))
-    insert_rows = writer.insert_rows
     committed: list[int] = []
 
     def insert_while_a_worker_commits(*arguments: Any) -> None:

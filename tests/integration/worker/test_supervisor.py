@@ -13,7 +13,6 @@ from threading import Thread
 
 import pytest
 
-import worker.critical_thread
 import worker.engine_process.supervisor
 from models.engine_options import EngineOptions
 from models.message import JobMessage
@@ -196,9 +195,8 @@ def test_jobs_are_given_back_where_no_other_process_can_be_started(monkeypatch: 
     deaths: Queue[EngineDeath] = Queue()
     lost: Queue[str] = Queue()
     supervisor = WithoutMemory(OPTIONS, lambda _: None, deaths.put, lost.put, timeout=HANG_SECONDS)
-    monkeypatch.setattr(
-        worker.critical_thread.os, "_exit", lambda code: deaths.put(EngineDeath(f"exit {code}", [], []))
-    )
+    # A fault in the reader would end this process.
+    monkeypatch.setattr(os, "_exit", lambda code: deaths.put(EngineDeath(f"exit code {code}", [], [])))
     supervisor.start()
     supervisor.submit([JOB], priority=5)
     death = deaths.get(timeout=HANG_SECONDS)

@@ -36,7 +36,8 @@ class SlowTexts:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.engine = Engine(loaded, EngineConfig(max_num_seqs=4, kv_memory=0.05))
-        self.go, self.raised = Event(), []
+        self.go = Event()
+        self.raised: list[Exception] = []
         self._output_of = self.engine.output_of
         self.engine.output_of = self._slow  # type: ignore[method-assign]
         self.ours, self._theirs = Pipe()

@@ -83,7 +83,7 @@ def draw_frame(frame: str, title: str, path: Path) -> None:
 
 
 def draw_report(page: Path, path: Path) -> None:
-    """The top of a page, in few colours so that the file is small."""
+    """The top of a page, in few colors so that the file is small."""
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("the picture of the report needs chromium; install the system's package")

@@ -62,7 +62,7 @@ if behavior == "signalled before the second":
         return follow()
 
     worker_group.end_with_parent = signalled
-if behaviour == "no process":
+if behavior == "no process":
     fork, asked = os.fork, []
 
     def fork_the_third_time():

@@ -36,19 +36,26 @@ def atomic_file(target: Path) -> Iterator[Any]:
 
 def check_target(target: Path) -> None:
     """Raises `UsageError` for a file that `atomic_file` would refuse, before a night is spent on its content."""
-    if not DESCRIPTORS.fullmatch(os.path.abspath(target)):
+    if _descriptor(target) is None:
         _status(target)
 
 
 def is_stream(target: Path) -> bool:
     """Whether it is a pipe, a terminal or a descriptor by name: no file can lie beside it."""
-    return bool(DESCRIPTORS.fullmatch(os.path.abspath(target))) or (target.exists() and not target.is_file())
+    return _descriptor(target) is not None or (target.exists() and not target.is_file())
+
+
+def _descriptor(target: Path) -> int | None:
+    """The process's own descriptor that a path names; None for any other path."""
+    match = DESCRIPTORS.fullmatch(os.path.abspath(target))
+    if match is None:
+        return None
+    return STANDARD[match[3]] if match[3] else int(match[1] or match[2])
 
 
 @contextmanager
 def _opened(target: Path) -> Iterator[Any]:
-    if match := DESCRIPTORS.fullmatch(os.path.abspath(target)):
-        number = STANDARD[match[3]] if match[3] else int(match[1] or match[2])
+    if (number := _descriptor(target)) is not None:
         with _as_text(os.dup(number)) as file:
             yield file
         return

@@ -21,9 +21,9 @@ from models.database.deadlines import DEFAULT_DEADLINES, Call, Deadlines
 from models.database.error_codes import SQLITE_REPLACED
 from models.database.faults import (
     DatabaseUnavailable,
+    as_database_error,
     damaged,
     database_name,
-    note_name,
     remember_name,
     unavailable,
 )
@@ -202,9 +202,7 @@ def _outside_of_transactions(engine: Engine) -> Iterator[Any]:
         with closing(engine.raw_connection()) as connection:
             yield connection.driver_connection
     except sqlite3.Error as error:
-        wrapped = DBAPIError.instance("PRAGMA", None, error, sqlite3.Error, dialect=engine.dialect)
-        note_name(wrapped, engine.url)
-        raise wrapped from error
+        raise as_database_error(error, "PRAGMA", engine) from error
 
 
 def _leave_a_replaced_file(context: ExceptionContext) -> None:

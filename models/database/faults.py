@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 
 from models.database.error_codes import (
     DAMAGED,
@@ -57,21 +57,27 @@ def note_name(error: BaseException, url: URL) -> None:
     error.add_note(f"{NOTE}{database_name(url)}")
 
 
+def as_database_error(error: Exception, statement: str, engine: Engine, *, is_closed: bool = False) -> StatementError:
+    """A driver's error as SQLAlchemy's, with the database's name."""
+    kind: Any = engine.dialect.loaded_dbapi.Error
+    wrapped = DBAPIError.instance(
+        statement, None, error, kind, connection_invalidated=is_closed, dialect=engine.dialect
+    )
+    note_name(wrapped, engine.url)
+    return wrapped
+
+
 @contextmanager
 def driver_errors(connection: Connection, cursor: Any, statement: str) -> Iterator[None]:
     """A block that uses the driver's cursor past SQLAlchemy: its errors are `DBAPIError`s too, with the database."""
-    driver_error: Any = connection.dialect.loaded_dbapi.Error
+    kind: Any = connection.dialect.loaded_dbapi.Error
     try:
         yield
-    except driver_error as error:
+    except kind as error:
         is_closed = bool(connection.dialect.is_disconnect(error, connection.connection.driver_connection, cursor))
         if is_closed:
             connection.invalidate(error)
-        wrapped = DBAPIError.instance(
-            statement, None, error, driver_error, connection_invalidated=is_closed, dialect=connection.dialect
-        )
-        note_name(wrapped, connection.engine.url)
-        raise wrapped from error
+        raise as_database_error(error, statement, connection.engine, is_closed=is_closed) from error
 
 
 def noted_name(error: BaseException) -> str | None:

@@ -10,7 +10,7 @@ import os
 import shlex
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -82,6 +82,22 @@ def good_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     upgrade(database)
     database.dispose()
     return path.read_bytes()
+
+
+Copied = Callable[[str], Path]
+
+
+@pytest.fixture
+def copied(tmp_path: Path, good_database: bytes, monkeypatch: pytest.MonkeyPatch) -> Copied:
+    """Copies the good file into the working directory, under a name."""
+    monkeypatch.chdir(tmp_path)
+
+    def copy(name: str) -> Path:
+        path = tmp_path / name
+        path.write_bytes(good_database)
+        return path
+
+    return copy
 
 
 def make_older(path: Path, revision: str) -> None:
@@ -217,14 +233,11 @@ def test_a_wrong_file_is_one_line(
 def test_an_older_file_is_told_to_be_upgraded(
     command: str,
     revision: str,
-    tmp_path: Path,
-    good_database: bytes,
+    copied: Copied,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "older.db"
-    path.write_bytes(good_database)
+    path = copied("older.db")
     make_older(path, revision)
     outcome = run_command(command, ["--database", "sqlite:///older.db"], monkeypatch, capsys)
     if command in ("sql", "db upgrade"):
@@ -312,15 +325,12 @@ def test_a_folder_that_may_not_be_entered_is_one_line(
 @pytest.mark.parametrize("command", ARGUMENTS)
 def test_a_locked_file_is_one_line(
     command: str,
-    tmp_path: Path,
-    good_database: bytes,
+    copied: Copied,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(database_connection, "SQLITE_BUSY_SECONDS", 0.05)
-    path = tmp_path / "locked.db"
-    path.write_bytes(good_database)
+    path = copied("locked.db")
     other = sqlite3.connect(path)
     other.execute("PRAGMA locking_mode=EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
@@ -414,15 +424,12 @@ def test_a_wrong_postgresql_database_is_one_line(
 @pytest.mark.parametrize("command", ["results", "show", "report"])
 def test_a_text_of_an_answer_that_is_no_utf8_is_one_line(
     command: str,
-    tmp_path: Path,
-    good_database: bytes,
+    copied: Copied,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The first rows of a page are read before the driver meets it."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "bad.db"
-    path.write_bytes(good_database)
+    path = copied("bad.db")
     execute(path, "update results set text = cast(x'61ff62' as text)")
     outcome = run_command(command, ["--database", "sqlite:///bad.db"], monkeypatch, capsys)
     assert_refused(command, outcome, "Could not decode to UTF-8 column 'text'")
@@ -494,11 +501,9 @@ def test_an_upgrade_names_the_view_that_is_in_its_way(
 
 
 def test_an_upgrade_names_the_table_that_is_in_its_way(
-    tmp_path: Path, good_database: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Copied, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "older.db"
-    path.write_bytes(good_database)
+    path = copied("older.db")
     make_older(path, REVISIONS[0])
     execute(path, "CREATE TABLE dead_letters (who text)")
     outcome = run_command("db upgrade", ["--database", "sqlite:///older.db"], monkeypatch, capsys)

@@ -29,13 +29,19 @@ from worker.storage.claims import Claim
 class DeafEngine(InstantEngine):
     """Notes the jobs that it is given and told to drop, and answers none."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.log: list[tuple[str, int]] = []
+
     def submit(self, jobs: Sequence[JobMessage], priority: int) -> None:  # noqa: ARG002
-        self.submitted = [*getattr(self, "submitted", []), *(job.id for job in jobs)]
-        self.log = [*getattr(self, "log", []), *(("submit", job.id) for job in jobs)]
+        self.log += [("submit", job.id) for job in jobs]
 
     def cancel(self, job_ids: Sequence[int]) -> None:
-        self.cancelled = [*getattr(self, "cancelled", []), *job_ids]
-        self.log = [*getattr(self, "log", []), *(("cancel", job_id) for job_id in job_ids)]
+        self.log += [("cancel", job_id) for job_id in job_ids]
+
+    def told_to(self, action: str) -> list[int]:
+        """The jobs that it was told to submit or to cancel."""
+        return [job_id for each, job_id in self.log if each == action]
 
 
 @pytest.fixture
@@ -45,19 +51,33 @@ def runtime(sqlite_database: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyP
     yield Runtime(settings, sqlite_database, send=lambda _: None, queue_length=lambda: 1)
 
 
-def test_a_drop_of_an_earlier_attempt_leaves_the_later_one(runtime: Runtime) -> None:
+@pytest.fixture
+def engine(runtime: Runtime) -> DeafEngine:
+    assert isinstance(runtime._supervisor, DeafEngine)
+    return runtime._supervisor
+
+
+@pytest.fixture
+def held(runtime: Runtime, sqlite_database: Engine, tmp_path: Path) -> Claim:
+    """The claim of a job that is in flight."""
+    (claim,) = runtime._store.claim(insert_run(sqlite_database, 1, model=str(tmp_path)))
+    runtime._jobs.add([claim])
+    return claim
+
+
+def test_a_drop_of_an_earlier_attempt_leaves_the_later_one(runtime: Runtime, engine: DeafEngine) -> None:
     """A heartbeat learns that the first is lost while another thread claims the job anew."""
     earlier, later = claim_of(1), claim_of(1, attempt=2)
     runtime._jobs.add([later])
     runtime._drop([earlier])
-    assert getattr(runtime._supervisor, "cancelled", []) == []
+    assert engine.told_to("cancel") == []
     assert runtime._jobs.claims() == [later]
     runtime._drop([later])
-    assert runtime._supervisor.cancelled == [1] and len(runtime._jobs) == 0  # type: ignore[attr-defined]
+    assert engine.told_to("cancel") == [1] and len(runtime._jobs) == 0
 
 
 def test_a_job_that_is_claimed_anew_while_it_waits_enters_the_engine_once(
-    runtime: Runtime, sqlite_database: Engine, tmp_path: Path
+    runtime: Runtime, engine: DeafEngine, sqlite_database: Engine, tmp_path: Path
 ) -> None:
     """Its chunk waits for a suspect that runs alone; a second submission of an id would end the engine."""
     (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path))
@@ -75,45 +95,37 @@ def test_a_job_that_is_claimed_anew_while_it_waits_enters_the_engine_once(
             threads.submit(runtime.process, chunk)
             wait_until(lambda: attempts() == [2])
         first.result(timeout=HANG_SECONDS)
-        wait_until(lambda: hasattr(runtime._supervisor, "submitted"))
+        wait_until(lambda: bool(engine.told_to("submit")))
         time.sleep(0.3)  # for a second submission
         runtime._drop(runtime._jobs.claims())
-    assert runtime._supervisor.submitted == [job_id]  # type: ignore[attr-defined]
+    assert engine.told_to("submit") == [job_id]
     assert column_of(sqlite_database, Job.attempts) == [2]
 
 
 def test_a_job_that_is_given_back_leaves_the_engine_too(
-    runtime: Runtime, sqlite_database: Engine, tmp_path: Path
+    runtime: Runtime, engine: DeafEngine, held: Claim, sqlite_database: Engine
 ) -> None:
     """A thread that waited for its turn gives it to the engine between the stop and the return to the outbox."""
-    (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path))
-    (claim,) = runtime._store.claim([job_id])
-    runtime._jobs.add([claim])
     requeue = runtime._store.requeue
 
     def requeue_late(claims: Iterable[Claim], reason: str) -> list[int]:
-        runtime._submit([claim])
+        runtime._submit([held])
         return requeue(claims, reason)
 
     runtime._store.requeue = requeue_late  # type: ignore[method-assign]
-    runtime._give_back([claim])
+    runtime._give_back([held])
     assert column_of(sqlite_database, Job.state) == [JobState.QUEUED] and len(runtime._jobs) == 0
-    engine: Any = runtime._supervisor
-    assert engine.log == [("cancel", job_id), ("submit", job_id), ("cancel", job_id)]
+    assert engine.log == [("cancel", held.job_id), ("submit", held.job_id), ("cancel", held.job_id)]
 
 
 def test_a_later_attempt_that_a_dead_engine_is_blamed_for_leaves_the_next_engine(
-    runtime: Runtime, sqlite_database: Engine, tmp_path: Path
+    runtime: Runtime, engine: DeafEngine, held: Claim, sqlite_database: Engine
 ) -> None:
     """A person cancelled and retried the job while the next engine loaded; a third attempt would end that one."""
-    (job_id,) = insert_run(sqlite_database, 1, model=str(tmp_path))
-    (claim,) = runtime._store.claim([job_id])
-    runtime._jobs.add([claim])
-    runtime._submit([claim])
-    runtime._on_death(EngineDeath("it died", running=[job_id], waiting=[]))
+    runtime._submit([held])
+    runtime._on_death(EngineDeath("it died", running=[held.job_id], waiting=[]))
     assert column_of(sqlite_database, Job.state) == [JobState.QUEUED] and len(runtime._jobs) == 0
-    engine: Any = runtime._supervisor
-    assert engine.log == [("submit", job_id), ("cancel", job_id)]
+    assert engine.log == [("submit", held.job_id), ("cancel", held.job_id)]
 
 
 def test_an_earlier_attempt_that_is_given_back_leaves_the_later_one(

@@ -65,7 +65,7 @@ def test_memory_that_lacks_in_a_capture_is_the_engines_own_error() -> None:
 def test_the_self_check_does_not_count_the_time_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that no cache has take longer than the check may; its steps alone are what it is about."""
     clock = [0.0]
-    monkeypatch.setattr(deadline, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(deadline, "thread_time", lambda: clock[0])
 
     class Slow(ReferenceAttention):
         def __init__(self, num_processors: int = 132) -> None:

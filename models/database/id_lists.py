@@ -13,6 +13,7 @@ from sqlalchemy import ARRAY, BigInteger, BindParameter, Boolean, ColumnElement,
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
@@ -36,6 +37,10 @@ class id_is_among(GenericFunction[bool]):
 
     type = Boolean()
     inherit_cache = True
+
+    def self_group(self, against: OperatorType | None = None) -> id_is_among:
+        """Itself: `= 1` after a condition, as booleans get on SQLite, would keep it from the column's index."""
+        return self
 
 
 def is_among(column: InstrumentedAttribute[int], ids: Collection[int] | BindParameter[Any]) -> ColumnElement[bool]:

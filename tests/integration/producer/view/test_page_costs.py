@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
-from sqlalchemy import Engine, event, insert, literal, select
-from sqlalchemy.pool import Pool
+from sqlalchemy import Engine, insert, literal, select
 
 from benchmarks.storage.large_database import PAGES, RUN_ID, fill
 from migrations.upgrade import upgrade
@@ -20,33 +16,10 @@ from models.states import JobState
 from producer.results.live import observer
 from producer.results.live.observer import Observer
 from tests.integration.producer.view.test_view import serving
+from tests.support.sqlite_steps import Steps
 
 #: Jobs of the database, and of the larger one.
 FEW, MANY = 1_500, 6_000
-
-STEPS_PER_CALL = 100
-
-
-class Steps:
-    """Counts the steps of all connections that are opened meanwhile, in hundreds."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def _count(self) -> int:
-        self.number += 1
-        return 0
-
-    def _connected(self, connection: Any, record: object) -> None:  # noqa: ARG002
-        connection.set_progress_handler(self._count, STEPS_PER_CALL)
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        event.listen(Pool, "connect", self._connected)
-        try:
-            yield
-        finally:
-            event.remove(Pool, "connect", self._connected)
 
 
 def costs(database: Engine, num_jobs: int) -> dict[str, int]:

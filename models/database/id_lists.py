@@ -9,12 +9,15 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, BindParameter, Boolean, ColumnElement, Dialect, Text, bindparam
+from sqlalchemy import ARRAY, BigInteger, BindParameter, Boolean, ColumnElement, Dialect, Text, and_, bindparam, func
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from models.schema.job import Job
+from models.states import JobState
 
 
 class IdList(TypeDecorator[Collection[int]]):
@@ -38,7 +41,7 @@ class id_is_among(GenericFunction[bool]):
     type = Boolean()
     inherit_cache = True
 
-    def self_group(self, against: OperatorType | None = None) -> id_is_among:
+    def self_group(self, against: OperatorType | None = None) -> id_is_among:  # noqa: ARG002
         """Itself: `= 1` after a condition, as booleans get on SQLite, would keep it from the column's index."""
         return self
 
@@ -46,6 +49,14 @@ class id_is_among(GenericFunction[bool]):
 def is_among(column: InstrumentedAttribute[int], ids: Collection[int] | BindParameter[Any]) -> ColumnElement[bool]:
     """The condition on a column that its value is one of the ids, or of those of a parameter of type `IdList`."""
     return id_is_among(column, ids if isinstance(ids, BindParameter) else bindparam(None, ids, IdList(), unique=True))
+
+
+def are_named(ids: Collection[int] | BindParameter[Any], state: JobState) -> ColumnElement[bool]:
+    """The condition on a job that it is one of these, and in this state.
+
+    No index answers its second half: PostgreSQL would read all jobs of the state until it knows how many there are.
+    """
+    return and_(is_among(Job.id, ids), func.coalesce(Job.state, "") == state)
 
 
 @compiles(id_is_among, "postgresql")

@@ -18,7 +18,6 @@ from sqlalchemy import (
     Engine,
     Row,
     and_,
-    exists,
     func,
     not_,
     or_,
@@ -30,10 +29,10 @@ from sqlalchemy import (
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, is_older_than
-from models.database.id_lists import is_among
+from models.database.id_lists import are_named
 from models.database.live_workers import chunks_in_flight, num_running
 from models.message import ChunkMessage, SentJob
-from models.schema.job import Job, rows_to_change
+from models.schema.job import Job, of_run, rows_to_change
 from models.schema.run import Run
 from models.settings import DEFAULT_CONCURRENCY
 from models.states import NUM_PRIORITIES, JobState, RunState, clamped_priority
@@ -80,15 +79,13 @@ def send_outbox(
 
 #: Made once, as the other parts of statements here: every sweep of every worker asks.
 _IS_UNSENT = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None), is_due())
-_OF_OPEN_RUN = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), Run.max_running.is_(None)).correlate(Job)
-_IS_OPEN = and_(_IS_UNSENT, _OF_OPEN_RUN)
+_IS_OPEN = and_(_IS_UNSENT, of_run(Run.paused_at.is_(None), Run.max_running.is_(None)))
 
 _PAGE = (
     select(
         Job.id, Job.run_id, Job.prompt, Job.messages, Job.chat, Job.params, Job.seed, Job.priority, Job.is_suspect,
-        Run.model,
+        select(Run.model).where(Run.id == Job.run_id).correlate(Job).scalar_subquery().label("model"),
     )
-    .join(Run, Run.id == Job.run_id)
     .order_by(Job.run_id, Job.id)
 )  # fmt: skip
 
@@ -171,7 +168,7 @@ def _read_page(database: Engine, condition: ColumnElement[bool], num_jobs: int) 
 def _mark_sent(database: Engine, job_ids: list[int]) -> None:
     with database.begin() as connection:
         # A job that a worker is just claiming needs no mark.
-        unclaimed = rows_to_change(is_among(Job.id, job_ids), Job.state == JobState.QUEUED, skip_locked=True)
+        unclaimed = rows_to_change(are_named(job_ids, JobState.QUEUED), skip_locked=True)
         connection.execute(update(Job).where(unclaimed).values(sent_at=database_timestamp()))
 
 

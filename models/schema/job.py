@@ -20,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.schema.base import Base, BigId, Json
+from models.schema.run import Run
 from models.states import JobState
 
 _STATES = ", ".join(f"'{state}'" for state in JobState)
@@ -98,6 +99,15 @@ class Job(Base):
     sent_at: Mapped[datetime | None]  # when its message was last sent; null while it is in the outbox
     lease_expires_at: Mapped[float | None]  # seconds since 1970 by the database's clock
     retry_at: Mapped[float | None]  # not to be claimed before, after the loss of a process; in the same seconds
+
+
+def of_run(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The condition on a job that its run meets all of these.
+
+    As a value of each job, not as a join: PostgreSQL would start from the run until it knows how many jobs that has,
+    and read all of them.
+    """
+    return select(and_(*conditions)).where(Run.id == Job.run_id).correlate(Job).scalar_subquery()
 
 
 def rows_to_change(*conditions: ColumnElement[bool], skip_locked: bool = False) -> ColumnElement[bool]:

@@ -12,14 +12,14 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, or_, select, text, update
 
 from models.database.backoff import is_due
 from models.database.clock import database_timestamp, lease_end
-from models.database.id_lists import IdList, is_among
+from models.database.id_lists import IdList, are_named, is_among
 from models.database.live_workers import num_running
 from models.message import JobMessage
-from models.schema.job import Job, rows_to_change
+from models.schema.job import Job, of_run, rows_to_change
 from models.schema.run import Run
 from models.states import JobState, clamped_priority
 
@@ -92,7 +92,7 @@ class Claiming:
         statement = (
             select(Job.run_id, Job.id, Run.max_running)
             .join(Run, Run.id == Job.run_id)
-            .where(is_among(Job.id, job_ids), Job.state == JobState.QUEUED, Run.max_running.is_not(None))
+            .where(are_named(job_ids, JobState.QUEUED), Run.max_running.is_not(None))
             .order_by(Job.run_id, Job.id)
         )
         queued: dict[tuple[str, int], list[int]] = {}
@@ -105,20 +105,20 @@ class Claiming:
             if room:
                 rows = connection.execute(self._claim_bounded, {"ids": ids[:room]})
                 claims += [_read(row, self._lease_seconds, is_limited=True) for row in rows]
-            is_left = rows_to_change(is_among(Job.id, ids), Job.state == JobState.QUEUED)
+            is_left = rows_to_change(are_named(ids, JobState.QUEUED))
             connection.execute(update(Job).where(is_left).values(sent_at=None))
         return claims
 
 
-def _claim_statement(worker: str, model: str | None, lease_seconds: float, of_run: ColumnElement[bool]) -> Any:
+def _claim_statement(worker: str, model: str | None, lease_seconds: float, is_bounded: ColumnElement[bool]) -> Any:
     """The UPDATE that claims those of the jobs `ids` that are queued, where the run meets the condition."""
     of_model = [] if model is None else [Run.model == model]
-    run = exists().where(Run.id == Job.run_id, Run.paused_at.is_(None), *of_model, of_run).correlate(Job)
+    run = of_run(Run.paused_at.is_(None), *of_model, is_bounded)
     is_in_time = or_(Job.expires_at.is_(None), Job.expires_at > database_timestamp())
-    is_named = is_among(Job.id, bindparam("ids", type_=IdList()))
+    is_queued = are_named(bindparam("ids", type_=IdList()), JobState.QUEUED)
     return (
         update(Job)
-        .where(rows_to_change(is_named, Job.state == JobState.QUEUED, is_in_time, is_due(), run))
+        .where(rows_to_change(is_queued, is_in_time, is_due(), run))
         .values(
             state=JobState.RUNNING,
             state_reason="claimed",

@@ -1,4 +1,4 @@
-"""What a worker asks its database costs the same beside many jobs: in rows that are read, not in seconds."""
+"""A worker's questions to its database cost the same beside many jobs: in rows that are read, not in seconds."""
 
 from __future__ import annotations
 

@@ -63,7 +63,11 @@ def limited(engine: Engine, call: Call) -> Engine:
 def check_connection(engine: Engine) -> None:
     """Raises `DatabaseUnavailable` unless a statement can be run."""
     if is_missing(engine):
-        check_file(engine.url.database or "")
+        url = engine.url.render_as_string()
+        raise DatabaseUnavailable(
+            f"there is no database at {engine.url.database}; check the path, or make it with: "
+            f"producer db upgrade --database {url}"
+        )
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))

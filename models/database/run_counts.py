@@ -27,11 +27,11 @@ def add_counts(connection: Connection, run_id: str, counts: Mapping[str, int]) -
 
 
 def close_runs(connection: Connection, run_ids: Iterable[str]) -> None:
-    """Finishes the runs whose jobs are all final."""
+    """Finishes the runs whose jobs are all final; a pause ends with its run."""
     num_final = Run.num_succeeded + Run.num_failed + Run.num_cancelled + Run.num_expired
     for run_id in sorted(run_ids):  # one order for all writers: no deadlock
         connection.execute(
             update(Run)
             .where(Run.id == run_id, Run.state == RunState.RUNNING, num_final >= Run.num_jobs)
-            .values(state=RunState.FINISHED, finished_at=database_timestamp())
+            .values(state=RunState.FINISHED, finished_at=database_timestamp(), paused_at=None)
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, or_, select, update
 
 from models.database.clock import database_timestamp
-from models.database.live_workers import is_of_group
+from models.database.live_workers import is_alive, is_of_group
 from models.schema.job import Job, locked, rows_to_change
 from models.schema.worker import Worker
 from models.states import JobState
@@ -33,10 +33,15 @@ def return_running(database: Engine, run_id: str, worker_name: str) -> None:
 
 
 def return_interrupted(database: Engine, run_id: str) -> None:
-    """Puts the jobs of an interrupted run in the outbox: those a worker left, and those whose messages it had."""
+    """Puts the jobs of an interrupted run in the outbox: those a worker left, and those whose messages it had.
+
+    What workers of other machines run, as they may where a database is shared, stays with them while they live.
+    """
     unsent = {"sent_at": None, "lease_expires_at": None}
     sent = rows_to_change(Job.run_id == run_id, Job.state == JobState.QUEUED, Job.sent_at.is_not(None))
-    running = rows_to_change(Job.run_id == run_id, Job.state == JobState.RUNNING)
+    elsewhere = select(Worker.name).where(is_alive(), Worker.host != platform.node())
+    is_left = or_(Job.worker.is_(None), Job.worker.not_in(elsewhere))
+    running = rows_to_change(Job.run_id == run_id, Job.state == JobState.RUNNING, is_left)
     with database.begin() as connection:
         connection.execute(locked(Job.run_id == run_id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])))
         connection.execute(update(Job).where(sent).values(unsent))

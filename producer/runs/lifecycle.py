@@ -42,7 +42,7 @@ from producer.runs.model_check import (
     fetch_weights,
     small_files,
 )
-from producer.runs.writer import SubmitResult, bound, find_unfinished, write
+from producer.runs.writer import SubmitResult, bound, find_paused, find_unfinished, write
 
 
 def run_here(
@@ -132,6 +132,8 @@ def submit_run(
         database = ready_database(settings)
         check_broker(broker)
         result = _write(submission, report, database, submit_options)
+        if find_paused(database, submission) == result.run_id:
+            say(paused_line(run_progress(database, result.run_id), settings))
     told = to_json({"id": result.run_id, "new": result.num_new, "already_there": result.num_known})
     print(told if as_json else result.run_id, flush=True)  # noqa: T201 - before sending: the run is stored even if that fails
     return send_jobs(settings, database, result.run_id)
@@ -211,6 +213,11 @@ def _write_or_resume(
     if submit_options.on_duplicate == "skip":
         unfinished = find_unfinished(database, report.content_hash)
     if unfinished is None:
+        paused = None if submit_options.on_duplicate == "rerun" else find_paused(database, submission)
+        if paused is not None:
+            raise UsageError(
+                f"run {paused} has the same name and is paused; go on with: producer unpause {paused}{flags}"
+            )
         run_id = _write(submission, report, database, submit_options, before_commit).run_id
     else:
         run_id = unfinished.id

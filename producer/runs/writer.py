@@ -108,6 +108,13 @@ def find_unfinished(database: Engine, content_hash: str) -> Run | None:
     return None if row is None else Run(**row._mapping)
 
 
+def find_paused(database: Engine, submission: Submission) -> str | None:
+    """The run that takes the submission's jobs in, where a person has paused it."""
+    with database.begin() as connection:
+        existing = _run_of_name(connection, submission)
+    return None if existing is None or existing.paused_at is None else existing.id
+
+
 def _lock_name(connection: Connection, submission: Submission) -> None:
     """Lets one transaction at a time write under a name, so that two at once make one run.
 
@@ -118,11 +125,11 @@ def _lock_name(connection: Connection, submission: Submission) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), named)
 
 
-def _run_of_name(connection: Connection, submission: Submission) -> Row[str, int] | None:
+def _run_of_name(connection: Connection, submission: Submission) -> Row[str, int, datetime | None] | None:
     if submission.name is None:
         return None
     statement = (
-        select(Run.id, Run.seed)
+        select(Run.id, Run.seed, Run.paused_at)
         .where(Run.name == submission.name, Run.model == submission.model)
         .order_by(Run.created_at.desc())
         .limit(1)
@@ -130,7 +137,7 @@ def _run_of_name(connection: Connection, submission: Submission) -> Row[str, int
     return connection.execute(statement).first()
 
 
-def _run_seed(submission: Submission, existing: Row[str, int] | None) -> int:
+def _run_seed(submission: Submission, existing: Row[str, int, datetime | None] | None) -> int:
     if submission.seed is not None:
         return submission.seed
     return secrets.randbelow(2**31) if existing is None else int(existing.seed)

@@ -29,9 +29,10 @@ from producer.prompts.job_drafts import Submission
 from producer.prompts.validation import check
 from producer.results.queries import run_progress, unserved_models
 from producer.results.status import show_status
-from producer.runs.control import cancel, pause_run, set_paused, unpause_run
+from producer.runs.control import UNSUCCESSFUL, cancel, pause_run, requeue, set_paused, unpause_run
 from producer.runs.lifecycle import resume_run
 from producer.runs.writer import write
+from tests.conftest import Producer
 from tests.support.processes import CommandProcess, WorkerProcess, wait_until
 from tests.support.table_rows import RUN_ID, column_of, insert_run, output_of
 from worker.celery import create_app, send_chunk
@@ -73,6 +74,37 @@ def test_a_paused_run_is_neither_sent_nor_claimed_and_goes_on_after(database: En
     set_paused(database, RUN_ID, is_paused=False)
     assert sent_by(database) == ids[1:]
     assert [claim.job_id for claim in store.claim(ids)] == ids[1:]
+
+
+def test_a_pause_ends_with_its_run(database: Engine) -> None:
+    """Who retries jobs of it does not think of last night's pause."""
+    ids = insert_run(database, 2)
+    store = store_of(database)
+    store.claim(ids[:1])
+    set_paused(database, RUN_ID, is_paused=True)
+    assert cancel(database, RUN_ID) == (1, 1)
+    assert column_of(database, Run.state) == [RunState.FINISHED] and column_of(database, Run.paused_at) == [None]
+    assert requeue(database, RUN_ID, UNSUCCESSFUL) == 2
+    assert sent_by(database) == ids and len(store.claim(ids)) == 2
+
+
+def test_nothing_joins_a_paused_run_in_silence(
+    broker: str, sqlite_url: str, toy_model: Path, producer: Producer, tmp_path: Path
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"custom_id": f"{number}", "prompt": "Hi"}))
+    at = ("--name", "night", "--model", str(toy_model), "--database", sqlite_url)
+    producer("db", "upgrade", "--database", sqlite_url)
+    run_id = producer("submit", "0.jsonl", *at, "--broker", broker).stdout.strip()
+    database = open_database(sqlite_url)
+    set_paused(database, run_id, is_paused=True)
+    told = producer("submit", "1.jsonl", *at, "--broker", broker)
+    assert told.stdout.strip() == run_id
+    assert f"run {run_id} is paused; go on with: producer unpause {run_id}" in told.stderr
+    refused = producer("run", "2.jsonl", *at, exit_code=2)
+    assert f"run {run_id} has the same name and is paused; go on with: producer unpause {run_id}" in refused.stderr
+    assert len(column_of(database, Job.id)) == 2
+    database.dispose()
 
 
 def test_a_paused_run_can_be_cancelled(database: Engine) -> None:

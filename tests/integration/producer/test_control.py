@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 from sqlalchemy import Engine, event
 
 from models.schema.job import Job
@@ -11,6 +13,7 @@ from producer.runs.control import UNSUCCESSFUL, cancel, requeue
 from producer.runs.interrupted_jobs import return_interrupted
 from tests.support.table_rows import RUN_ID, column_of, insert_run, output_of
 from worker.storage.job_store import FinishedJob, JobStore
+from worker.storage.registry import Registry
 
 
 def test_a_cancelled_run_ends_and_late_results_change_nothing(database: Engine) -> None:
@@ -48,6 +51,18 @@ def test_jobs_are_locked_in_the_order_of_their_ids(database: Engine) -> None:
     cancel(database, RUN_ID)
     assert requeue(database, RUN_ID, UNSUCCESSFUL) == 3
     assert len(updates) == 6 and all("ORDER BY jobs.id" in statement for statement in updates)
+
+
+def test_jobs_of_other_machines_stay_with_their_workers(database: Engine) -> None:
+    job_ids = insert_run(database, 3)
+    for number, (worker, host) in enumerate({"here": platform.node(), "there": "there", "ended": "there"}.items()):
+        registry = Registry(database, worker, 30.0)
+        registry.register(host=host, device="cpu", model="toy", max_num_seqs=8)
+        JobStore(database, worker, 30.0).claim([job_ids[number]])
+        if worker == "ended":
+            registry.sign_off()
+    return_interrupted(database, RUN_ID)
+    assert column_of(database, Job.state) == [JobState.QUEUED, JobState.RUNNING, JobState.QUEUED]
 
 
 def test_a_retry_starts_with_a_clean_record(database: Engine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,8 @@ from models.model_name import with_revision
 from models.name_lookup import bound_name_lookups
 from models.settings import InvalidSettings, Settings, bounds_of, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
-from worker.monitoring.json_log import line_of, say, set_up_log
+from worker.monitoring.closed_streams import leave_closed_streams
+from worker.monitoring.json_log import line_of, say, set_up_log, write_line
 from worker.worker_group import REFUSED, GroupMember, WorkerGroup
 
 EX_USAGE = 2
@@ -187,6 +187,7 @@ def _members(
 
 def _serve(environment: dict[str, str], log_level: str, announce: Callable[[], None]) -> int:
     """Runs the worker of one device in this process, a child of the group; returns its exit code."""
+    leave_closed_streams()
     os.environ.update({**environment, "NOCTURNE_PARENT_PID": str(os.getppid())})
     code = _run_celery(log_level, announce)
     from worker.tasks import has_lost_engine, rejection  # noqa: PLC0415 - reads the environment set above
@@ -198,7 +199,7 @@ def _serve(environment: dict[str, str], log_level: str, announce: Callable[[], N
 
 
 def _say(message: str) -> None:
-    print(f"worker: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    write_line(f"worker: {message}")
 
 
 def _run_celery(log_level: str, announce: Callable[[], None]) -> int:
@@ -207,7 +208,7 @@ def _run_celery(log_level: str, announce: Callable[[], None]) -> int:
     from celery.utils.nodenames import default_nodename, host_format
 
     from worker.celery import app as celery_app  # noqa: PLC0415 - reads the environment set above
-    from worker.signals import keep_to_sigterm, say_in_json
+    from worker.signals import keep_to_sigterm, say_safely
 
     settings = Settings()
     set_up_log(settings, os.getpid())
@@ -222,8 +223,8 @@ def _run_celery(log_level: str, announce: Callable[[], None]) -> int:
         quiet=settings.log_format == "json",  # its banner is for people
     )
     keep_to_sigterm(worker)
-    if settings.log_format == "json":
-        say_in_json(partial(line_of, settings))
+    is_json = settings.log_format == "json"
+    say_safely(partial(line_of, settings) if is_json else "\n{}".format)
     worker_ready.connect(lambda **_: announce(), weak=False)
     worker.start()
     return int(worker.exitcode or 0)

@@ -42,7 +42,7 @@ def keep_to_sigterm(worker: Any) -> None:
     worker.install_platform_tweaks = install_worker_term_handler
 
 
-def say_in_json(line_of: Callable[[str], str]) -> None:
+def say_safely(line_of: Callable[[str], str]) -> None:
     """Gives Celery's words about a signal, which go past its log, the form of the log."""
     from celery.apps import worker
 

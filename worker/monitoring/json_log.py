@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -75,8 +76,13 @@ class JsonFormatter(logging.Formatter):
 
 def say(settings: Settings, message: str, level: int = logging.INFO) -> None:
     """Tells the terminal something in the form of the log, before or beside a logger."""
-    text = line_of(settings, message, level) if settings.log_format == "json" else f"worker: {message}"
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    write_line(line_of(settings, message, level) if settings.log_format == "json" else f"worker: {message}")
+
+
+def write_line(text: str) -> None:
+    """Writes to the terminal; where nobody reads any more, as after the end of a `tee`, the work goes on."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def line_of(settings: Settings, message: str, level: int = logging.INFO) -> str:
@@ -87,6 +93,7 @@ def line_of(settings: Settings, message: str, level: int = logging.INFO) -> str:
 
 def set_up_log(settings: Settings, worker_pid: int) -> None:
     """Sets the form of the log in a process that has no log yet; in a worker, until Celery makes its own."""
+    logging.raiseExceptions = False  # a log that nobody reads any more slows no work down with tracebacks
     if settings.log_format == "json":
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter(settings.name_of_worker(worker_pid)))

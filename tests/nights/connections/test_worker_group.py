@@ -11,7 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.processes import HANG_SECONDS, CommandProcess, wait_until
+from migrations.upgrade import upgrade
+from models.database.connection import open_database
+from models.database.outbox import send_outbox
+from models.schema.run import Run
+from models.settings import Settings
+from models.states import RunState
+from tests.support.processes import HANG_SECONDS, CommandProcess, WorkerProcess, wait_until
+from tests.support.table_rows import column_of, insert_run
+from worker.celery import create_app, send_chunk
 from worker.signals import Stopping
 
 #: A group of one member, or of two, whose behavior is the first argument; their starts are counted in a file.
@@ -201,3 +209,30 @@ def test_the_end_is_forced_after_its_time() -> None:
     assert stopping.note_signal() is False
     stopping.end_within(0.01)
     wait_until(lambda: ended == [1])
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_worker_whose_log_nobody_reads_works_on(
+    is_killed: bool, valkey_url: str, sqlite_url: str, tmp_path: Path
+) -> None:
+    """As after the end of the `tee` in `worker start 2>&1 | tee log`: it is started again too, and ends in order."""
+    database = open_database(sqlite_url)
+    upgrade(database)
+    app = create_app(Settings(broker=valkey_url, model="toy"))
+    worker = WorkerProcess(
+        "--model", "toy", "--database", sqlite_url, "--broker", valkey_url, cwd=tmp_path,
+        module="benchmarks.support.null_worker", is_awaited=False, NULL_TOKENS="1",
+    )  # fmt: skip
+    with worker:
+        worker.read_until(" serves ")
+        assert worker.process.stdout is not None
+        worker.process.stdout.close()
+        for run_id in ("first", "second"):
+            insert_run(database, 64, run_id=run_id)
+            send_outbox(database, lambda chunk: send_chunk(app, chunk))
+            wait_until(lambda: RunState.RUNNING not in column_of(database, Run.state))
+            if is_killed and run_id == "first":
+                os.kill(worker.pid, signal.SIGKILL)
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait() == 0
+    database.dispose()

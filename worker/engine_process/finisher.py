@@ -17,9 +17,6 @@ from worker.engine.engine import Ended
 from worker.engine.request import RequestOutput
 from worker.engine_process.protocol import Finished
 
-#: An output that takes longer hangs: the engine ends, and the supervisor finds the job among those that it had.
-HANG_SECONDS = 300.0
-
 
 class SharedConnection:
     """The engine's end of the connection, on which its threads send."""
@@ -35,11 +32,16 @@ class SharedConnection:
 
 
 class Finisher:
-    """A thread that makes the outputs of ended requests, in their order, and sends each as soon as it is made."""
+    """A thread that makes the outputs of ended requests, in their order, and sends each as soon as it is made.
 
-    def __init__(self, sender: SharedConnection, output_of: Callable[[Ended], RequestOutput]) -> None:
+    One that takes longer than `timeout` seconds hangs: the engine ends, and the supervisor finds the job among those
+    that it had.
+    """
+
+    def __init__(self, sender: SharedConnection, output_of: Callable[[Ended], RequestOutput], timeout: float) -> None:
         self._sender = sender
         self._output_of = output_of
+        self._timeout = timeout
         self._ended: SimpleQueue[Ended | None] = SimpleQueue()
         self._began: float | None = None  # the output that is being made
         self._thread = CriticalThread(target=self._run, name="finisher", daemon=True)
@@ -57,8 +59,8 @@ class Finisher:
     def check(self) -> None:
         """Raises `TimeoutError` where an output hangs: the steps go on, so nobody else would see it."""
         began = self._began
-        if began is not None and monotonic() - began > HANG_SECONDS:
-            raise TimeoutError(f"the text of an answer was not made in {HANG_SECONDS:.0f} s")
+        if began is not None and monotonic() - began > self._timeout:
+            raise TimeoutError(f"the text of an answer was not made in {self._timeout:g} s")
 
     def _run(self) -> None:
         while (ended := self._ended.get()) is not None:

@@ -43,8 +43,8 @@ CLOSING_SECONDS = 10.0
 SWITCH_SECONDS = 0.0002
 
 
-def run_engine(connection: Connection, options: EngineOptions) -> None:
-    """Loads the model, then steps until a `Stop` or the end of the parent."""
+def run_engine(connection: Connection, options: EngineOptions, output_timeout: float) -> None:
+    """Loads the model, then steps until a `Stop` or the end of the parent; an output has so many seconds."""
     transformers.utils.logging.disable_progress_bar()  # its standard error is a log
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
@@ -59,13 +59,13 @@ def run_engine(connection: Connection, options: EngineOptions) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     connection.send(Ready(environment, str(engine.loaded.model.device), engine.kv_tokens))
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone: nobody reads the answers
-        serve(connection, engine)
+        serve(connection, engine, output_timeout)
 
 
-def serve(connection: Connection, engine: Engine) -> None:
+def serve(connection: Connection, engine: Engine, output_timeout: float) -> None:
     """Obeys the parent's messages until a `Stop`. Says why where the engine ends before, and raises that."""
     sender = SharedConnection(connection)
-    finisher = Finisher(sender, engine.output_of)
+    finisher = Finisher(sender, engine.output_of, output_timeout)
     try:
         _obey(connection, sender, engine, finisher)
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -24,11 +24,12 @@ def engine_main(connection: Connection, options: EngineOptions) -> None:
     if parent is not None and (follow_parent := end_with_parent(signal.SIGKILL, parent.pid)) is not None:
         follow_parent()
     let_waiting_threads_sleep()
-    set_up_log(Settings(), os.getppid())
+    settings = Settings()
+    set_up_log(settings, os.getppid())
     name_cache_folders()
     gc.disable()  # the thousands of modules stay: a tenth of their import went into looking for garbage among them
     from worker.engine_process.loop import run_engine
 
     gc.freeze()
     gc.enable()
-    run_engine(connection, options)
+    run_engine(connection, options, settings.engine_timeout)

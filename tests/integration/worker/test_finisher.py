@@ -19,7 +19,6 @@ from worker.engine.engine import Ended, Engine
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.request import RequestOutput
 from worker.engine.stats import Stats
-from worker.engine_process import finisher
 from worker.engine_process.loop import serve
 from worker.engine_process.protocol import Crashed, Finished, Stop, Submit
 
@@ -34,8 +33,9 @@ def toy() -> LoadedModel:
 class SlowTexts:
     """An engine in a thread whose outputs wait for `go`."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, output_timeout: float) -> None:
         self.engine = Engine(loaded, EngineConfig(max_num_seqs=4, kv_memory=0.05))
+        self._output_timeout = output_timeout
         self.go = Event()
         self.raised: list[Exception] = []
         self._output_of = self.engine.output_of
@@ -50,7 +50,7 @@ class SlowTexts:
 
     def _serve(self) -> None:
         try:
-            serve(self._theirs, self.engine)
+            serve(self._theirs, self.engine, self._output_timeout)
         except Exception as error:  # noqa: BLE001 - the process would end with it
             self.raised.append(error)
         self._theirs.close()
@@ -70,8 +70,8 @@ class SlowTexts:
 
 
 @pytest.fixture
-def slow(toy: LoadedModel) -> Iterator[SlowTexts]:
-    made = SlowTexts(toy)
+def slow(toy: LoadedModel, request: pytest.FixtureRequest) -> Iterator[SlowTexts]:
+    made = SlowTexts(toy, getattr(request, "param", HANG_SECONDS))
     yield made
     made.go.set()
     made.thread.join(HANG_SECONDS)
@@ -104,8 +104,9 @@ def test_the_end_of_the_engine_waits_for_its_texts(slow: SlowTexts) -> None:
     assert sorted(number for message in slow.said() for number in finished(message)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("slow", [0.0], indirect=True)
 def test_a_text_that_hangs_ends_the_engine(slow: SlowTexts) -> None:
-    with patch.object(finisher, "HANG_SECONDS", 0.0), patch("worker.engine_process.loop.CLOSING_SECONDS", 0.0):
+    with patch("worker.engine_process.loop.CLOSING_SECONDS", 0.0):
         slow.submit(1, SHORT)
         slow.submit(2, LONG)
         *_, last = slow.said()

@@ -32,7 +32,7 @@ from models.database.clock import database_timestamp, is_older_than
 from models.database.id_lists import are_named
 from models.database.live_workers import chunks_in_flight, num_running
 from models.message import ChunkMessage, SentJob
-from models.schema.job import Job, of_run, rows_to_change
+from models.schema.job import Job, rows_to_change
 from models.schema.run import Run
 from models.settings import DEFAULT_CONCURRENCY
 from models.states import NUM_PRIORITIES, JobState, RunState, clamped_priority
@@ -70,6 +70,8 @@ def send_outbox(
     for limited, room in _limited_runs(database, run_id):
         num_sent += _send_all(database, send, and_(_IS_UNSENT, Job.run_id == limited), concurrency, room)
     condition = _IS_OPEN
+    if run_id is not None and _is_closed(database, run_id):
+        return num_sent
     if run_id is not None:
         condition = and_(condition, Job.run_id == run_id)
     if min_age_seconds is not None:
@@ -79,7 +81,13 @@ def send_outbox(
 
 #: Made once, as the other parts of statements here: every sweep of every worker asks.
 _IS_UNSENT = and_(Job.state == JobState.QUEUED, Job.sent_at.is_(None), is_due())
-_IS_OPEN = and_(_IS_UNSENT, of_run(Run.paused_at.is_(None), Run.max_running.is_(None)))
+
+#: The runs whose jobs do not go out as they come. A list of them, as a plan must not begin with the open ones: it would
+#: read all their jobs, sent ones too.
+_CLOSED_RUNS = select(Run.id).where(
+    Run.state == RunState.RUNNING, or_(Run.paused_at.is_not(None), Run.max_running.is_not(None))
+)
+_IS_OPEN = and_(_IS_UNSENT, Job.run_id.not_in(_CLOSED_RUNS))
 
 _PAGE = (
     select(
@@ -100,18 +108,19 @@ def _send_all(
     database: Engine, send: Send, condition: ColumnElement[bool], concurrency: int, most: int | None = None
 ) -> int:
     """Sends the jobs that meet the condition, the most urgent first, at most so many; returns their number."""
-    counts = _count_by_priority(database, condition)
-    if not counts:
+    counts = _count_by_priority(database, condition) if most is None else None
+    num_left = most or 0 if counts is None else sum(counts.values())  # no count of a whole run for the few of it
+    if not num_left:
         return 0
-    num_sent, num_left = 0, sum(counts.values())
-    num_left = num_left if most is None else min(num_left, most)
+    num_sent = 0
     num_in_flight = chunks_in_flight(database, concurrency)
     num_waiting: dict[str, int] = {}  # of each run, the jobs that were sent before
     for priority, has_priority in _PRIORITIES:
-        if priority not in counts:
+        if counts is not None and priority not in counts:
             continue
         of_priority = rest = and_(condition, has_priority)
-        while page := _read_page(database, rest, PAGE_JOBS if most is None else min(PAGE_JOBS, most - num_sent)):
+        room = PAGE_JOBS if most is None else most - num_sent
+        while room and (page := _read_page(database, rest, min(PAGE_JOBS, room))):
             if most is None:
                 for run in {row.run_id for row in page} - num_waiting.keys():
                     num_waiting[run] = _count_waiting(database, run, MAX_CHUNK_JOBS * num_in_flight)
@@ -119,6 +128,7 @@ def _send_all(
                 send(chunk)
             _mark_sent(database, [row.id for row in page])
             num_sent += len(page)
+            room = PAGE_JOBS if most is None else most - num_sent
             # By key: jobs that somebody else has locked cannot be marked, and must not be sent again and again.
             rest = and_(of_priority, tuple_(Job.run_id, Job.id) > (page[-1].run_id, page[-1].id))
     return num_sent
@@ -141,6 +151,11 @@ def _limited_runs(database: Engine, run_id: str | None) -> list[tuple[str, int]]
         runs = connection.execute(limited if run_id is None else limited.where(Run.id == run_id)).all()
         rooms = [(run, (most or 0) - num_out(connection, run)) for run, most in runs]
     return [(run, room) for run, room in rooms if room > 0]
+
+
+def _is_closed(database: Engine, run_id: str) -> bool:
+    with database.begin() as connection:
+        return connection.execute(_CLOSED_RUNS.where(Run.id == run_id)).first() is not None
 
 
 #: In plain text: SQLite compares the condition of a partial index with the statement's.

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     CheckConstraint,
     ColumnElement,
     ForeignKey,
@@ -17,7 +18,10 @@ from sqlalchemy import (
     select,
     text,
 )  # fmt: skip
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.sql.operators import OperatorType
 
 from models.schema.base import Base, BigId, Json
 from models.schema.run import Run
@@ -116,7 +120,31 @@ def rows_to_change(*conditions: ColumnElement[bool], skip_locked: bool = False) 
     With `skip_locked` a job that another transaction is changing is left to it.
     """
     ids = select(Job.id).where(*conditions).order_by(Job.id).with_for_update(skip_locked=skip_locked)
-    return and_(Job.id.in_(ids), *conditions)
+    return and_(id_is_selected(Job.id, ids.correlate(None).scalar_subquery()), *conditions)
+
+
+class id_is_selected(GenericFunction[bool]):
+    """Whether the first argument is among the ids that the second selects."""
+
+    type = Boolean()
+    inherit_cache = True
+
+    def self_group(self, against: OperatorType | None = None) -> id_is_selected:  # noqa: ARG002
+        """Itself, without the `= 1` that keeps SQLite from the column's index."""
+        return self
+
+
+@compiles(id_is_selected, "postgresql")
+def _selected_on_postgresql(element: id_is_selected, compiler: Any, **options: Any) -> str:
+    """As an array, which is made once: of `IN` a plan may run the query, and lock its rows, anew for each row."""
+    column, ids = (compiler.process(part, **options) for part in element.clauses)
+    return f"{column} = ANY (ARRAY{ids})"
+
+
+@compiles(id_is_selected, "sqlite")
+def _selected_on_sqlite(element: id_is_selected, compiler: Any, **options: Any) -> str:
+    column, ids = (compiler.process(part, **options) for part in element.clauses)
+    return f"{column} IN {ids}"
 
 
 def locked(*conditions: ColumnElement[bool]) -> Select[int]:

@@ -92,7 +92,8 @@ def set_paused(database: Engine, run_id: str, *, is_paused: bool) -> None:
     with database.begin() as connection:
         if is_paused:
             paused_at = func.coalesce(Run.paused_at, database_timestamp())
-            connection.execute(update(Run).where(Run.id == run_id).values(paused_at=paused_at))
+            is_open = [Run.id == run_id, Run.state == RunState.RUNNING]  # its last job may just have ended
+            connection.execute(update(Run).where(*is_open).values(paused_at=paused_at))
             return
         queued = rows_to_change(Job.run_id == run_id, Job.state == JobState.QUEUED, Job.sent_at.is_not(None))
         connection.execute(update(Job).where(queued).values(sent_at=None))

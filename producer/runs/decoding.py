@@ -47,7 +47,7 @@ def decode(
     """Decodes what is left of the run; returns the exit code. Raises `KeyboardInterrupt`."""
     local.note_run(run_id)
     local.purge_queue()
-    return_interrupted(database, run_id)
+    return_interrupted(database, run_id, local.worker_name)
     interruption = local.interruption
     interruption.outcome = goes_on_line(run_id, settings)
     interruption.notice = (

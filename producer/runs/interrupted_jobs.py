@@ -32,15 +32,16 @@ def return_running(database: Engine, run_id: str, worker_name: str) -> None:
         )
 
 
-def return_interrupted(database: Engine, run_id: str) -> None:
+def return_interrupted(database: Engine, run_id: str, worker_name: str) -> None:
     """Puts the jobs of an interrupted run in the outbox: those a worker left, and those whose messages it had.
 
-    What workers of other machines run, as they may where a database is shared, stays with them while they live.
+    What workers of other machines run, as they may where a database is shared, stays with them while they live. One of
+    this name has ended, wherever it ran: a container's host has another name after each start.
     """
     unsent = {"sent_at": None, "lease_expires_at": None}
     sent = rows_to_change(Job.run_id == run_id, Job.state == JobState.QUEUED, Job.sent_at.is_not(None))
     elsewhere = select(Worker.name).where(is_alive(), Worker.host != platform.node())
-    is_left = or_(Job.worker.is_(None), Job.worker.not_in(elsewhere))
+    is_left = or_(Job.worker.is_(None), Job.worker.not_in(elsewhere), is_of_group(Job.worker, worker_name))
     running = rows_to_change(Job.run_id == run_id, Job.state == JobState.RUNNING, is_left)
     with database.begin() as connection:
         connection.execute(locked(Job.run_id == run_id, Job.state.in_([JobState.QUEUED, JobState.RUNNING])))

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, insert, select, text, update
+from sqlalchemy import Connection, Engine, Row, and_, insert, select, text, update
 
 from models.database.bulk_insert import insert_rows
 from models.database.clock import read_timestamp, timestamp_value
@@ -112,7 +112,7 @@ def find_paused(database: Engine, submission: Submission) -> str | None:
     """The run that takes the submission's jobs in, where a person has paused it."""
     with database.begin() as connection:
         existing = _run_of_name(connection, submission)
-    return None if existing is None or existing.paused_at is None else existing.id
+    return existing.id if existing is not None and existing.is_paused else None
 
 
 def _lock_name(connection: Connection, submission: Submission) -> None:
@@ -125,11 +125,11 @@ def _lock_name(connection: Connection, submission: Submission) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"), named)
 
 
-def _run_of_name(connection: Connection, submission: Submission) -> Row[str, int, datetime | None] | None:
+def _run_of_name(connection: Connection, submission: Submission) -> Row[str, int, bool] | None:
     if submission.name is None:
         return None
     statement = (
-        select(Run.id, Run.seed, Run.paused_at)
+        select(Run.id, Run.seed, and_(Run.paused_at.is_not(None), Run.state == RunState.RUNNING).label("is_paused"))
         .where(Run.name == submission.name, Run.model == submission.model)
         .order_by(Run.created_at.desc())
         .limit(1)
@@ -137,7 +137,7 @@ def _run_of_name(connection: Connection, submission: Submission) -> Row[str, int
     return connection.execute(statement).first()
 
 
-def _run_seed(submission: Submission, existing: Row[str, int, datetime | None] | None) -> int:
+def _run_seed(submission: Submission, existing: Row[str, int, bool] | None) -> int:
     if submission.seed is not None:
         return submission.seed
     return secrets.randbelow(2**31) if existing is None else int(existing.seed)

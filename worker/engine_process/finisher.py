@@ -6,8 +6,10 @@ and more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from threading import Lock
 from time import monotonic
@@ -16,6 +18,9 @@ from worker.critical_thread import CriticalThread
 from worker.engine.engine import Ended
 from worker.engine.request import RequestOutput
 from worker.engine_process.protocol import Finished
+
+#: The most that counts of the time between two looks at an output: a suspended process has not hung.
+TURN_SECONDS = 10.0
 
 
 class SharedConnection:
@@ -27,8 +32,9 @@ class SharedConnection:
 
     def send(self, message: object) -> None:
         """Sends a message whole. Raises `OSError` where the parent is gone."""
+        content = ForkingPickler.dumps(message)  # a long trace takes its time: nobody else is to wait for that
         with self._lock:
-            self._connection.send(message)
+            self._connection.send_bytes(content)
 
 
 class Finisher:
@@ -43,7 +49,10 @@ class Finisher:
         self._output_of = output_of
         self._timeout = timeout
         self._ended: SimpleQueue[Ended | None] = SimpleQueue()
+        self._computing = Lock()
         self._began: float | None = None  # the output that is being made
+        self._watched: float | None = None  # that of the last look, and the time that it had until then
+        self._waited, self._looked = 0.0, monotonic()
         self._thread = CriticalThread(target=self._run, name="finisher", daemon=True)
         self._thread.start()
 
@@ -51,22 +60,39 @@ class Finisher:
         for each in ended:
             self._ended.put(each)
 
-    def close(self, seconds: float | None = None) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No output is made within: where the process dies, it is clear of whose job."""
+        with self._computing:
+            yield
+
+    def drain(self) -> None:
+        """Returns when all outputs are sent. Raises `TimeoutError` where one hangs."""
+        self._ended.put(None)
+        while self._thread.is_alive():
+            self._thread.join(1.0)
+            self.check()
+
+    def close(self, seconds: float) -> None:
         """Returns when all outputs are sent, or after so many seconds."""
         self._ended.put(None)
         self._thread.join(seconds)
 
     def check(self) -> None:
         """Raises `TimeoutError` where an output hangs: the steps go on, so nobody else would see it."""
-        began = self._began
-        if began is not None and monotonic() - began > self._timeout:
+        turn = min(monotonic() - self._looked, TURN_SECONDS)
+        began, self._looked = self._began, monotonic()
+        self._waited = self._waited + turn if began is not None and began == self._watched else 0.0
+        self._watched = began
+        if self._waited > self._timeout:
             raise TimeoutError(f"the text of an answer was not made in {self._timeout:g} s")
 
     def _run(self) -> None:
         while (ended := self._ended.get()) is not None:
-            self._began = monotonic()
-            output = self._output_of(ended)
-            self._began = None
+            with self._computing:
+                self._began = monotonic()
+                output = self._output_of(ended)
+                self._began = None
             try:
                 self._sender.send(Finished((output,)))
             except OSError:

@@ -68,13 +68,13 @@ def serve(connection: Connection, engine: Engine, output_timeout: float) -> None
     finisher = Finisher(sender, engine.output_of, output_timeout)
     try:
         _obey(connection, sender, engine, finisher)
+        finisher.drain()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:
         finisher.close(CLOSING_SECONDS)
         sender.send(Crashed(f"the engine ended with {describe_error(error)}"))
         raise
-    finisher.close()
 
 
 def _obey(connection: Connection, sender: SharedConnection, engine: Engine, finisher: Finisher) -> None:
@@ -85,7 +85,9 @@ def _obey(connection: Connection, sender: SharedConnection, engine: Engine, fini
                 reporter.report_idle()
             message = connection.recv()
             if isinstance(message, Submit):
-                finisher.add(_submit(sender, engine, message))
+                with finisher.paused():
+                    refused = _submit(sender, engine, message)
+                finisher.add(refused)
             elif isinstance(message, Cancel):
                 for job_id in message.job_ids:
                     engine.cancel(job_id)

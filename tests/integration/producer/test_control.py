@@ -47,22 +47,25 @@ def test_jobs_are_locked_in_the_order_of_their_ids(database: Engine) -> None:
         updates.extend([statement] if statement.startswith("UPDATE jobs") else [])
 
     event.listen(database, "before_cursor_execute", note)
-    return_interrupted(database, RUN_ID)
+    return_interrupted(database, RUN_ID, "local")
     cancel(database, RUN_ID)
     assert requeue(database, RUN_ID, UNSUCCESSFUL) == 3
     assert len(updates) == 6 and all("ORDER BY jobs.id" in statement for statement in updates)
 
 
 def test_jobs_of_other_machines_stay_with_their_workers(database: Engine) -> None:
-    job_ids = insert_run(database, 3)
-    for number, (worker, host) in enumerate({"here": platform.node(), "there": "there", "ended": "there"}.items()):
+    """One of the name of this run's own worker has ended, also where its container had another host's name."""
+    job_ids = insert_run(database, 4)
+    hosts = {"here": platform.node(), "there": "there", "ended": "there", "local": "container"}
+    for number, (worker, host) in enumerate(hosts.items()):
         registry = Registry(database, worker, 30.0)
         registry.register(host=host, device="cpu", model="toy", max_num_seqs=8)
         JobStore(database, worker, 30.0).claim([job_ids[number]])
         if worker == "ended":
             registry.sign_off()
-    return_interrupted(database, RUN_ID)
-    assert column_of(database, Job.state) == [JobState.QUEUED, JobState.RUNNING, JobState.QUEUED]
+    return_interrupted(database, RUN_ID, "local")
+    queued, running = JobState.QUEUED, JobState.RUNNING
+    assert column_of(database, Job.state) == [queued, running, queued, queued]
 
 
 def test_a_retry_starts_with_a_clean_record(database: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from threading import Event, Thread
@@ -19,6 +20,7 @@ from worker.engine.engine import Ended, Engine
 from worker.engine.model_loader import LoadedModel, load_model
 from worker.engine.request import RequestOutput
 from worker.engine.stats import Stats
+from worker.engine_process import finisher
 from worker.engine_process.loop import serve
 from worker.engine_process.protocol import Crashed, Finished, Stop, Submit
 
@@ -113,6 +115,68 @@ def test_a_text_that_hangs_ends_the_engine(slow: SlowTexts) -> None:
     assert isinstance(last, Crashed) and "the text of an answer was not made in 0 s" in last.reason
     (error,) = slow.raised
     assert isinstance(error, TimeoutError)
+
+
+@pytest.mark.parametrize("slow", [0.0], indirect=True)
+def test_a_text_that_hangs_ends_an_engine_that_is_told_to_stop(slow: SlowTexts) -> None:
+    with patch("worker.engine_process.loop.CLOSING_SECONDS", 0.0):
+        slow.submit(1, SHORT)
+        slow.ours.send(Stop())
+        *_, last = slow.said()
+    assert isinstance(last, Crashed) and "was not made in 0 s" in last.reason
+
+
+def test_a_suspended_engine_has_not_hung() -> None:
+    """As after SIGSTOP, or in a container that was paused: its clock goes on."""
+    now, go, has_begun = [0.0], Event(), Event()
+
+    def output_of(ended: Any) -> RequestOutput:
+        has_begun.set()
+        assert go.wait(HANG_SECONDS)
+        return RequestOutput(ended, 0)
+
+    ours, theirs = Pipe()
+    with patch.object(finisher, "monotonic", lambda: now[0]):
+        made = finisher.Finisher(finisher.SharedConnection(theirs), output_of, timeout=300.0)
+        made.add([1])  # type: ignore[list-item]
+        assert has_begun.wait(HANG_SECONDS)
+        for _ in range(3):
+            made.check()
+            now[0] += 100_000
+        with pytest.raises(TimeoutError):
+            for _ in range(40):
+                made.check()
+                now[0] += 9
+        go.set()
+        made.close(HANG_SECONDS)
+    assert ours.recv().outputs[0].request_id == 1
+    ours.close()
+    theirs.close()
+
+
+def test_no_output_is_made_while_a_job_is_encoded(slow: SlowTexts) -> None:
+    """Where the process dies then, it was the job that was encoded."""
+    overlaps: list[bool] = []
+    is_encoding = Event()
+    submit, output_of = slow.engine.submit, slow._output_of
+
+    def submit_slowly(request: Any) -> None:
+        is_encoding.set()
+        time.sleep(0.01)
+        submit(request)
+        is_encoding.clear()
+
+    def noted(ended: Ended) -> RequestOutput:
+        overlaps.append(is_encoding.is_set())
+        return output_of(ended)
+
+    slow.engine.submit, slow._output_of = submit_slowly, noted  # type: ignore[method-assign]
+    slow.go.set()
+    for number in range(20):
+        slow.submit(number, SHORT)
+    slow.ours.send(Stop())
+    assert sorted(number for message in slow.said() for number in finished(message)) == list(range(20))
+    assert overlaps == [False] * 20
 
 
 def test_requests_that_ended_before_a_crash_are_sent(slow: SlowTexts) -> None:

@@ -6,6 +6,7 @@ Imports nothing of ours, so that it is ready before anything else is imported.
 from __future__ import annotations
 
 import os
+import select
 import sys
 from importlib import import_module
 from io import BufferedWriter, FileIO, TextIOWrapper, UnsupportedOperation
@@ -20,7 +21,7 @@ class OutputProblem(Exception):
 
 def run_command(module: str) -> None:
     """Runs `main` of a module, whose import takes most of a short command's time."""
-    _prepare_streams()
+    prepare_streams()
     _check_working_directory()
     try:
         try:
@@ -45,10 +46,18 @@ class _Output(FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:  # a full pipe that another program made non-blocking
+                self._wait()
+            return written
         except OSError as error:
             self.fail(error)
             return len(data)
+
+    def _wait(self) -> None:
+        """Returns when something can be written."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLOUT)
+        poll.poll()
 
     def fail(self, error: OSError) -> None:
         self.lead_nowhere()
@@ -64,21 +73,27 @@ class _Output(FileIO):
 
 
 class _Messages(_Output):
-    """Standard error. A full disk or a closed terminal costs a message, and not the run that it is about."""
+    """Standard error. A full disk, a closed terminal or a `tee` that has ended costs a message, and not the run."""
 
     def fail(self, error: OSError) -> None:
         if isinstance(error, BrokenPipeError):
             self.lead_nowhere()
-            raise error
 
 
-def _prepare_streams() -> None:
+def prepare_streams() -> None:
+    """Makes the standard streams, those that libraries keep for themselves too, what a command needs."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, _opened_nowhere(number))
     sys.stdout = _rebuilt(sys.stdout, _Output)
     sys.stderr = _rebuilt(sys.stderr, _Messages)
     _prepare_output()
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc, assignment]
+
+
+def take_output_for_messages() -> None:
+    """Lets what is written to standard output be lost as messages may: of a program whose output is its log."""
+    sys.stdout = sys.__stdout__ = _rebuilt(sys.stdout, _Messages)  # type: ignore[misc]
 
 
 def _check_working_directory() -> None:
@@ -119,6 +134,8 @@ def _prepare_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     else:
         sys.stdout.reconfigure(encoding="utf-8")
+    if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8")
 
 
 def _end(message: str) -> NoReturn:

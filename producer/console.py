@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -39,6 +40,16 @@ stdout = PlainConsole(width=None if _has_width else PIPED_WIDTH)
 def say(message: str) -> None:
     """Prints a message for the person on stderr."""
     stderr.print(message)
+
+
+def print_and_act(text: str, act: Callable[[], int]) -> int:
+    """Prints a line of data, then acts; what cannot be printed is told when that is done."""
+    try:
+        print_data(text)
+        sys.stdout.flush()
+    finally:
+        code = act()
+    return code
 
 
 def data_out() -> Any:

@@ -16,11 +16,11 @@ from models.checkpoint.folder import check_folder
 from models.checkpoint.small_files import CheckpointProblem
 from models.child_process import isolate_children
 from models.engine_options import checked_devices
+from models.entry_point import take_output_for_messages
 from models.model_name import with_revision
 from models.name_lookup import bound_name_lookups
 from models.settings import InvalidSettings, Settings, bounds_of, help_of, read_settings
 from worker.devices import DeviceAssignment, assign_devices, device_names
-from worker.monitoring.closed_streams import leave_closed_streams
 from worker.monitoring.json_log import line_of, say, set_up_log, write_line
 from worker.worker_group import REFUSED, GroupMember, WorkerGroup
 
@@ -96,6 +96,7 @@ def start(
     os.environ.update(given)
     if devices == "auto" and names == ["cpu"]:
         _say("no GPU is visible here (/proc/driver/nvidia, /dev/nvidia*): one worker on the CPU")
+    take_output_for_messages()
     assignments = assign_devices(names, os.cpu_count() or 1, os.environ)
     members = _members(assignments, settings.worker_name or os.uname().nodename, log_level, settings.metrics_port)
     raise SystemExit(WorkerGroup(members, partial(say, settings), settings.parent_pid).run())
@@ -187,7 +188,6 @@ def _members(
 
 def _serve(environment: dict[str, str], log_level: str, announce: Callable[[], None]) -> int:
     """Runs the worker of one device in this process, a child of the group; returns its exit code."""
-    leave_closed_streams()
     os.environ.update({**environment, "NOCTURNE_PARENT_PID": str(os.getppid())})
     code = _run_celery(log_level, announce)
     from worker.tasks import has_lost_engine, rejection  # noqa: PLC0415 - reads the environment set above

@@ -13,7 +13,7 @@ from models.schema.job import Job, locked, rows_to_change
 from models.schema.run import Run
 from models.settings import Settings
 from models.states import JobState, RunState
-from producer.console import say
+from producer.console import print_and_act, say
 from producer.errors import UsageError
 from producer.home import home_options
 from producer.options import OutputOptions, RetryOptions
@@ -75,9 +75,15 @@ def unpause_run(settings: Settings, reference: str, *, as_json: bool) -> int:
     if run_progress(database, run_id).state != PAUSED:
         raise UsageError(f"run {run_id} is not paused")
     set_paused(database, run_id, is_paused=False)
-    broker = settings.broker or embedded_broker(settings)
     if as_json:
-        print(to_json({"id": run_id, "queued": run_progress(database, run_id).queued}))  # noqa: T201
+        told = to_json({"id": run_id, "queued": run_progress(database, run_id).queued})
+        return print_and_act(told, lambda: _go_on(settings, database, run_id))
+    return _go_on(settings, database, run_id)
+
+
+def _go_on(settings: Settings, database: Engine, run_id: str) -> int:
+    """Sends a run's jobs, or says how they get on; returns the exit code."""
+    broker = settings.broker or embedded_broker(settings)
     if broker is not None:
         return send_jobs(settings.model_copy(update={"broker": broker}), database, run_id)
     if settings.database is not None:

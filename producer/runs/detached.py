@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from models.child_process import child_environment
 from models.settings import Settings
-from producer.console import say
+from producer.console import print_and_act, say
 from producer.errors import UsageError
 from producer.home import holder_of, home_options
 from producer.options import OutputOptions
@@ -64,13 +64,16 @@ def decode_detached(settings: Settings, run_id: str, output_options: OutputOptio
     if output_options.json:
         print(to_json({"id": run_id, "pid": process.pid, "log": str(log)}))  # noqa: T201
         return 0
-    print(run_id, flush=True)  # noqa: T201
-    flags = home_options(settings)
-    say(f"run {run_id} is decoded in the background by process {process.pid}, its log is {log}")
-    say(f"  watch it:  producer status {run_id} --watch{flags}")
-    say(f"  stop it:   kill {process.pid}    (producer resume {run_id}{flags} goes on)")
-    say(f"  cancel it: producer cancel {run_id}{flags}")
-    return 0
+
+    def tell() -> int:
+        flags = home_options(settings)
+        say(f"run {run_id} is decoded in the background by process {process.pid}, its log is {log}")
+        say(f"  watch it:  producer status {run_id} --watch{flags}")
+        say(f"  stop it:   kill {process.pid}    (producer resume {run_id}{flags} goes on)")
+        say(f"  cancel it: producer cancel {run_id}{flags}")
+        return 0
+
+    return print_and_act(run_id, tell)
 
 
 def _await_start(

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -85,8 +85,7 @@ class Interruption:
         """Says what happens, once for each of the first two signals."""
         while self._num_told < min(self.num_signals, 2):
             self._num_told += 1
-            with suppress(SystemExit):  # Rich's, for a pipe without a reader: a `| tee` got the Ctrl-C too
-                say(self.notice if self._num_told == 1 else "ending at once")
+            say(self.notice if self._num_told == 1 else "ending at once")
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.num_signals += 1

@@ -13,7 +13,7 @@ from sys import stdin
 from sqlalchemy import Engine
 
 from models.settings import Settings
-from producer.console import say
+from producer.console import print_and_act, say
 from producer.errors import UsageError
 from producer.home import holder_of, home_options
 from producer.model_files.folder import model_files
@@ -135,8 +135,8 @@ def submit_run(
         if find_paused(database, submission) == result.run_id:
             say(paused_line(run_progress(database, result.run_id), settings))
     told = to_json({"id": result.run_id, "new": result.num_new, "already_there": result.num_known})
-    print(told if as_json else result.run_id, flush=True)  # noqa: T201 - before sending: the run is stored even if that fails
-    return send_jobs(settings, database, result.run_id)
+    # Before they are sent: the run is stored even if that fails.
+    return print_and_act(told if as_json else result.run_id, lambda: send_jobs(settings, database, result.run_id))
 
 
 def resume_run(settings: Settings, reference: str | None, output_options: OutputOptions) -> int:

@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -71,7 +70,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)  # in ASCII, whatever the locale
 
 
 def say(settings: Settings, message: str, level: int = logging.INFO) -> None:
@@ -80,9 +79,8 @@ def say(settings: Settings, message: str, level: int = logging.INFO) -> None:
 
 
 def write_line(text: str) -> None:
-    """Writes to the terminal; where nobody reads any more, as after the end of a `tee`, the work goes on."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """Writes to the terminal."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def line_of(settings: Settings, message: str, level: int = logging.INFO) -> str:

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import TOY_MODEL, Producer
+from tests.conftest import ROOT, TOY_MODEL, Producer
 from tests.support.processes import HANG_SECONDS, CommandProcess, clean_environment
 
 FULL = "error: cannot write to standard output: No space left on device; send it elsewhere\n"
@@ -56,12 +58,44 @@ def test_a_working_directory_that_was_removed_is_told(tmp_path: Path, command: s
     assert (done.returncode, done.stderr) == told
 
 
-@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full", "2> >(true)"])
 def test_a_run_needs_no_streams(tmp_path: Path, producer: Producer, streams: str) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Once", "max_new_tokens": 4}\n')
     assert of_shell(tmp_path, f"producer run prompts.jsonl --model {TOY_MODEL} {streams}") == (0, "")
     (run,) = json.loads(producer("status", "--json").stdout)
     assert (run["state"], run["succeeded"]) == ("finished", 1)
+
+
+def test_a_submission_is_sent_though_its_id_cannot_be_printed(
+    tmp_path: Path, valkey_url: str, valkey_client: Any
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Once"}\n')
+    code, err = of_shell(
+        tmp_path, f"producer submit prompts.jsonl --model {TOY_MODEL} --broker {valkey_url} >/dev/full"
+    )
+    assert code == 2 and "1 jobs sent for run" in err and err.endswith(FULL)
+    assert valkey_client.dbsize() > 0
+
+
+def test_a_pipe_that_does_not_block_is_waited_for() -> None:
+    """As another program of the pipeline may have made it."""
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    program = "from models.entry_point import prepare_streams; prepare_streams(); print('x' * 1_000_000)"
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    time.sleep(0.5)  # until it is full
+    with os.fdopen(ours) as reader:
+        assert reader.read() == "x" * 1_000_000 + "\n"
+    assert process.communicate()[1] == b"" and process.returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_statements_are_read_in_utf_8(encoding: str, producer: Producer) -> None:
+    producer("db", "upgrade")
+    found = producer("sql", "--format", "csv", stdin="select 'wörld' as x;", PYTHONIOENCODING=encoding)
+    assert found.stdout == 'x\n"wörld"\n'
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from models.database.outbox import send_outbox
 from models.schema.run import Run
 from models.settings import Settings
 from models.states import RunState
-from tests.support.processes import HANG_SECONDS, CommandProcess, WorkerProcess, wait_until
+from tests.support.processes import HANG_SECONDS, CommandProcess, WorkerProcess, clean_environment, wait_until
 from tests.support.table_rows import column_of, insert_run
 from worker.celery import create_app, send_chunk
 from worker.signals import Stopping
@@ -236,3 +238,30 @@ def test_a_worker_whose_log_nobody_reads_works_on(
         worker.process.send_signal(signal.SIGTERM)
         assert worker.process.wait() == 0
     database.dispose()
+
+
+@pytest.mark.parametrize("streams", [">&-", ">/dev/full", "> >(true) 2>&1"])
+def test_a_worker_needs_no_streams(streams: str, valkey_url: str, sqlite_url: str, tmp_path: Path) -> None:
+    """Nor do their encodings need the characters of its name: Celery prints that at its start."""
+    database = open_database(sqlite_url)
+    upgrade(database)
+    insert_run(database, 64)
+    app = create_app(Settings(broker=valkey_url, model="toy"))
+    send_outbox(database, lambda chunk: send_chunk(app, chunk))
+    command = [
+        sys.executable, "-m", "benchmarks.support.null_worker", "start", "--devices", "cpu", "--model", "toy",
+        "--database", sqlite_url, "--broker", valkey_url, "--name", "wörker",
+    ]  # fmt: skip
+    worker = subprocess.Popen(
+        ["bash", "-c", f'exec "$@" {streams}', "bash", *command], cwd=tmp_path, stderr=subprocess.PIPE,
+        env=clean_environment(NULL_TOKENS="1", NOCTURNE_NUM_THREADS="1", PYTHONIOENCODING="ascii"),
+    )  # fmt: skip
+    try:
+        wait_until(lambda: column_of(database, Run.state) == [RunState.FINISHED])
+        worker.terminate()
+        _, told = worker.communicate(timeout=HANG_SECONDS)
+        assert worker.returncode == 0 and b"Traceback" not in told
+    finally:
+        worker.kill()
+        worker.communicate()
+        database.dispose()

@@ -43,7 +43,7 @@ def poisoned_engine_main(connection: Connection, options: EngineOptions) -> None
         return encode(self, prompt)
 
     with patch.object(Backend, "launch", launch), patch.object(Engine, "encode", poisoned_encode):
-        run_engine(connection, options)
+        run_engine(connection, options, output_timeout=300.0)
 
 
 def _act(seed: int | None) -> None:

@@ -371,6 +371,8 @@ class World:
             assert counted == found, f"run {run_id} counts {counted}, its jobs are {found}"
             is_finished = sum(found) == num_jobs
             assert (state == RunState.FINISHED) == is_finished, f"run {run_id} is {state}: {found}"
+            if is_finished:
+                self.paused.discard(run_id)  # a pause ends with its run
 
     def _num_open(self) -> int:
         with self.database.begin() as connection:

@@ -77,7 +77,7 @@ def test_a_paused_run_is_neither_sent_nor_claimed_and_goes_on_after(database: En
 
 
 def test_a_pause_ends_with_its_run(database: Engine) -> None:
-    """Who retries jobs of it does not think of last night's pause."""
+    """A person who retries its jobs does not think of last night's pause."""
     ids = insert_run(database, 2)
     store = store_of(database)
     store.claim(ids[:1])

@@ -20,7 +20,7 @@ from worker.engine.request import RequestOutput
 from worker.engine_process.protocol import Finished
 
 #: The most that counts of the time between two looks at an output: a suspended process has not hung.
-TURN_SECONDS = 10.0
+MAX_INTERVAL_SECONDS = 10.0
 
 
 class SharedConnection:
@@ -80,9 +80,9 @@ class Finisher:
 
     def check(self) -> None:
         """Raises `TimeoutError` where an output hangs: the steps go on, so nobody else would see it."""
-        turn = min(monotonic() - self._looked, TURN_SECONDS)
+        interval = min(monotonic() - self._looked, MAX_INTERVAL_SECONDS)
         began, self._looked = self._began, monotonic()
-        self._waited = self._waited + turn if began is not None and began == self._watched else 0.0
+        self._waited = self._waited + interval if began is not None and began == self._watched else 0.0
         self._watched = began
         if self._waited > self._timeout:
             raise TimeoutError(f"the text of an answer was not made in {self._timeout:g} s")

@@ -155,7 +155,7 @@ def test_a_suspended_engine_has_not_hung() -> None:
 
 
 def test_no_output_is_made_while_a_job_is_encoded(slow: SlowTexts) -> None:
-    """Where the process dies then, it was the job that was encoded."""
+    """If the process dies then, the job that was encoded did it."""
     overlaps: list[bool] = []
     is_encoding = Event()
     submit, output_of = slow.engine.submit, slow._output_of

@@ -91,6 +91,8 @@ class Interruption:
         self.num_signals += 1
         if number == signal.SIGHUP:
             _leave_terminal()
+        if self.num_signals == 2:
+            _leave_paused_readers()
         if self._ends_at_once:
             self._ends_at_once = False
             raise KeyboardInterrupt
@@ -113,6 +115,17 @@ def _leave_terminal() -> None:
         try:
             os.write(descriptor, b"")
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+            _lead_nowhere(descriptor)
+
+
+def _leave_paused_readers() -> None:
+    """Lets what nobody takes out of a full pipe vanish (Ctrl-S, a `less`): the write that waits goes on, and ends."""
+    for descriptor in (1, 2):
+        if not select.select([], [descriptor], [], 0)[1]:
+            _lead_nowhere(descriptor)
+
+
+def _lead_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

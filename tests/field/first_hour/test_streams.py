@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT, TOY_MODEL, Producer
-from tests.support.processes import HANG_SECONDS, CommandProcess, clean_environment
+from tests.support.processes import HANG_SECONDS, CommandProcess, clean_environment, wait_until
 
 FULL = "error: cannot write to standard output: No space left on device; send it elsewhere\n"
 
@@ -122,6 +123,32 @@ def test_frames_are_for_screens(terminal: bool, environment: dict[str, str], has
     assert (b"\x1b[2K" in told) is has_frames
     assert (b"0 of 1 jobs done" in told) is not has_frames
     assert b"1 succeeded" in told or b"1 of 1 jobs succeeded" in told
+
+
+def test_a_second_signal_ends_a_run_whose_messages_nobody_takes(tmp_path: Path) -> None:
+    """As at a terminal after Ctrl-S, or in a pipe to a `less` that is left open."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Once", "max_new_tokens": 150, "ignore_eos": true}\n')
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(theirs, bytes(4096))
+    os.set_blocking(theirs, True)
+    command = [sys.executable, "-m", "producer", "run", str(prompts), "--model", str(TOY_MODEL), "--repeat", "2000"]
+    run = subprocess.Popen(command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    try:
+        wait_until(lambda: (tmp_path / ".nocturne" / "nocturne.db").exists())
+        time.sleep(3)  # it waits for a reader of its first line
+        for _ in range(2):
+            run.send_signal(signal.SIGINT)
+            time.sleep(1)
+        assert run.wait(HANG_SECONDS) == 130
+    finally:
+        run.kill()
+        run.wait()
+        os.close(ours)
 
 
 def test_control_c_where_the_reader_of_messages_gets_it_too(tmp_path: Path, producer: Producer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from models.database.outbox import send_outbox
 from models.message import ChunkMessage
 from models.schema.job import Job
 from models.schema.run import Run
+from producer.runs.control import cancel
 from tests.support.sqlite_steps import Steps
 from tests.support.table_rows import insert_run, output_of
 from worker.engine.request import InvalidRequest, RequestOutput
@@ -28,6 +30,9 @@ from worker.storage.registry import Registry, WorkerLoad
 FEW, MANY = 500, 3_000
 
 CHUNK = 32
+
+#: Jobs of a run that comes after the statistics.
+LATE = 250
 
 #: The rows that were read, through an index or not.
 NUM_READ = text(
@@ -108,6 +113,14 @@ def test_sqlite_takes_as_many_steps_beside_many_jobs(others: str, is_analyzed: b
     assert few["claim"] > 10  # steps were counted
 
 
+def num_read(database: Engine) -> int:
+    """The rows of jobs and their answers that PostgreSQL has read so far."""
+    with database.begin() as connection:
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+    with database.begin() as connection:
+        return int(connection.execute(NUM_READ).scalar_one())
+
+
 @pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("is_analyzed", [True, False])
 @pytest.mark.parametrize("others", ["ended", "sent"])
@@ -119,16 +132,29 @@ def test_postgresql_reads_no_other_jobs(others: str, is_analyzed: bool, database
             connection.exec_driver_sql("ANALYZE")
         connection.exec_driver_sql("SELECT max(prompt) FROM jobs")
 
-    def num_read() -> int:
-        with database.begin() as connection:
-            connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
-        with database.begin() as connection:
-            return int(connection.execute(NUM_READ).scalar_one())
-
     numbers = {}
-    assert num_read() >= MANY  # rows are counted
+    assert num_read(database) >= MANY  # rows are counted
     for name, call in calls_of(database).items():
-        before = num_read()
+        before = num_read(database)
         call()
-        numbers[name] = num_read() - before
+        numbers[name] = num_read(database) - before
     assert {name: rows for name, rows in numbers.items() if rows > MANY / 2} == {}
+
+
+@pytest.mark.parametrize("empty_database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("call", ["cancel", "deadlines"])
+def test_an_update_of_many_jobs_reads_each_a_few_times(call: str, database: Engine) -> None:
+    """Also of a run that is small beside the others, so that PostgreSQL goes on without a count of it."""
+    make_jobs(database, MANY, "ended")
+    with database.begin() as connection:
+        connection.exec_driver_sql("ANALYZE")
+    passed = datetime(2026, 11, 1, tzinfo=UTC)
+    insert_run(database, LATE, run_id="late", model="m", expires_at=passed)
+    reaper = Reaper(database, 30.0, 2.0, 3)
+    reaper.expire_overdue(1)
+    before = num_read(database)
+    if call == "cancel":
+        assert cancel(database, "late") == (LATE, 0)
+    else:
+        assert reaper.expire_overdue(100) == LATE
+    assert num_read(database) - before < 30 * LATE

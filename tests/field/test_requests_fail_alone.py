@@ -16,6 +16,7 @@ from models.message import JobMessage
 from models.model_defaults import ModelDefaults
 from models.params import GenerationParams
 from tests.conftest import TOY_MODEL
+from tests.support.processes import HANG_SECONDS
 from tests.support.random_models import altered
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
@@ -76,7 +77,7 @@ def engine_of(loaded: LoadedModel) -> Engine:
 def serve(engine: Engine, jobs: Sequence[JobMessage]) -> tuple[dict[int, RequestOutput], list[object]]:
     """The outputs of the jobs from the engine process's own loop, and all that it said."""
     ours, theirs = Pipe()
-    loop = Thread(target=serve_loop, args=(theirs, engine), daemon=True)
+    loop = Thread(target=serve_loop, args=(theirs, engine, HANG_SECONDS), daemon=True)
     ours.send(Submit(tuple(jobs), priority=5))
     ours.send(Stop())
     loop.start()

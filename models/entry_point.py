@@ -67,9 +67,7 @@ class _Output(FileIO):
 
     def lead_nowhere(self) -> None:
         """Discards the buffered output: Python would write it again at its exit, and complain."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
+        lead_nowhere(self.fileno())
 
 
 class _Messages(_Output):
@@ -78,6 +76,13 @@ class _Messages(_Output):
     def fail(self, error: OSError) -> None:
         if isinstance(error, BrokenPipeError):
             self.lead_nowhere()
+
+
+def lead_nowhere(descriptor: int) -> None:
+    """Lets what is written to a descriptor vanish from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def prepare_streams() -> None:

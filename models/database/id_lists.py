@@ -13,10 +13,9 @@ from sqlalchemy import ARRAY, BigInteger, BindParameter, Boolean, ColumnElement,
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.functions import GenericFunction
-from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from models.schema.job import Job
+from models.schema.job import Job, KeepsIndex
 from models.states import JobState
 
 
@@ -35,15 +34,11 @@ class IdList(TypeDecorator[Collection[int]]):
         return ids if dialect.name == "postgresql" else json.dumps(ids)
 
 
-class id_is_among(GenericFunction[bool]):
+class id_is_among(KeepsIndex, GenericFunction[bool]):
     """Whether the first argument is in the `IdList` that is the second."""
 
     type = Boolean()
     inherit_cache = True
-
-    def self_group(self, against: OperatorType | None = None) -> id_is_among:  # noqa: ARG002
-        """Itself: `= 1` after a condition, as booleans get on SQLite, would keep it from the column's index."""
-        return self
 
 
 def is_among(column: InstrumentedAttribute[int], ids: Collection[int] | BindParameter[Any]) -> ColumnElement[bool]:

@@ -69,11 +69,12 @@ def send_outbox(
     num_sent = 0
     for limited, room in _limited_runs(database, run_id):
         num_sent += _send_all(database, send, and_(_IS_UNSENT, Job.run_id == limited), concurrency, room)
-    condition = _IS_OPEN
-    if run_id is not None and _is_closed(database, run_id):
+    if run_id is None:
+        condition = _IS_OPEN
+    elif _is_closed(database, run_id):
         return num_sent
-    if run_id is not None:
-        condition = and_(condition, Job.run_id == run_id)
+    else:
+        condition = and_(_IS_OPEN, Job.run_id == run_id)
     if min_age_seconds is not None:
         condition = and_(condition, or_(is_older_than(Job.created_at, min_age_seconds), Job.attempts > 0))
     return num_sent + _send_all(database, send, condition, concurrency)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import (
     Boolean,
@@ -123,15 +123,22 @@ def rows_to_change(*conditions: ColumnElement[bool], skip_locked: bool = False) 
     return and_(id_is_selected(Job.id, ids.correlate(None).scalar_subquery()), *conditions)
 
 
-class id_is_selected(GenericFunction[bool]):
+class KeepsIndex:
+    """A condition that goes into a WHERE clause as it is.
+
+    SQLAlchemy writes `= 1` after a boolean on SQLite, which then does not use the column's index.
+    """
+
+    def self_group(self, against: OperatorType | None = None) -> Self:  # noqa: ARG002
+        """The condition, alone or beside others."""
+        return self
+
+
+class id_is_selected(KeepsIndex, GenericFunction[bool]):
     """Whether the first argument is among the ids that the second selects."""
 
     type = Boolean()
     inherit_cache = True
-
-    def self_group(self, against: OperatorType | None = None) -> id_is_selected:  # noqa: ARG002
-        """Itself, without the `= 1` that keeps SQLite from the column's index."""
-        return self
 
 
 @compiles(id_is_selected, "postgresql")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from models.entry_point import EXIT_INTERRUPTED
+from models.entry_point import EXIT_INTERRUPTED, lead_nowhere
 from producer.console import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -115,17 +115,11 @@ def _leave_terminal() -> None:
         try:
             os.write(descriptor, b"")
         except OSError:
-            _lead_nowhere(descriptor)
+            lead_nowhere(descriptor)
 
 
 def _leave_paused_readers() -> None:
     """Lets what nobody takes out of a full pipe vanish (Ctrl-S, a `less`): the write that waits goes on, and ends."""
     for descriptor in (1, 2):
         if not select.select([], [descriptor], [], 0)[1]:
-            _lead_nowhere(descriptor)
-
-
-def _lead_nowhere(descriptor: int) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+            lead_nowhere(descriptor)

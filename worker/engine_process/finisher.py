@@ -80,8 +80,8 @@ class Finisher:
 
     def check(self) -> None:
         """Raises `TimeoutError` where an output hangs: the steps go on, so nobody else would see it."""
-        interval = min(monotonic() - self._looked, MAX_INTERVAL_SECONDS)
-        began, self._looked = self._began, monotonic()
+        now, began = monotonic(), self._began
+        interval, self._looked = min(now - self._looked, MAX_INTERVAL_SECONDS), now
         self._waited = self._waited + interval if began is not None and began == self._watched else 0.0
         self._watched = began
         if self._waited > self._timeout:

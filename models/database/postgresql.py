@@ -33,6 +33,12 @@ MAX_INTEGER = 2**31 - 1
 _numbers = count(1)
 _process = uuid4().hex[:8]
 
+#: By its name alone where the name is ours: a pooler tells its clients other numbers than the server's.
+_END_SESSION = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE (pid = %(pid)s OR starts_with(application_name, %(ours)s)) AND application_name = %(name)s
+"""
+
 
 class NoAnswer(psycopg.OperationalError):
     """The server was silent for longer than the deadline; the connection is closed."""
@@ -109,7 +115,9 @@ def open_postgresql(url: URL, deadlines: Deadlines, *, read_only: bool) -> Engin
         connect_args=arguments,
         use_native_hstore=False,
     )
-    event.listen(engine, "do_connect", partial(_connect, deadlines, deque()))
+    abandoned: deque[tuple[int, str]] = deque()
+    event.listen(engine, "do_connect", partial(_connect, deadlines, abandoned))
+    event.listen(engine, "checkout", partial(_end_abandoned, abandoned))  # a transaction may wait for their locks
     event.listen(engine, "begin", partial(_choose_limits, deadlines, read_only))
     engine.dialect.do_begin = _begin  # type: ignore[method-assign,assignment]
     event.listen(engine, "checkin", partial(_end, deadlines))
@@ -136,7 +144,6 @@ def _connect(
     connection.abandoned = abandoned
     try:
         _check_encoding(connection)
-        _end_abandoned(connection, abandoned)
     except psycopg.Error:
         connection.close()  # the pool does not: it has never had it
         raise
@@ -150,14 +157,14 @@ def _check_encoding(connection: TimedConnection) -> None:
         raise WrongEncoding(f"its encoding is {encoding}, and answers need one with ENCODING 'UTF8' TEMPLATE template0")
 
 
-def _end_abandoned(connection: TimedConnection, abandoned: deque[tuple[int, str]]) -> None:
+def _end_abandoned(abandoned: deque[tuple[int, str]], connection: TimedConnection, *_record_and_proxy: object) -> None:
     """Ends the sessions that were given up: the server may not know, and keep the locks of their transactions."""
-    statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND application_name = %s"
     while (session := _taken(abandoned)) is not None:
+        pid, name = session
         try:
-            connection.execute(statement, session)
+            connection.execute(_END_SESSION, {"pid": pid, "name": name, "ours": f"nocturne {_process} "})
         except psycopg.OperationalError:
-            abandoned.append(session)  # for the next connection
+            abandoned.append(session)  # for the next transaction
             raise
 
 

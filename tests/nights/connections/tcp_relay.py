@@ -35,7 +35,7 @@ class Pair:
 
 
 class TcpRelay:
-    """Listens on a local port and forwards to a Unix socket.
+    """Listens on a local port and forwards to a Unix socket, or to another local port.
 
     `new_filter` makes what may change or refuse the bytes of a client: it returns those to pass on, and those to
     answer, which end the connection unless `goes_on`.
@@ -43,12 +43,12 @@ class TcpRelay:
 
     def __init__(
         self,
-        target: Path,
+        target: Path | int,
         new_filter: Callable[[], Callable[[bytes], tuple[bytes, bytes]]] | None = None,
         *,
         goes_on: bool = False,
     ) -> None:
-        self._target = str(target)
+        self._target = target
         self._new_filter = new_filter
         self._goes_on = goes_on
         self._lock = Lock()
@@ -92,18 +92,27 @@ class TcpRelay:
         with suppress(OSError):  # closed at the end
             while True:
                 client, _ = self._listener.accept()
-                server = socket.socket(socket.AF_UNIX)
                 try:
-                    server.connect(self._target)
+                    server = self._connected()
                 except OSError:
                     client.close()
-                    server.close()
                     continue
                 pair = Pair(client, server)
                 with self._lock:
                     self._pairs.append(pair)
                     pair.mute_sides = self._new_mute_sides
                 Thread(target=self._serve, args=(pair,), daemon=True).start()
+
+    def _connected(self) -> socket.socket:
+        if isinstance(self._target, int):
+            return socket.create_connection(("127.0.0.1", self._target))
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(str(self._target))
+        except OSError:
+            server.close()
+            raise
+        return server
 
     def _serve(self, pair: Pair) -> None:
         answer = None if self._new_filter is None else self._new_filter()

@@ -70,6 +70,23 @@ def test_a_mute_peer_of_a_copy_is_given_up(relayed: Engine, postgres_relay: TcpR
         assert connection.execute(text("SELECT count(*) FROM (SELECT a FROM t FOR UPDATE) held")).scalar_one() == 1
 
 
+def test_no_new_connection_is_needed_to_free_the_locks_of_a_mute_one(relayed: Engine, postgres_relay: TcpRelay) -> None:
+    """A disconnection empties the pool, unless the pool has been emptied since that connection was made."""
+    own_process = text("SELECT pg_backend_pid()")
+    with pytest.raises(DBAPIError), relayed.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.execute(text("UPDATE t SET b = 'lost'"))
+        with pytest.raises(DBAPIError), relayed.begin() as given_up_first:
+            postgres_relay.mute()
+            given_up_first.execute(own_process)
+        with relayed.begin() as another:
+            kept = another.execute(own_process).scalar_one()
+        connection.execute(own_process)
+    with relayed.begin() as another:
+        another.execute(text("UPDATE t SET b = 'two'"))
+        assert another.execute(own_process).scalar_one() == kept
+
+
 def test_a_mute_commit_is_given_up(relayed: Engine, postgres_relay: TcpRelay) -> None:
     with pytest.raises(DBAPIError) as raised, relayed.begin() as connection:
         connection.execute(text("UPDATE t SET b = 'two'"))
@@ -171,7 +188,7 @@ class EmptiedByAnother(deque[tuple[int, str]]):
 def test_connections_made_at_once_share_the_sessions_to_end(postgres_url: str) -> None:
     plain = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
     with TimedConnection.connect(plain, autocommit=True) as connection:
-        _end_abandoned(connection, EmptiedByAnother([(0, "gone")]))
+        _end_abandoned(EmptiedByAnother([(0, "gone")]), connection)
 
 
 def test_a_session_stays_to_be_ended_until_a_server_answers(postgres_url: str) -> None:
@@ -180,5 +197,5 @@ def test_a_session_stays_to_be_ended_until_a_server_answers(postgres_url: str) -
     with TimedConnection.connect(plain, autocommit=True) as connection:
         connection.pgconn.finish()
         with pytest.raises(OperationalError):
-            _end_abandoned(connection, abandoned)
+            _end_abandoned(abandoned, connection)
     assert list(abandoned) == [(0, "gone")]

@@ -16,9 +16,11 @@ from sqlalchemy.exc import DBAPIError
 
 from migrations.upgrade import upgrade
 from models.database.connection import open_database
+from models.database.deadlines import Deadlines
 from models.database.faults import is_outage
 from tests.conftest import TOY_MODEL, Producer
-from tests.nights.connections.conftest import postgres_socket
+from tests.nights.connections.conftest import postgres_socket, through
+from tests.nights.connections.tcp_relay import TcpRelay
 from tests.support.processes import WorkerProcess, free_port, wait_until
 
 pytestmark = pytest.mark.long
@@ -114,3 +116,21 @@ def test_a_pooler_that_goes_is_an_outage(pooled_url: str) -> None:
     with pytest.raises(DBAPIError) as raised, engine.connect():
         pass
     assert is_outage(raised.value)
+
+
+def test_the_locks_of_a_client_that_went_mute_are_freed(pooled_url: str) -> None:
+    """The pooler keeps its transaction, and knows the session by a number of its own."""
+    port = make_url(pooled_url).port
+    assert port is not None
+    with TcpRelay(port) as relay:
+        engine = open_database(through(relay, pooled_url), deadlines=Deadlines(connect=5.0, command=2.0))
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE t AS SELECT 1 AS a"))
+        with pytest.raises(DBAPIError), engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            connection.execute(text("UPDATE t SET a = 2"))
+            relay.mute()
+            connection.execute(text("SELECT 1"))
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE t SET a = 3"))
+        engine.dispose()

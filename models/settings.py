@@ -65,7 +65,9 @@ class Settings(EngineOptions, BaseSettings):
 
     max_attempts: int = Field(default=3, ge=1)  # processes that may die with a job before it runs alone
     engine_timeout: float = Field(
-        default=300.0, gt=0, description="an engine without a step for so many seconds is killed"
+        default=300.0,
+        gt=0,
+        description="an engine without a step, or without the text of an answer, for so many seconds is killed",
     )
     load_timeout: float | None = Field(
         default=None,

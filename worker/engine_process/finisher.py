@@ -16,8 +16,8 @@ from time import monotonic
 
 from worker.critical_thread import CriticalThread
 from worker.engine.engine import Ended
-from worker.engine.request import RequestOutput
-from worker.engine_process.protocol import Finished
+from worker.engine.request import RequestOutput, describe_error
+from worker.engine_process.protocol import Crashed, Finished
 
 #: The most that counts of the time between two looks at an output: a suspended process has not hung.
 MAX_INTERVAL_SECONDS = 10.0
@@ -89,11 +89,19 @@ class Finisher:
 
     def _run(self) -> None:
         while (ended := self._ended.get()) is not None:
-            with self._computing:
-                self._began = monotonic()
-                output = self._output_of(ended)
-                self._began = None
+            try:
+                output = self._output(ended)
+            except Exception as error:
+                self._sender.send(Crashed(f"the engine ended with {describe_error(error)}"))
+                raise
             try:
                 self._sender.send(Finished((output,)))
             except OSError:
                 return  # the parent is gone: nobody reads the answers
+
+    def _output(self, ended: Ended) -> RequestOutput:
+        with self._computing:
+            self._began = monotonic()
+            output = self._output_of(ended)
+            self._began = None
+        return output

@@ -126,6 +126,30 @@ def test_a_text_that_hangs_ends_an_engine_that_is_told_to_stop(slow: SlowTexts) 
     assert isinstance(last, Crashed) and "was not made in 0 s" in last.reason
 
 
+def test_an_error_in_a_text_is_the_last_word_of_the_engine() -> None:
+    ours, theirs = Pipe()
+    raised: list[BaseException] = []
+
+    class Recorded(Thread):
+        """`CriticalThread` would end the process."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except ZeroDivisionError as error:
+                raised.append(error)
+
+    def output_of(ended: Any) -> RequestOutput:
+        return RequestOutput(ended // 0, 0)
+
+    with patch.object(finisher, "CriticalThread", Recorded):
+        made = finisher.Finisher(finisher.SharedConnection(theirs), output_of, timeout=300.0)
+    made.add(iter([1]))  # type: ignore[arg-type]
+    made.drain()
+    assert ours.recv() == Crashed("the engine ended with ZeroDivisionError: integer division or modulo by zero")
+    assert len(raised) == 1
+
+
 def test_a_suspended_engine_has_not_hung() -> None:
     """As after SIGSTOP, or in a container that was paused: its clock goes on."""
     now, go, has_begun = [0.0], Event(), Event()

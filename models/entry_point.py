@@ -9,7 +9,7 @@ import os
 import select
 import sys
 from importlib import import_module
-from io import BufferedWriter, FileIO, TextIOWrapper, UnsupportedOperation
+from io import BufferedReader, BufferedWriter, FileIO, RawIOBase, TextIOWrapper, UnsupportedOperation
 from typing import Any, NoReturn
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
@@ -41,23 +41,37 @@ def run_command(module: str) -> None:
         _end(str(problem))
 
 
+class _Input(RawIOBase):
+    """Standard input. A pipe that another program made non-blocking is waited for: it has not ended."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            try:
+                return os.readv(self._descriptor, [buffer])
+            except BlockingIOError:
+                _wait(self._descriptor, select.POLLIN)
+
+
 class _Output(FileIO):
     """Standard output. Lost data raises `OutputProblem`, a reader that has closed its end `BrokenPipeError`."""
 
     def write(self, data: Any) -> int:
         try:
             while (written := super().write(data)) is None:  # a full pipe that another program made non-blocking
-                self._wait()
+                _wait(self.fileno(), select.POLLOUT)
             return written
         except OSError as error:
             self.fail(error)
             return len(data)
-
-    def _wait(self) -> None:
-        """Returns when something can be written."""
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLOUT)
-        poll.poll()
 
     def fail(self, error: OSError) -> None:
         self.lead_nowhere()
@@ -78,6 +92,13 @@ class _Messages(_Output):
             self.lead_nowhere()
 
 
+def _wait(descriptor: int, event: int) -> None:
+    """Returns when something can be read or written."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    poll.poll()
+
+
 def lead_nowhere(descriptor: int) -> None:
     """Lets what is written to a descriptor vanish from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -93,6 +114,8 @@ def prepare_streams() -> None:
     sys.stdout = _rebuilt(sys.stdout, _Output)
     sys.stderr = _rebuilt(sys.stderr, _Messages)
     _prepare_output()
+    if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
+        sys.stdin = TextIOWrapper(BufferedReader(_Input(sys.stdin.fileno())), "utf-8")
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc, assignment]
 
 
@@ -139,8 +162,6 @@ def _prepare_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     else:
         sys.stdout.reconfigure(encoding="utf-8")
-    if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
-        sys.stdin.reconfigure(encoding="utf-8")
 
 
 def _end(message: str) -> NoReturn:

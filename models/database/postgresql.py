@@ -6,6 +6,7 @@ that has gone mute is given up, and a server that may still run its transaction 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -37,7 +38,10 @@ _process = uuid4().hex[:8]
 _END_SESSION = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE (pid = %(pid)s OR starts_with(application_name, %(ours)s)) AND application_name = %(name)s
+        AND pid <> pg_backend_pid()
 """
+
+logger = logging.getLogger(__name__)
 
 
 class NoAnswer(psycopg.OperationalError):
@@ -88,7 +92,8 @@ class TimedConnection(psycopg.Connection[Any]):
 
     def _abandon(self, seconds: float) -> None:
         if self.abandoned is not None:
-            self.abandoned.append((self.pgconn.backend_pid, self.info.get_parameters().get("application_name", "")))
+            name = self.info.parameter_status("application_name")  # as the server has cut or escaped it
+            self.abandoned.append((self.pgconn.backend_pid, name or ""))
         self.pgconn.finish()
         raise NoAnswer(f"the server did not answer for {seconds:g} s")
 
@@ -162,10 +167,18 @@ def _end_abandoned(abandoned: deque[tuple[int, str]], connection: TimedConnectio
     while (session := _taken(abandoned)) is not None:
         pid, name = session
         try:
-            connection.execute(_END_SESSION, {"pid": pid, "name": name, "ours": f"nocturne {_process} "})
+            with connection.transaction():
+                connection.execute("SET LOCAL ROLE NONE")  # a role that it takes may not end a login's sessions
+                connection.execute(_END_SESSION, {"pid": pid, "name": name, "ours": f"nocturne {_process} "})
         except psycopg.OperationalError:
             abandoned.append(session)  # for the next transaction
             raise
+        except psycopg.ProgrammingError as error:
+            logger.warning(
+                "a connection that did not answer may keep its locks on the server: session %s cannot be ended: %s",
+                pid,
+                error.diag.message_primary,
+            )
 
 
 def _taken(abandoned: deque[tuple[int, str]]) -> tuple[int, str] | None:

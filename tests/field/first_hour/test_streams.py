@@ -92,6 +92,24 @@ def test_a_pipe_that_does_not_block_is_waited_for() -> None:
     assert process.communicate()[1] == b"" and process.returncode == 0
 
 
+@pytest.mark.parametrize(
+    "reads", ["sys.stdin.buffer.read()", "b''.join(sys.stdin.buffer)", "''.join(sys.stdin).encode()"]
+)
+def test_input_that_does_not_block_is_waited_for(reads: str) -> None:
+    """A pause of the writer is no end of the file: what came later had been lost without a word."""
+    theirs, ours = os.pipe()
+    os.set_blocking(theirs, False)
+    program = f"import sys; from models.entry_point import prepare_streams; prepare_streams(); print({reads})"
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdin=theirs, stdout=subprocess.PIPE)
+    os.close(theirs)
+    with os.fdopen(ours, "wb", buffering=0) as writer:
+        for line in (b"one\n", b"two\n"):
+            time.sleep(0.5)  # the reader finds nothing
+            writer.write(line)
+    assert process.communicate()[0] == b"b'one\\ntwo\\n'\n" and process.returncode == 0
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_statements_are_read_in_utf_8(encoding: str, producer: Producer) -> None:
     producer("db", "upgrade")

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import fields
+from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 from psycopg import OperationalError
@@ -85,6 +87,70 @@ def test_no_new_connection_is_needed_to_free_the_locks_of_a_mute_one(relayed: En
     with relayed.begin() as another:
         another.execute(text("UPDATE t SET b = 'two'"))
         assert another.execute(own_process).scalar_one() == kept
+
+
+@pytest.mark.parametrize("name", ["nocturne", "z\u00e4hler", "n" * 70])
+def test_a_session_is_known_by_the_name_that_the_server_keeps(
+    relayed_url: str, postgres_relay: TcpRelay, name: str
+) -> None:
+    """It cuts long names, and escapes what is not ASCII."""
+    engine = open_database(f"{relayed_url}?application_name={quote(name)}", deadlines=SHORT)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t AS SELECT 1 AS a"))
+    with pytest.raises(DBAPIError), engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.execute(text("UPDATE t SET a = 2"))
+        postgres_relay.mute()
+        connection.execute(text("SELECT 1"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE t SET a = 3"))
+    engine.dispose()
+
+
+@pytest.fixture
+def login(postgres_url: str) -> Iterator[str]:
+    """The name of a login whose transactions run as another role, which owns the table."""
+    name = f"login_{uuid4().hex[:8]}"
+    engine = open_database(postgres_url)
+    with engine.begin() as connection:
+        for statement in (
+            f"CREATE ROLE {name} LOGIN", f"CREATE ROLE {name}_owner", f"GRANT {name}_owner TO {name}",
+            "CREATE TABLE t AS SELECT 1 AS a", f"ALTER TABLE t OWNER TO {name}_owner",
+            f"ALTER ROLE {name} SET role = {name}_owner",
+        ):  # fmt: skip
+            connection.exec_driver_sql(statement)
+    yield name
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP TABLE t; DROP ROLE {name}; DROP ROLE {name}_owner")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("may_end", [True, False])
+def test_a_login_that_takes_a_role_ends_its_sessions_where_it_may(
+    login: str, relayed_url: str, postgres_url: str, postgres_relay: TcpRelay, may_end: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The fault is told where it may not: it is none of the transaction that comes next."""
+    if not may_end:
+        admin = open_database(postgres_url)
+        with admin.begin() as connection:
+            connection.exec_driver_sql("REVOKE SELECT ON pg_stat_activity FROM PUBLIC")
+        admin.dispose()
+    url = make_url(relayed_url).set(username=login, password=None).render_as_string(hide_password=False)
+    engine = open_database(url, deadlines=SHORT)
+    with pytest.raises(DBAPIError) as raised, engine.begin() as connection:
+        if may_end:
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.execute(text("UPDATE t SET a = 2"))
+        postgres_relay.mute()
+        connection.execute(text("SELECT 1"))
+    assert is_outage(raised.value)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT a FROM t"))
+        if may_end:
+            connection.execute(text("UPDATE t SET a = 3"))
+    assert ("cannot be ended" in caplog.text) == (not may_end)
+    engine.dispose()
 
 
 def test_a_mute_commit_is_given_up(relayed: Engine, postgres_relay: TcpRelay) -> None:

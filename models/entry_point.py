@@ -114,8 +114,7 @@ def prepare_streams() -> None:
     sys.stdout = _rebuilt(sys.stdout, _Output)
     sys.stderr = _rebuilt(sys.stderr, _Messages)
     _prepare_output()
-    if isinstance(sys.stdin, TextIOWrapper) and not sys.stdin.isatty():
-        sys.stdin = TextIOWrapper(BufferedReader(_Input(sys.stdin.fileno())), "utf-8")
+    _prepare_input()
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc, assignment]
 
 
@@ -162,6 +161,16 @@ def _prepare_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     else:
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _prepare_input() -> None:
+    """Lets a file or a pipe be read in UTF-8, to its end; a stream without a descriptor is a test's."""
+    if not isinstance(sys.stdin, TextIOWrapper) or sys.stdin.isatty():
+        return
+    try:
+        sys.stdin = TextIOWrapper(BufferedReader(_Input(sys.stdin.fileno())), "utf-8")
+    except UnsupportedOperation:
+        sys.stdin.reconfigure(encoding="utf-8")
 
 
 def _end(message: str) -> NoReturn:

@@ -36,6 +36,10 @@ class SharedConnection:
         with self._lock:
             self._connection.send_bytes(content)
 
+    def send_end(self, error: Exception) -> None:
+        """Says which unexpected error ends the process. Raises `OSError` where the parent is gone."""
+        self.send(Crashed(f"the engine ended with {describe_error(error)}"))
+
 
 class Finisher:
     """A thread that makes the outputs of ended requests, in their order, and sends each as soon as it is made.
@@ -92,7 +96,7 @@ class Finisher:
             try:
                 output = self._output(ended)
             except Exception as error:
-                self._sender.send(Crashed(f"the engine ended with {describe_error(error)}"))
+                self._sender.send_end(error)
                 raise
             try:
                 self._sender.send(Finished((output,)))

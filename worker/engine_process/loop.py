@@ -20,12 +20,11 @@ from models.engine_options import EngineOptions
 from models.message import JobMessage
 from worker.engine.engine import Engine
 from worker.engine.provenance import describe_environment
-from worker.engine.request import EngineError, Request, RequestOutput, describe_error, failing_alone, storable
+from worker.engine.request import EngineError, Request, RequestOutput, failing_alone, storable
 from worker.engine.stats import Stats
 from worker.engine_process.finisher import Finisher, SharedConnection
 from worker.engine_process.protocol import (
     Cancel,
-    Crashed,
     Encoding,
     Failed,
     Ready,
@@ -73,7 +72,7 @@ def serve(connection: Connection, engine: Engine, output_timeout: float) -> None
         raise
     except Exception as error:
         finisher.close(CLOSING_SECONDS)
-        sender.send(Crashed(f"the engine ended with {describe_error(error)}"))
+        sender.send_end(error)
         raise
 
 

@@ -144,10 +144,12 @@ def test_an_error_in_a_text_is_the_last_word_of_the_engine() -> None:
 
     with patch.object(finisher, "CriticalThread", Recorded):
         made = finisher.Finisher(finisher.SharedConnection(theirs), output_of, timeout=300.0)
-    made.add(iter([1]))  # type: ignore[arg-type]
+    made.add([1])  # type: ignore[list-item]
     made.drain()
-    assert ours.recv() == Crashed("the engine ended with ZeroDivisionError: integer division or modulo by zero")
     assert len(raised) == 1
+    theirs.close()
+    assert ours.recv() == Crashed("the engine ended with ZeroDivisionError: integer division or modulo by zero")
+    ours.close()
 
 
 def test_a_suspended_engine_has_not_hung() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from tests.nights.connections.pooler_rules import PoolerRules
 from tests.nights.connections.tcp_relay import TcpRelay
@@ -21,6 +22,16 @@ def through(relay: TcpRelay, url: str) -> str:
     """The URL of the same database through the relay."""
     relayed = make_url(url).difference_update_query(["host"]).set(host="127.0.0.1", port=relay.port)
     return relayed.render_as_string(hide_password=False)
+
+
+def lose_a_transaction(engine: Engine, relay: TcpRelay) -> DBAPIError:
+    """The error of a transaction whose connection goes mute: it has locked the rows of `t`, and its server keeps it."""
+    with pytest.raises(DBAPIError) as raised, engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.execute(text("UPDATE t SET a = a"))
+        relay.mute()
+        connection.execute(text("SELECT 1"))
+    return raised.value
 
 
 @pytest.fixture

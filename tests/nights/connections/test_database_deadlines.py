@@ -21,6 +21,7 @@ from models.database.deadlines import CLIENT_MARGIN_SECONDS, Call, Deadlines, st
 from models.database.faults import is_data_fault, is_outage, is_timeout
 from models.database.postgresql import TimedConnection, _end_abandoned
 from producer.results.sql.statement import answer
+from tests.nights.connections.conftest import lose_a_transaction
 from tests.nights.connections.tcp_relay import TcpRelay
 from worker.storage.outages import DatabaseOutages
 
@@ -48,12 +49,8 @@ def raised_by(engine: Engine, statement: str) -> DBAPIError:
 def test_a_mute_peer_is_given_up_and_its_locks_are_freed(relayed: Engine, postgres_relay: TcpRelay, call: Call) -> None:
     """The peer's kernel acknowledges; its server keeps the transaction until the next connection ends it."""
     engine = limited(relayed, call)
-    with pytest.raises(DBAPIError) as raised, engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-        connection.execute(text("UPDATE t SET b = 'lost'"))
-        postgres_relay.mute()
-        connection.execute(text("SELECT 1"))
-    assert "did not answer" in str(raised.value) and is_outage(raised.value) and not is_data_fault(raised.value)
+    error = lose_a_transaction(engine, postgres_relay)
+    assert "did not answer" in str(error) and is_outage(error) and not is_data_fault(error)
     with engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = '60s'")
         assert connection.execute(text("UPDATE t SET b = 'two' RETURNING a")).scalar_one() == 1
@@ -97,11 +94,7 @@ def test_a_session_is_known_by_the_name_that_the_server_keeps(
     engine = open_database(f"{relayed_url}?application_name={quote(name)}", deadlines=SHORT)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE t AS SELECT 1 AS a"))
-    with pytest.raises(DBAPIError), engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-        connection.execute(text("UPDATE t SET a = 2"))
-        postgres_relay.mute()
-        connection.execute(text("SELECT 1"))
+    lose_a_transaction(engine, postgres_relay)
     with engine.begin() as connection:
         connection.execute(text("UPDATE t SET a = 3"))
     engine.dispose()
@@ -138,13 +131,7 @@ def test_a_login_that_takes_a_role_ends_its_sessions_where_it_may(
         admin.dispose()
     url = make_url(relayed_url).set(username=login, password=None).render_as_string(hide_password=False)
     engine = open_database(url, deadlines=SHORT)
-    with pytest.raises(DBAPIError) as raised, engine.begin() as connection:
-        if may_end:
-            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-        connection.execute(text("UPDATE t SET a = 2"))
-        postgres_relay.mute()
-        connection.execute(text("SELECT 1"))
-    assert is_outage(raised.value)
+    assert is_outage(lose_a_transaction(engine, postgres_relay))
     with engine.begin() as connection:
         connection.execute(text("SELECT a FROM t"))
         if may_end:

@@ -19,7 +19,7 @@ from models.database.connection import open_database
 from models.database.deadlines import Deadlines
 from models.database.faults import is_outage
 from tests.conftest import TOY_MODEL, Producer
-from tests.nights.connections.conftest import postgres_socket, through
+from tests.nights.connections.conftest import lose_a_transaction, postgres_socket, through
 from tests.nights.connections.tcp_relay import TcpRelay
 from tests.support.processes import WorkerProcess, free_port, wait_until
 
@@ -126,11 +126,7 @@ def test_the_locks_of_a_client_that_went_mute_are_freed(pooled_url: str) -> None
         engine = open_database(through(relay, pooled_url), deadlines=Deadlines(connect=5.0, command=2.0))
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE t AS SELECT 1 AS a"))
-        with pytest.raises(DBAPIError), engine.begin() as connection:
-            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-            connection.execute(text("UPDATE t SET a = 2"))
-            relay.mute()
-            connection.execute(text("SELECT 1"))
+        lose_a_transaction(engine, relay)
         with engine.begin() as connection:
             connection.execute(text("UPDATE t SET a = 3"))
         engine.dispose()

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from worker.engine.cuda import fill_kernel
 from worker.engine.cuda.attention_kernels import attend, attend_split, join_sections
 from worker.engine.cuda.kernels import delta_rule, matmul, rms_norm, rotation, swiglu
-from worker.engine.cuda.sampling import cuts, reduction, sampler, trace
+from worker.engine.cuda.sampling import cuts, reduction, sampler, trace, whole_rows
 from worker.engine.cuda.triton_attention import MIN_TILE_ROWS, PROMPT_TILE_ROWS, SECTION, TileShape
 
 #: Shared memory of a block of threads by compute capability, in KiB (CUDA C++ Programming Guide, table 24).
@@ -42,20 +42,21 @@ KERNELS = {
 LAYERS = [("bf16", 64, 7), ("bf16", 128, 4), ("bf16", 256, 2), ("bf16", 512, 2), ("fp32", 64, 7), ("fp32", 128, 4)]
 
 SAMPLING_KERNELS = (
-    reduction.reduce_blocks, reduction.sample_plain_rows, cuts.draw_from_kept, trace.count_ranks,
-    trace.find_alternatives,
+    reduction.reduce_blocks, reduction.sample_plain_rows, cuts.draw_from_candidates,
+    whole_rows.draw_from_whole_rows, trace.count_ranks, trace.find_alternatives,
 )  # fmt: skip
 
 #: Sizes of the sampler for vocabularies of up to 262,144 tokens.
 SAMPLING_SIZES = {
-    "BLOCK": sampler.BLOCK, "CAPACITY": sampler.CAPACITY, "SUBBLOCKS_PADDED": 8192, "NUM_BLOCKS_PADDED": 64,
+    "BLOCK": sampler.BLOCK, "CAPACITY": sampler.CAPACITY, "FEW": sampler.FEW, "SUBBLOCKS_PADDED": 8192,
+    "NUM_BLOCKS_PADDED": 64,
 }  # fmt: skip
 
 SAMPLING_TYPES = {
     "packed": "*i32", "partial": "*fp32", "submax": "*fp32", "statistics": "*fp64", "candidate_scores": "*fp32",
     "candidate_ids": "*i32", "batch_indices": "*i32", "numbers": "*fp64", "integers": "*i64", "num_generated": "*i32",
     "last_token_ids": "*i64", "edit_ids": "*i32", "edit_values": "*fp32", "edit_ranges": "*i32", "history": "*i32",
-    "allowed": "*i32",
+    "allowed": "*i32", "listed": "*i32",
 }  # fmt: skip
 
 LAYER_TYPES = {
@@ -107,7 +108,10 @@ def compile_kernel(kernel: Any, arch: int, element: str, dim: int, group: int, w
 def compile_sampling_kernel(kernel: Any, arch: int, element: str) -> Compiled:
     types = {name: SAMPLING_TYPES.get(name, "i32") for name in kernel.arg_names} | {"logits": f"*{element}"}
     constants = SAMPLING_SIZES | {"SHIFT": {"bf16": 16, "fp16": 13, "fp32": 0}[element]}
-    return _compile(kernel, arch, types, constants, ["row_stride", "vocab"], sampler.OPTIONS)
+    if kernel is cuts.draw_from_candidates:
+        constants["CAPACITY"] = sampler.CUT_CAPACITY
+    options = sampler.ROW_OPTIONS if kernel is whole_rows.draw_from_whole_rows else sampler.OPTIONS
+    return _compile(kernel, arch, types, constants, ["row_stride", "vocab"], options)
 
 
 def compile_fill_kernel(arch: int) -> Compiled:

@@ -1,7 +1,8 @@
-"""Part three: twenty full decode steps under torch's profiler: kernels, launches, gaps, and the host's part."""
+"""Part three: the host's part of steps of prompts; twenty full decode steps under torch's profiler: kernels, gaps."""
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.bound import decode_with
+from benchmarks.gpu.bound import decode_with, engine_of
 from benchmarks.gpu.setting import Setting
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
@@ -17,12 +18,35 @@ from worker.engine.model_loader import LoadedModel
 
 NUM_STEPS, NUM_WARM_STEPS, MOST_STEPS = 20, 10, 5000
 MOST_KERNELS = 25
+NUM_PROMPT_STEPS = 3
 
 
 def measure(setting: Setting) -> None:
     loaded = setting.loaded()
+    setting.attempt("steps of prompts", lambda: time_prompt_steps(setting, loaded))
     for params in ({}, {"trace": "tokens"}, {"strategy": "nucleus", "top_p": 0.9, "trace": "tokens"}):
         setting.attempt(str(params or "greedy"), partial(profile_steps, setting, loaded, params))
+
+
+def time_prompt_steps(setting: Setting, loaded: LoadedModel) -> None:
+    """Steps of prompts, each waited for, in a second run: what it compiles and allocates is there."""
+    engine = engine_of(loaded, **setting.sizes)
+    for is_told in (False, True):
+        for request in setting.requests(setting.max_num_seqs):
+            engine.submit(request)
+        for _ in range(NUM_PROMPT_STEPS):
+            num_rows, begun = engine.stats.num_prefill_tokens, time.perf_counter()
+            engine.step()
+            launched = time.perf_counter()
+            setting.synchronize()
+            ended = time.perf_counter()
+            num_rows = engine.stats.num_prefill_tokens - num_rows
+            if is_told and num_rows:
+                host, rest = 1000 * (launched - begun), 1000 * (ended - launched)
+                print(
+                    f"{num_rows} rows of prompts: {host:.1f} ms of the host, then {rest:.1f} of the device", flush=True
+                )
+        decode_with(engine)
 
 
 def profile_steps(setting: Setting, loaded: LoadedModel, params: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ def measure(setting: Setting) -> None:
         setting.attempt(f"{count} requests", partial(beside_the_bound, setting, loaded, bound, count))
     setting.attempt("variants", lambda: variants(setting, loaded))
     setting.attempt("prompts in groups", lambda: prompts_in_groups(setting, loaded))
+    setting.attempt("deterministic", lambda: deterministic(setting))
     for options in (LoadOptions(deterministic=True), LoadOptions()):
         setting.attempt("batch invariance", partial(batch_invariance, setting, options))
 
@@ -86,6 +87,15 @@ def prompts_in_groups(setting: Setting, loaded: LoadedModel) -> None:
         engine.scheduler.prompt_groups = PromptGroups(size, 2 * size)
         last = setting.seconds(partial(decode, engine, requests))
         print(f"prompts in groups of {size:2}: {num_output_tokens(requests) / last:,.0f} tokens/s", flush=True)
+
+
+def deterministic(setting: Setting) -> None:
+    """The fewest requests once more, with `--deterministic`."""
+    requests = setting.requests(min(setting.num_requests))
+    engine = engine_of(setting.loaded(LoadOptions(deterministic=True)), **setting.sizes)
+    for _ in range(1 if setting.is_tiny else 2):
+        seconds = setting.seconds(partial(decode, engine, requests))
+        print(f"deterministic: {num_output_tokens(requests) / seconds:,.0f} tokens/s", flush=True)
 
 
 def _beside_greedy(setting: Setting, engine: Engine, kinds: dict[str, dict[str, Any]], baseline: float | None) -> float:

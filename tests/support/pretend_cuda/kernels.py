@@ -88,7 +88,8 @@ class ReferenceSampler:
     ) -> None:
         assert len(logits) <= self._max_rows and logits.shape[1] == self._vocab == table.vocab
         assert logits.stride(1) == 1 and logits.device == self._device
-        names = ["sample plain rows", *["draw from kept"] * kinds.has_cuts, *["count ranks"] * kinds.has_traces]
+        cuts = ["draw from candidates", "draw from whole rows"] * kinds.has_cuts
+        names = ["sample plain rows", *cuts, *["count ranks"] * kinds.has_traces]
         launch("reduce blocks", _sample, [output.packed, table.words], logits, batch_index, table)
         for name in names:
             launch(name, lambda _: None, output.packed)

@@ -50,6 +50,8 @@ class TileShape:
         rows = max(_padded(group), min(wanted_rows, most_rows))
         # A larger accumulator, and the operands beside it, spill the registers of so few threads.
         num_warps = 4 if rows * padded_value_dim * itemsize <= 8192 else 8
+        if rows == MIN_TILE_ROWS and most == 128 and itemsize == 2:
+            num_warps = 2  # of 8 heads on an H200 8 % faster than 4 with 256 decoding rows, 22 % with 64
         return cls(rows, keys, dim, padded_value_dim, num_warps)
 
 

@@ -39,7 +39,8 @@ NUM_PARTIAL = tl.constexpr(7)
 
 #: Fields of `statistics` [rows, fields].
 ROW_RAW_MAX, ROW_LOG_SUM, ROW_MAX, ROW_TOTAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-NUM_STATISTICS = tl.constexpr(4)
+ROW_OVERFLOWS = tl.constexpr(4)  # 1 where a cut row's candidates do not fit their room
+NUM_STATISTICS = tl.constexpr(5)
 
 #: Tokens whose largest score `submax` keeps.
 SUBBLOCK = tl.constexpr(32)
@@ -102,7 +103,7 @@ def reduce_blocks(
     of_submax = submax + (row * 2).to(tl.int64) * num_blocks * num_subblocks
     if tl.load(of_row + NUM_ALTERNATIVES) > 0:
         tl.store(of_submax + places, tl.max(tl.reshape(raw, [num_subblocks, SUBBLOCK]), 1))
-    if tl.load(of_row + TOP_K) > 0:
+    if is_cut(numbers, integers, batch_index, vocab):
         tl.store(
             of_submax + num_blocks * num_subblocks + places, tl.max(tl.reshape(scores, [num_subblocks, SUBBLOCK]), 1)
         )

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engine.cuda.sampling import cuts, reduction, trace
+from worker.engine.cuda.sampling import cuts, reduction, trace, whole_rows
 from worker.engine.cuda.sampling.output import Column, SamplerOutput
 from worker.engine.cuda.sampling.table import Integer, Number, SamplingTable
-from worker.engine.sampling import nucleus
 
 #: Logits that a program reduces.
 BLOCK = 4096
@@ -18,14 +17,17 @@ BLOCK = 4096
 #: Candidates of a row that are kept beside it; the most alternatives of a job need fewer.
 CAPACITY = 4096
 
-#: Candidates among which a row's cutoffs are found; the sampler in NumPy sorts as many.
-CUT_CAPACITY = nucleus.MAX_SORTED
+#: Candidates among which a row's cutoffs are found, in registers; where they are few, in a few.
+CUT_CAPACITY, FEW = 2048, 512
 
 #: Low bits of a logit's fp32 pattern that its dtype leaves zero.
 ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
 
 #: No fused multiplication and addition, which one kernel would have and another not.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+
+#: Of a kernel that reads a whole row several times.
+ROW_OPTIONS = {**OPTIONS, "num_warps": 16}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class TritonSampler:
         self._partial = empty(reduction.NUM_PARTIAL.value, self._num_blocks)
         self._submax = empty(2, num_subblocks)
         self._statistics = empty(reduction.NUM_STATISTICS.value, dtype=torch.float64)
+        self._listed = empty(num_subblocks, dtype=torch.int32)
         self._candidate_scores = empty(capacity)
         self._candidate_ids = empty(capacity, dtype=torch.int32)
 
@@ -65,7 +68,7 @@ class TritonSampler:
     ) -> None:
         """Samples a token for each row of logits [rows, vocab] by the table's row of its batch index int32 [rows].
 
-        Writes `output`, and into the table the newest tokens, their number and the history. Launches two kernels, one
+        Writes `output`, and into the table the newest tokens, their number and the history. Launches two kernels, two
         more for cuts, one for ranks and one for alternatives.
         """
         num_rows, vocab = logits.shape
@@ -81,9 +84,15 @@ class TritonSampler:
             BLOCK=block, NUM_BLOCKS_PADDED=_power_of_two(num_blocks), **OPTIONS,
         )  # fmt: skip
         if kinds.has_cuts:
-            cuts.draw_from_kept[(num_rows,)](
-                packed, width, self._statistics, *self._candidates, *rows, table.last_token_ids, *edits,
-                **self._sizes(logits, min(self._capacity, CUT_CAPACITY)),
+            shift, capacity = ZERO_BITS[logits.dtype], min(self._capacity, CUT_CAPACITY)
+            cuts.draw_from_candidates[(num_rows,)](
+                packed, width, self._statistics, self._submax, num_blocks, self._listed, self._candidate_scores,
+                self._candidate_ids, *rows, table.last_token_ids, *edits, BLOCK=block, CAPACITY=capacity,
+                FEW=min(capacity, FEW), SUBBLOCKS_PADDED=self._subblocks_padded, SHIFT=shift, **OPTIONS,
+            )  # fmt: skip
+            whole_rows.draw_from_whole_rows[(num_rows,)](
+                packed, width, self._statistics, *rows, table.last_token_ids, *edits, BLOCK=block, SHIFT=shift,
+                **ROW_OPTIONS,
             )  # fmt: skip
         if kinds.has_traces:
             trace.count_ranks[(num_rows, num_blocks)](
@@ -99,18 +108,11 @@ class TritonSampler:
         num_rows, vocab = logits.shape
         packed, width = output.packed, output.packed.shape[1]
         trace.find_alternatives[(num_rows,)](
-            packed, width, output.num_alternatives, self._statistics, *self._candidates, logits, logits.stride(0),
-            vocab, batch_index, table.integers, **self._sizes(logits, self._capacity),
+            packed, width, output.num_alternatives, self._statistics, self._partial, self._submax, self._num_blocks,
+            self._candidate_scores, self._candidate_ids, logits, logits.stride(0), vocab, batch_index, table.integers,
+            BLOCK=self._block, CAPACITY=self._capacity, SUBBLOCKS_PADDED=self._subblocks_padded,
+            SHIFT=ZERO_BITS[logits.dtype], **OPTIONS,
         )  # fmt: skip
-
-    @property
-    def _candidates(self) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:
-        return self._partial, self._submax, self._num_blocks, self._candidate_scores, self._candidate_ids
-
-    def _sizes(self, logits: Tensor, capacity: int) -> dict[str, int | bool]:
-        shift = ZERO_BITS[logits.dtype]
-        sizes = {"BLOCK": self._block, "CAPACITY": capacity, "SUBBLOCKS_PADDED": self._subblocks_padded, "SHIFT": shift}
-        return {**sizes, **OPTIONS}
 
     def most_bytes(self, num_rows: int, vocab: int, itemsize: int, *, draws: bool, kinds: SampledKinds) -> int:
         """The most that rows of bf16 or fp32 read and write, without edits and alternatives, where candidates fit."""
@@ -119,9 +121,9 @@ class TritonSampler:
         reduced = vocab * itemsize + partial + parameters * self._num_blocks
         chosen = 2 * (partial + parameters) + 4 * len(Column) + draws * self._block * itemsize
         ranked = kinds.has_traces * draws * (vocab * itemsize + (parameters + 4) * self._num_blocks)
-        # Candidates are written with their ids, and read once for each bit of a score and three times to draw.
-        passes = 2 + (32 if itemsize == 4 else 32 - ZERO_BITS[torch.bfloat16]) + 3
-        cut = kinds.has_cuts * (reduced + passes * 4 * min(self._capacity, CUT_CAPACITY))
+        # Subblocks are listed, their tokens read, candidates written with their ids and read once.
+        num_subblocks = self._num_blocks * self._block // reduction.SUBBLOCK.value
+        cut = kinds.has_cuts * (parameters * 4 + num_subblocks * 16 + vocab * itemsize + CUT_CAPACITY * 16)
         return int(num_rows * (reduced + chosen + ranked + cut))
 
 

@@ -56,14 +56,13 @@ def is_edited(integers, batch_index) -> Any:
 
 
 @triton.jit
-def _add_edits(scores, first_token, tokens, batch_index, num_edits, position, edit_ids, edit_values, edit_ranges,
-               BLOCK: tl.constexpr) -> Any:  # fmt: skip
-    """Adds the edits of tokens first_token … first_token + BLOCK; they are in the order of their tokens."""
+def _add_edits(scores, tokens, vocab, batch_index, num_edits, position, edit_ids, edit_values, edit_ranges) -> Any:
+    """Adds the edits of tokens; both are in the order of their ids."""
     places = tl.arange(0, MAX_EDITS)
     of_row = batch_index * MAX_EDITS
     ids = tl.load(edit_ids + of_row + places, mask=places < num_edits, other=0x7FFFFFFF)
-    start = tl.sum((ids < first_token).to(tl.int32), 0)
-    end = tl.sum((ids < first_token + BLOCK).to(tl.int32), 0)
+    start = tl.sum((ids < tl.min(tokens, 0)).to(tl.int32), 0)
+    end = tl.sum((ids <= tl.max(tl.where(tokens < vocab, tokens, 0), 0)).to(tl.int32), 0)
     for edit in range(start, end):
         token = tl.load(edit_ids + of_row + edit)
         value = tl.load(edit_values + of_row + edit)
@@ -91,16 +90,21 @@ def _penalize(scores, tokens, vocab, batch_index, numbers, history) -> Any:
 @triton.jit
 def load_scores(source, first_token, BLOCK: tl.constexpr) -> tuple[Any, Any]:
     """Logits and scores of tokens first_token … first_token + BLOCK of a row; a kernel packs where they come from."""
+    raw, scores = load_scores_of(source, first_token + tl.arange(0, BLOCK))
+    return raw, scores
+
+
+@triton.jit
+def load_scores_of(source, tokens) -> tuple[Any, Any]:
+    """Logits and scores of tokens in ascending order; -inf beyond the vocabulary."""
     logits, row, row_stride, vocab, batch_index, numbers, integers, num_generated = source[:8]
-    tokens = first_token + tl.arange(0, BLOCK)
     raw = load_logits(logits, row, row_stride, tokens, vocab)
     scores = raw
     of_row = integers + batch_index * NUM_INTEGERS
     num_edits = tl.load(of_row + NUM_EDITS)
     if num_edits > 0:
         position = tl.load(num_generated + batch_index)
-        scores = _add_edits(scores, first_token, tokens, batch_index, num_edits, position, source[8], source[9],
-                            source[10], BLOCK)  # fmt: skip
+        scores = _add_edits(scores, tokens, vocab, batch_index, num_edits, position, source[8], source[9], source[10])
     if tl.load(of_row + IS_PENALIZED) > 0:
         scores = _penalize(scores, tokens, vocab, batch_index, numbers, source[11])
     if tl.load(of_row + HAS_ALLOWED) > 0:

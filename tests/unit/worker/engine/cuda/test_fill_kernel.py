@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,11 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.params import GenerationParams
-from worker.engine.backend import LogitsLayout
 from worker.engine.cuda.decode_graphs import static_batch
 from worker.engine.cuda.fill_kernel import fill_from_rows
 from worker.engine.cuda.running_rows import RowUpdates, RunningRows, fill_in_torch, paged_rows_of
-from worker.engine.cuda.usable import check_fill, check_sampler
 from worker.engine.model.step_batch import SCRATCH_BLOCK, StepBatch
 from worker.engine.request import Request
 from worker.engine.sampling_row import RowState
@@ -116,11 +111,3 @@ def test_only_what_changed_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     updates.decode(sequences[1:])
     updates.send()
     assert sent[3:] == [MAX_NUM_SEQS] and updates.rows.step_rows.tolist() == [2, 0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_checks_at_the_start_accept_the_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    with np.errstate(all="ignore"):  # as on a GPU
-        check_sampler(LogitsLayout(5003, dtype, CPU))
-    check_fill(CPU)

@@ -108,9 +108,11 @@ def compile_kernel(kernel: Any, arch: int, element: str, dim: int, group: int, w
 def compile_sampling_kernel(kernel: Any, arch: int, element: str) -> Compiled:
     types = {name: SAMPLING_TYPES.get(name, "i32") for name in kernel.arg_names} | {"logits": f"*{element}"}
     constants = SAMPLING_SIZES | {"SHIFT": {"bf16": 16, "fp16": 13, "fp32": 0}[element]}
+    options: dict[str, Any] = sampler.OPTIONS
     if kernel is cuts.draw_from_candidates:
         constants["CAPACITY"] = sampler.CUT_CAPACITY
-    options = sampler.ROW_OPTIONS if kernel is whole_rows.draw_from_whole_rows else sampler.OPTIONS
+    if kernel is whole_rows.draw_from_whole_rows:
+        constants["BLOCK"], options = sampler.ROW_BLOCK, sampler.ROW_OPTIONS
     return _compile(kernel, arch, types, constants, ["row_stride", "vocab"], options)
 
 

@@ -26,8 +26,8 @@ ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
 #: No fused multiplication and addition, which one kernel would have and another not.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
-#: Of a kernel that reads a whole row several times.
-ROW_OPTIONS = {**OPTIONS, "num_warps": 16}
+#: Of a kernel that reads a whole row several times, so many tokens at once.
+ROW_BLOCK, ROW_OPTIONS = 2048, {**OPTIONS, "num_warps": 16}
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class TritonSampler:
                 FEW=min(capacity, FEW), SUBBLOCKS_PADDED=self._subblocks_padded, SHIFT=shift, **OPTIONS,
             )  # fmt: skip
             whole_rows.draw_from_whole_rows[(num_rows,)](
-                packed, width, self._statistics, *rows, table.last_token_ids, *edits, BLOCK=block, SHIFT=shift,
-                **ROW_OPTIONS,
+                packed, width, self._statistics, *rows, table.last_token_ids, *edits, BLOCK=min(block, ROW_BLOCK),
+                SHIFT=shift, **ROW_OPTIONS,
             )  # fmt: skip
         if kinds.has_traces:
             trace.count_ranks[(num_rows, num_blocks)](

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.setting import Setting
+from benchmarks.support.timing import timed
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel
@@ -19,8 +20,14 @@ from worker.engine.request import Request
 class Step:
     """One step of the engine, counted."""
 
-    rows: int
+    num_prompt_rows: int
+    num_decode_rows: int
     keys: int  # read from the cache by all rows
+    seconds: float  # of the host, which waits for the device's step before
+
+    @property
+    def rows(self) -> int:
+        return self.num_prompt_rows + self.num_decode_rows
 
 
 class Ceilings:
@@ -81,9 +88,11 @@ def decode_with(engine: Engine, max_steps: int | None = None) -> list[Step]:
     steps: list[Step] = []
     while engine.has_work and (max_steps is None or len(steps) < max_steps):
         stats = engine.stats
-        rows = stats.num_prefill_tokens + stats.num_decode_rows
+        num_prompt_rows, num_decode_rows = stats.num_prefill_tokens, stats.num_decode_rows
         blocks = engine.scheduler.blocks
         keys = blocks.num_in_use * blocks.block_size
-        engine.step()
-        steps.append(Step(stats.num_prefill_tokens + stats.num_decode_rows - rows, keys))
+        seconds = timed(engine.step)
+        steps.append(
+            Step(stats.num_prefill_tokens - num_prompt_rows, stats.num_decode_rows - num_decode_rows, keys, seconds)
+        )
     return steps

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -56,7 +57,19 @@ def beside_the_bound(setting: Setting, loaded: LoadedModel, bound: Bound, count:
         f"{count} requests, {num_tokens} tokens, at most {setting.max_num_seqs} running: {num_tokens / median:,.0f} "
         f"tokens/s, {least / median:.0%} of the bound's {num_tokens / least:,.0f}"
     )
+    print_times(steps)
     print(json.dumps({"requests": count, "tokens": num_tokens, "seconds": seconds, "bound": least}), flush=True)
+
+
+def print_times(steps: Sequence[Step]) -> None:
+    """Where the time of a run goes: to steps with prompts, and to those that only decode so many rows."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for step in steps:
+        most = 64 * -(-step.num_decode_rows // 64)
+        kinds["with prompts" if step.num_prompt_rows else f"of up to {most:4} rows"].append(step.seconds)
+    for name, seconds in sorted(kinds.items()):
+        median = 1000 * statistics.median(seconds)
+        print(f"  steps {name:18} {len(seconds):5}, median {median:6.2f} ms, in all {sum(seconds):6.3f} s", flush=True)
 
 
 def variants(setting: Setting, loaded: LoadedModel) -> None:

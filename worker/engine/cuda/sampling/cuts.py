@@ -255,7 +255,8 @@ def draw_from_candidates(
                 candidate_ids, BLOCK, CAPACITY,
             )  # fmt: skip
         tl.debug_barrier()
-        fits = (count <= CAPACITY) & ((top_k > 0) | (limit >= 1.0) | (mass > limit_factor * total))
+        # A limit of nothing is reached by nothing, and still keeps a token.
+        fits = (count > 0) & (count <= CAPACITY) & ((top_k > 0) | (limit >= 1.0) | (mass > limit_factor * total))
         tl.store(statistics + row * NUM_STATISTICS + ROW_OVERFLOWS, tl.where(fits, 0.0, 1.0).to(tl.float64))
         if fits:
             if count <= FEW:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,6 +19,7 @@ from models.states import Strategy
 from tests.unit.worker.engine.cuda.conftest import MovedBytes
 from tests.unit.worker.engine.cuda.sampling.cases import Case, Sampler, sample
 from worker.engine.choices import Choice
+from worker.engine.cuda.sampling import cuts
 from worker.engine.cuda.sampling.output import SamplerOutput
 from worker.engine.cuda.sampling.reference import sample_in_torch, uniform_numbers
 from worker.engine.cuda.sampling.sampler import SampledKinds, TritonSampler
@@ -156,6 +158,13 @@ def test_alternatives_among_equals_are_the_first(name: str) -> None:
     found = sample(SAMPLERS[name], [case]).choices[0].alternatives
     expected = [*range(2, VOCAB, 3)]
     assert [token_id for token_id, _ in found] == expected
+
+
+def test_a_limit_of_nothing_keeps_a_token_where_none_is_a_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with 110,000 equal tokens, of which each is less probable than a candidate."""
+    monkeypatch.setattr(cuts, "MIN_PROBABILITY", tl.constexpr(0.02))
+    case = Case(torch.zeros(VOCAB), params(Strategy.SAMPLE, top_p=1e-7, seed=3))
+    assert_same(sample(SAMPLERS["triton"], [case]).choices[0], case.expected(), True)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -62,7 +62,7 @@ def beside_the_bound(setting: Setting, loaded: LoadedModel, bound: Bound, count:
 
 
 def print_times(steps: Sequence[Step]) -> None:
-    """Where the time of a run goes: to steps with prompts, and to those that only decode so many rows."""
+    """Prints the time of steps with prompts, and of those that only decode so many rows."""
     kinds: dict[str, list[float]] = defaultdict(list)
     for step in steps:
         most = 64 * -(-step.num_decode_rows // 64)

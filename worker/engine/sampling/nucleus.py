@@ -51,7 +51,7 @@ class Cutoff(NamedTuple):
 def nucleus(weights: Weights, limit: float, *, keeps_crossing: bool = False) -> Nucleus:
     """The nucleus of unnormalized probabilities [vocab], for a limit < 1; among equal weights lower ids come first."""
     total = float(weights.sum(dtype=np.float64))
-    mass = (limit - SLACK if keeps_crossing else limit + SLACK) * total
+    mass = (max(limit - SLACK, 0.0) if keeps_crossing else limit + SLACK) * total
     if limit + SLACK >= 1.0 - ROUNDING and not keeps_crossing:
         return Nucleus(None, weights, int(np.count_nonzero(weights)))
     is_likely = weights > MIN_PROBABILITY * total

@@ -91,7 +91,7 @@ def cut_of(source) -> tuple[Any, Any, Any, Any, Any, Any]:
     min_p = tl.load(of_numbers + MIN_P).to(tl.float32)
     top_p = tl.load(of_numbers + TOP_P)
     limit = tl.minimum(top_p, tl.load(of_numbers + NUCLEUS_P))
-    limit_factor = tl.where(top_p < 1.0, limit - SLACK, limit + SLACK)
+    limit_factor = tl.where(top_p < 1.0, tl.maximum(limit - SLACK, 0.0), limit + SLACK)
     top_k = tl.load(source[6] + source[4] * NUM_INTEGERS + TOP_K).to(tl.int32)
     top_k = tl.where(top_k < source[3], tl.maximum(top_k, 0), 0)
     return temperature, min_p, top_k, limit, tl.where(limit < 1.0, limit_factor, 1.0), top_p < 1.0
@@ -255,8 +255,7 @@ def draw_from_candidates(
                 candidate_ids, BLOCK, CAPACITY,
             )  # fmt: skip
         tl.debug_barrier()
-        # A limit of nothing is reached by nothing, and still keeps a token.
-        fits = (count > 0) & (count <= CAPACITY) & ((top_k > 0) | (limit >= 1.0) | (mass > limit_factor * total))
+        fits = (count <= CAPACITY) & ((top_k > 0) | (limit >= 1.0) | (mass > limit_factor * total))
         tl.store(statistics + row * NUM_STATISTICS + ROW_OVERFLOWS, tl.where(fits, 0.0, 1.0).to(tl.float64))
         if fits:
             if count <= FEW:

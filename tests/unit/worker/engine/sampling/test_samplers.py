@@ -56,6 +56,13 @@ def sampled_ids(sample: Sample, logits: Tensor, params: GenerationParams) -> lis
     return token_ids
 
 
+@pytest.mark.parametrize("top_p", [1e-30, 1e-7])
+def test_a_limit_of_nothing_keeps_the_first_of_many_equal_tokens(sample: Sample, top_p: float) -> None:
+    """Each of them is less probable than what the samplers look at first."""
+    (choice,) = sample(torch.zeros(1, 100_001), GenerationParams(strategy=Strategy.SAMPLE, top_p=top_p), [0.9])
+    assert (choice.token_id, choice.kept, choice.sampling_logprob) == (0, 1, 0.0)
+
+
 def test_sampling_follows_the_softmax(sample: Sample) -> None:
     logits = some_logits()[0]
     params = GenerationParams(strategy=Strategy.SAMPLE, temperature=0.7, trace="none")

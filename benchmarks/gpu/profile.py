@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.bound import decode_with, engine_of
 from benchmarks.gpu.setting import Setting
+from benchmarks.support.timing import timed
 from worker.engine.config import EngineConfig
 from worker.engine.engine import Engine
 from worker.engine.model_loader import LoadedModel
@@ -35,17 +35,11 @@ def time_prompt_steps(setting: Setting, loaded: LoadedModel) -> None:
         for request in setting.requests(setting.max_num_seqs):
             engine.submit(request)
         for _ in range(NUM_PROMPT_STEPS):
-            num_rows, begun = engine.stats.num_prefill_tokens, time.perf_counter()
-            engine.step()
-            launched = time.perf_counter()
-            setting.synchronize()
-            ended = time.perf_counter()
+            num_rows = engine.stats.num_prefill_tokens
+            host, rest = (1000 * timed(part) for part in (engine.step, setting.synchronize))
             num_rows = engine.stats.num_prefill_tokens - num_rows
             if is_told and num_rows:
-                host, rest = 1000 * (launched - begun), 1000 * (ended - launched)
-                print(
-                    f"{num_rows} rows of prompts: {host:.1f} ms of the host, then {rest:.1f} of the device", flush=True
-                )
+                print(f"{num_rows} prompt rows: {host:.1f} ms of the host, then {rest:.1f} of the device", flush=True)
         decode_with(engine)
 
 

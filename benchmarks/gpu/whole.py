@@ -32,7 +32,7 @@ def measure(setting: Setting) -> None:
         setting.attempt(f"{count} requests", partial(beside_the_bound, setting, loaded, bound, count))
     setting.attempt("variants", lambda: variants(setting, loaded))
     setting.attempt("prompts in groups", lambda: prompts_in_groups(setting, loaded))
-    setting.attempt("deterministic", lambda: deterministic(setting))
+    setting.attempt("deterministic", lambda: deterministic(setting, bound))
     for options in (LoadOptions(deterministic=True), LoadOptions()):
         setting.attempt("batch invariance", partial(batch_invariance, setting, options))
 
@@ -59,6 +59,13 @@ def beside_the_bound(setting: Setting, loaded: LoadedModel, bound: Bound, count:
     )
     print_times(steps)
     print(json.dumps({"requests": count, "tokens": num_tokens, "seconds": seconds, "bound": least}), flush=True)
+
+
+def deterministic(setting: Setting, bound: Bound) -> None:
+    """The fewest requests once more, with `--deterministic`."""
+    loaded = setting.loaded(LoadOptions(deterministic=True))
+    print("deterministic True:", flush=True)
+    beside_the_bound(setting, loaded, bound, min(setting.num_requests))
 
 
 def print_times(steps: Sequence[Step]) -> None:
@@ -100,15 +107,6 @@ def prompts_in_groups(setting: Setting, loaded: LoadedModel) -> None:
         engine.scheduler.prompt_groups = PromptGroups(size, 2 * size)
         last = setting.seconds(partial(decode, engine, requests))
         print(f"prompts in groups of {size:2}: {num_output_tokens(requests) / last:,.0f} tokens/s", flush=True)
-
-
-def deterministic(setting: Setting) -> None:
-    """The fewest requests once more, with `--deterministic`."""
-    requests = setting.requests(min(setting.num_requests))
-    engine = engine_of(setting.loaded(LoadOptions(deterministic=True)), **setting.sizes)
-    for _ in range(1 if setting.is_tiny else 2):
-        seconds = setting.seconds(partial(decode, engine, requests))
-        print(f"deterministic: {num_output_tokens(requests) / seconds:,.0f} tokens/s", flush=True)
 
 
 def _beside_greedy(setting: Setting, engine: Engine, kinds: dict[str, dict[str, Any]], baseline: float | None) -> float:

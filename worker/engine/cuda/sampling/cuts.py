@@ -81,10 +81,10 @@ def bound_of_top_k(submax, k, num_subblocks, shift, SUBBLOCKS_PADDED: tl.constex
 
 
 @triton.jit
-def cut_of(source) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """A row's temperature, `min_p`, `top_k` (0: none), limit of its nucleus, limit with slack, and keeping of crossing.
+def cut_of(source) -> tuple[Any, Any, Any, Any, Any]:
+    """A row's temperature, `min_p`, `top_k` (0: none), limit of its nucleus with slack (1 or more: none) and its rule.
 
-    A limit with slack of 1 or more is none. By Transformers' rule the token that crosses the limit is kept.
+    By Transformers' rule the token that crosses the limit is kept.
     """
     of_numbers = source[5] + source[4] * NUM_NUMBERS
     temperature = tl.load(of_numbers + TEMPERATURE).to(tl.float32)
@@ -94,7 +94,7 @@ def cut_of(source) -> tuple[Any, Any, Any, Any, Any, Any]:
     limit_factor = tl.where(top_p < 1.0, tl.maximum(limit - SLACK, 0.0), limit + SLACK)
     top_k = tl.load(source[6] + source[4] * NUM_INTEGERS + TOP_K).to(tl.int32)
     top_k = tl.where(top_k < source[3], tl.maximum(top_k, 0), 0)
-    return temperature, min_p, top_k, limit, tl.where(limit < 1.0, limit_factor, 1.0), top_p < 1.0
+    return temperature, min_p, top_k, tl.where(limit < 1.0, limit_factor, 1.0), top_p < 1.0
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def _draw_among(
     source, candidate_scores, candidate_ids, count, total, max_score, shift, SIZE: tl.constexpr
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     """A token of the kept candidates, drawn; its logprob; and the number of kept ones."""
-    temperature, min_p, top_k, _, limit_factor, keeps_crossing = cut_of(source)
+    temperature, min_p, top_k, limit_factor, keeps_crossing = cut_of(source)
     places = tl.arange(0, SIZE)
     scores = tl.load(candidate_scores + places, mask=places < count, other=float("-inf"))
     weights = weight_of(scores, max_score, temperature)
@@ -225,10 +225,11 @@ def draw_from_candidates(
     log_sum = tl.load(statistics + row * NUM_STATISTICS + ROW_LOG_SUM)
     max_score = tl.load(statistics + row * NUM_STATISTICS + ROW_MAX).to(tl.float32)
     is_possible = (log_sum == log_sum) & (max_score > float("-inf"))
+    overflows = tl.full([], 0.0, tl.float64)
     if is_cut(numbers, integers, batch_index, vocab) & is_possible:
         source = (logits, row, row_stride, vocab, batch_index, numbers, integers, num_generated,
                   edit_ids, edit_values, edit_ranges, history, allowed)  # fmt: skip
-        temperature, min_p, top_k, limit, limit_factor, _ = cut_of(source)
+        temperature, min_p, top_k, limit_factor, _ = cut_of(source)
         shift = tl.where(is_edited(integers, batch_index), 0, SHIFT)
         num_subblocks = num_blocks * (BLOCK // SUBBLOCK)
         submax += (row * 2 + 1).to(tl.int64) * num_subblocks
@@ -241,7 +242,7 @@ def draw_from_candidates(
         if top_k > 0:
             least_score = bound_of_top_k(submax, top_k, num_subblocks, shift, SUBBLOCKS_PADDED)
             least_weight = min_p * 0.0
-        elif limit < 1.0:
+        elif limit_factor < 1.0:
             least_weight = (total * MIN_PROBABILITY).to(tl.float32)
         num_listed = _list_subblocks(
             listed, submax, num_subblocks, least_score, least_weight, max_score, temperature, SUBBLOCKS_PADDED
@@ -255,8 +256,8 @@ def draw_from_candidates(
                 candidate_ids, BLOCK, CAPACITY,
             )  # fmt: skip
         tl.debug_barrier()
-        fits = (count <= CAPACITY) & ((top_k > 0) | (limit >= 1.0) | (mass > limit_factor * total))
-        tl.store(statistics + row * NUM_STATISTICS + ROW_OVERFLOWS, tl.where(fits, 0.0, 1.0).to(tl.float64))
+        fits = (count <= CAPACITY) & ((top_k > 0) | (limit_factor >= 1.0) | (mass > limit_factor * total))
+        overflows = tl.where(fits, 0.0, 1.0).to(tl.float64)
         if fits:
             if count <= FEW:
                 token, logprob, kept = _draw_among(
@@ -267,3 +268,4 @@ def draw_from_candidates(
                     source, candidate_scores, candidate_ids, count, total, max_score, shift, CAPACITY
                 )
             write_choice(source, packed, width, token, logprob, kept, statistics, last_token_ids)
+    tl.store(statistics + row * NUM_STATISTICS + ROW_OVERFLOWS, overflows)

@@ -92,21 +92,20 @@ def reduce_blocks(
     max_score, first = tl.max(scores, 0, return_indices=True)
     tl.store(of_block + MAX * num_blocks, max_score)
     tl.store(of_block + ARGMAX * num_blocks, (block * BLOCK + first).to(tl.int32).to(tl.float32, bitcast=True))
+    num_subblocks: tl.constexpr = BLOCK // SUBBLOCK
+    of_submax = submax + (row * 2).to(tl.int64) * num_blocks * num_subblocks
+    of_submax += block * num_subblocks + tl.arange(0, num_subblocks)
+    if tl.load(of_row + NUM_ALTERNATIVES) > 0:
+        tl.store(of_submax, tl.max(tl.reshape(raw, [num_subblocks, SUBBLOCK]), 1))
     temperature = tl.load(numbers + batch_index * NUM_NUMBERS + TEMPERATURE).to(tl.float32)
     if temperature > 0.0:
         weights = weight_of(scores, _finite_or_zero(max_score), temperature)
         tl.store(of_block + SUM * num_blocks, tl.sum(weights, 0))
         least = tl.min(tl.where(tokens < vocab, scores, float("inf")), 0)
         tl.store(of_block + MIN * num_blocks, least)
-    num_subblocks: tl.constexpr = BLOCK // SUBBLOCK
-    places = block * num_subblocks + tl.arange(0, num_subblocks)
-    of_submax = submax + (row * 2).to(tl.int64) * num_blocks * num_subblocks
-    if tl.load(of_row + NUM_ALTERNATIVES) > 0:
-        tl.store(of_submax + places, tl.max(tl.reshape(raw, [num_subblocks, SUBBLOCK]), 1))
-    if is_cut(numbers, integers, batch_index, vocab):
-        tl.store(
-            of_submax + num_blocks * num_subblocks + places, tl.max(tl.reshape(scores, [num_subblocks, SUBBLOCK]), 1)
-        )
+        if is_cut(numbers, integers, batch_index, vocab):
+            of_scores = of_submax + num_blocks * num_subblocks
+            tl.store(of_scores, tl.max(tl.reshape(scores, [num_subblocks, SUBBLOCK]), 1))
 
 
 @triton.jit

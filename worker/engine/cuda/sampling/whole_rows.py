@@ -15,12 +15,10 @@ import triton.language as tl
 from worker.engine.cuda.sampling.cuts import cut_of, num_on_edge, uniform_of
 from worker.engine.cuda.sampling.reduction import (
     NUM_STATISTICS,
-    ROW_LOG_SUM,
     ROW_MAX,
     ROW_OVERFLOWS,
     ROW_TOTAL,
     drawn_place,
-    is_cut,
     write_choice,
 )
 from worker.engine.cuda.sampling.scores import is_edited, key_of, load_scores, middle_of, score_of, weight_of
@@ -162,29 +160,26 @@ def draw_from_whole_rows(
     """Grid (rows): the tokens of rows that `draw_from_candidates` has left."""
     row = tl.program_id(0)
     batch_index = tl.load(batch_indices + row).to(tl.int64)
-    log_sum = tl.load(statistics + row * NUM_STATISTICS + ROW_LOG_SUM)
-    max_score = tl.load(statistics + row * NUM_STATISTICS + ROW_MAX).to(tl.float32)
-    is_possible = (log_sum == log_sum) & (max_score > float("-inf"))
-    if is_cut(numbers, integers, batch_index, vocab) & is_possible:
-        if tl.load(statistics + row * NUM_STATISTICS + ROW_OVERFLOWS) > 0.0:
-            source = (logits, row, row_stride, vocab, batch_index, numbers, integers, num_generated,
-                      edit_ids, edit_values, edit_ranges, history, allowed)  # fmt: skip
-            temperature, min_p, top_k, limit, limit_factor, keeps_crossing = cut_of(source)
-            shift = tl.where(is_edited(integers, batch_index), 0, SHIFT)
-            total = tl.load(statistics + row * NUM_STATISTICS + ROW_TOTAL)
-            least_score = tl.full([], float("-inf"), tl.float32)
-            if top_k > 0:
-                least_score = _top_k_cutoff(source, top_k, max_score, temperature, shift, BLOCK)
-                num_reached, total = _reached(source, least_score, 0.0, max_score, temperature, BLOCK)
-            least_kept = tl.full([], 0.0, tl.float32)
-            edge = tl.full([], -1.0, tl.float32)
-            num_equal = tl.full([], 0, tl.int32)
-            if limit_factor < 1.0:
-                least_kept, edge, num_equal = _nucleus_edge(
-                    source, least_score, limit_factor, total, keeps_crossing, max_score, temperature, shift, BLOCK
-                )
-            token, logprob, kept = _draw_place(
-                source, least_score, min_p, (least_kept, edge, num_equal), uniform_of(source), max_score, temperature,
-                BLOCK,
-            )  # fmt: skip
-            write_choice(source, packed, width, token, logprob, kept, statistics, last_token_ids)
+    if tl.load(statistics + row * NUM_STATISTICS + ROW_OVERFLOWS) > 0.0:
+        source = (logits, row, row_stride, vocab, batch_index, numbers, integers, num_generated,
+                  edit_ids, edit_values, edit_ranges, history, allowed)  # fmt: skip
+        temperature, min_p, top_k, limit_factor, keeps_crossing = cut_of(source)
+        shift = tl.where(is_edited(integers, batch_index), 0, SHIFT)
+        max_score = tl.load(statistics + row * NUM_STATISTICS + ROW_MAX).to(tl.float32)
+        total = tl.load(statistics + row * NUM_STATISTICS + ROW_TOTAL)
+        least_score = tl.full([], float("-inf"), tl.float32)
+        if top_k > 0:
+            least_score = _top_k_cutoff(source, top_k, max_score, temperature, shift, BLOCK)
+            _, total = _reached(source, least_score, 0.0, max_score, temperature, BLOCK)
+        least_kept = tl.full([], 0.0, tl.float32)
+        edge = tl.full([], -1.0, tl.float32)
+        num_equal = tl.full([], 0, tl.int32)
+        if limit_factor < 1.0:
+            least_kept, edge, num_equal = _nucleus_edge(
+                source, least_score, limit_factor, total, keeps_crossing, max_score, temperature, shift, BLOCK
+            )
+        token, logprob, kept = _draw_place(
+            source, least_score, min_p, (least_kept, edge, num_equal), uniform_of(source), max_score, temperature,
+            BLOCK,
+        )  # fmt: skip
+        write_choice(source, packed, width, token, logprob, kept, statistics, last_token_ids)

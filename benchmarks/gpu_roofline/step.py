@@ -171,8 +171,8 @@ def count_step(shape: str, num_rows: int, *, deterministic: bool = False) -> Dec
     kernels = CountedKernels(counts)
     linear = BatchInvariantLinear if deterministic else CublasLinear
     decoder = FusedDecoder(model, partial(linear, kernels=kernels), kernels)
-    dim = decoder.layers[0].head_dim
-    layers = {layer.attention.index: LayerShape(config.num_key_value_heads, dim, dim) for layer in decoder.layers}
+    dim = decoder.head_dim
+    layers = {index: LayerShape(config.num_key_value_heads, dim, dim) for index in range(len(decoder.layers))}
     cache = KVCache(layers, 2, PAGE_SIZE, DTYPE, META)
     step = AttentionStep(static_batch(num_rows, WINDOW, PAGE_SIZE, META), cache, CountedAttention(counts))
     keys = num_rows * KEYS * sum(each.num_elements for each in layers.values()) * DTYPE.itemsize

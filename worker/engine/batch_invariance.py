@@ -38,7 +38,9 @@ class AlignedActivation(nn.Module):
 
 
 def aligned(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """An elementwise function of a tensor, computed on whole vectors alone."""
+    """An elementwise function of a tensor, on a CPU computed on whole vectors alone."""
+    if inputs.device.type != "cpu":
+        return function(inputs)
     size = inputs.numel()
     padding = -size % _alignment(size) if size else 0
     if not padding:  # in one piece: each row of a part of a wider tensor would have a rest of its own

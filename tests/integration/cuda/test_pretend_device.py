@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -32,9 +33,12 @@ from worker.engine.cuda.layers import decoder as decoder_module
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model.device_copies import fetch, send
 from worker.engine.model.fused_decoder import FusedDecoder
+from worker.engine.model.fused_layers import FusedDeltaNet
 from worker.engine.model.kv_cache import KVCache
 from worker.engine.model.layer_modules import NormModule, SwiGLUModule
+from worker.engine.model.recurrent.delta_net import Run, batch_of
 from worker.engine.model.recurrent.delta_rule import delta_rule_in_torch
+from worker.engine.model.recurrent.state_pool import StatePool
 from worker.engine.model.row_operations import Rotation
 from worker.engine.model.transformers_decoder import TransformersDecoder
 from worker.engine.model_loader import LoadedModel, prepare_model
@@ -220,10 +224,32 @@ def test_a_fused_layer_is_few_launches(architecture: str, deterministic: bool, m
         cache = KVCache(loaded.model.layers, 2, 16, torch.float32, loaded.model.device)
         step = AttentionStep(batch, cache, loaded.model.paged_attention)
         hidden = torch.ones(2, 64, device="cuda:0")
-        angles = torch.ones(2, 1, decoder.layers[0].head_dim, device="cuda:0")
+        angles = torch.ones(2, 1, decoder.head_dim, device="cuda:0")
         machine.activity.clear()
         decoder.layers[0](hidden, Rotation(angles, angles), step)
         assert machine.activity.num_kernels <= most, machine.activity.kernels
+
+
+def test_a_fused_delta_net_is_few_launches() -> None:
+    """Two norms, the delta rule, swish, and four matmuls."""
+
+    def rule(net: Any, projected: Tensor, states: Any, pools: Any) -> Tensor:
+        assert states.num_decoding == len(projected) and len(pools) == 2
+        return projected[:, : net.value_size].clone()
+
+    with device_with_kernels() as machine, patch.object(delta_rule, "delta_rule", delta_rule_in_torch):
+        model = copy.deepcopy(hybrid_pair("qwen3_5_text").reference)
+        loaded = prepare_model("hybrid", model, None, torch.device("cuda:0"))
+        decoder, device = loaded.model.decoder, loaded.model.device
+        assert isinstance(decoder, FusedDecoder)
+        cache = KVCache(loaded.model.layers, 2, 16, torch.float32, device)
+        step = AttentionStep(batch_of([Run(0), Run(1)], device), cache, None, StatePool(loaded.model.states, 2))
+        layer = decoder.layers[0]
+        assert isinstance(layer.mixer, FusedDeltaNet)
+        hidden, angles = torch.ones(2, 64, device=device), torch.ones(2, 1, decoder.head_dim, device=device)
+        machine.activity.clear()
+        replace(layer, mixer=replace(layer.mixer, rule=rule))(hidden, Rotation(angles, angles), step)
+        assert machine.activity.num_kernels <= 8, machine.activity.kernels
 
 
 def test_layers_of_transformers_have_our_modules() -> None:

@@ -48,6 +48,8 @@ class CpuBackend(Backend):
     @classmethod
     def load(cls, model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions) -> DeviceModel:
         kernels = _kernels(model.dtype, options)
+        if kernels is not None:
+            _enter_delta_rule(model, kernels)
         if options.quantize == "int8":
             assert kernels is not None, "quantized without kernels"
             decoder, gemm = _int8_decoder(model, kernels)
@@ -69,6 +71,13 @@ class CpuBackend(Backend):
 
 def _kernels(dtype: torch.dtype, options: LoadOptions) -> CpuKernels | None:
     return cpu_kernels(dtype) if options.use_kernels else None
+
+
+def _enter_delta_rule(model: Any, kernels: CpuKernels) -> None:
+    """Lets the model's Gated DeltaNets compute on the kernel."""
+    for module in model.modules():
+        if isinstance(module, PackedDeltaNet):
+            module.rule = kernels.delta_rule
 
 
 def _paged_attention(model: Any, layers: dict[int, LayerShape]) -> PagedAttention | None:
@@ -96,10 +105,7 @@ def _transformers_decoder(model: Any, kernels: CpuKernels | None) -> tuple[Decod
     make_linear = _make_linear(model.dtype, kernels)
     num_experts = pack_experts(model, make_linear) + pack_unregistered_experts(model, make_linear)
     has_states = any(isinstance(module, RecurrentMixer) for module in model.modules())
-    delta_nets = [module for module in model.modules() if isinstance(module, PackedDeltaNet)]
-    if kernels is not None and delta_nets:
-        for module in delta_nets:
-            module.rule = kernels.delta_rule
+    if kernels is not None and any(isinstance(module, PackedDeltaNet) for module in model.modules()):
         replace_modules(model, kernels, _make_linear(model.dtype, kernels))
     if kernels is not None and kernels.has_matmul:
         replace_linears(model, partial(GemmModule, kernels=kernels))

@@ -1,6 +1,6 @@
 """Attention on our KV cache: a layer's keys go into the cache, its rows attend through a paged kernel or in tiles.
 
-The fused decoder calls `attend`; Transformers' models call `attention_forward`, registered under `ATTENTION_NAME`.
+The fused decoder calls `attend_to_cache`, Transformers' models `attention_forward`, registered as `ATTENTION_NAME`.
 """
 
 from __future__ import annotations

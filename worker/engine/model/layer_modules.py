@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from worker.engine.model.batch_invariant_mode import without_mode
 from worker.engine.model.experts import halves
-from worker.engine.model.fused_decoder import drop_weights
 from worker.engine.model.linear import Linear, MakeLinear
-from worker.engine.model.replace_modules import WEIGHT_IS_READ
+from worker.engine.model.replace_modules import WEIGHT_IS_READ, drop_weights
 from worker.engine.model.row_operations import RMSNorm
 
 logger = logging.getLogger(__name__)

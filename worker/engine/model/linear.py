@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engine.batch_invariance import AlignedActivation
+from worker.engine.batch_invariance import aligned
 
 
 class Linear(Protocol):
@@ -57,11 +57,7 @@ class PlainLinear:
 def swiglu(gate_up: Tensor) -> Tensor:
     """swish(gate) * up of a gate and an up side by side, [rows, 2 * size] to [rows, size]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    swish = F.silu(gate) if gate_up.is_cuda else _ALIGNED_SWISH(gate.contiguous())
-    return swish.mul_(up)
-
-
-_ALIGNED_SWISH = AlignedActivation(nn.SiLU())
+    return aligned(F.silu, gate).mul_(up)
 
 
 def merged_weights(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

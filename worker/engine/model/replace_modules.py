@@ -64,3 +64,9 @@ def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) ->
         return make(child)
 
     replace_children(model, lambda _, child: type(child) is nn.Linear and not hasattr(child, WEIGHT_IS_READ), make_of)
+
+
+def drop_weights(module: nn.Module) -> None:
+    """Frees the parameters of a module that nothing else holds."""
+    for each in module.modules():
+        each._parameters.update(dict.fromkeys(each._parameters))

@@ -39,7 +39,7 @@ class RowOperations(ABC):
 
     @abstractmethod
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """rows / sqrt(mean of squares + eps) * weight over the last dimension."""
+        """rows / sqrt(mean of squares + eps) * weight over the last dimension; weights in the rows' dtype or fp32."""
 
     @abstractmethod
     def rotate_and_write(
@@ -92,7 +92,8 @@ class PlainRowOperations(SeparateRowOperations):
     """Row operations by torch, for any device that it knows."""
 
     def rms_norm(self, rows: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(rows, (rows.shape[-1],), weight, eps)
+        wide = rows.to(weight.dtype)  # where the weight is fp32, one rounding comes at the end
+        return F.rms_norm(wide, (rows.shape[-1],), weight, eps).to(rows.dtype)
 
     def rotate(self, heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
         swapped = heads.roll(heads.shape[-1] // 2, -1)

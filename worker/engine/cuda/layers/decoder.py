@@ -11,7 +11,7 @@ import torch
 from worker.engine.backend import Decoder, DeviceModel, LoadOptions
 from worker.engine.cuda.layers.linear import BatchInvariantLinear, BatchInvariantModule, CublasLinear
 from worker.engine.cuda.layers.recurrent import enter_delta_rules
-from worker.engine.cuda.layers.row_wise import other_operations
+from worker.engine.cuda.layers.row_wise import other_operations, recurrent_layers
 from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.kv_cache import LayerShape
 from worker.engine.model.layer_modules import TOLERANCES, replace_modules
@@ -64,15 +64,15 @@ def load_with_kernels(
     make_linear: MakeLinear = partial(linear, kernels=kernels)
     gemm = "own gemm" if options.deterministic else "torch gemm"
     decoder: Decoder
-    others: set[str] = set()
+    others = recurrent_layers(model) if options.deterministic else set()
+    enter_delta_rules(model, device)
     if options.can_fuse(model):
         decoder, gemm = FusedDecoder(model, make_linear, kernels), f"fused decoder, {gemm}"
     else:
         replace_modules(model, kernels, make_linear)
-        enter_delta_rules(model, device)
         if options.deterministic:
             replace_linears(model, partial(BatchInvariantModule, kernels=kernels))
-            others = other_operations(model, device)
+            others = others or other_operations(model, device)
         decoder = TransformersDecoder(model)
     if others:
         named = ", ".join(sorted(others)[:5])

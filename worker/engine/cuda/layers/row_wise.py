@@ -46,11 +46,14 @@ class _OtherOperations(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+def recurrent_layers(model: Any) -> set[str]:
+    """The name of a model's recurrent layers, where it has some: no order of their sums on a GPU is promised."""
+    return {"recurrent states"} if any(isinstance(module, RecurrentMixer) for module in model.modules()) else set()
+
+
 @torch.inference_mode()
 def other_operations(model: Any, device: torch.device) -> set[str]:
     """The operations of a model's forward pass, beside attention and our kernels, that are not row-wise."""
-    if any(isinstance(module, RecurrentMixer) for module in model.modules()):
-        return {"recurrent states"}
     ids, positions = (torch.zeros((1, 2), dtype=torch.long, device=device) for _ in range(2))
     others = _OtherOperations()
     with step_at_hand(ShapeProbe()), others:

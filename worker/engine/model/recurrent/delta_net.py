@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model.batch_invariant_mode import without_mode
 from worker.engine.model.experts import as_linear
-from worker.engine.model.fused_decoder import drop_weights
 from worker.engine.model.kv_cache import KVCache
 from worker.engine.model.linear import merged_weights
 from worker.engine.model.recurrent.delta_rule import CHUNK, DeltaNet, DeltaRule, delta_rule_in_torch
 from worker.engine.model.recurrent.grouped_mixer import GroupedMixer
 from worker.engine.model.recurrent.mixer import RecurrentMixer
 from worker.engine.model.recurrent.state_pool import StateKey, StateLayout, StatePool, StateShape
+from worker.engine.model.replace_modules import drop_weights
 from worker.engine.model.step_batch import SequenceRows, StateChunk, StateRows, StepBatch
 
 logger = logging.getLogger(__name__)

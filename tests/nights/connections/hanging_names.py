@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,6 +25,7 @@ def null_engine_main(connection: Connection, options: EngineOptions) -> None:
     """An engine that has nothing to do."""
     from benchmarks.support import null_worker  # it takes long, and only a worker needs it
 
+    os.environ["NULL_TOKENS"] = "1"
     null_worker.null_engine_main(connection, options)
 
 

@@ -5,6 +5,7 @@ Imports nothing of ours, so that it is ready before anything else is imported.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -14,6 +15,10 @@ from typing import Any, NoReturn
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 
+#: New objects after which Python looks for garbage. Modules and rows are hardly ever any: after every 700 of them, as it
+#: does by itself, the search took a fifth of the time in which a million rows are read.
+OBJECTS_PER_COLLECTION = 100_000
+
 
 class OutputProblem(Exception):
     """Standard output cannot be written to."""
@@ -21,6 +26,7 @@ class OutputProblem(Exception):
 
 def run_command(module: str) -> None:
     """Runs `main` of a module, whose import takes most of a short command's time."""
+    gc.set_threshold(OBJECTS_PER_COLLECTION)
     prepare_streams()
     _check_working_directory()
     try:

@@ -9,7 +9,7 @@ import numpy
 from numpy.typing import NDArray
 
 from producer.results.report.distinct import Numbers
-from producer.results.report.measures import is_json, repetition, text_key
+from producer.results.report.measures import is_json, repetition
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -47,13 +47,18 @@ def measured(
     is_of_json = [is_json(text) if asks else -1 for (_, asks), text in zip(asked, texts, strict=True)]
     return Answers(
         numpy.array([key for key, _ in asked], numpy.uint64),
-        numpy.array([*map(text_key, texts)], numpy.uint64),
+        text_keys(texts),
         tokens,
         numpy.divide(sums, tokens, out=numpy.full(len(texts), numpy.nan), where=tokens > 0),
         numpy.array(each_once(repetition, texts), numpy.float64),
         numpy.array(is_of_json, numpy.int8),
         numpy.array(finish_reasons, numpy.object_),
     )
+
+
+def text_keys(texts: Sequence[str]) -> Numbers:
+    """The `text_key` of each text."""
+    return numpy.fromiter(map(hash, texts), numpy.int64, len(texts)).view(numpy.uint64)
 
 
 def each_once(function: Callable[[Key], Value], keys: Sequence[Key]) -> list[Value]:

@@ -17,7 +17,9 @@ MAX_TEXT = 20_000
 def repetition(text: str) -> float:
     """The share of word pairs that occurred before; 0 for a text without repetition."""
     words = text.split()
-    return 1 - len(set(pairwise(words))) / (len(words) - 1) if len(words) > 1 else 0.0
+    if len(set(words)) == len(words):  # as in many short texts
+        return 0.0
+    return 1 - len(set(pairwise(words))) / (len(words) - 1)
 
 
 def is_json(text: str) -> bool:
@@ -56,9 +58,9 @@ def prompt_key(prompt: str | None, messages: Any, chat: Any) -> int:
     return text_key(json.dumps([messages, chat], sort_keys=True) if prompt is None else prompt)
 
 
-def text_key(*texts: str) -> int:
-    """A number of 64 bits for some texts, in this process; two that differ share it by one chance in 2 ** 64."""
-    return hash(texts) & 2**64 - 1
+def text_key(text: str) -> int:
+    """A number of 64 bits for a text, in this process; two that differ share it by one chance in 2 ** 64."""
+    return hash(text) & 2**64 - 1
 
 
 def rounded(value: float | None, digits: int) -> float | None:

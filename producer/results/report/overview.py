@@ -21,7 +21,7 @@ from producer.results.report.answer_figures import Asked, each_once, measured
 from producer.results.report.facets import Facets
 from producer.results.report.figure_rows import FigurePage, decoded, job_begins, moment_of
 from producer.results.report.job_settings import JobSettings
-from producer.results.report.measures import asks_for_json, prompt_key
+from producer.results.report.measures import asks_for_json, prompt_key, text_key
 from producer.results.report.shown_prompts import ShownPrompts
 from producer.results.report.summary import Summary
 
@@ -131,5 +131,7 @@ class Overview:
 def _asked(texts: tuple[str | None, str | None, str | None]) -> Asked:
     """The key of a prompt, or of a chat's messages and inputs, and whether it speaks of JSON."""
     prompt, messages, chat = texts
-    asking = decoded(messages) if prompt is None else prompt
-    return prompt_key(prompt, asking, decoded(chat)), asks_for_json(asking)
+    if prompt is not None:
+        return text_key(prompt), asks_for_json(prompt)
+    asking = decoded(messages)
+    return prompt_key(None, asking, decoded(chat)), asks_for_json(asking)

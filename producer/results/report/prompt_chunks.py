@@ -15,7 +15,7 @@ from models.schema.result import Result
 from models.states import Strategy
 from producer.results.queries import decode_row, in_statements
 from producer.results.report.job_settings import JobSettings
-from producer.results.report.measures import asked, cut, is_json, repetition, rounded, text_key
+from producer.results.report.measures import asked, cut, is_json, repetition, rounded
 from producer.results.report.shown_prompts import ShownPrompt
 from producer.results.report.tokens.columns import Vocabulary, read_tokens
 
@@ -131,7 +131,7 @@ def _with_tokens(rows: Sequence[dict[str, Any]], budget: TokenBudget) -> list[in
     for row in rows:
         if row["text"] is None:
             continue
-        key = text_key(str(asked(row)), row["text"])
+        key = hash((str(asked(row)), row["text"]))
         if (budget.left is None or key not in seen) and budget.allows(row["completion_tokens"]):
             chosen.append(row["result_id"])
         seen.add(key)

@@ -60,21 +60,19 @@ class ShownPrompts:
 
     def add(self, page: FigurePage, job_rows: Sequence[int], asked: Sequence[Asked], settings: Sequence[int]) -> None:
         """Adds the jobs of a page, whose first rows are given; `asked` and `settings` are of each row."""
-        unseen = []
         for first, end in pairwise((*job_rows, len(page.job_id))):
+            if self._max_prompts is not None and self._num_answers >= MAX_ANSWERS:
+                break
             key, asks_for_json = asked[first]
-            is_open = self._max_prompts is None or self._num_answers < MAX_ANSWERS
-            if key not in self._shown:
-                if is_open and self._has_room():
-                    name = prompt_id(page.custom_id[first], decoded(page.grid_point[first]))
-                    self._shown[key] = ShownPrompt(name, asks_for_json)
-                else:
-                    unseen.append(key)
-            if is_open and key in self._shown:
+            if key not in self._shown and self._has_room():
+                name = prompt_id(page.custom_id[first], decoded(page.grid_point[first]))
+                self._shown[key] = ShownPrompt(name, asks_for_json)
+            if key in self._shown:
                 self._shown[key].add(page, range(first, end), settings[first])
             if page.text[first] is not None:
                 self._num_answers += end - first
-        self._unseen.add(unseen)
+        keys = (asked[first][0] for first in job_rows)
+        self._unseen.add([key for key in keys if key not in self._shown])
 
     def _has_room(self) -> bool:
         return self._max_prompts is None or len(self._shown) < self._max_prompts

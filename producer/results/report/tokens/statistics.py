@@ -18,7 +18,7 @@ RESULTS_PER_STATEMENT = 2_000
 MAX_STATEMENTS = 8
 
 #: Tokens that a server counts of a run; of one with more it takes each setting's every second answer, every third …
-MAX_COUNTED = 3_000_000
+MAX_COUNTED = 1_000_000
 
 #: Positions that a page plots of each setting.
 MAX_POINTS = 60

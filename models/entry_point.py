@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 
-#: New objects after which Python looks for garbage. Modules and rows are hardly ever any: after every 700 of them, as it
-#: does by itself, the search took a fifth of the time in which a million rows are read.
+#: New objects after which Python looks for garbage. Modules and rows are hardly ever any: after every 700 of them, its
+#: own number, the search took a fifth of the time in which a million rows are read.
 OBJECTS_PER_COLLECTION = 100_000
 
 

@@ -7,10 +7,9 @@ from multiprocessing.connection import Connection
 from unittest.mock import patch
 
 from models.engine_options import EngineOptions
-from models.entry_point import prepare_streams
+from models.entry_point import run_command
 from models.message import JobMessage
 from models.states import FinishReason
-from worker.cli import main
 from worker.engine.request import Completion, RequestOutput, Trace
 from worker.engine_process.protocol import Finished, Ready, Stop, Submit
 
@@ -45,6 +44,5 @@ def null_engine_main(connection: Connection, options: EngineOptions) -> None:
 
 
 if __name__ == "__main__":
-    prepare_streams()
     with patch("worker.engine_process.supervisor.engine_main", null_engine_main):
-        main()
+        run_command("worker.cli")

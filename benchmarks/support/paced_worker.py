@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from benchmarks.support.null_worker import ENVIRONMENT, completion_of
 from models.engine_options import EngineOptions
-from worker.cli import main
+from models.entry_point import run_command
 from worker.engine.request import RequestOutput
 from worker.engine_process.protocol import Finished, Ready, Stop, Submit
 
@@ -78,4 +78,4 @@ def paced_engine_main(connection: Connection, options: EngineOptions) -> None:
 
 if __name__ == "__main__":
     with patch("worker.engine_process.supervisor.engine_main", paced_engine_main):
-        main()
+        run_command("worker.cli")

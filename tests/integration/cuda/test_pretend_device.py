@@ -27,9 +27,11 @@ from tests.support.pretend_cuda.kernels import ReferenceLayerKernels
 from tests.support.pretend_cuda.machine import CaptureForbidden, DeviceMismatch, OverwrittenInFlight
 from tests.support.pretend_cuda.runtime import Stream
 from tests.support.random_models import ARCHITECTURES, altered, random_pair
+from worker.engine.cuda import backend
 from worker.engine.cuda.decode_graphs import graph_buckets, static_batch
 from worker.engine.cuda.kernels import delta_rule
 from worker.engine.cuda.layers import decoder as decoder_module
+from worker.engine.cuda.paged_attention import NoKernel
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model.device_copies import fetch, send
 from worker.engine.model.fused_decoder import FusedDecoder
@@ -60,13 +62,47 @@ def test_the_same_tokens_as_on_the_cpu_at_full_size(architecture: str) -> None:
     check_tokens(architecture, 80)
 
 
-@pytest.mark.parametrize("kind", ["lfm2", "mamba"])
+def hybrid_on_the_device(kind: str) -> LoadedModel:
+    with patch.object(delta_rule, "delta_rule", delta_rule_in_torch):
+        return prepare_model(kind, copy.deepcopy(hybrid_pair(kind).reference), None, torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "lfm2", "falcon_h1", "mamba"])
 def test_recurrent_states_on_the_device(kind: str) -> None:
-    pair, requests = hybrid_pair(kind), mixed_requests(5)
-    expected = answers(engine_of(pair.loaded), requests)
-    with device_with_kernels():
-        loaded = prepare_model(kind, copy.deepcopy(pair.reference), None, torch.device("cuda:0"))
-        assert answers(engine_of(loaded), requests) == expected
+    """States are read and written by recorded steps; a model of states alone has none."""
+    requests = mixed_requests(10)
+    expected = answers(engine_of(hybrid_pair(kind).loaded), requests)
+    with device_with_kernels() as machine:
+        assert answers(engine_of(hybrid_on_the_device(kind)), requests) == expected
+        assert (machine.activity.graph_launches > 0) is (kind != "mamba")
+
+
+def test_recurrent_states_of_a_step_that_the_host_sends() -> None:
+    """Without the device's sampler a recorded step gets its rows from the host."""
+    requests = mixed_requests(14)
+    expected = answers(engine_of(hybrid_pair("lfm2").loaded), requests)
+    broken = patch.object(backend, "check_sampler", side_effect=NoKernel("none here"))
+    with device_with_kernels() as machine, broken:
+        assert answers(engine_of(hybrid_on_the_device("lfm2")), requests) == expected
+        assert machine.activity.graph_launches > 0
+
+
+def test_recurrent_states_after_memory_ran_out() -> None:
+    requests = mixed_requests(10)
+    expected = answers(engine_of(hybrid_pair("lfm2").loaded), requests)
+    with device_with_kernels() as machine:
+        engine = engine_of(hybrid_on_the_device("lfm2"))
+        launch, due = engine._backend.launch, [4, 9]
+
+        def failing(*arguments: Any) -> Any:
+            if due and engine.stats.num_steps >= due[0]:
+                due.pop(0)
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return launch(*arguments)
+
+        with patch.object(engine._backend, "launch", failing):
+            assert answers(engine, requests) == expected
+        assert engine.stats.num_out_of_memory == 2 and machine.activity.graph_launches > 0
 
 
 def test_a_packed_delta_net_computes_on_the_devices_kernel() -> None:

@@ -18,12 +18,13 @@ from worker.engine.cuda.decode_graphs import DecodeGraphs, DeviceState, Record, 
 from worker.engine.cuda.layers.decoder import checked_kernels, load_with_kernels
 from worker.engine.cuda.memory import devices_of, empty_step, max_blocks, room_for_cache, step_memory
 from worker.engine.cuda.paged_attention import PAGE_SIZE, NoKernel, OnItsDevice, paged_attention
-from worker.engine.cuda.running_rows import RowUpdates, RunningRows
+from worker.engine.cuda.running_rows import RowUpdates, RunningRows, fill_states
 from worker.engine.cuda.sampling.device_sampler import DeviceSampler
 from worker.engine.cuda.usable import check_fill, check_sampler
 from worker.engine.cuda.warm_up import decode_step, prompt_step
 from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.kv_cache import KVCache, LayerShape
+from worker.engine.model.recurrent.state_pool import StatePool
 from worker.engine.model.step_batch import MIN_ROWS, StepBatch
 from worker.engine.out_of_memory import first_line, is_out_of_memory
 from worker.engine.request import ModelUnavailable
@@ -57,8 +58,10 @@ class CudaBackend(Backend):
             # Before the cache, which takes all memory that is left.
             self._sampler = None if model.logits is None else self._make_sampler(model.logits, limits, config)
             super().__init__(model, limits, config)
+            if self._sampler is not None and self._states is not None:
+                self._sampler.updates.rows.state_indices[:1].fill_(self._states.scratch)  # padding's row
             self._warm_up()
-            self._graphs = self._recorded(self._make_graphs(self._cache, self._buckets(), record))
+            self._graphs = self._recorded(self._make_graphs(self._cache, self._states, self._buckets(), record))
 
     @classmethod
     def prepare_process(cls, dtype: torch.dtype, options: LoadOptions) -> None:  # noqa: ARG003
@@ -153,7 +156,8 @@ class CudaBackend(Backend):
         del empty_cache
         gc.collect()
         torch.cuda.empty_cache()
-        return room_for_cache(model, self._config.gpu_memory_utilization, step)
+        room = room_for_cache(model, self._config.gpu_memory_utilization, step)
+        return room - model.states.num_bytes  # of the scratch state
 
     @property
     def _max_tokens(self) -> int:
@@ -164,15 +168,17 @@ class CudaBackend(Backend):
         most = self._config.max_num_seqs
         return [most] if self._model.needs_fixed_sizes else graph_buckets(most)
 
-    def _make_graphs(self, cache: KVCache, buckets: list[int], record: Record | None = None) -> DecodeGraphs | None:
+    def _make_graphs(
+        self, cache: KVCache, states: StatePool | None, buckets: list[int], record: Record | None = None
+    ) -> DecodeGraphs | None:
         """Graphs of decode steps on a cache, none recorded yet; None for a model whose steps are not recorded."""
         model = self._model
         is_asked_for = self._config.use_graphs and self._can_record
-        if not is_asked_for or model.paged_attention is None or model.is_spread or model.states:
+        if not is_asked_for or model.paged_attention is None or model.is_spread:
             return None
         state = None if self._sampler is None else _device_state(self._sampler, cache.block_size)
         return DecodeGraphs(
-            model.decoder, cache, model.paged_attention, buckets, self._max_tokens, model.device, record, state
+            model.decoder, cache, model.paged_attention, buckets, self._max_tokens, model.device, record, state, states
         )
 
     def _recorded(self, graphs: DecodeGraphs | None) -> DecodeGraphs | None:
@@ -196,20 +202,21 @@ class CudaBackend(Backend):
     def _warm_up(self) -> None:
         """Computes a step of each form that a run has, so that no kernel is compiled while requests wait."""
         model = self._model
-        if model.paged_attention is None or model.states:
+        if model.paged_attention is None:
             return
-        window = self._max_tokens
+        window, scratch = self._max_tokens, None if self._states is None else self._states.scratch
         for batch in (
-            prompt_step(min(WARM_UP_ROWS, window), MIN_ROWS, self.block_size, model.device),
-            decode_step(1, self.block_size, model.device),
-            decode_step(window, self.block_size, model.device),
+            prompt_step(min(WARM_UP_ROWS, window), MIN_ROWS, self.block_size, model.device, scratch),
+            decode_step(1, self.block_size, model.device, scratch),
+            decode_step(window, self.block_size, model.device, scratch),
         ):
             model.decoder(self._attention_step(batch))
 
     def _graph_memory(self, cache: KVCache) -> int:
         """The bytes that the graphs will keep: the largest is recorded on a small cache to see, and dropped."""
         *others, largest = self._buckets()
-        graphs = self._make_graphs(cache, [largest])
+        states = StatePool(self._model.states, 0) if self._model.states else None
+        graphs = self._make_graphs(cache, states, [largest])
         if graphs is None:
             return 0
         torch.cuda.empty_cache()
@@ -237,6 +244,7 @@ def _device_state(sampler: DeviceSampler, block_size: int) -> DeviceState:
 
     def fill(batch: StepBatch) -> None:
         fill_from_rows(batch, sampler.updates.rows, block_size)
+        fill_states(batch, sampler.updates.rows)
 
     return DeviceState(fill, sampler.sample_step)
 

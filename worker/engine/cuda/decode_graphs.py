@@ -1,7 +1,7 @@
 """Decode steps of fixed sizes that are recorded once and replayed: a CUDA graph costs one launch instead of hundreds.
 
-A step is padded to the next bucket; padding rows read and write the scratch block. `record` makes a graph of a
-function: all except CUDA's own recording runs, and is tested, on any device.
+A step is padded to the next bucket; padding rows read and write the scratch block, and the scratch state. `record`
+makes a graph of a function: all except CUDA's own recording runs, and is tested, on any device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch import Tensor
 from worker.engine.model.attention import AttentionStep, PagedAttention
 from worker.engine.model.device_copies import send
 from worker.engine.model.kv_cache import KVCache
-from worker.engine.model.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, StepBatch
+from worker.engine.model.recurrent.state_pool import StatePool
+from worker.engine.model.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, SequenceRows, StateRows, StepBatch
 
 #: Runs a function once to record it; calling the result repeats it on whatever its inputs hold then.
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
@@ -65,7 +66,9 @@ class DecodeGraphs:
         device: torch.device,
         record: Record | None = None,
         state: DeviceState | None = None,
+        states: StatePool | None = None,
     ) -> None:
+        """`states` are the recurrent ones of a model that keeps some."""
         self.buckets = buckets
         self._decoder = decoder
         self._cache = cache
@@ -74,6 +77,7 @@ class DecodeGraphs:
         self._device = device
         self._record = record or CudaRecorder(device)
         self._state = state
+        self._states = states
         self._recorded: dict[int, _Recorded] = {}
 
     @torch.inference_mode()
@@ -92,7 +96,7 @@ class DecodeGraphs:
         bucket = bucket_for(num_rows, self.buckets)
         assert bucket is not None and batch.paged is not None, "the step has more rows than the largest bucket"
         recorded = self._recorded[bucket]
-        fill(recorded.batch, batch)
+        fill(recorded.batch, batch, self._states)
         if batch.in_flight is not None:
             batch.in_flight.insert(recorded.batch.input_ids, ids_in_flight)
         return recorded.replay()
@@ -105,7 +109,9 @@ class DecodeGraphs:
 
     def _make(self, bucket: int) -> _Recorded:
         batch = static_batch(bucket, self._max_seqlen_k, self._cache.block_size, self._device)
-        step = AttentionStep(batch, self._cache, self._paged_attention)
+        if self._states is not None:
+            batch = replace(batch, states=static_states(bucket, self._device))
+        step = AttentionStep(batch, self._cache, self._paged_attention, self._states)
         return _Recorded(batch, self._record(lambda: self._compute(step)))
 
     def _compute(self, step: AttentionStep) -> Tensor:
@@ -142,7 +148,7 @@ def static_batch(bucket: int, max_seqlen_k: int, block_size: int, device: torch.
     )
 
 
-def fill(static: StepBatch, batch: StepBatch) -> None:
+def fill(static: StepBatch, batch: StepBatch, states: StatePool | None = None) -> None:
     """Writes a batch of decoding rows into a larger one; the rows after it become padding."""
     assert static.paged is not None and batch.paged is not None
     num_rows, width = batch.input_ids.shape[1], batch.paged.block_table.shape[1]
@@ -155,6 +161,17 @@ def fill(static: StepBatch, batch: StepBatch) -> None:
     static.paged.seqused_k[:num_rows] = send(batch.paged.seqused_k, device)
     static.paged.block_table[num_rows:, :1].fill_(SCRATCH_BLOCK)
     static.paged.block_table[:num_rows, :width] = send(batch.paged.block_table, device)
+    if states is not None:
+        assert static.states is not None and batch.states is not None
+        static.states.decoding.fill_(states.scratch)
+        static.states.decoding[:num_rows] = send(batch.states.decoding, device)
+
+
+def static_states(bucket: int, device: torch.device) -> StateRows:
+    """The states of `bucket` decoding rows, each of which goes on from its own."""
+    rows, states = torch.arange(bucket + 1, device=device), torch.zeros(bucket, dtype=torch.long, device=device)
+    begins = torch.zeros(bucket, dtype=torch.bool, device=device)
+    return StateRows(bucket, states, [], SequenceRows(rows[:bucket], rows, states, begins))
 
 
 class CudaRecorder:

@@ -13,6 +13,7 @@ from worker.engine.cuda.warm_up import prompt_step
 from worker.engine.kv_memory import GIB
 from worker.engine.model.attention import AttentionStep
 from worker.engine.model.kv_cache import KVCache, LayerShape, num_blocks_for
+from worker.engine.model.recurrent.state_pool import StatePool
 from worker.engine.model.step_batch import SCRATCH_BLOCK, StepBatch
 from worker.engine.request import CapacityExceeded
 
@@ -85,11 +86,12 @@ def step_memory(
     for device in before:
         torch.cuda.reset_peak_memory_stats(device)
     sizes = config.prefill_tokens, config.max_num_seqs
-    if model.paged_attention is None or model.states:
+    states = StatePool(model.states, 0) if model.states else None
+    if model.paged_attention is None:
         batch = empty_step(*sizes, first)
     else:
-        batch = prompt_step(*sizes, empty_cache.block_size, first)
-    model.decoder(AttentionStep(batch, empty_cache, model.paged_attention))
+        batch = prompt_step(*sizes, empty_cache.block_size, first, None if states is None else states.scratch)
+    model.decoder(AttentionStep(batch, empty_cache, model.paged_attention, states))
     copies = SAMPLER_COPIES if model.logits is None else COPIES_BESIDE_SAMPLER
     sampler = copies * 4 * config.max_num_seqs * limits.vocab_size
     return {device: torch.cuda.max_memory_allocated(device) - used + sampler for device, used in before.items()}

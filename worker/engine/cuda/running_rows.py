@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.engine.cuda.row_words import Field, WordUpdates, carve
@@ -27,6 +28,7 @@ class RunningRows:
     step_rows: Tensor  # int32 [rows] the batch index of each row of the step, then zeros
     num_prompt_ids: Tensor  # int32 [max_num_seqs + 1]
     block_table: Tensor  # int32 [max_num_seqs + 1, blocks]
+    state_indices: Tensor  # int64 [max_num_seqs + 1], of models that keep recurrent states
 
     @classmethod
     def make(cls, max_num_seqs: int, vocab: int, max_blocks: int, device: torch.device) -> RunningRows:
@@ -36,6 +38,7 @@ class RunningRows:
             "step_rows": Field((max(max_num_seqs, MIN_ROWS),), torch.int32),
             "num_prompt_ids": Field((num_rows,), torch.int32),
             "block_table": Field((num_rows, max_blocks), torch.int32),
+            "state_indices": Field((num_rows,), torch.int64),
         }
         words, fields = carve({**of_sampler, **own}, device)
         table = SamplingTable(**{name: fields[name] for name in of_sampler}, words=words)
@@ -49,6 +52,7 @@ class RowUpdates:
         self.rows = rows
         self._updates = WordUpdates(rows.table.words)
         self._step_rows: list[int] = []
+        self._states_sent = np.full(len(rows.state_indices), -1)
 
     def begin(self, sequence: Sequence, row: TableRow) -> None:
         """Writes the row of a sequence that the device samples from now on."""
@@ -72,6 +76,8 @@ class RowUpdates:
             padding = [0] * (len(self._step_rows) - len(indices))
             self._updates.write(self.rows.step_rows, 0, np.array(indices + padding, np.int32))
             self._step_rows = indices
+        if sequences and sequences[0].table.state_index is not None:
+            self._write_states(np.array(indices), np.array([sequence.table.state_index for sequence in sequences]))
 
     def send(self) -> None:
         self._updates.send()
@@ -80,12 +86,20 @@ class RowUpdates:
         """Drops the values that are not sent yet, of sequences that start over."""
         self._updates = WordUpdates(self.rows.table.words)
         self._step_rows = [-1] * len(self.rows.step_rows)
+        self._states_sent.fill(-1)
 
     def _write_blocks(self, sequence: Sequence) -> None:
         start, block_ids = sequence.num_blocks_sent, sequence.table.block_ids
         new = np.array(block_ids[start:], np.int32)
         self._updates.write(self.rows.block_table, batch_index_of(sequence), new, start)
         sequence.num_blocks_sent = len(block_ids)
+
+    def _write_states(self, indices: NDArray[np.int64], states: NDArray[np.int64]) -> None:
+        """The states of sequences that have another one than was last sent: they are new, or it was shared."""
+        is_new = self._states_sent[indices] != states
+        if is_new.any():
+            self._updates.write_rows(self.rows.state_indices, indices[is_new], states[is_new])
+            self._states_sent[indices] = states
 
     def _write_newest(self, sequences: SequenceOf[Sequence]) -> None:
         """The newest tokens and the lengths of sequences that the host samples."""
@@ -114,6 +128,13 @@ def fill_in_torch(batch: StepBatch, rows: RunningRows, block_size: int) -> None:
     paged.seqused_k.copy_(positions + 1)
     is_used = torch.arange(width, device=indices.device) <= (positions // block_size)[:, None]
     paged.block_table[:, :width] = torch.where(is_used, block_table[:, :width], paged.block_table[:, :width])
+
+
+def fill_states(batch: StepBatch, rows: RunningRows) -> None:
+    """Writes the recurrent states of the step's sequences into a static batch, where it has any."""
+    if batch.states is not None:
+        step_rows = rows.step_rows[: batch.num_rows]
+        torch.index_select(rows.state_indices, 0, step_rows, out=batch.states.decoding)
 
 
 def paged_rows_of(batch: StepBatch) -> PagedRows:

@@ -6,20 +6,37 @@ all of them, whatever they are.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from worker.engine.model.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, StepBatch
+from worker.engine.model.step_batch import (
+    MIN_ROWS,
+    SCRATCH_BLOCK,
+    PagedRows,
+    SequenceRows,
+    StateChunk,
+    StateRows,
+    StepBatch,
+)
 
 
-def prompt_step(num_rows: int, num_logits: int, block_size: int, device: torch.device) -> StepBatch:
-    """A prompt of `num_rows` rows beside nothing, all of whose keys are in the scratch block."""
-    return _step([num_rows], [num_rows], num_rows, num_logits, block_size, device)
+def prompt_step(
+    num_rows: int, num_logits: int, block_size: int, device: torch.device, scratch: int | None
+) -> StepBatch:
+    """A prompt of `num_rows` rows beside nothing, all of whose keys are in the scratch block.
+
+    `scratch` is the number of its recurrent state, None for a model without.
+    """
+    step = _step([num_rows], [num_rows], num_rows, num_logits, block_size, device)
+    return replace(step, states=None if scratch is None else _states([num_rows], scratch, device))
 
 
-def decode_step(max_seqlen_k: int, block_size: int, device: torch.device) -> StepBatch:
+def decode_step(max_seqlen_k: int, block_size: int, device: torch.device, scratch: int | None) -> StepBatch:
     """Decoding rows of one key each, in a step that takes the longest of its sequences for `max_seqlen_k` keys."""
     ones = [1] * MIN_ROWS
-    return _step(ones, ones, max_seqlen_k, MIN_ROWS, block_size, device)
+    step = _step(ones, ones, max_seqlen_k, MIN_ROWS, block_size, device)
+    return replace(step, states=None if scratch is None else _states(ones, scratch, device))
 
 
 def _step(
@@ -45,3 +62,13 @@ def _step(
         ),
         num_paged_rows=total,
     )
+
+
+def _states(num_rows: list[int], scratch: int, device: torch.device) -> StateRows:
+    """One state for all sequences; those of several rows are prompts."""
+    starts = torch.tensor([0, *num_rows]).cumsum(0).to(device)
+    rows, states = torch.arange(sum(num_rows), device=device), torch.full((len(num_rows),), scratch, device=device)
+    is_prompt = [count > 1 for count in num_rows]
+    chunks = [StateChunk(part, states[:1], True) for part in rows.split(num_rows) if len(part) > 1]
+    sequences = SequenceRows(rows, starts, states, torch.tensor(is_prompt).to(device))
+    return StateRows(is_prompt.count(False), states[: is_prompt.count(False)], chunks, sequences)

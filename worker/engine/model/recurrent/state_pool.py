@@ -57,11 +57,12 @@ class StateLayout:
 
 
 class StatePool:
-    """The tensors, [num_states, …] each."""
+    """The tensors, [num_states + 1, …] each; the last state belongs to no sequence: padding rows write there."""
 
     def __init__(self, layout: StateLayout, num_states: int) -> None:
+        self.scratch = num_states
         self._pools = {
-            key: lazy_zeros((num_states, *shape.shape), shape.dtype, shape.device)
+            key: lazy_zeros((num_states + 1, *shape.shape), shape.dtype, shape.device)
             for key, shape in layout.shapes.items()
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.params import GenerationParams
-from worker.engine.cuda.decode_graphs import static_batch
+from worker.engine.cuda.decode_graphs import static_batch, static_states
 from worker.engine.cuda.fill_kernel import fill_from_rows
-from worker.engine.cuda.running_rows import RowUpdates, RunningRows, fill_in_torch, paged_rows_of
+from worker.engine.cuda.running_rows import RowUpdates, RunningRows, fill_in_torch, fill_states, paged_rows_of
 from worker.engine.model.step_batch import SCRATCH_BLOCK, StepBatch
 from worker.engine.request import Request
 from worker.engine.sampling_row import RowState
@@ -111,3 +113,28 @@ def test_only_what_changed_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     updates.decode(sequences[1:])
     updates.send()
     assert sent[3:] == [MAX_NUM_SEQS] and updates.rows.step_rows.tolist() == [2, 0, 0, 0, 0]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.lists(st.sampled_from(range(1, MAX_NUM_SEQS + 1)), unique=True, min_size=1), max_size=6), st.data())
+def test_the_recurrent_states_of_a_step(steps: list[list[int]], data: st.DataObject) -> None:
+    """A sequence may get another state at any time; what was dropped before it was sent is sent again."""
+    scratch, sequences = 40, {index: sequence_of(index, 20, [1]) for index in range(1, MAX_NUM_SEQS + 1)}
+    updates = RowUpdates(RunningRows.make(MAX_NUM_SEQS, VOCAB, 10, CPU))
+    updates.rows.state_indices[0] = scratch
+    states = static_states(MAX_NUM_SEQS, CPU)
+    batch = replace(static_batch(MAX_NUM_SEQS, 10 * SIZE, SIZE, CPU), states=states)
+    for indices in steps:
+        decoded = [sequences[index] for index in indices]
+        for sequence in decoded:
+            if sequence.table.state_index is None or data.draw(st.booleans()):
+                sequence.table.state_index = data.draw(st.integers(0, scratch - 1))
+        updates.decode(decoded)
+        if data.draw(st.booleans()):
+            updates.drop()
+            updates.decode(decoded)
+        updates.send()
+        fill_states(batch, updates.rows)
+        expected = [sequence.table.state_index for sequence in decoded]
+        assert states.decoding.tolist() == expected + [scratch] * (MAX_NUM_SEQS - len(decoded))
+        assert states.sequences.states is states.decoding

@@ -24,6 +24,7 @@ Expected = dict[str, Answer]
 
 REDIS_AWAY_SECONDS = 8.0
 SQLITE_LOCKED_SECONDS = 30.0
+MINUTES_LOCKED = 3
 
 
 @ON_SQLITE
@@ -115,6 +116,25 @@ def test_sqlite_locked(topology: Topology, jobs: Jobs, expected: Expected) -> No
     with other.connect() as connection:
         connection.exec_driver_sql("SELECT 1")  # every transaction begins with the write lock
         time.sleep(SQLITE_LOCKED_SECONDS)  # the fault itself: it lasts so long
+    other.dispose()
+    topology.wait(run_id)
+    topology.check(run_id, expected)
+
+
+@pytest.mark.timeout(900)
+def test_locked_for_three_minutes(topology: Topology, jobs: Jobs, expected: Expected) -> None:
+    """Many times longer than a lease, and than any deadline of a statement."""
+    topology.need_workers("first", "second")
+    run_id = topology.submit(jobs)
+    topology.wait_for_some(run_id)
+    other = open_database(topology.database_url)
+    with other.connect() as connection:
+        if topology.is_sqlite:
+            connection.exec_driver_sql("SELECT 1")  # every transaction begins with the write lock
+        else:
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # our own would end it
+            connection.exec_driver_sql("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        time.sleep(MINUTES_LOCKED * 60)  # the fault itself: it lasts so long
     other.dispose()
     topology.wait(run_id)
     topology.check(run_id, expected)

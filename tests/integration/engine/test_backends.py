@@ -60,15 +60,6 @@ def test_llamas_family_is_fused_and_others_are_not() -> None:
     assert not isinstance(prepared("gemma2-softcap").model.decoder, FusedDecoder)
 
 
-def test_a_window_that_only_the_configuration_names_is_mistrals_alone() -> None:
-    """A Llama converted from Mistral's weights keeps the number in its configuration, and its layers do not read it."""
-    reference = copy.deepcopy(random_pair("llama-grouped", torch.float32).reference)
-    for each in (reference.config, *(layer.self_attn.config for layer in reference.model.layers)):
-        each.sliding_window = 8
-    loaded = prepare_model("llama", reference, None, CPU, LoadOptions())
-    assert answers(loaded) == answers(prepared("llama-grouped"))
-
-
 @NEEDS_COMPILER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_answers_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:

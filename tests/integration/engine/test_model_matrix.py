@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from worker.engine.backend import LoadOptions
 from worker.engine.device_selection import backend_for
 from worker.engine.loading import self_check
 from worker.engine.loading.checked_path import checked_path
+from worker.engine.model.fused_layers import norm_of
+from worker.engine.model.row_operations import HeadNorms, RMSNorm
 from worker.engine.model_loader import UNBOUNDED_WINDOW, context_window, prepare_model
 from worker.engine.request import ModelUnavailable
 
@@ -59,9 +62,33 @@ def test_a_path_that_computes_something_else_is_found(monkeypatch: pytest.Monkey
     """The window of a packed Mistral is forgotten: each token then sees more than it should."""
     config = random_pair("mistral-window").reference.config
     assert self_check.check(config, backend_for(CPU), CPU, LoadOptions()).path == "packed"
-    monkeypatch.setattr("worker.engine.model.fused_decoder._window", lambda attention: None)  # noqa: ARG005
+    monkeypatch.setattr("worker.engine.model.fused_layers._window", lambda attention: None)  # noqa: ARG005
     verdict = self_check.check(config, backend_for(CPU), CPU, LoadOptions())
     assert verdict.path == "fallback" and verdict.difference is not None and verdict.difference > 0.1
+
+
+def swapped(norms: HeadNorms) -> HeadNorms:
+    return HeadNorms(norms.key, norms.query)
+
+
+def without_weight(norm: Any) -> RMSNorm:
+    exact = norm_of(norm)
+    return RMSNorm(torch.ones_like(exact.weight), exact.eps)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "qwen3_5_text"])
+@pytest.mark.parametrize(
+    ("part", "wrong"), [("HeadNorms", lambda *n: swapped(HeadNorms(*n))), ("norm_of", without_weight)]
+)
+def test_weights_of_norms_that_are_ignored_or_mistaken_are_found(
+    model_type: str, part: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are 1 in a new model, or all 0."""
+    config = tiny_config(model_type)
+    assert self_check.check(config, backend_for(CPU), CPU, LoadOptions()).path == "packed"
+    monkeypatch.setattr(f"worker.engine.model.fused_layers.{part}", wrong)
+    verdict = self_check.check(config, backend_for(CPU), CPU, LoadOptions())
+    assert verdict.path == "fallback" and verdict.difference is not None and verdict.difference > 0.02
 
 
 def test_a_twin_that_hardly_depends_on_its_prompt_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

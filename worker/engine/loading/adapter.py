@@ -14,6 +14,15 @@ from models.checkpoint.adapter import WEIGHTS, check_adapter, scale_of
 from worker.engine.request import ModelUnavailable
 
 PREFIX = "base_model.model."
+
+#: Beginnings of names in models that also see images, and those of the same module in the text part, or in another
+#: version of Transformers.
+OTHER_NAMES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head", "lm_head"),
+)
 LOW_RANK = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 
 
@@ -21,8 +30,8 @@ LOW_RANK = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "
 def merge_adapter(model: Any, folder: Path) -> None:
     """Changes the model's weights. Raises `ModelUnavailable` for a tensor that has no place in the model."""
     config = check_adapter(folder)
-    pairs, whole = _parts(load_file(folder / WEIGHTS))
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    pairs, whole = _parts(load_file(folder / WEIGHTS), parameters)
     for module, pair in sorted(pairs.items()):
         weight = _weight(folder, module, parameters)
         if set(pair) != {"A", "B"} or pair["A"].dim() != 2 or pair["B"].dim() != 2:
@@ -45,18 +54,27 @@ def merge_adapter(model: Any, folder: Path) -> None:
         parameters[name].copy_(tensor)
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """The two matrices of each module, and the tensors that were trained whole."""
+def _parts(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The two matrices of each module, and the tensors that were trained whole, under the model's own names."""
     pairs: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(PREFIX).replace(".default", "").replace(".modules_to_save", "")
         end = next((end for end in LOW_RANK if plain.endswith(end)), None)
         if end is None:
-            whole[plain] = tensor
+            whole[_own_name(plain, parameters)] = tensor
         else:
-            pairs.setdefault(plain.removesuffix(end), {})[LOW_RANK[end]] = tensor
+            weight = _own_name(f"{plain.removesuffix(end)}.weight", parameters)
+            pairs.setdefault(weight.removesuffix(".weight"), {})[LOW_RANK[end]] = tensor
     return pairs, whole
+
+
+def _own_name(name: str, parameters: Mapping[str, Tensor]) -> str:
+    """The model's name of a parameter that an adapter names."""
+    others = (own + name.removeprefix(theirs) for theirs, own in OTHER_NAMES if name.startswith(theirs))
+    return next((each for each in (name, *others) if each in parameters), name)
 
 
 def _weight(folder: Path, module: str, parameters: Mapping[str, Tensor]) -> Tensor:

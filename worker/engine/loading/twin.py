@@ -178,3 +178,5 @@ def _draw_weights(model: Any) -> None:
             parameter.copy_(noise * SCALE * math.sqrt(64 / parameter.shape[-1]))
         elif name.endswith(("bias", "sinks")):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * SCALE)
+        elif name.endswith("weight"):  # a norm's, which are all 1 or all 0 in a new model
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * SCALE).to(parameter.device))

@@ -70,7 +70,10 @@ def _read_quantized(folder: Path, config: Any, **options: Any) -> Any:
     weights = dequantized_weights(folder, read_json_object(folder / "config.json"), options["dtype"])
     for part in (config, config.get_text_config()):
         part.__dict__.pop("quantization_config", None)
-    model, loading = concrete_class(config).from_pretrained(None, config=config, state_dict=weights, **options)
+    made = concrete_class(config)
+    # As Transformers' loaders do: the class of a model that also sees may be that of its text part.
+    own = config if isinstance(config, made.config_class) else config.get_text_config()
+    model, loading = made.from_pretrained(None, config=own, state_dict=weights, **options)
     if is_file(folder / "generation_config.json"):
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, loading

@@ -59,7 +59,8 @@ def can_fuse(model: Any) -> bool:
         bool(layers)
         and all(map(is_fusable, layers))
         and model.config.hidden_act == "silu"
-        and _num_rotated(model) <= _head_dim(layers)
+        and _num_rotated(model) <= (dim := _head_dim(layers))
+        and dim % 2 == 0
         and type(model.lm_head) is nn.Linear
     )
 

@@ -181,4 +181,4 @@ def _window(attention: Any) -> int | None:
     if hasattr(attention, "sliding_window"):
         window: int | None = attention.sliding_window
         return window
-    return getattr(attention.config, "sliding_window", None) if type(attention).__name__ == "MistralAttention" else None
+    return getattr(attention.config, "sliding_window", None)

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from models.params import GenerationParams
+from tests.integration.engine.checkpoints.test_quantized_weights import quantize_folder
 from tests.support.model_folders import SMALL_FILES, TOY_MODEL
 from worker.engine.engine import Engine
 from worker.engine.request import Request
@@ -41,7 +44,39 @@ TYPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_the_text_part_decodes(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_quantized", [False, True], ids=["plain", "fp8"])
+def test_the_text_part_decodes(model_type: str, is_quantized: bool, tmp_path: Path) -> None:
+    folder, plain = tmp_path / "model", tmp_path / "plain"
+    model = saved_model(model_type, folder)
+    if is_quantized:
+        shutil.copytree(folder, plain)
+        save_file(quantize_folder(folder, "fp8"), plain / "model.safetensors", metadata={"format": "pt"})
+        model = AutoModelForImageTextToText.from_pretrained(plain).eval()
+    check_text_part(model, folder)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("is_older", [False, True], ids=["now", "Transformers 4"])
+def test_an_adapter_of_the_whole_model_changes_its_text_part(model_type: str, is_older: bool, tmp_path: Path) -> None:
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    model = saved_model(model_type, folder)
+    tensors: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("model.language_model.") and name.endswith(("down_proj.weight", "q_proj.weight")):
+                a, b = torch.randn(4, parameter.shape[1]), torch.randn(parameter.shape[0], 4)
+                parameter.add_(b @ a, alpha=0.5)
+                module = name.removesuffix(".weight")
+                module = module.replace("model.language_model.", "language_model.model.") if is_older else module
+                tensors[f"base_model.model.{module}.lora_A.weight"] = a
+                tensors[f"base_model.model.{module}.lora_B.weight"] = b
+    adapter.mkdir()
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 2, "bias": "none"}')
+    check_text_part(model, folder, adapter=str(adapter))
+
+
+def saved_model(model_type: str, folder: Path) -> Any:
     torch.manual_seed(0)
     extra = {"mm_tokens_per_image": 4} if model_type == "gemma3" else {}
     config = AutoConfig.for_model(
@@ -52,10 +87,14 @@ def test_the_text_part_decodes(model_type: str, tmp_path: Path) -> None:
         for parameter in model.parameters():
             if 1 < parameter.dim() < 3:  # not the convolutions
                 parameter.mul_(6)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
     for name in SMALL_FILES:
-        shutil.copy(TOY_MODEL / name, tmp_path)
-    engine = Engine.load(str(tmp_path), dtype="float32", device="cpu", kv_memory=0.05)
+        shutil.copy(TOY_MODEL / name, folder)
+    return model
+
+
+def check_text_part(model: Any, folder: Path, **options: Any) -> None:
+    engine = Engine.load(str(folder), dtype="float32", device="cpu", kv_memory=0.05, **options)
     prompts = [tuple(range(7, 7 + length)) for length in (3, 20, 90)]
     params = GenerationParams(max_new_tokens=10, eos_token_ids=(2,))
     outputs = engine.generate([Request(index, prompt, params) for index, prompt in enumerate(prompts)])

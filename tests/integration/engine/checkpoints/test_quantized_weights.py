@@ -130,11 +130,16 @@ FORMATS: dict[str, tuple[Quantize, dict[str, Any]]] = {
 
 
 def quantized_folder(folder: Path, name: str) -> dict[str, Tensor]:
-    """Quantizes a small model's projections in its folder; returns all weights that the folder means."""
+    """A small model whose projections are quantized; returns all weights that the folder means."""
+    return quantize_folder(make_small_model(folder), name)
+
+
+def quantize_folder(folder: Path, name: str) -> dict[str, Tensor]:
+    """Quantizes a model's projections in its folder; returns all weights that the folder means."""
     torch.manual_seed(1)
     quantize, config = FORMATS[name]
     stored, expected = {}, {}
-    for tensor_name, weight in load_file(make_small_model(folder) / "model.safetensors").items():
+    for tensor_name, weight in load_file(folder / "model.safetensors").items():
         if not tensor_name.endswith("_proj.weight"):
             stored[tensor_name] = expected[tensor_name] = weight
             continue

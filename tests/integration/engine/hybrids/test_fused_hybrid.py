@@ -92,6 +92,16 @@ def logprobs(model: Any, options: LoadOptions) -> torch.Tensor:
     return torch.tensor([found[request.id] for request in requests])
 
 
+@pytest.mark.parametrize("variant", [{"head_dim": 7} | rotated(0.5), {"hidden_act": "gelu"}], ids=["odd heads", "gelu"])
+def test_what_it_does_not_compute_is_left_to_the_layers_own_code(variant: dict[str, Any]) -> None:
+    model = random_model(variant)
+    pair = pair_of(model, LoadOptions())
+    assert not isinstance(pair.loaded.model.decoder, FusedDecoder)
+    for output in pair.engine(max_num_seqs=12).generate(greedy_requests()):
+        request = greedy_requests()[output.request_id]
+        assert answers(output) == [ids for ids, _ in generate(model, request.prompt_ids, request.params)]
+
+
 def test_other_layers_beside_a_delta_net_are_not_fused() -> None:
     for kind in ("qwen3_next", "qwen3_5_moe_text", "olmo_hybrid"):
         assert not isinstance(pair_of(hybrid_model(kind), LoadOptions()).loaded.model.decoder, FusedDecoder)

@@ -75,13 +75,15 @@ class _Case:
     sizes: LayerSizes
 
     def of_rows(self, kernels: LayerKernels) -> Iterator[Tensor]:
-        rows, weight = self._randn(5, self.sizes.hidden), self._randn(self.sizes.hidden)
-        yield _difference(kernels.rms_norm(rows, weight, 1e-6), rms_norm_in_torch(rows, weight, 1e-6))
         gate_up = self._randn(5, 2 * self.sizes.intermediate)
         yield _difference(kernels.swiglu(gate_up), swiglu_in_torch(gate_up))
-        norm = RMSNorm(self._randn(self.sizes.head_dim), 1e-6)
-        for norms in (None, HeadNorms(norm, norm)):
-            yield from self._of_rotation(kernels, norms)
+        yield from self._of_rotation(kernels, None)
+        rows = self._randn(5, self.sizes.hidden)
+        for dtype in {self.dtype, torch.float32}:  # the latter of norms whose weights are differences from one
+            weight = self._randn(self.sizes.hidden).to(dtype)
+            yield _difference(kernels.rms_norm(rows, weight, 1e-6), rms_norm_in_torch(rows, weight, 1e-6))
+            norm = RMSNorm(self._randn(self.sizes.head_dim).to(dtype), 1e-6)
+            yield from self._of_rotation(kernels, HeadNorms(norm, norm))
 
     def _of_rotation(self, kernels: LayerKernels, norms: HeadNorms | None) -> Iterator[Tensor]:
         num_kv_heads, dim = self.sizes.num_kv_heads, self.sizes.head_dim

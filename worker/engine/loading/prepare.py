@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from worker.engine.backend import Backend, DeviceModel, LoadOptions
 from worker.engine.model.attention import ATTENTION_NAME, ShapeProbe, step_at_hand
+from worker.engine.model.experts import as_linear
 from worker.engine.model.kv_cache import LayerShape
 from worker.engine.model.recurrent.probe import StateProbe
 from worker.engine.model.recurrent.state_pool import StateLayout
-from worker.engine.model.replace_modules import watch_linears
+from worker.engine.model.replace_modules import replace_children, watch_linears
 from worker.engine.request import ModelUnavailable
 
 #: Layer types without any memory of the tokens before.
@@ -27,8 +30,14 @@ def load_packed(
     Raises `ModelUnavailable`, and whatever the model raises whose forward pass our rows do not suit.
     """
     model.set_attn_implementation(ATTENTION_NAME)
+    replace_children(model, lambda _, child: isinstance(child, Conv1D), _linear_of)
     layers, states = _probe_layers(name, model, device, pack=options.fuse)
     return replace(backend.load(model, layers, device, options), states=states)
+
+
+def _linear_of(layer: Any) -> nn.Module:
+    """GPT-2's linear layers keep their weights as [in_features, out_features], in a class of their own."""
+    return as_linear(layer.weight.detach().t().contiguous(), layer.bias.detach())
 
 
 def _probe_layers(

@@ -111,6 +111,17 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 }
 
 
+#: States as large as those of published models, of which torch multiplies many at once in another order than few.
+LARGE_STATES: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 16, "hidden_size": 192},
+    "mamba2": {"hidden_size": 128, "state_size": 128, "head_dim": 64, "num_heads": 4},
+    "falcon_h1": {"mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_heads": 2, "mamba_d_ssm": 128},
+    "olmo_hybrid": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},
+    "qwen3_5_text": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},
+}
+LARGE = " of large states"
+
+
 @cache
 def hybrid_pair(kind: str, dtype: torch.dtype = torch.float32, options: LoadOptions = LoadOptions()) -> Pair:
     """A model of the kind whose weights depend on its name alone."""
@@ -120,7 +131,9 @@ def hybrid_pair(kind: str, dtype: torch.dtype = torch.float32, options: LoadOpti
 
 def hybrid_model(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(sum(map(ord, kind)))
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **HYBRIDS[kind])).to(dtype).eval()
+    model_type = kind.removesuffix(LARGE)
+    sizes = HYBRIDS[model_type] | (LARGE_STATES[model_type] if kind.endswith(LARGE) else {})
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and not any(part in name for part in ("conv", "A_log", "dt_")):

@@ -11,7 +11,7 @@ import torch
 
 from models.params import GenerationParams
 from models.states import Strategy
-from tests.integration.engine.hybrids.hybrid_models import HYBRIDS, hybrid_pair
+from tests.integration.engine.hybrids.hybrid_models import HYBRIDS, LARGE, LARGE_STATES, hybrid_pair
 from tests.support.random_models import VOCAB
 from worker.engine.backend import LoadOptions
 from worker.engine.request import Request, RequestOutput
@@ -60,6 +60,14 @@ def test_fp32(kind: str) -> None:
 @pytest.mark.parametrize("kind", [RULES[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in RULES[1:])])
 def test_bf16(kind: str) -> None:
     check(kind, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "kind", ["mamba2", *(pytest.param(kind, marks=pytest.mark.long) for kind in LARGE_STATES if kind != "mamba2")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_of_large_states(dtype: torch.dtype, kind: str) -> None:
+    check(f"{kind}{LARGE}", dtype)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_next", "kimi_linear"])  # the second has values of another size than keys

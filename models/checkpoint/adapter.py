@@ -18,7 +18,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Variants of LoRA that compute more than a product of two matrices.
 OTHER_VARIANTS = (
     "use_dora", "use_qalora", "lora_bias", "megatron_config", "trainable_token_indices", "target_parameters",
-    "arrow_config",
+    "arrow_config", "alora_invocation_tokens", "layer_replication",
 )  # fmt: skip
 
 #: Initializations that take a part out of the model's own weights: their adapters fit the remaining part alone.
@@ -51,7 +51,8 @@ def check_adapter(folder: Path) -> dict[str, Any]:
         raise CheckpointProblem(f"{path}: lora_alpha must be a number, got {str(alpha)[:100]!r}; download it again")
     for name in ("alpha_pattern", "rank_pattern"):
         patterns = config.get(name) or {}
-        if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.]+", pattern) for pattern in patterns):
+        names = patterns if name == "alpha_pattern" else ()  # a rank is that of the matrices
+        if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.]+", pattern) for pattern in names):
             raise CheckpointProblem(f"{path}: {name} has more than names of modules; merge it with PEFT")
         if wrong := [value for value in patterns.values() if not _is_number(value)]:
             raise CheckpointProblem(f"{path}: {name} must have numbers, got {str(wrong[0])[:100]!r}; download it again")

@@ -62,7 +62,12 @@ def packing_problem(text_config: Mapping[str, Any], max_model_len: int | None = 
 
 def _check_quantization(path: Path, config: Mapping[str, Any]) -> None:
     """MLX writes `quantization`, everybody else `quantization_config`, some a file of their own."""
-    method, _ = quantization_method(config)
+    method, given = quantization_method(config)
+    if method == "compressed-tensors" and given.get("transform_config"):
+        raise CheckpointProblem(
+            f"{path}: the weights are quantized and rotated (transform_config), which the engine does not compute; "
+            f"{FULL_PRECISION}"
+        )
     if method in SUPPORTED_METHODS:
         return
     if method:
@@ -90,10 +95,10 @@ def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointProblem(
             f"{path}: {model_type!r} is an encoder-decoder; only causal (decoder-only) language models are decoded"
         )
-    _check_model_type(
-        path, model_type, has_code="auto_map" in config, has_text=isinstance(config.get("text_config"), dict)
-    )
-    if model_type in known_architectures().conditional and isinstance(config.get("text_config"), dict):
+    # Qwen2-VL's and Qwen2.5-VL's configurations have the fields of their text part among their own.
+    has_text = isinstance(config.get("text_config"), dict) or {"vision_config", "hidden_size"} <= config.keys()
+    _check_model_type(path, model_type, has_code="auto_map" in config, has_text=has_text)
+    if model_type in known_architectures().conditional and has_text:
         return
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

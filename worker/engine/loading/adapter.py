@@ -21,8 +21,12 @@ OTHER_NAMES = (
     ("model.language_model.", "model."),
     ("language_model.model.", "model."),
     ("language_model.model.", "model.language_model."),
+    ("model.", "model.language_model."),
     ("language_model.lm_head", "lm_head"),
 )
+
+#: Beginnings of names of what no text passes through.
+NO_TEXT = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
 LOW_RANK = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 
 
@@ -32,14 +36,15 @@ def merge_adapter(model: Any, folder: Path) -> None:
     config = check_adapter(folder)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     pairs, whole = _parts(load_file(folder / WEIGHTS), parameters)
-    for module, pair in sorted(pairs.items()):
+    for given_name, pair in sorted(pairs.items()):
+        module = _own_name(f"{given_name}.weight", parameters).removesuffix(".weight")
         weight = _weight(folder, module, parameters)
         if set(pair) != {"A", "B"} or pair["A"].dim() != 2 or pair["B"].dim() != 2:
             raise ModelUnavailable(f"the adapter {folder} lacks one of the two matrices of {module}; save it again")
         a, b = pair["A"].float(), pair["B"].float()
         if b.shape[1] != a.shape[0] or not a.shape[0]:
             raise ModelUnavailable(f"the adapter {folder}: the two matrices of {module} do not fit; save it again")
-        change = (b @ a) * scale_of(module, a.shape[0], config)
+        change = (b @ a) * scale_of(given_name, a.shape[0], config)
         if not change.isfinite().all():
             raise ModelUnavailable(f"the adapter {folder}: {module} has values that are not finite; save it again")
         change = change.T if _is_transposed(model, module) else change
@@ -57,18 +62,25 @@ def merge_adapter(model: Any, folder: Path) -> None:
 def _parts(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """The two matrices of each module, and the tensors that were trained whole, under the model's own names."""
+    """The two matrices of each module by the adapter's name, and tensors that were trained whole by the model's."""
     pairs: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(PREFIX).replace(".default", "").replace(".modules_to_save", "")
         end = next((end for end in LOW_RANK if plain.endswith(end)), None)
-        if end is None:
+        if plain.removeprefix("model.").startswith(NO_TEXT):
+            continue
+        if end is not None:
+            pairs.setdefault(plain.removesuffix(end), {})[LOW_RANK[end]] = tensor
+        elif not _is_base(plain, tensor, parameters):
             whole[_own_name(plain, parameters)] = tensor
-        else:
-            weight = _own_name(f"{plain.removesuffix(end)}.weight", parameters)
-            pairs.setdefault(weight.removesuffix(".weight"), {})[LOW_RANK[end]] = tensor
     return pairs, whole
+
+
+def _is_base(name: str, tensor: Tensor, parameters: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is the model's own embedding or head, which PEFT saves beside its two matrices."""
+    base = parameters.get(_own_name(name.replace(".base_layer.", "."), parameters))
+    return ".base_layer." in name and base is not None and base.shape == tensor.shape
 
 
 def _own_name(name: str, parameters: Mapping[str, Tensor]) -> str:

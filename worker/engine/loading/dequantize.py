@@ -54,6 +54,10 @@ FORMATS: dict[str, tuple[tuple[str, ...], Dequantize]] = {
     ),
     "mxfp4": (("_blocks", "_scales"), dequantize_mxfp4),
 }  # fmt: skip
+
+#: Dtypes of numbers that mean nothing without their scale.
+NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32)
+
 STATE = re.compile(r"(?P<layer>.*)(?P<end>\.weight\.quant_state\.bitsandbytes__\w+)")
 
 
@@ -66,6 +70,7 @@ def dequantized_weights(folder: Path, config: Mapping[str, Any], dtype: torch.dt
         layers = _quantized_layers(names, method, ends)
         taken = {name for parts in layers.values() for name in parts.values()}
         weights = {name: file.get_tensor(name) for name, file in names.items() if name not in taken}
+        _check_left(folder, weights)
         for layer, parts in layers.items():
             tensors = {end: names[name].get_tensor(name) for end, name in parts.items()}
             weight_name = layer if method == "mxfp4" else f"{layer}.weight"
@@ -82,6 +87,19 @@ def dequantized_weights(folder: Path, config: Mapping[str, Any], dtype: torch.dt
         quantization_name(config), str(dtype).removeprefix("torch."), num_bytes / 1e9,
     )  # fmt: skip
     return weights
+
+
+def _check_left(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raises `ModelUnavailable` for numbers of a few bits that have scales which no format of ours knows."""
+    scales = [name for name in weights if "scale" in name]
+    for name, weight in weights.items():
+        layer = name.removesuffix(".weight")
+        found = next((scale for scale in scales if scale.startswith(layer) and scale != name), None)
+        if weight.dtype in NARROW and found is not None:
+            raise ModelUnavailable(
+                f"{folder}: {name} is quantized, and its scale {found} is of a form that is not multiplied out here; "
+                "take the model that it was made from"
+            )
 
 
 def _names(folder: Path, files: ExitStack) -> dict[str, Any]:

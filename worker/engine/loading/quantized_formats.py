@@ -51,7 +51,9 @@ def dequantize_gptq(parts: Parts, config: Mapping[str, Any]) -> Tensor:
     """(q - zero) * scale of each group of input channels; the old format stores a zero less one."""
     bits = int(config.get("bits") or 4)
     weight = _unpacked(parts[".qweight"], bits, 0)  # [in, out]
-    zeros = _unpacked(parts[".qzeros"], bits, 1) + (0 if config.get("checkpoint_format") == "gptq_v2" else 1)
+    # The old format's word has 1 less in each of its numbers; a zero of 0 has borrowed from the number beside it.
+    ones = 0 if config.get("checkpoint_format") == "gptq_v2" else sum(1 << shift for shift in range(0, 32, bits))
+    zeros = _unpacked((parts[".qzeros"].long() + ones).to(torch.int32), bits, 1)
     size = int(config.get("group_size") or -1)
     size = weight.shape[0] if size < 0 else size
     groups = parts.get(".g_idx", torch.arange(weight.shape[0]) // size).long()
@@ -140,7 +142,7 @@ def dequantize_bitsandbytes(parts: Parts, config: Mapping[str, Any]) -> Tensor: 
     if ".weight.nested_absmax" in parts:
         nested = parts[".weight.nested_absmax"].repeat_interleave(int(state["nested_blocksize"]))[: absmax.numel()]
         absmax = parts[".weight.nested_quant_map"][absmax.long()] * nested + float(state["nested_offset"])
-    packed = parts[".weight"].reshape(-1)
+    packed = parts[".weight"].contiguous().view(torch.uint8).reshape(-1)  # in whatever dtype it was stored
     indices = torch.stack([packed >> 4, packed & 15], dim=-1).reshape(-1).long()
     values = parts[".weight.quant_map"][indices] * absmax.repeat_interleave(int(state["blocksize"]))[: len(indices)]
     dtype: torch.dtype = getattr(torch, state["dtype"])

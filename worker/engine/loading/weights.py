@@ -74,6 +74,9 @@ def _read_quantized(folder: Path, config: Any, **options: Any) -> Any:
     # As Transformers' loaders do: the class of a model that also sees may be that of its text part.
     own = config if isinstance(config, made.config_class) else config.get_text_config()
     model, loading = made.from_pretrained(None, config=own, state_dict=weights, **options)
+    # AutoGPTQ gives layers without a bias one of zeros.
+    biases = {name for name, weight in weights.items() if name.endswith(".bias") and not weight.any()}
+    loading["unexpected_keys"] = [name for name in loading["unexpected_keys"] if name not in biases]
     if is_file(folder / "generation_config.json"):
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, loading

@@ -28,7 +28,7 @@ ELEMENTWISE = frozenset(
         *(F.softplus, F.silu, F.gelu, F.mish, F.sigmoid, F.tanh),
     }
 )
-PRODUCTS = frozenset({torch.bmm, Tensor.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__})
+MATMULS = frozenset({torch.bmm, Tensor.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__})
 CONVERSIONS = frozenset({Tensor.float, Tensor.to, Tensor.type})
 
 
@@ -52,7 +52,7 @@ class BatchInvariantMode(TorchFunctionMode):
         options = dict(kwargs or {})
         if func in ELEMENTWISE and "out" not in options and args and args[0].device.type == "cpu":
             return aligned(lambda inputs: func(inputs, *args[1:], **options), args[0])
-        if func in PRODUCTS and (output := _products_with_vectors(*args, **options)) is not None:
+        if func in MATMULS and (output := _matmul_with_vectors(*args, **options)) is not None:
             return output
         if func is F.linear and self._is_weight(weight := _argument(args, options, 1, "weight")):
             return self._linear(_argument(args, options, 0, "input"), weight, _argument(args, options, 2, "bias"))
@@ -83,10 +83,10 @@ class BatchInvariantMode(TorchFunctionMode):
         return kept
 
 
-def _products_with_vectors(*args: Any, **options: Any) -> Tensor | None:
-    """The products of a batch of matrices with a vector each, one sum for each element; None for others.
+def _matmul_with_vectors(*args: Any, **options: Any) -> Tensor | None:
+    """The matmul of a batch of matrices with a vector each, a sum for each element; None for others.
 
-    A recurrent layer reads the states of a step so. torch rounds a sequence's product by how many there are.
+    A recurrent layer reads the states of a step so. torch rounds those of a sequence by how many others there are.
     """
     if options or len(args) != 2 or not all(isinstance(each, Tensor) and each.device.type == "cpu" for each in args):
         return None
@@ -95,7 +95,7 @@ def _products_with_vectors(*args: Any, **options: Any) -> Tensor | None:
         return None
     if matrices.dtype is not vectors.dtype or not matrices.is_floating_point():
         return None
-    sums = (matrices.float() * vectors.float().transpose(-1, -2)).sum(-1, keepdim=True)
+    sums: Tensor = (matrices.float() * vectors.float().transpose(-1, -2)).sum(-1, keepdim=True)
     return sums.to(matrices.dtype)
 
 

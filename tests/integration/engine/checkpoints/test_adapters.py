@@ -53,6 +53,7 @@ def answer(model: Path, adapter: Path | None = None) -> tuple[tuple[int, ...], d
         ({}, (0.5, 0.5, 0.5)),
         ({"use_rslora": True, "fan_in_fan_out": True}, (1.0, 1.0, 1.0)),
         ({"alpha_pattern": {"mlp.down_proj": 8}}, (0.5, 2.0, 0.5)),
+        ({"rank_pattern": {r"^model\.layers\.(0|1)\..*": 4}}, (0.5, 0.5, 0.5)),
         ({"alpha_pattern": {"down_proj": 8, "layers.1.mlp.down_proj": 16, "proj": 4}}, (0.5, 2.0, 0.5)),  # the first
     ],
     ids=str,
@@ -71,6 +72,19 @@ def test_an_adapter_is_merged(config: dict[str, Any], scales: tuple[float, ...],
     assert versions["adapter_name"] == "adapter" and plain_versions["is_batch_invariant"]
 
 
+def test_an_embedding_that_is_saved_beside_its_matrices_is_the_models_own(tmp_path: Path) -> None:
+    """PEFT writes it where an adapter changes an embedding or a head."""
+    model = make_small_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    make_adapter(tmp_path / "adapter", weights)
+    expected, _ = answer(model, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    name = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
+    tensors = load_file(path) | {name: weights["model.layers.0.self_attn.q_proj.weight"]}
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert answer(model, tmp_path / "adapter")[0] == expected
+
+
 DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "use_dora is not merged here"),
     "kind": ({"peft_type": "IA3"}, "peft_type is IA3; only LORA"),
@@ -79,6 +93,8 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "alpha": ({"lora_alpha": "16"}, "lora_alpha must be a number"),
     "alpha of one": ({"alpha_pattern": {"q_proj": "eight"}}, "alpha_pattern must have numbers, got 'eight'"),
     "rank of one": ({"rank_pattern": {"q_proj": None}}, "rank_pattern must have numbers, got 'None'"),
+    "activated": ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is not merged here"),
+    "replicated": ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication is not merged here"),
     "begun": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is pissa_niter_4, which changes the model"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,24 +56,39 @@ def test_the_text_part_decodes(model_type: str, is_quantized: bool, tmp_path: Pa
     check_text_part(model, folder)
 
 
+def test_a_configuration_with_its_text_parts_fields_among_its_own(tmp_path: Path) -> None:
+    """As Qwen2.5-VL's is published."""
+    model = saved_model("qwen2_5_vl", tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config.pop("text_config"), **config}))
+    check_text_part(model, tmp_path)
+
+
 @pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("is_older", [False, True], ids=["now", "Transformers 4"])
-def test_an_adapter_of_the_whole_model_changes_its_text_part(model_type: str, is_older: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model.", "model."])
+def test_an_adapter_of_the_whole_model_changes_its_text_part(model_type: str, prefix: str, tmp_path: Path) -> None:
+    """Under today's names, those of Transformers 4, and the text part's own; scales go by the adapter's names."""
     folder, adapter = tmp_path / "model", tmp_path / "adapter"
     model = saved_model(model_type, folder)
     tensors: dict[str, Tensor] = {}
+    scales: dict[str, int] = {}
+    for side, shape in (("A", (4, 32)), ("B", (96, 4))):  # no text passes through it
+        tensors[f"base_model.model.model.visual.blocks.0.attn.qkv.lora_{side}.weight"] = torch.randn(shape)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("model.language_model.") and name.endswith(("down_proj.weight", "q_proj.weight")):
                 a, b = torch.randn(4, parameter.shape[1]), torch.randn(parameter.shape[0], 4)
-                parameter.add_(b @ a, alpha=0.5)
-                module = name.removesuffix(".weight")
-                module = module.replace("model.language_model.", "language_model.model.") if is_older else module
+                alpha = 2 + len(scales)
+                parameter.add_(b @ a, alpha=alpha / 4)
+                module = name.removesuffix(".weight").replace("model.language_model.", prefix)
+                scales[module] = alpha
                 tensors[f"base_model.model.{module}.lora_A.weight"] = a
                 tensors[f"base_model.model.{module}.lora_B.weight"] = b
     adapter.mkdir()
     save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 2, "bias": "none"}')
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 1, "bias": "none", "alpha_pattern": scales}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
     check_text_part(model, folder, adapter=str(adapter))
 
 

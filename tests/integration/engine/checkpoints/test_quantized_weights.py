@@ -12,12 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.checkpoint.small_files import read_json_object
+from models.checkpoint.config import check_config
+from models.checkpoint.small_files import CheckpointProblem, read_json_object
 from models.params import GenerationParams
 from tests.support.model_folders import edit_json, make_small_model
 from worker.engine.engine import Engine
 from worker.engine.loading.dequantize import dequantized_weights
-from worker.engine.loading.quantized_formats import FP4_VALUES, dequantize_mxfp4
+from worker.engine.loading.quantized_formats import (
+    FP4_VALUES,
+    dequantize_bitsandbytes,
+    dequantize_gptq,
+    dequantize_mxfp4,
+)
 from worker.engine.request import ModelUnavailable, Request
 
 #: A weight [out, in] to its quantized tensors by the end of their names, and the weight that these mean.
@@ -200,3 +206,59 @@ def test_a_layer_without_all_its_tensors_is_refused_by_name(tmp_path: Path) -> N
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(ModelUnavailable, match=r"q_proj .*cannot be multiplied out"):
         dequantized_weights(tmp_path / "model", read_json_object(tmp_path / "model" / "config.json"), torch.float32)
+
+
+@pytest.mark.parametrize("end", [".scale", ".qscale_weight"])
+def test_a_scale_under_another_name_is_refused_and_not_left_out(end: str, tmp_path: Path) -> None:
+    quantized_folder(tmp_path / "model", "fp8")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = {name.replace(".weight_scale_inv", end): each for name, each in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=f"is quantized, and its scale .*{end} is of a form"):
+        Engine.load(str(tmp_path / "model"), dtype="float32", device="cpu", kv_memory=0.05)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_zero_of_nothing_borrows_from_the_one_beside_it(bits: int) -> None:
+    """GPTQModel takes 1 from each number of a word at once."""
+    generator = torch.Generator().manual_seed(4)
+    weight, zeros = (torch.randint(0, 2**bits, (32, 32), generator=generator) for _ in range(2))
+    ones = sum(1 << shift for shift in range(0, 32, bits))
+    stored = (packed(zeros, bits, 1).long() - ones).to(torch.int32)
+    scales = torch.rand(32, 32, generator=generator)
+    parts = {".qweight": packed(weight, bits, 0), ".qzeros": stored, ".scales": scales}
+    found = dequantize_gptq(parts, {"bits": bits, "group_size": 1})
+    assert torch.equal(found, ((weight - zeros) * scales).T)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_bias_of_zeros_that_no_layer_has_is_left_out(value: float, tmp_path: Path) -> None:
+    quantized_folder(tmp_path / "model", "gptq")
+    engine = Engine.load(str(tmp_path / "model"), dtype="float32", device="cpu", kv_memory=0.05)
+    (expected,) = engine.generate([Request(0, (5, 6, 7), GenerationParams(max_new_tokens=8))])
+    path = tmp_path / "model" / "model.safetensors"
+    bias = {"model.layers.0.mlp.down_proj.bias": torch.full((64,), value)}
+    save_file(load_file(path) | bias, path, metadata={"format": "pt"})
+    if value:
+        with pytest.raises(ModelUnavailable, match=r"such as model.layers.0.mlp.down_proj.bias"):
+            Engine.load(str(tmp_path / "model"), dtype="float32", device="cpu", kv_memory=0.05)
+        return
+    engine = Engine.load(str(tmp_path / "model"), dtype="float32", device="cpu", kv_memory=0.05)
+    (found,) = engine.generate([Request(0, (5, 6, 7), GenerationParams(max_new_tokens=8))])
+    assert found.completions[0].token_ids == expected.completions[0].token_ids
+
+
+def test_four_bits_that_are_stored_in_another_dtype() -> None:
+    """As bnb_4bit_quant_storage asks for; a bfloat16 is two bytes of them."""
+    parts, expected = nf4(torch.randn(32, 64, generator=torch.Generator().manual_seed(3)))
+    wide = parts | {".weight": parts[".weight"].reshape(-1).view(torch.bfloat16)[:, None]}
+    assert torch.equal(dequantize_bitsandbytes(wide, {}), expected)
+
+
+def test_weights_that_are_rotated_as_they_run_are_refused(tmp_path: Path) -> None:
+    quantized_folder(tmp_path / "model", "compressed-int4")
+    path = tmp_path / "model" / "config.json"
+    given = read_json_object(path)["quantization_config"]
+    edit_json(path, quantization_config={**given, "transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}})
+    with pytest.raises(CheckpointProblem, match="quantized and rotated"):
+        check_config(path, read_json_object(path))

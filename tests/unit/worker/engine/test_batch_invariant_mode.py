@@ -36,19 +36,19 @@ def test_no_rows_have_no_outputs() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("product", [torch.bmm, torch.matmul, Tensor.__matmul__], ids=lambda each: each.__qualname__)
+@pytest.mark.parametrize("matmul", [torch.bmm, torch.matmul, Tensor.__matmul__], ids=lambda each: each.__qualname__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [(16, 16), (64, 128), (33, 21)], ids=str)
 def test_a_state_is_read_with_its_bits_in_any_company(
-    product: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, size: tuple[int, int]
+    matmul: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
-    """As a Mamba's decoding rows do; torch's own products of (64, 128) differ in one of forty."""
+    """As a Mamba's decoding rows do; torch's own of (64, 128) differs in one of forty."""
     generator = torch.Generator().manual_seed(2)
     states = torch.randn(48, *size, generator=generator).to(dtype)
     readers = torch.randn(48, size[1], 1, generator=generator).to(dtype)
     with torch.inference_mode(), BatchInvariantMode(lambda linear: PlainLinear([linear])):
-        together = product(states, readers)
+        together = matmul(states, readers)
         for first, last in ((0, 1), (0, 16), (5, 29), (16, 48)):
-            assert torch.equal(product(states[first:last].clone(), readers[first:last].clone()), together[first:last])
+            assert torch.equal(matmul(states[first:last].clone(), readers[first:last].clone()), together[first:last])
     exact = states.double() @ readers.double()
     assert (together.double() - exact).abs().max() <= (4e-3 if dtype is torch.bfloat16 else 1e-6) * exact.abs().max()

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.checkpoint.config import FULL_PRECISION
 from models.checkpoint.entries import check_link
-from models.checkpoint.quantization import SUPPORTED_METHODS, quantization_method
+from models.checkpoint.quantization import SUPPORTED_METHODS, check_scales, quantization_method
 from models.checkpoint.safetensors_header import TensorInfo, read_header
 from models.checkpoint.small_files import CheckpointProblem, first_names, is_file, read_json_object
 from models.checkpoint.weight_shapes import check_shapes
@@ -28,7 +28,10 @@ MAX_SHARDS, MAX_TENSORS = 10_000, 1_000_000
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises `CheckpointProblem` for weights that are absent, damaged, quantized or of another configuration."""
     tensors = _tensors_of(folder, weights_file(folder, config))
-    if quantization_method(config)[0] not in SUPPORTED_METHODS:
+    method, _ = quantization_method(config)
+    if method in SUPPORTED_METHODS:
+        check_scales(folder, tensors, method)
+    else:
         _check_precision(folder, tensors)
     check_shapes(folder, tensors, config)
 

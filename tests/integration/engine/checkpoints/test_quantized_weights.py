@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.checkpoint.config import check_config
+from models.checkpoint.folder import check_folder
 from models.checkpoint.small_files import CheckpointProblem, read_json_object
 from models.params import GenerationParams
 from tests.support.model_folders import edit_json, make_small_model
@@ -214,8 +214,8 @@ def test_a_scale_under_another_name_is_refused_and_not_left_out(end: str, tmp_pa
     path = tmp_path / "model" / "model.safetensors"
     tensors = {name.replace(".weight_scale_inv", end): each for name, each in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ModelUnavailable, match=f"is quantized, and its scale .*{end} is of a form"):
-        Engine.load(str(tmp_path / "model"), dtype="float32", device="cpu", kv_memory=0.05)
+    with pytest.raises(CheckpointProblem, match=f"is quantized, and its scale .*{end} is of a form"):
+        check_folder(tmp_path / "model")
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -261,4 +261,4 @@ def test_weights_that_are_rotated_as_they_run_are_refused(tmp_path: Path) -> Non
     given = read_json_object(path)["quantization_config"]
     edit_json(path, quantization_config={**given, "transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}})
     with pytest.raises(CheckpointProblem, match="quantized and rotated"):
-        check_config(path, read_json_object(path))
+        check_folder(tmp_path / "model")

@@ -50,13 +50,15 @@ def scaled(weight: Tensor, scale: Tensor, block: Any = None) -> Tensor:
 def dequantize_gptq(parts: Parts, config: Mapping[str, Any]) -> Tensor:
     """(q - zero) * scale of each group of input channels; the old format stores a zero less one."""
     bits = int(config.get("bits") or 4)
+    if (groups := parts.get(".g_idx")) is not None:  # a layer may have bits of its own (`dynamic`)
+        bits = 32 * parts[".qweight"].shape[0] // len(groups)
     weight = _unpacked(parts[".qweight"], bits, 0)  # [in, out]
     # The old format's word has 1 less in each of its numbers; a zero of 0 has borrowed from the number beside it.
     ones = 0 if config.get("checkpoint_format") == "gptq_v2" else sum(1 << shift for shift in range(0, 32, bits))
     zeros = _unpacked((parts[".qzeros"].long() + ones).to(torch.int32), bits, 1)
     size = int(config.get("group_size") or -1)
     size = weight.shape[0] if size < 0 else size
-    groups = parts.get(".g_idx", torch.arange(weight.shape[0]) // size).long()
+    groups = (torch.arange(weight.shape[0]) // size if groups is None else groups).long()
     scales = parts[".scales"].float()
     return ((weight - zeros[groups][:, : weight.shape[1]]).float() * scales[groups]).T.contiguous()
 

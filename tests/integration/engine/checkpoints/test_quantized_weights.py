@@ -227,8 +227,11 @@ def test_a_zero_of_nothing_borrows_from_the_one_beside_it(bits: int) -> None:
     stored = (packed(zeros, bits, 1).long() - ones).to(torch.int32)
     scales = torch.rand(32, 32, generator=generator)
     parts = {".qweight": packed(weight, bits, 0), ".qzeros": stored, ".scales": scales}
-    found = dequantize_gptq(parts, {"bits": bits, "group_size": 1})
-    assert torch.equal(found, ((weight - zeros) * scales).T)
+    expected = ((weight - zeros) * scales).T
+    assert torch.equal(dequantize_gptq(parts, {"bits": bits, "group_size": 1}), expected)
+    # A layer with bits of its own in a folder of others.
+    own = parts | {".g_idx": torch.arange(32, dtype=torch.int32)}
+    assert torch.equal(dequantize_gptq(own, {"bits": 8 if bits == 4 else 4, "group_size": 1}), expected)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

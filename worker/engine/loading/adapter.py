@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ OTHER_NAMES = (
     ("language_model.lm_head", "lm_head"),
 )
 
+#: The layer of one expert, as it was named before experts had one tensor for all.
+EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<number>\d+)\.(?P<part>gate_proj|up_proj|down_proj|w[123])")
+
 #: Beginnings of names of what no text passes through.
 NO_TEXT = ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.")
 LOW_RANK = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
@@ -36,9 +40,12 @@ def merge_adapter(model: Any, folder: Path) -> None:
     config = check_adapter(folder)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     pairs, whole = _parts(load_file(folder / WEIGHTS), parameters)
+    if not pairs and not whole:
+        raise ModelUnavailable(f"the adapter {folder} changes nothing that text passes through; decode without it")
     for given_name, pair in sorted(pairs.items()):
         module = _own_name(f"{given_name}.weight", parameters).removesuffix(".weight")
-        weight = _weight(folder, module, parameters)
+        expert = _expert_weight(model, module)
+        weight = _weight(folder, module, parameters) if expert is None else expert
         if set(pair) != {"A", "B"} or pair["A"].dim() != 2 or pair["B"].dim() != 2:
             raise ModelUnavailable(f"the adapter {folder} lacks one of the two matrices of {module}; save it again")
         a, b = pair["A"].float(), pair["B"].float()
@@ -47,7 +54,7 @@ def merge_adapter(model: Any, folder: Path) -> None:
         change = (b @ a) * scale_of(given_name, a.shape[0], config)
         if not change.isfinite().all():
             raise ModelUnavailable(f"the adapter {folder}: {module} has values that are not finite; save it again")
-        change = change.T if _is_transposed(model, module) else change
+        change = change.T if expert is None and _is_transposed(model, module) else change
         if change.shape != weight.shape:
             raise _other_model(folder, module)
         weight.copy_(weight.float() + change.to(weight.device))
@@ -85,8 +92,12 @@ def _is_base(name: str, tensor: Tensor, parameters: Mapping[str, Tensor]) -> boo
 
 def _own_name(name: str, parameters: Mapping[str, Tensor]) -> str:
     """The model's name of a parameter that an adapter names."""
-    others = (own + name.removeprefix(theirs) for theirs, own in OTHER_NAMES if name.startswith(theirs))
-    return next((each for each in (name, *others) if each in parameters), name)
+    return next((each for each in _names(name) if each in parameters), name)
+
+
+def _names(name: str) -> list[str]:
+    """A name, and those that the same may have in the model."""
+    return [name, *(own + name.removeprefix(theirs) for theirs, own in OTHER_NAMES if name.startswith(theirs))]
 
 
 def _weight(folder: Path, module: str, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -100,6 +111,30 @@ def _weight(folder: Path, module: str, parameters: Mapping[str, Tensor]) -> Tens
             "PEFT (merge_and_unload)"
         )
     return weight
+
+
+def _expert_weight(model: Any, module: str) -> Tensor | None:
+    """The part of all experts' weights that one expert's layer had in Transformers 4; None for other modules."""
+    if (found := EXPERT.fullmatch(module)) is None:
+        return None
+    names = _names(found["experts"].replace(".block_sparse_moe.", ".mlp."))
+    experts: Any = next((module for name in names if (module := _module(model, name)) is not None), None)
+    number, part = int(found["number"]), found["part"]
+    is_known = getattr(experts, "is_transposed", True) is False and getattr(experts, "is_concatenated", False)
+    if not is_known or number >= len(experts.down_proj):
+        return None
+    if part in ("down_proj", "w2"):
+        down: Tensor = experts.down_proj[number]
+        return down
+    gate_and_up: tuple[Tensor, Tensor] = experts.gate_up_proj[number].chunk(2)
+    return gate_and_up[part in ("up_proj", "w3")]
+
+
+def _module(model: Any, name: str) -> Any:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _is_transposed(model: Any, module: str) -> bool:

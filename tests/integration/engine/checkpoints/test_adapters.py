@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.model_matrix.tiny import tiny_model
 from models.checkpoint.small_files import CheckpointProblem
 from models.params import GenerationParams
 from tests.support.model_folders import edit_json, make_small_model
 from worker.engine.engine import Engine
+from worker.engine.loading.adapter import merge_adapter
 from worker.engine.provenance import describe_environment
 from worker.engine.request import ModelUnavailable, Request
 
@@ -22,13 +24,15 @@ RANK = 4
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.v_proj")
 
 
-def make_adapter(folder: Path, weights: dict[str, Tensor], **config: Any) -> dict[str, Tensor]:
+def make_adapter(
+    folder: Path, weights: dict[str, Tensor], modules: Sequence[str] = MODULES, **config: Any
+) -> dict[str, Tensor]:
     """An adapter of random matrices; returns the changes that it means, without their scale."""
     torch.manual_seed(2)
     folder.mkdir()
     tensors: dict[str, Tensor] = {}
     changes: dict[str, Tensor] = {}
-    for module in MODULES:
+    for module in modules:
         rows, columns = weights[f"{module}.weight"].shape
         a, b = torch.randn(RANK, columns), torch.randn(rows, RANK)
         tensors |= {f"base_model.model.{module}.lora_{name}.weight": each for name, each in (("A", a), ("B", b))}
@@ -85,6 +89,36 @@ def test_an_embedding_that_is_saved_beside_its_matrices_is_the_models_own(tmp_pa
     assert answer(model, tmp_path / "adapter")[0] == expected
 
 
+@pytest.mark.parametrize(
+    ("model_type", "experts", "parts"),
+    [
+        ("qwen3_moe", "mlp.experts", ("gate_proj", "up_proj", "down_proj")),
+        ("mixtral", "block_sparse_moe.experts", ("w1", "w3", "w2")),
+    ],
+)
+def test_each_expert_may_have_an_adapter(
+    model_type: str, experts: str, parts: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """Under the names of Transformers 4, where an expert had layers of its own."""
+    model = tiny_model(model_type)
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    (all_experts,) = [name for name, module in model.named_modules() if name.endswith("layers.0.mlp.experts")]
+    gate_up, down = before[f"{all_experts}.gate_up_proj"], before[f"{all_experts}.down_proj"]
+    half = gate_up.shape[1] // 2
+    weights = {part: torch.empty(half, gate_up.shape[2]) for part in parts[:2]} | {parts[2]: down[0]}
+    changes = make_adapter(
+        tmp_path / "adapter",
+        {f"model.layers.0.{experts}.2.{part}.weight": weight for part, weight in weights.items()},
+        modules=[f"model.layers.0.{experts}.2.{part}" for part in parts],
+    )
+    merge_adapter(model, tmp_path / "adapter")
+    gate, up, out = (0.5 * change for change in changes.values())
+    gate_up[2] += torch.cat([gate, up])
+    down[2] += out
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=0, atol=1e-6)
+
+
 DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"use_dora": True}, "use_dora is not merged here"),
     "kind": ({"peft_type": "IA3"}, "peft_type is IA3; only LORA"),
@@ -118,6 +152,10 @@ def cut(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             for name, tensor in tensors.items()}  # fmt: skip
 
 
+def vision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("model.layers", "model.visual.blocks"): tensor for name, tensor in tensors.items()}
+
+
 def alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("q_proj.lora_B.weight")}
 
@@ -146,6 +184,7 @@ def not_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (not_finite, "values that are not finite"),
         (renamed, "x_proj, which the model does not have in that shape"),
         (cut, "q_proj, which the model does not have in that shape"),
+        (vision, "changes nothing that text passes through"),
         (alone, "lacks one of the two matrices of model.layers.0.self_attn.q_proj"),
         (tied, "lm_head, whose weight another layer of the model shares"),
     ],

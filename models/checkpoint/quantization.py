@@ -74,10 +74,10 @@ def check_scales(folder: Path, tensors: Mapping[str, TensorInfo], method: str) -
     taken = {name for parts in quantized_layers(tensors, method).values() for name in parts.values()}
     left = {name: tensor for name, tensor in tensors.items() if name not in taken}
     scales = [name for name in left if "scale" in name]
-    for name, tensor in left.items():
+    for name in (name for name, tensor in left.items() if tensor.dtype.startswith(NARROW)):
         layer = name.removesuffix(".weight")
         found = next((scale for scale in scales if scale.startswith(layer) and scale != name), None)
-        if tensor.dtype.startswith(NARROW) and found is not None:
+        if found is not None:
             raise CheckpointProblem(
                 f"{folder}: {name} is quantized, and its scale {found} is of a form that is not multiplied out here; "
                 "take the model that it was made from"

@@ -109,21 +109,16 @@ def test_postgresql_connections_cut(topology: Topology, jobs: Jobs, expected: Ex
 
 @ON_SQLITE
 def test_sqlite_locked(topology: Topology, jobs: Jobs, expected: Expected) -> None:
-    topology.need_workers("first", "second")
-    run_id = topology.submit(jobs)
-    topology.wait_for_some(run_id)
-    other = open_database(topology.database_url)
-    with other.connect() as connection:
-        connection.exec_driver_sql("SELECT 1")  # every transaction begins with the write lock
-        time.sleep(SQLITE_LOCKED_SECONDS)  # the fault itself: it lasts so long
-    other.dispose()
-    topology.wait(run_id)
-    topology.check(run_id, expected)
+    check_lock(topology, jobs, expected, SQLITE_LOCKED_SECONDS)
 
 
 @pytest.mark.timeout(900)
 def test_locked_for_three_minutes(topology: Topology, jobs: Jobs, expected: Expected) -> None:
     """Many times longer than a lease, and than any deadline of a statement."""
+    check_lock(topology, jobs, expected, MINUTES_LOCKED * 60)
+
+
+def check_lock(topology: Topology, jobs: Jobs, expected: Expected, seconds: float) -> None:
     topology.need_workers("first", "second")
     run_id = topology.submit(jobs)
     topology.wait_for_some(run_id)
@@ -134,7 +129,7 @@ def test_locked_for_three_minutes(topology: Topology, jobs: Jobs, expected: Expe
         else:
             connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # our own would end it
             connection.exec_driver_sql("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
-        time.sleep(MINUTES_LOCKED * 60)  # the fault itself: it lasts so long
+        time.sleep(seconds)  # the fault itself: it lasts so long
     other.dispose()
     topology.wait(run_id)
     topology.check(run_id, expected)

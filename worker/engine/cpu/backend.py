@@ -22,7 +22,7 @@ from worker.engine.model.fused_decoder import FusedDecoder
 from worker.engine.model.kv_cache import LayerShape
 from worker.engine.model.layer_modules import replace_modules
 from worker.engine.model.linear import Linear, MakeLinear, PlainLinear
-from worker.engine.model.recurrent.delta_net import PackedDeltaNet
+from worker.engine.model.recurrent.delta_net import PackedDeltaNet, enter_rule
 from worker.engine.model.recurrent.mixer import RecurrentMixer
 from worker.engine.model.replace_modules import replace_linears
 from worker.engine.model.row_operations import PlainRowOperations
@@ -49,7 +49,7 @@ class CpuBackend(Backend):
     def load(cls, model: Any, layers: dict[int, LayerShape], device: torch.device, options: LoadOptions) -> DeviceModel:
         kernels = _kernels(model.dtype, options)
         if kernels is not None:
-            _enter_delta_rule(model, kernels)
+            enter_rule(model, kernels.delta_rule)
         if options.quantize == "int8":
             assert kernels is not None, "quantized without kernels"
             decoder, gemm = _int8_decoder(model, kernels)
@@ -71,13 +71,6 @@ class CpuBackend(Backend):
 
 def _kernels(dtype: torch.dtype, options: LoadOptions) -> CpuKernels | None:
     return cpu_kernels(dtype) if options.use_kernels else None
-
-
-def _enter_delta_rule(model: Any, kernels: CpuKernels) -> None:
-    """Lets the model's Gated DeltaNets compute on the kernel."""
-    for module in model.modules():
-        if isinstance(module, PackedDeltaNet):
-            module.rule = kernels.delta_rule
 
 
 def _paged_attention(model: Any, layers: dict[int, LayerShape]) -> PagedAttention | None:

@@ -10,15 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from worker.engine.model.step_batch import (
-    MIN_ROWS,
-    SCRATCH_BLOCK,
-    PagedRows,
-    SequenceRows,
-    StateChunk,
-    StateRows,
-    StepBatch,
-)
+from worker.engine.model.recurrent.delta_net import Run, batch_of
+from worker.engine.model.step_batch import MIN_ROWS, SCRATCH_BLOCK, PagedRows, StateRows, StepBatch
 
 
 def prompt_step(
@@ -64,11 +57,7 @@ def _step(
     )
 
 
-def _states(num_rows: list[int], scratch: int, device: torch.device) -> StateRows:
+def _states(num_rows: list[int], scratch: int, device: torch.device) -> StateRows | None:
     """One state for all sequences; those of several rows are prompts."""
-    starts = torch.tensor([0, *num_rows]).cumsum(0).to(device)
-    rows, states = torch.arange(sum(num_rows), device=device), torch.full((len(num_rows),), scratch, device=device)
-    is_prompt = [count > 1 for count in num_rows]
-    chunks = [StateChunk(part, states[:1], True) for part in rows.split(num_rows) if len(part) > 1]
-    sequences = SequenceRows(rows, starts, states, torch.tensor(is_prompt).to(device))
-    return StateRows(is_prompt.count(False), states[: is_prompt.count(False)], chunks, sequences)
+    runs = [Run(scratch, count, begins=True) if count > 1 else Run(scratch) for count in num_rows]
+    return batch_of(runs, device).states

@@ -118,7 +118,7 @@ def _expert_weight(model: Any, module: str) -> Tensor | None:
     if (found := EXPERT.fullmatch(module)) is None:
         return None
     names = _names(found["experts"].replace(".block_sparse_moe.", ".mlp."))
-    experts: Any = next((module for name in names if (module := _module(model, name)) is not None), None)
+    experts: Any = next((each for each in (_module(model, name) for name in names) if each is not None), None)
     number, part = int(found["number"]), found["part"]
     is_known = getattr(experts, "is_transposed", True) is False and getattr(experts, "is_concatenated", False)
     if not is_known or number >= len(experts.down_proj):

@@ -9,7 +9,7 @@ import torch
 
 from worker.engine.cuda.paged_attention import NoKernel, compiled
 from worker.engine.model.layer_modules import TOLERANCES
-from worker.engine.model.recurrent.delta_net import PackedDeltaNet, Run, batch_of
+from worker.engine.model.recurrent.delta_net import PackedDeltaNet, Run, batch_of, enter_rule
 from worker.engine.model.recurrent.delta_rule import DeltaNet, DeltaRule, delta_rule_in_torch
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,7 @@ def enter_delta_rules(model: Any, device: torch.device) -> None:
         message = "recurrent layers go through torch's operations, which are slower, without our kernel: %s"
         logger.warning(message, problem)
         return
-    for module in delta_nets:
-        module.rule = rule
+    enter_rule(model, rule)
 
 
 def _checked_rule(net: DeltaNet, device: torch.device, dtype: torch.dtype) -> DeltaRule:

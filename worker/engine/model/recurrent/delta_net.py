@@ -76,6 +76,13 @@ class PackedDeltaNet(RecurrentMixer):
         }
 
 
+def enter_rule(model: nn.Module, rule: DeltaRule) -> None:
+    """Lets a model's packed layers compute by a device's rule."""
+    for module in model.modules():
+        if isinstance(module, PackedDeltaNet):
+            module.rule = rule
+
+
 class DeltaNetPacker:
     """Makes the modules that take the places of a model's layers. Layers of one class and shape are compared once."""
 
